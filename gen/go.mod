@@ -1,0 +1,3 @@
+module phasekey.dev/gen
+
+go 1.26.7

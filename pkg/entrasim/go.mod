@@ -1,0 +1,3 @@
+module phasekey.dev/pkg/entrasim
+
+go 1.26.7

@@ -1,0 +1,3 @@
+module phasekey.dev/pkg
+
+go 1.26.7

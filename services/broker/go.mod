@@ -1,0 +1,9 @@
+module phasekey.dev/services/broker
+
+go 1.26.7
+
+replace (
+	phasekey.dev/gen => ../../gen
+	phasekey.dev/pkg => ../../pkg
+	phasekey.dev/pkg/entrasim => ../../pkg/entrasim
+)
