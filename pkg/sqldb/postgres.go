@@ -1,0 +1,93 @@
+package sqldb
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
+
+	"phasekey.dev/pkg/secret"
+)
+
+const (
+	connectTimeout  = 5 * time.Second
+	maxConnLifetime = 30 * time.Minute // so that a new address, or a fail-over's, is found in time
+	maxConnIdleTime = 5 * time.Minute
+)
+
+// migrationLock is PostgreSQL's advisory lock for migrations; it ends with the transaction. The number is arbitrary, and the same in every release.
+const migrationLock = `SELECT pg_advisory_xact_lock(7312656014551273)`
+
+func openPostgres(ctx context.Context, config Config, steps []migration) (*DB, error) {
+	parsed, err := pgx.ParseConfig(config.DSN)
+	if err != nil {
+		return nil, err
+	}
+	parsed.Password = "" // not from PGPASSWORD or a .pgpass: the configuration says where it is
+	if parsed.ConnectTimeout == 0 {
+		parsed.ConnectTimeout = connectTimeout
+	}
+	if parsed.RuntimeParams["application_name"] == "" {
+		parsed.RuntimeParams["application_name"] = "phasekey"
+	}
+
+	// Migrations may take and wait as long as they need, so they have a connection of their own.
+	first := connectPostgres(parsed, config.PasswordFile)
+	first.SetMaxOpenConns(1)
+	newer, err := prepare(ctx, first, steps)
+	if closeErr := first.Close(); err == nil {
+		err = closeErr
+	}
+	if err != nil {
+		return nil, err
+	}
+
+	limited := parsed.Copy()
+	limited.RuntimeParams["lock_timeout"] = milliseconds(config.LockTimeout)
+	limited.RuntimeParams["idle_in_transaction_session_timeout"] = milliseconds(config.IdleInTransactionTimeout)
+	limited.RuntimeParams["statement_timeout"] = milliseconds(config.StatementTimeout)
+	pool := connectPostgres(limited, config.PasswordFile)
+	pool.SetMaxOpenConns(config.MaxConns)
+	pool.SetMaxIdleConns(config.MaxConns)
+	pool.SetConnMaxLifetime(maxConnLifetime)
+	pool.SetConnMaxIdleTime(maxConnIdleTime)
+	return &DB{pool: pool, driver: DriverPostgres, newer: newer}, nil
+}
+
+func connectPostgres(config *pgx.ConnConfig, passwordFile string) *sql.DB {
+	return stdlib.OpenDB(*config, stdlib.OptionBeforeConnect(func(_ context.Context, connect *pgx.ConnConfig) error {
+		if passwordFile == "" {
+			return nil
+		}
+		password, err := secret.ReadFile(passwordFile)
+		if err != nil {
+			return fmt.Errorf("read password: %w", err)
+		}
+		connect.Password = password.Expose()
+		return nil
+	}))
+}
+
+func milliseconds(d time.Duration) string {
+	return strconv.FormatInt(max(d.Milliseconds(), 1), 10) // 0 would mean "for ever"
+}
+
+// prepare checks the database and migrates it.
+func prepare(ctx context.Context, pool *sql.DB, steps []migration) (newer []string, err error) {
+	var collation, encoding string
+	var byBytes bool
+	// With an ICU provider datcollate says C and means nothing, so the comparison itself is tried too.
+	err = pool.QueryRowContext(ctx, `SELECT datcollate, pg_encoding_to_char(encoding), 'B' < 'a' AND 'a-c' < 'ab'
+		FROM pg_database WHERE datname = current_database()`).Scan(&collation, &encoding, &byBytes)
+	if err != nil {
+		return nil, classify(ctx, err)
+	}
+	if (collation != "C" && collation != "POSIX") || !byBytes || encoding != "UTF8" {
+		return nil, fmt.Errorf("%w: it has encoding %s, collation %s", ErrCollation, encoding, collation)
+	}
+	return migrate(ctx, pool, migrationLock, steps)
+}

@@ -1,0 +1,193 @@
+package sqldb
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+)
+
+const (
+	maxAttempts = 6
+	firstDelay  = 5 * time.Millisecond
+	maxDelay    = 200 * time.Millisecond
+	// commitTimeout bounds a COMMIT (or a ROLLBACK), which the caller's context does not stop.
+	commitTimeout = 10 * time.Second
+)
+
+// TxOptions changes how a transaction runs. The zero value is what Tx does.
+type TxOptions struct {
+	// Isolation is PostgreSQL's; READ COMMITTED when zero. SQLite's transactions are serializable whatever it says.
+	Isolation sql.IsolationLevel
+}
+
+// Tx runs fn in a transaction that may write, and commits it when fn returns nil. On PostgreSQL it is READ COMMITTED: each statement sees what was committed
+// when it began, and an UPDATE or DELETE waits for whoever holds its row, then judges the row anew.
+//
+// fn runs again, after a short random delay, up to six times in all, when the database undid the transaction in favour of another; so it must not change
+// anything outside the transaction that a second run would get wrong. Any other error rolls back and is returned, fn's own unchanged. ErrUnavailable and ErrUnknownOutcome say what they
+// mean. When ctx ends before the commit nothing has happened, and its error is returned.
+func (db *DB) Tx(ctx context.Context, fn func(ctx context.Context, tx Tx) error) error {
+	return db.TxWith(ctx, TxOptions{}, fn)
+}
+
+// TxWith is Tx with options.
+func (db *DB) TxWith(ctx context.Context, options TxOptions, fn func(ctx context.Context, tx Tx) error) error {
+	isolation := options.Isolation
+	if db.driver == DriverSQLite {
+		isolation = sql.LevelDefault
+	}
+	return db.run(ctx, sql.TxOptions{Isolation: isolation}, fn)
+}
+
+// ReadTx runs fn in a transaction in which every statement sees the same moment, and which must not write. Otherwise it is as Tx.
+func (db *DB) ReadTx(ctx context.Context, fn func(ctx context.Context, tx Tx) error) error {
+	options := sql.TxOptions{ReadOnly: true}
+	if db.driver == DriverPostgres {
+		options.Isolation = sql.LevelRepeatableRead // a snapshot; what only reads cannot lose a race in it
+	}
+	return db.run(ctx, options, fn)
+}
+
+func (db *DB) run(ctx context.Context, options sql.TxOptions, fn func(ctx context.Context, tx Tx) error) error {
+	delay := firstDelay
+	for attempt := 1; ; attempt++ {
+		again, err := db.attempt(ctx, options, fn)
+		if !again || attempt == maxAttempts {
+			return err
+		}
+		wait := time.NewTimer(rand.N(delay)) //nolint:gosec // spreads contenders, guards nothing
+		select {
+		case <-ctx.Done():
+			wait.Stop()
+			return ctx.Err()
+		case <-wait.C:
+		}
+		delay = min(2*delay, maxDelay)
+	}
+}
+
+// attempt runs the transaction once. again says that the error means "nothing happened, another was first".
+func (db *DB) attempt(ctx context.Context, options sql.TxOptions, fn func(ctx context.Context, tx Tx) error) (again bool, err error) {
+	conn, err := db.pool.Conn(ctx)
+	if err != nil {
+		return false, classify(ctx, err)
+	}
+	defer func() { _ = conn.Close() }() // gives it back to the pool; fails only if it is gone already
+
+	// database/sql rolls back when the context of BeginTx ends, whatever the transaction does at that moment. This one ends with the caller's, until the commit.
+	txCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	release := context.AfterFunc(ctx, cancel)
+	defer release()
+
+	tx, err := conn.BeginTx(txCtx, &options)
+	if err != nil {
+		// A pooled connection the server has closed meanwhile.
+		return ctx.Err() == nil && errors.Is(err, driver.ErrBadConn), classify(ctx, err)
+	}
+	// For errors and panics of fn; after a commit it does nothing.
+	defer func() { _ = tx.Rollback() }()
+
+	if err := fn(ctx, Tx{tx: tx}); err != nil {
+		return ctx.Err() == nil && lostRace(err), classify(ctx, err)
+	}
+	if !release() {
+		return false, ctx.Err()
+	}
+	limit := time.AfterFunc(commitTimeout, cancel)
+	defer limit.Stop()
+	err = tx.Commit()
+	switch {
+	case err == nil:
+		return false, nil
+	case lostRace(err):
+		return true, classify(txCtx, err)
+	case refusedCommit(err):
+		return false, classify(txCtx, err)
+	}
+	// Whatever state the connection is in, nobody else should inherit it.
+	_ = conn.Raw(func(any) error { return driver.ErrBadConn })
+	return false, fmt.Errorf("%w: %w: %w", ErrUnavailable, ErrUnknownOutcome, err)
+}
+
+// Tx is a running transaction. It is valid inside the function it was given to, for one goroutine.
+type Tx struct {
+	tx *sql.Tx
+}
+
+// Exec runs a statement and says how many rows it inserted, changed or deleted.
+func (t Tx) Exec(ctx context.Context, query string, args ...any) (affected int64, err error) {
+	result, err := t.tx.ExecContext(ctx, query, args...)
+	if err != nil {
+		return 0, classify(ctx, err)
+	}
+	affected, err = result.RowsAffected()
+	return affected, classify(ctx, err)
+}
+
+// QueryRow runs a statement whose first row is wanted; Scan reports its errors, ErrNoRows among them.
+func (t Tx) QueryRow(ctx context.Context, query string, args ...any) Row {
+	return row{ctx: ctx, row: t.tx.QueryRowContext(ctx, query, args...)}
+}
+
+// Query runs a statement for its rows. They must be closed before the next statement of the transaction; Collect does.
+func (t Tx) Query(ctx context.Context, query string, args ...any) (*Rows, error) {
+	rows, err := t.tx.QueryContext(ctx, query, args...)
+	if err != nil {
+		return nil, classify(ctx, err)
+	}
+	return &Rows{ctx: ctx, rows: rows}, nil
+}
+
+// Row is one row of a result.
+type Row interface {
+	// Scan copies the row's columns into the values pointed at.
+	Scan(dest ...any) error
+}
+
+type row struct {
+	ctx context.Context //nolint:containedctx // classifies the error of the statement it was given to
+	row *sql.Row
+}
+
+func (r row) Scan(dest ...any) error { return classify(r.ctx, r.row.Scan(dest...)) }
+
+// Rows is the result of Query: Next before each Scan, Err after the last, Close always.
+type Rows struct {
+	ctx  context.Context //nolint:containedctx // classifies the errors of the statement it was given to
+	rows *sql.Rows
+}
+
+// Next goes to the next row, if there is one and no error.
+func (r *Rows) Next() bool { return r.rows.Next() }
+
+// Scan copies the current row's columns into the values pointed at.
+func (r *Rows) Scan(dest ...any) error { return classify(r.ctx, r.rows.Scan(dest...)) }
+
+// Err is the error that ended Next early.
+func (r *Rows) Err() error { return classify(r.ctx, r.rows.Err()) }
+
+// Close releases the result. It may be called twice.
+func (r *Rows) Close() error { return classify(r.ctx, r.rows.Close()) }
+
+// Collect runs a query and gives all its rows, each read by scan.
+func Collect[T any](ctx context.Context, tx Tx, scan func(Row) (T, error), query string, args ...any) ([]T, error) {
+	rows, err := tx.Query(ctx, query, args...)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }()
+	var all []T
+	for rows.Next() {
+		one, err := scan(rows)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, one)
+	}
+	return all, rows.Err()
+}
