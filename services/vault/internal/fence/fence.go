@@ -1,0 +1,82 @@
+// Package fence is what makes a former master harmless: the row of each shard in the database.
+//
+// It guarantees: after Take has committed, no transaction that began with Guard under an earlier mastership commits any more, and none is open.
+//
+// Why it is a row that is written, first: PostgreSQL's statements judge other rows by the moment they began. A statement with WHERE EXISTS (SELECT … the epoch
+// is mine) that then waits for a row lock, or that is part of a transaction still open at the take-over, lands after it. Writing the shard's row takes its lock: a take-over
+// waits for the transaction, or the transaction for the take-over, after which it finds the row is not its own. For the same reason masters' transactions are short
+// and make no network calls: a take-over waits for them.
+package fence
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/vault/internal/election"
+)
+
+// ErrShardCount means the database is divided into another number of shards than was asked for.
+var ErrShardCount = errors.New("database has another number of shards")
+
+// ErrNoShard means the database has no such shard; Configure has not run, or the number is wrong.
+var ErrNoShard = errors.New("no such shard")
+
+// Configure divides an undivided database into shards, and makes sure that a divided one has this number: else ErrShardCount, and the replica must not start.
+func Configure(ctx context.Context, tx sqldb.Tx, shards int) error {
+	if shards < 1 {
+		return fmt.Errorf("%w: %d cannot be", ErrShardCount, shards)
+	}
+	first, err := tx.Exec(ctx, `INSERT INTO shard_counts (id, shards) VALUES (1, $1) ON CONFLICT (id) DO NOTHING`, shards)
+	if err != nil {
+		return fmt.Errorf("write number of shards: %w", err)
+	}
+	if first == 0 {
+		var have int
+		if err := tx.QueryRow(ctx, `SELECT shards FROM shard_counts WHERE id = 1`).Scan(&have); err != nil {
+			return fmt.Errorf("read number of shards: %w", err)
+		}
+		if have != shards {
+			return fmt.Errorf("%w: it has %d, the configuration says %d", ErrShardCount, have, shards)
+		}
+		return nil
+	}
+	for shard := range shards {
+		if _, err := tx.Exec(ctx, `INSERT INTO shards (shard, epoch, holder, writes) VALUES ($1, 0, '', 0)`, shard); err != nil {
+			return fmt.Errorf("add shard %d: %w", shard, err)
+		}
+	}
+	return nil
+}
+
+// Take makes the caller the shard's master as of the commit of tx. It waits for the transactions of former masters. The epoch is one more than the last,
+// or the clock's microseconds if that is more: a database restored from a backup then still gives epochs that others have not seen.
+func Take(ctx context.Context, tx sqldb.Tx, shard int, now time.Time) (election.Mastership, error) {
+	m := election.Mastership{Shard: shard, Holder: uuid.NewString()}
+	err := tx.QueryRow(ctx, `UPDATE shards SET epoch = CASE WHEN epoch >= $2 THEN epoch + 1 ELSE $2 END, holder = $3
+		WHERE shard = $1 RETURNING epoch`, shard, sqldb.Micros(now), m.Holder).Scan(&m.Epoch)
+	if errors.Is(err, sqldb.ErrNoRows) {
+		return election.Mastership{}, fmt.Errorf("take shard %d: %w", shard, ErrNoShard)
+	}
+	if err != nil {
+		return election.Mastership{}, fmt.Errorf("take shard %d: %w", shard, err)
+	}
+	return m, nil
+}
+
+// Guard must be the first statement of every transaction that a master makes as such. It returns election.ErrFenced if another has taken the shard; if it
+// returns nil nobody takes it before tx ends.
+func Guard(ctx context.Context, tx sqldb.Tx, m election.Mastership) error {
+	kept, err := tx.Exec(ctx, `UPDATE shards SET writes = writes + 1 WHERE shard = $1 AND epoch = $2 AND holder = $3`, m.Shard, m.Epoch, m.Holder)
+	if err != nil {
+		return fmt.Errorf("guard shard %d: %w", m.Shard, err)
+	}
+	if kept == 0 {
+		return fmt.Errorf("guard shard %d: %w", m.Shard, election.ErrFenced)
+	}
+	return nil
+}
