@@ -4,14 +4,22 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
+	"sync/atomic"
 	"time"
 
+	"buf.build/go/protovalidate"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
 	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"phasekey.dev/pkg/obs"
 )
 
 // RoleGrant is the role of whoever holds a bearer grant: a method that lists it needs no identity, for its handler
@@ -21,21 +29,40 @@ const RoleGrant = "grant"
 // AllAccounts, as an identity's account, stands for all of them.
 const AllAccounts = "*"
 
+// The errors of New and Run; the text around them says more.
+var (
+	// ErrUndeclared is returned by New for methods whose callers the policy does not name.
+	ErrUndeclared = errors.New("methods without declared callers")
+	// ErrDrain is returned by Run when handlers did not return in time.
+	ErrDrain = errors.New("handlers did not return")
+)
+
+// Sizes and times that are the same for all our servers.
+const (
+	maxRecvBytes     = 1 << 20
+	maxSendBytes     = 8 << 20
+	maxHeaderBytes   = 16 << 10
+	maxStreams       = 10_000 // per connection
+	readBufferBytes  = 4 << 10
+	handshakeTime    = 20 * time.Second
+	keepaliveTime    = time.Minute
+	keepaliveTimeout = 20 * time.Second
+	minClientPing    = 10 * time.Second
+	// connectionAge makes clients resolve and authenticate again; streams on an older connection go on.
+	connectionAge = 30 * time.Minute
+	// cutoff is how long handlers may take to return once they have been cut off.
+	cutoff = time.Second
+
+	defaultTimeout    = 30 * time.Second
+	defaultStreamIdle = 2 * time.Hour
+	defaultDrain      = 10 * time.Second
+)
+
 // Policy says which roles may call a method; ok is false for a method that declares nothing. An empty list is as good as
 // none: the server refuses to start.
 type Policy func(protoreflect.MethodDescriptor) (roles []string, ok bool)
 
-// Identity is a caller that the configuration knows.
-type Identity struct {
-	// ID is the SPIFFE ID.
-	ID string `yaml:"id"`
-	// Role is what the proto option of methods names.
-	Role string `yaml:"role"`
-	// Accounts are the accounts whose resources it may name; AllAccounts for every one and for requests that name none.
-	Accounts []string `yaml:"accounts"`
-}
-
-// Config is what a Server is made from. Fields without a comment on their zero value are required.
+// Config is what a Server is made from. Fields whose comment says nothing of their zero value are required.
 type Config struct {
 	// Name names the listener in metrics and logs ("registry", "vault-runners").
 	Name string
@@ -46,17 +73,20 @@ type Config struct {
 	TLS *tls.Config
 	// Credentials, for tests only, replaces TLS. It must yield credentials.TLSInfo.
 	Credentials credentials.TransportCredentials
-	Log         *slog.Logger
+	// Log is the logger.
+	Log *slog.Logger
 	// Metrics is where the server's metrics are registered; nil registers none.
 	Metrics prometheus.Registerer
 	// Register registers the services' implementations. It may be given to several servers.
 	Register func(grpc.ServiceRegistrar)
-	Policy   Policy
-	// Identities are the callers there are.
+	// Policy says who may call each method.
+	Policy Policy
+	// Identities are the callers there are; none is right only with AnonymousOK.
 	Identities []Identity
-	// AnonymousOK lets callers without a known identity call methods of RoleGrant (the runners' listener). False refuses them.
+	// AnonymousOK lets callers without a known identity call methods of RoleGrant (the runners' listener). False
+	// refuses them.
 	AnonymousOK bool
-	// Reflection serves gRPC reflection to known identities.
+	// Reflection serves gRPC reflection to known identities; false does not.
 	Reflection bool
 	// Limits are the rates of calls; zero values mean the defaults.
 	Limits Limits
@@ -65,67 +95,190 @@ type Config struct {
 	// StreamIdle ends a stream on which neither side has sent anything for so long (UNAVAILABLE, STREAM_IDLE); zero
 	// means two hours, negative never. There is no absolute deadline.
 	StreamIdle time.Duration
-	// OnDrain, which may be nil, is called once when the server begins to stop, before streams are told; it may spread
-	// their end. Its context ends with the time for draining.
+	// OnDrain is called once when the server begins to stop, before streams are told; it may spread their end. Its
+	// context ends after half the time for draining. Nil does nothing.
 	OnDrain func(context.Context)
 	// Drain bounds the whole of stopping gracefully; zero means 10 s.
 	Drain time.Duration
 }
 
-// Limit is a token bucket.
-type Limit struct {
-	// PerSecond is the refill; zero means the default, negative no limit.
-	PerSecond float64 `yaml:"per_second"`
-	// Burst is the size; zero means two seconds' worth.
-	Burst int `yaml:"burst"`
-}
-
-// Limits are the rates of calls by class of method, each per identity; Anonymous instead is per source address, of all classes.
-type Limits struct {
-	// Read is for methods whose idempotency_level is NO_SIDE_EFFECTS; default 5000/s.
-	Read Limit `yaml:"read"`
-	// Write is for all other unary methods; default 2000/s.
-	Write Limit `yaml:"write"`
-	// Stream is for the opening of streams; default 2000/s.
-	Stream Limit `yaml:"stream"`
-	// Anonymous is for callers without a known identity; default 2000/s with a burst of 20000: many runners may
-	// stand behind one address.
-	Anonymous Limit `yaml:"anonymous"`
+// validate reports all that is missing or unsafe.
+func (c Config) validate() error {
+	var errs []error
+	need := func(ok bool, what string) {
+		if !ok {
+			errs = append(errs, errors.New(what))
+		}
+	}
+	need(c.Name != "", "no name")
+	need(c.Listener != nil, "no listener")
+	need(c.Log != nil, "no logger")
+	need(c.Register != nil, "no services")
+	need(c.Policy != nil, "no policy")
+	need((c.TLS == nil) != (c.Credentials == nil), "either TLS or credentials")
+	need(c.AnonymousOK || len(c.Identities) > 0, "no identities")
+	if c.TLS != nil {
+		need(c.TLS.MinVersion >= tls.VersionTLS13, "TLS below 1.3")
+		need(c.AnonymousOK || c.TLS.ClientAuth == tls.RequireAndVerifyClientCert, "TLS does not require client certificates")
+		need(!c.AnonymousOK || c.TLS.ClientAuth >= tls.VerifyClientCertIfGiven, "TLS does not verify client certificates")
+	}
+	errs = append(errs, ValidateIdentities(c.Identities))
+	return errors.Join(errs...)
 }
 
 // Server is one listener with its services. Make it with New, then Run it once.
-type Server struct{}
-
-// New checks that every method that Register registers declares its callers, and builds the server. It does not listen
-// and starts nothing.
-func New(cfg Config) (*Server, error) { return nil, errors.ErrUnsupported }
-
-// Addr is the address of the listener.
-func (s *Server) Addr() net.Addr { return nil }
-
-// SetServing says whether a service (its full proto name; "" means all of this server) is ready. It goes both ways. Every service is NOT_SERVING until told
-// otherwise, and once draining begins all stay NOT_SERVING. The overall health, "", is SERVING when all are.
-func (s *Server) SetServing(service string, ok bool) {}
-
-// FollowHealth calls check at once and then every interval until ctx ends, and sets the health of the services (none named
-// means all) by whether it returned nil. It returns nil; run it as a task.
-func (s *Server) FollowHealth(ctx context.Context, every time.Duration, check func(context.Context) error, services ...string) error {
-	return nil
+type Server struct {
+	cfg        Config
+	grpc       *grpc.Server
+	methods    map[string]*method // by full name, "/pkg.Service/Method"
+	services   []string
+	identities map[string]Identity // by SPIFFE ID
+	validator  protovalidate.Validator
+	metrics    *metrics
+	limits     *limits
+	health     *healthState
+	steps      []step
+	// streams is the ancestor of every stream's life; its cause says why they had to end.
+	streams    context.Context
+	endStreams context.CancelCauseFunc
+	ran        atomic.Bool
 }
 
-// Run serves until ctx ends, then stops: health NOT_SERVING, OnDrain, streams ended with UNAVAILABLE (DRAINING), unary calls
-// finished, all within Drain, after which what is left is cut off. It returns an error if serving failed, and ErrDrain if a
-// handler did not return even then.
-func (s *Server) Run(ctx context.Context) error { return nil }
+// New checks that every method which Register registers declares its callers, and builds the server. It accepts no
+// connection and starts nothing; the listener stays the caller's until Run.
+func New(cfg Config) (*Server, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, fmt.Errorf("grpc server %s: %w", cfg.Name, err)
+	}
+	cfg.Timeout = orDefault(cfg.Timeout, defaultTimeout)
+	cfg.StreamIdle = orDefault(cfg.StreamIdle, defaultStreamIdle)
+	cfg.Drain = orDefault(cfg.Drain, defaultDrain)
+	cfg.Log = cfg.Log.With(slog.String(obs.KeyListener, cfg.Name))
 
-// IdentityFromContext returns the caller that the configuration knows, false for an anonymous one (grant methods only).
-func IdentityFromContext(ctx context.Context) (Identity, bool) { return Identity{}, false }
+	s := &Server{cfg: cfg, identities: map[string]Identity{}, limits: newLimits(cfg.Limits)}
+	s.streams, s.endStreams = context.WithCancelCause(context.Background())
+	for _, id := range cfg.Identities {
+		s.identities[id.ID] = id
+	}
+	s.steps = []step{
+		s.recovery, s.requestID, s.measure, s.accessLog, s.authenticate, s.authorize, s.rateLimit, s.limitTime, s.validate,
+	}
+	s.grpc = grpc.NewServer(s.options()...)
+	cfg.Register(s.grpc)
+	for name := range s.grpc.GetServiceInfo() {
+		s.services = append(s.services, name)
+	}
+	s.health = newHealth(s.services)
+	grpc_health_v1.RegisterHealthServer(s.grpc, s.health.server)
+	if cfg.Reflection {
+		reflection.Register(s.grpc)
+	}
 
-// RequestID returns the ID of the request being served.
-func RequestID(ctx context.Context) string { return "" }
+	var err error
+	if s.methods, err = declare(s.grpc.GetServiceInfo(), cfg.Policy); err != nil {
+		return nil, fmt.Errorf("grpc server %s: %w", cfg.Name, err)
+	}
+	if s.validator, err = protovalidate.New(); err != nil {
+		return nil, fmt.Errorf("grpc server %s: validator: %w", cfg.Name, err)
+	}
+	if s.metrics, err = newMetrics(cfg.Metrics, cfg.Name); err != nil {
+		return nil, fmt.Errorf("grpc server %s: metrics: %w", cfg.Name, err)
+	}
+	return s, nil
+}
 
-// ErrUndeclared is returned by New for methods whose callers the policy does not name.
-var ErrUndeclared = errors.New("methods without declared callers")
+// orDefault returns d, or def if d is zero.
+func orDefault(d, def time.Duration) time.Duration {
+	if d == 0 {
+		return def
+	}
+	return d
+}
 
-// ErrDrain is returned by Run when handlers did not return in time.
-var ErrDrain = errors.New("handlers did not return")
+// options are the transport's settings. Memory counts: ten thousand streams have a connection each.
+func (s *Server) options() []grpc.ServerOption {
+	creds := s.cfg.Credentials
+	if creds == nil {
+		creds = credentials.NewTLS(s.cfg.TLS)
+	}
+	return []grpc.ServerOption{
+		grpc.Creds(creds),
+		grpc.UnaryInterceptor(s.unary),
+		grpc.StreamInterceptor(s.stream),
+		grpc.ConnectionTimeout(handshakeTime),
+		grpc.MaxRecvMsgSize(maxRecvBytes),
+		grpc.MaxSendMsgSize(maxSendBytes),
+		grpc.MaxHeaderListSize(maxHeaderBytes),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.SharedWriteBuffer(true),
+		grpc.ReadBufferSize(readBufferBytes),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			Time: keepaliveTime, Timeout: keepaliveTimeout, MaxConnectionAge: connectionAge,
+		}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minClientPing, PermitWithoutStream: true}),
+		// Stopping means that handlers have returned, since stores are closed next.
+		grpc.WaitForHandlers(true),
+	}
+}
+
+// Addr is the address of the listener.
+func (s *Server) Addr() net.Addr { return s.cfg.Listener.Addr() }
+
+// Run serves until ctx ends, then stops: health NOT_SERVING, OnDrain, streams ended with UNAVAILABLE (DRAINING), unary
+// calls finished, all within Drain, after which what is left is cut off. It returns an error if serving failed, and ErrDrain if
+// a handler did not return even then.
+func (s *Server) Run(ctx context.Context) error {
+	if s.ran.Swap(true) {
+		return fmt.Errorf("grpc server %s: run twice", s.cfg.Name)
+	}
+	served := make(chan error, 1)
+	go func() { served <- s.grpc.Serve(s.cfg.Listener) }()
+	s.cfg.Log.InfoContext(ctx, "serving", slog.String(obs.KeyAddress, s.Addr().String()))
+
+	select {
+	case err := <-served:
+		s.endStreams(errDraining)
+		s.grpc.Stop()
+		return fmt.Errorf("grpc server %s: serve: %w", s.cfg.Name, err)
+	case <-ctx.Done():
+	}
+	err := s.drain(context.WithoutCancel(ctx))
+	<-served
+	return err
+}
+
+// drain stops the server in order, within the bound.
+func (s *Server) drain(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.Drain)
+	defer cancel()
+	s.health.shutdown()
+	s.cfg.Log.InfoContext(ctx, "draining")
+	if s.cfg.OnDrain != nil {
+		hook, done := context.WithTimeout(ctx, s.cfg.Drain/2)
+		s.cfg.OnDrain(hook)
+		done()
+	}
+	s.endStreams(errDraining)
+
+	stopped := make(chan struct{})
+	go func() {
+		s.grpc.GracefulStop()
+		close(stopped)
+	}()
+	select {
+	case <-stopped:
+		return nil
+	case <-ctx.Done():
+	}
+	s.cfg.Log.WarnContext(ctx, "draining took too long, cutting off")
+	// Stop waits for handlers as GracefulStop does; neither may hold us if one ignores its context.
+	go s.grpc.Stop()
+	timer := time.NewTimer(cutoff)
+	defer timer.Stop()
+	select {
+	case <-stopped:
+		return nil
+	case <-timer.C:
+		return fmt.Errorf("grpc server %s: %w within %s", s.cfg.Name, ErrDrain, s.cfg.Drain+cutoff)
+	}
+}

@@ -30,12 +30,14 @@ const Domain = "phasekey"
 
 // The reasons that the chassis itself gives. Services have their own.
 const (
-	// ReasonUnauthenticated: the caller has no identity, or none that the server's configuration knows.
-	ReasonUnauthenticated = "UNAUTHENTICATED"
-	// ReasonPermissionDenied: the caller's role may not call the method, or its accounts do not cover the request.
-	ReasonPermissionDenied = "PERMISSION_DENIED"
 	// ReasonInvalidFields: fields of the request break their constraints; BadRequest names each.
 	ReasonInvalidFields = "INVALID_FIELDS"
+	// ReasonIdentityUnknown: no client certificate, or one whose SPIFFE ID the server's configuration does not know.
+	ReasonIdentityUnknown = "IDENTITY_UNKNOWN"
+	// ReasonCallerNotAllowed: the identity's role may not call the method.
+	ReasonCallerNotAllowed = "CALLER_NOT_ALLOWED"
+	// ReasonAccountNotAllowed: the identity may not name this account, or must name one of its own and named none.
+	ReasonAccountNotAllowed = "ACCOUNT_NOT_ALLOWED"
 	// ReasonRateLimited: too many calls; RetryInfo says when to come back.
 	ReasonRateLimited = "RATE_LIMITED"
 	// ReasonDraining: this server is going away; another one, or the same a little later, answers.
@@ -49,7 +51,7 @@ const (
 // MetadataRequestID is the metadata key of the request's ID in an ErrorInfo.
 const MetadataRequestID = "request_id"
 
-// New returns a status error with an ErrorInfo and the given details, which Field…, Precondition, Retry and Metadata
+// New returns a status error with an ErrorInfo and the given details, which Field, Precondition, Retry and Metadata
 // make. Several BadRequests or PreconditionFailures become one; Metadata goes into the ErrorInfo.
 func New(code codes.Code, reason, message string, details ...proto.Message) error {
 	info := &errdetails.ErrorInfo{Reason: reason, Domain: Domain}
@@ -182,7 +184,7 @@ func FromError(err error) (*status.Status, bool) {
 // Reason returns the reason of an error of our domain, "" for any other error.
 func Reason(err error) string { return info(err).GetReason() }
 
-// Info returns the ErrorInfo of an error of our domain, nil for any other error.
+// info returns the ErrorInfo of an error of our domain, nil for any other error.
 func info(err error) *errdetails.ErrorInfo {
 	st, ok := FromError(err)
 	if !ok {
@@ -229,9 +231,9 @@ func Explain(err error) string {
 		switch d := d.(type) {
 		case *errdetails.BadRequest:
 			for _, v := range d.GetFieldViolations() {
-				// Invalid's own message says this already.
-				if !strings.Contains(st.Message(), v.GetDescription()) {
-					fmt.Fprintf(&b, "; %s: %s", v.GetField(), v.GetDescription())
+				// The message of Invalid says this already.
+				if what := v.GetField() + ": " + v.GetDescription(); !strings.Contains(st.Message(), what) {
+					b.WriteString("; " + what)
 				}
 			}
 		case *errdetails.PreconditionFailure:

@@ -1,0 +1,306 @@
+package grpcserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"regexp"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+
+	cryptorand "crypto/rand"
+
+	"buf.build/go/protovalidate"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"phasekey.dev/pkg/mtls"
+	"phasekey.dev/pkg/obs"
+	"phasekey.dev/pkg/redact"
+	"phasekey.dev/pkg/rpcerr"
+)
+
+// internalMessage is all that a caller learns of an error that nobody mapped.
+const internalMessage = "internal error"
+
+// requestIDHeader carries the request's ID both ways.
+const requestIDHeader = "x-request-id"
+
+// saneRequestID is what an incoming ID must look like to be believed; it goes into logs.
+var saneRequestID = regexp.MustCompile(`^[A-Za-z0-9._-]{8,64}$`)
+
+// Why the server itself ended a stream: causes of its context.
+var (
+	errDraining = errors.New("server is draining")
+	errIdle     = errors.New("stream is idle")
+)
+
+// panicError is a recovered panic.
+type panicError struct {
+	value any
+	stack []byte
+}
+
+// Error implements error.
+func (e *panicError) Error() string { return fmt.Sprintf("panic: %v", e.value) }
+
+// protect turns a panic in f into an error, counted and with its stack.
+func (s *Server) protect(f func() error) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			s.metrics.panics.Inc()
+			err = &panicError{value: v, stack: debug.Stack()}
+		}
+	}()
+	return f()
+}
+
+// recovery is outermost, so that neither a panic in the chain itself ends the process nor an error of its outer steps
+// leaves unmasked. Handlers are protected where they are called too, so that metrics and log see their panics as the
+// errors they are.
+func (s *Server) recovery(c *call, next func() error) error {
+	err := s.protect(next)
+	if p := (*panicError)(nil); errors.As(err, &p) {
+		s.cfg.Log.ErrorContext(c.ctx, "panic in the interceptor chain",
+			slog.Any(obs.KeyError, p), slog.String(obs.KeyStack, string(p.stack)))
+	}
+	return s.mask(c, err)
+}
+
+// requestID believes the caller's request ID or makes one, and sends it back.
+func (s *Server) requestID(c *call, next func() error) error {
+	if got := metadata.ValueFromIncomingContext(c.ctx, requestIDHeader); len(got) == 1 && saneRequestID.MatchString(got[0]) {
+		c.id = got[0]
+	} else {
+		c.id = cryptorand.Text()
+	}
+	c.ctx = obs.WithRequestID(c.ctx, c.id)
+	if err := grpc.SetHeader(c.ctx, metadata.Pairs(requestIDHeader, c.id)); err != nil {
+		return fmt.Errorf("send request id: %w", err)
+	}
+	return next()
+}
+
+// measure counts and times what the caller sees.
+func (s *Server) measure(c *call, next func() error) error {
+	end := s.metrics.begin(c.method)
+	err := next()
+	end(status.Code(err), time.Since(c.began))
+	return err
+}
+
+// accessLog turns whatever comes out of the inner chain into what the caller may see, and logs both.
+func (s *Server) accessLog(c *call, next func() error) error {
+	err := next()
+	shown := s.mask(c, err)
+	code := status.Code(shown)
+	level := levelOf(code)
+	if code == codes.OK && c.method.foreign != "" {
+		level = slog.LevelDebug
+	}
+	if !s.cfg.Log.Enabled(c.ctx, level) {
+		return shown
+	}
+	attrs := make([]slog.Attr, 0, 10)
+	attrs = append(attrs,
+		slog.String(obs.KeyMethod, c.method.full), slog.String(obs.KeyCode, code.String()),
+		slog.Duration(obs.KeyDuration, time.Since(c.began)), slog.String(obs.KeyAddress, c.addr),
+		slog.String(obs.KeyPeer, c.peer), slog.String(obs.KeyRole, c.caller.Role),
+	)
+	if err != nil {
+		attrs = append(attrs, slog.String(obs.KeyReason, rpcerr.Reason(shown)), slog.Any(obs.KeyError, err))
+		if p := (*panicError)(nil); errors.As(err, &p) {
+			attrs = append(attrs, slog.String(obs.KeyStack, string(p.stack)))
+		}
+	}
+	c.mu.Lock()
+	first := c.first
+	c.mu.Unlock()
+	if first != nil && s.cfg.Log.Enabled(c.ctx, slog.LevelDebug) {
+		attrs = append(attrs, slog.Any(obs.KeyRequest, redact.Message(first)))
+	}
+	s.cfg.Log.LogAttrs(c.ctx, level, "call handled", attrs...)
+	return shown
+}
+
+// levelOf says how much of an operator's attention a code deserves.
+func levelOf(code codes.Code) slog.Level {
+	switch code {
+	case codes.OK, codes.Canceled:
+		return slog.LevelInfo
+	case codes.Internal, codes.Unknown, codes.DataLoss:
+		return slog.LevelError
+	default:
+		return slog.LevelWarn
+	}
+}
+
+// mask returns what the caller may see of an error: the status it carries, without text that was wrapped around it; a
+// context's end; or, for anything else and for codes that mean our own fault, nothing but where to look.
+func (s *Server) mask(c *call, err error) error {
+	if err == nil {
+		return nil
+	}
+	st, ok := rpcerr.FromError(err)
+	if ok && (st.Code() == codes.Canceled || st.Code() == codes.DeadlineExceeded) {
+		switch cause := context.Cause(c.ctx); {
+		case errors.Is(cause, errDraining):
+			// Spread the return: a thousand streams were told at once.
+			return rpcerr.New(codes.Unavailable, rpcerr.ReasonDraining, "server is draining",
+				rpcerr.Retry(rand.N(time.Second))) //nolint:gosec // jitter
+		case errors.Is(cause, errIdle):
+			return rpcerr.New(codes.Unavailable, rpcerr.ReasonStreamIdle, "stream is idle", rpcerr.Retry(0))
+		}
+	}
+	if ok {
+		switch st.Code() {
+		case codes.Internal, codes.Unknown, codes.DataLoss, codes.OK:
+		default:
+			return st.Err()
+		}
+	}
+	return rpcerr.New(codes.Internal, rpcerr.ReasonInternal, internalMessage,
+		rpcerr.Metadata(rpcerr.MetadataRequestID, c.id))
+}
+
+// authenticate finds out who calls, from the TLS connection alone.
+func (s *Server) authenticate(c *call, next func() error) error {
+	p, ok := peer.FromContext(c.ctx)
+	if !ok {
+		return errors.New("no peer in the context")
+	}
+	c.addr = p.Addr.String()
+	tlsInfo, ok := p.AuthInfo.(credentials.TLSInfo)
+	if !ok {
+		// Never plaintext, whatever the listener was configured to be.
+		return rpcerr.New(codes.Unauthenticated, rpcerr.ReasonIdentityUnknown, "the connection is not secured by TLS")
+	}
+	if len(tlsInfo.State.PeerCertificates) > 0 {
+		id, err := mtls.IDFromState(tlsInfo.State)
+		if err != nil {
+			return rpcerr.New(codes.Unauthenticated, rpcerr.ReasonIdentityUnknown, "the client certificate has no SPIFFE ID")
+		}
+		c.peer = id
+		c.caller, c.known = s.identities[id]
+	}
+	if c.known {
+		c.ctx = context.WithValue(c.ctx, identityKey{}, c.caller)
+		return next()
+	}
+	if s.cfg.AnonymousOK || c.method.foreign == roleAnyone {
+		return next()
+	}
+	return rpcerr.New(codes.Unauthenticated, rpcerr.ReasonIdentityUnknown, "the server does not know this identity")
+}
+
+// authorize decides whether this caller may call this method, and about which accounts. What the caller is told does not
+// name who might.
+func (s *Server) authorize(c *call, next func() error) error {
+	m := c.method
+	switch {
+	case m.foreign == roleAnyone, m.foreign == roleKnown && c.known:
+		return next()
+	case c.known && slices.Contains(m.roles, c.caller.Role):
+		if c.caller.unlimited() {
+			return next()
+		}
+		if err := c.check(accountCheck(c.caller)); err != nil {
+			return err
+		}
+		return next()
+	case m.grants():
+		// The handler authenticates the grant, which says itself what it is for.
+		return next()
+	case !c.known:
+		return rpcerr.New(codes.Unauthenticated, rpcerr.ReasonIdentityUnknown, "this method needs a known identity")
+	default:
+		return rpcerr.New(codes.PermissionDenied, rpcerr.ReasonCallerNotAllowed, "this identity may not call the method")
+	}
+}
+
+// rateLimit takes a token from the caller's bucket.
+func (s *Server) rateLimit(c *call, next func() error) error {
+	who, class := c.caller.ID, c.method.class
+	if !c.known {
+		who, class = source(c.addr), classAnonymous
+	}
+	if wait, ok := s.limits.take(time.Now(), who, class); !ok {
+		return rpcerr.New(codes.ResourceExhausted, rpcerr.ReasonRateLimited, "too many calls", rpcerr.Retry(wait))
+	}
+	return next()
+}
+
+// limitTime gives unary calls a deadline if they have none, and ends streams that are idle or in the way of stopping.
+func (s *Server) limitTime(c *call, next func() error) error {
+	if c.method.class != classStream {
+		if _, ok := c.ctx.Deadline(); !ok {
+			var cancel context.CancelFunc
+			c.ctx, cancel = context.WithTimeout(c.ctx, s.cfg.Timeout)
+			defer cancel()
+		}
+		return next()
+	}
+	ctx, cancel := context.WithCancelCause(c.ctx)
+	defer cancel(nil)
+	stop := context.AfterFunc(s.streams, func() { cancel(context.Cause(s.streams)) })
+	defer stop()
+	c.ctx = ctx
+	if s.cfg.StreamIdle > 0 {
+		timer := time.AfterFunc(s.cfg.StreamIdle, func() { cancel(errIdle) })
+		defer timer.Stop()
+		c.touch = func() { timer.Reset(s.cfg.StreamIdle) }
+	}
+	return next()
+}
+
+// validate checks the constraints that the protos put on fields.
+func (s *Server) validate(c *call, next func() error) error {
+	if c.method.foreign != "" {
+		return next()
+	}
+	err := c.check(func(m proto.Message, _ bool) error { return s.validateMessage(m) })
+	if err != nil {
+		return err
+	}
+	return next()
+}
+
+// validateMessage names every field that breaks a constraint, without its value. A constraint that cannot be evaluated is
+// our own fault and refuses too.
+func (s *Server) validateMessage(m proto.Message) error {
+	err := s.validator.Validate(m)
+	if err == nil {
+		return nil
+	}
+	var invalid *protovalidate.ValidationError
+	if !errors.As(err, &invalid) {
+		return fmt.Errorf("validate: %w", err)
+	}
+	bad := &errdetails.BadRequest{}
+	var names []string
+	for _, v := range invalid.Violations {
+		field, what := protovalidate.FieldPathString(v.Proto.GetField()), v.Proto.GetMessage()
+		if what == "" {
+			what = "breaks the constraint " + v.Proto.GetRuleId()
+		}
+		bad.FieldViolations = append(bad.FieldViolations, rpcerr.Field(field, what).GetFieldViolations()...)
+		if field != "" && !slices.Contains(names, field) {
+			names = append(names, field)
+		}
+	}
+	message := "invalid request"
+	if len(names) > 0 {
+		message = "invalid fields: " + strings.Join(names, ", ")
+	}
+	return rpcerr.New(codes.InvalidArgument, rpcerr.ReasonInvalidFields, message, bad)
+}
