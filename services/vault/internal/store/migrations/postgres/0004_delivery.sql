@@ -20,7 +20,7 @@ CREATE TABLE grants (
 	expire_time        BIGINT NOT NULL,
 	revoke_time        BIGINT NOT NULL, -- 0 means not revoked
 	use_time           BIGINT NOT NULL, -- when its token was first shown; 0 means never
-	deliveries         BIGINT NOT NULL  -- written first by every delivery and every end of the grant, so that they take turns
+	turn               BIGINT NOT NULL  -- written first by every transaction that delivers by the grant or changes it: they take turns
 );
 CREATE UNIQUE INDEX grants_by_token ON grants (token_hash);
 CREATE UNIQUE INDEX grants_by_request ON grants (account, request_id);

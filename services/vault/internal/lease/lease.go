@@ -1,0 +1,85 @@
+// Package lease knows what a lease is: one runner instance's delivery under a grant.
+//
+// It guarantees that a grant has at most MaxPerGrant open ones, that an instance resumes its own however often its stream
+// breaks, and that a closed one stays closed. Whoever stores leases decides by Admit while nobody else can open one of the
+// same grant.
+package lease
+
+import (
+	"errors"
+	"slices"
+	"time"
+)
+
+// MaxPerGrant is how many runner instances may hold leases of one grant.
+const MaxPerGrant = 4
+
+var (
+	// ErrClosed: the instance closed its lease. Final.
+	ErrClosed = errors.New("lease was closed")
+	// ErrTooMany: so many other instances hold leases of the grant.
+	ErrTooMany = errors.New("four runner instances hold leases of the grant")
+	// ErrVersionGone: the credential version that was to be delivered is neither active nor retiring any more. The newer one is.
+	ErrVersionGone = errors.New("credential version is no longer usable")
+)
+
+// State is where a lease is in its life.
+type State int
+
+// The states there are.
+const (
+	Open State = iota + 1
+	Closed
+	Expired
+)
+
+// Lease is one runner instance's delivery under a grant.
+type Lease struct {
+	UID      string
+	GrantUID string
+	// InstanceID is what the runner chose.
+	InstanceID string
+	// Generation counts what was delivered.
+	Generation  int64
+	OpenTime    time.Time
+	DeliverTime time.Time
+	// CloseTime is zero while it is open.
+	CloseTime time.Time
+}
+
+// State is where the lease is; it ends with its grant.
+func (l Lease) State(now, grantEnd time.Time) State {
+	switch {
+	case !l.CloseTime.IsZero():
+		return Closed
+	case !now.Before(grantEnd):
+		return Expired
+	default:
+		return Open
+	}
+}
+
+// Admit decides on a delivery to an instance: it returns the instance's lease as it is after the delivery, and whether that
+// opened it, as uid. held are all leases of the grant, the closed ones too.
+func Admit(now time.Time, held []Lease, uid, grantUID, instanceID string) (admitted Lease, opened bool, err error) {
+	mine := slices.IndexFunc(held, func(l Lease) bool { return l.InstanceID == instanceID })
+	if mine >= 0 {
+		l := held[mine]
+		if !l.CloseTime.IsZero() {
+			return Lease{}, false, ErrClosed
+		}
+		l.Generation++
+		l.DeliverTime = now
+		return l, false, nil
+	}
+	open := 0
+	for _, l := range held {
+		if l.CloseTime.IsZero() {
+			open++
+		}
+	}
+	if open >= MaxPerGrant {
+		return Lease{}, false, ErrTooMany
+	}
+	return Lease{UID: uid, GrantUID: grantUID, InstanceID: instanceID, Generation: 1, OpenTime: now, DeliverTime: now}, true, nil
+}
