@@ -7,3 +7,6 @@ replace (
 	phasekey.dev/pkg => ../../pkg
 	phasekey.dev/pkg/entrasim => ../../pkg/entrasim
 )
+
+require phasekey.dev/pkg v0.0.0
+require phasekey.dev/gen v0.0.0

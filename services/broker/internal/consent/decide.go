@@ -1,0 +1,85 @@
+package consent
+
+import "time"
+
+// Finding is what is known about a session's integration.
+type Finding int
+
+// The findings. The zero value changes nothing but what the clock changes.
+const (
+	// Unknown means that nobody was asked, or the registry did not answer.
+	Unknown Finding = iota
+	// Gone means that the integration was deleted; another one may have its name.
+	Gone
+	// Deleting means that it is about to be.
+	Deleting
+	// Preparing means that its application has not replicated.
+	Preparing
+	// Ready means that the administrator can consent.
+	Ready
+)
+
+// Proof is the vault's answer.
+type Proof struct {
+	Consented         bool
+	PrincipalObjectID string
+	// Refusal is what the tenant said instead of a token.
+	Refusal string
+}
+
+// Observation is what one round found out.
+type Observation struct {
+	Finding  Finding
+	ClientID string
+	// Proof is nil when the vault was not asked, or did not answer.
+	Proof *Proof
+}
+
+// Observe turns the registry's answer into an observation.
+func Observe(i Integration) Observation {
+	switch {
+	case i.Deleting:
+		return Observation{Finding: Deleting}
+	case i.Ready && i.ClientID != "":
+		return Observation{Finding: Ready, ClientID: i.ClientID}
+	default:
+		return Observation{Finding: Preparing}
+	}
+}
+
+// Decide returns what becomes of a session, and whether that is a change. The deadline comes first: a session is never
+// completed after it, even if the proof was on its way.
+func Decide(now time.Time, s Session, o Observation) (Session, bool) {
+	if !s.State.Open() {
+		return s, false
+	}
+	next := s
+	switch {
+	case !now.Before(s.ExpireTime):
+		next.State = Expired
+	case o.Finding == Gone:
+		next.State, next.LastRefusal = Expired, RefusalIntegrationGone
+	case o.Finding == Deleting:
+		next.State, next.LastRefusal = Expired, RefusalIntegrationDeleting
+	case o.Proof != nil && o.Proof.Consented:
+		next.State, next.LastRefusal = Completed, ""
+		next.PrincipalObjectID = o.Proof.PrincipalObjectID
+	case o.Finding == Ready:
+		next.State, next.ClientID = AwaitingConsent, o.ClientID
+		if o.Proof != nil {
+			next.LastRefusal = o.Proof.Refusal
+		}
+	case o.Finding == Preparing:
+		// Also from AwaitingConsent: an application that was lost and is made anew has another client ID, and
+		// whoever followed the old link would be told that it does not exist.
+		next.State = WaitingForApplication
+	}
+	if next == s {
+		return s, false
+	}
+	if !next.State.Open() {
+		next.EndTime = stored(now)
+	}
+	next.Version++
+	return next, true
+}

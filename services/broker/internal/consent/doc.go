@@ -1,0 +1,12 @@
+// Package consent holds the rules of consent sessions: what a session is, what becomes of it given what was found out
+// about its integration, when to look again, and the link by which an administrator consents.
+//
+// It guarantees that a session is completed by a proof alone, never after its deadline, and never leaves an end; and
+// that an integration's tenant is asked at most once in an interval, however many sessions wait for it. It does not
+// find anything out, keep anything, or know the time: callers bring all three.
+//
+// The tricky idea is the link's state. It must be shown again for as long as the session is open, yet whoever reads the
+// database must not be able to make it. So it is not stored: it is an HMAC of the session's name and a stored nonce
+// under a key that is kept outside the database, and only its hash is stored, for finding the session by it. A new nonce
+// is a new state, and makes the old one worthless.
+package consent

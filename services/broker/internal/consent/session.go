@@ -1,0 +1,113 @@
+package consent
+
+import (
+	"crypto/rand"
+	"strings"
+	"time"
+)
+
+// State is where a session is. The numbers are stored.
+type State int
+
+// The states. A session moves between the first two as its application does, and ends once.
+const (
+	// WaitingForApplication means that Entra ID may not know the application everywhere yet.
+	WaitingForApplication State = 1
+	// AwaitingConsent means that the administrator can consent.
+	AwaitingConsent State = 2
+	// Completed means that consent is proven.
+	Completed State = 3
+	// Expired means that it ended without.
+	Expired State = 4
+)
+
+// Open reports whether a session in this state has not ended.
+func (s State) Open() bool { return s == WaitingForApplication || s == AwaitingConsent }
+
+// Why a session expired before its deadline, as its LastRefusal says.
+const (
+	RefusalIntegrationGone     = "INTEGRATION_DELETED"
+	RefusalIntegrationDeleting = "INTEGRATION_DELETING"
+)
+
+// Name names a session.
+type Name struct {
+	Account string
+	ID      string
+}
+
+// String is the resource name.
+func (n Name) String() string { return "accounts/" + n.Account + "/consentSessions/" + n.ID }
+
+// Nonce is what distinguishes one state of a session's link from the next.
+type Nonce [32]byte
+
+// Session is one attempt to get an administrator to consent to one integration.
+type Session struct {
+	Name Name
+	// Integration is the integration's resource name; IntegrationUID says which of all that ever had it.
+	Integration    string
+	IntegrationUID string
+	TenantID       string
+	Cloud          string
+	// ClientID is the application's, as last seen; empty before there is one.
+	ClientID string
+	State    State
+	// PrincipalObjectID is the proof's, once completed.
+	PrincipalObjectID string
+	// LastRefusal is what the tenant last said, or why the session ended early.
+	LastRefusal string
+	Nonce       Nonce
+	// Version counts changes, so that watchers see that there was one.
+	Version    int64
+	CreateTime time.Time
+	ExpireTime time.Time
+	// EndTime is when it was completed or expired; zero before.
+	EndTime time.Time
+}
+
+// Request is what makes repeats of a creation safe. Without an ID nothing is remembered.
+type Request struct {
+	Account string
+	ID      string
+	// Fingerprint tells what was asked for from anything else.
+	Fingerprint []byte
+	// ExpireTime is when the ID is forgotten.
+	ExpireTime time.Time
+}
+
+// Integration is what the registry says about one.
+type Integration struct {
+	Name     string
+	UID      string
+	TenantID string
+	Cloud    string
+	ClientID string
+	// Ready means that the application is known wherever the vault asked.
+	Ready    bool
+	Deleting bool
+}
+
+// New opens a session of an account for an integration. Its ID and nonce are random, so it differs at every call.
+func New(now time.Time, account string, i Integration, expire time.Time) Session {
+	s := Session{
+		Name:           Name{Account: account, ID: strings.ToLower(rand.Text())},
+		Integration:    i.Name,
+		IntegrationUID: i.UID,
+		TenantID:       i.TenantID,
+		Cloud:          i.Cloud,
+		State:          WaitingForApplication,
+		Version:        1,
+		CreateTime:     stored(now),
+		ExpireTime:     stored(expire),
+	}
+	_, _ = rand.Read(s.Nonce[:]) // never fails: crypto/rand crashes the program instead
+	if next, changed := Decide(now, s, Observe(i)); changed {
+		next.Version = s.Version
+		return next
+	}
+	return s
+}
+
+// stored cuts a time to what the database keeps.
+func stored(t time.Time) time.Time { return t.UTC().Truncate(time.Microsecond) }

@@ -1,0 +1,10 @@
+package prover
+
+// Log keys of this package.
+const (
+	keyIntegration    = "integration"
+	keyIntegrationUID = "integration_uid"
+	keyState          = "state"
+	keyFailures       = "failures"
+	keyRefusal        = "refusal"
+)

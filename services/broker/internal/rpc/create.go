@@ -1,0 +1,127 @@
+package rpc
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	brokerv1 "phasekey.dev/gen/phasekey/broker/v1"
+	"phasekey.dev/pkg/obs"
+	"phasekey.dev/pkg/rpcerr"
+	"phasekey.dev/services/broker/internal/consent"
+)
+
+const (
+	// defaultLife is how long a session is open unless its creator says otherwise, maxLife the longest.
+	defaultLife = 24 * time.Hour
+	maxLife     = 7 * 24 * time.Hour
+	// maxSkew is how much a caller's clock may be ahead of ours when it asks for maxLife.
+	maxSkew = time.Minute
+	// requestLife is how long a request ID makes repeats safe.
+	requestLife = 24 * time.Hour
+)
+
+// CreateConsentSession implements ConsentService.
+func (s *Service) CreateConsentSession(ctx context.Context, req *brokerv1.CreateConsentSessionRequest) (*brokerv1.ConsentSession, error) {
+	now := time.Now()
+	account, expire, err := check(now, req)
+	if err != nil {
+		return nil, err
+	}
+	request := consent.Request{
+		Account:     account,
+		ID:          req.GetRequestId(),
+		Fingerprint: fingerprint(req),
+		ExpireTime:  now.Add(requestLife),
+	}
+	session, err := s.create(ctx, now, request, req.GetConsentSession().GetIntegration(), expire)
+	if err != nil {
+		return nil, problem(err, req.GetConsentSession().GetIntegration())
+	}
+	return s.reply(session)
+}
+
+func (s *Service) create(ctx context.Context, now time.Time, request consent.Request, integration string, expire time.Time) (consent.Session, error) {
+	if request.ID != "" {
+		// Before the registry is asked: what was created stays what it was, whatever became of the integration.
+		session, err := s.cfg.Store.Replay(ctx, now, request)
+		if !isNotFound(err) {
+			return session, err
+		}
+	}
+	found, err := s.cfg.Registry.Integration(ctx, integration)
+	if err != nil {
+		return consent.Session{}, err
+	}
+	if found.Deleting {
+		return consent.Session{}, consent.ErrIntegrationDeleting
+	}
+	if _, ok := s.cfg.Links.Clouds[found.Cloud]; !ok {
+		return consent.Session{}, fmt.Errorf("create session of %s: %w: %q", integration, consent.ErrUnknownCloud, found.Cloud)
+	}
+	session := consent.New(now, request.Account, found, expire)
+	stateHash := consent.HashState(s.cfg.Links.Key.StateOf(session))
+	created, err := s.cfg.Store.Create(ctx, now, session, stateHash, request, s.cfg.MaxOpen)
+	if err != nil {
+		return consent.Session{}, err
+	}
+	s.cfg.Log.InfoContext(ctx, "consent session created", slog.String(obs.KeyResource, created.Name.String()), slog.String(keyIntegration, integration))
+	return created, nil
+}
+
+// check returns the account and the deadline, or INVALID_ARGUMENT naming every field that is wrong.
+func check(now time.Time, req *brokerv1.CreateConsentSessionRequest) (account string, expire time.Time, err error) {
+	var bad []field
+	account, ok := parseAccount(req.GetParent())
+	if !ok {
+		bad = append(bad, field{"parent", "must name an account"})
+	}
+	if of, ok := accountOf(req.GetConsentSession().GetIntegration()); !ok || of != account {
+		bad = append(bad, field{"consent_session.integration", "must be an integration of the parent"})
+	}
+	expire = now.Add(defaultLife)
+	if asked := req.GetConsentSession().GetExpireTime(); asked != nil {
+		expire = asked.AsTime()
+		switch {
+		case !asked.IsValid():
+			bad = append(bad, field{"consent_session.expire_time", "must be a timestamp"})
+		case !expire.After(now):
+			bad = append(bad, field{"consent_session.expire_time", "must be in the future"})
+		case expire.After(now.Add(maxLife + maxSkew)):
+			bad = append(bad, field{"consent_session.expire_time", "must be at most seven days ahead"})
+		}
+	}
+	return account, expire, invalid(bad)
+}
+
+// field is one that is wrong.
+type field struct{ path, description string }
+
+// fingerprint is what a request asks for, leaving out what is ignored.
+func fingerprint(req *brokerv1.CreateConsentSessionRequest) []byte {
+	expire := "default"
+	if t := req.GetConsentSession().GetExpireTime(); t != nil {
+		expire = t.AsTime().Format(time.RFC3339Nano)
+	}
+	// No field can contain a line break: the first two have patterns.
+	sum := sha256.Sum256([]byte(req.GetParent() + "\n" + req.GetConsentSession().GetIntegration() + "\n" + expire))
+	return sum[:]
+}
+
+func invalid(bad []field) error {
+	switch len(bad) {
+	case 0:
+		return nil
+	case 1:
+		return rpcerr.Invalid(bad[0].path, bad[0].description)
+	}
+	details := rpcerr.Field(bad[0].path, bad[0].description)
+	for _, b := range bad[1:] {
+		details.FieldViolations = append(details.FieldViolations, rpcerr.Field(b.path, b.description).GetFieldViolations()...)
+	}
+	return rpcerr.New(codes.InvalidArgument, rpcerr.ReasonInvalidFields, fmt.Sprintf("%d invalid fields", len(bad)), details)
+}

@@ -1,0 +1,65 @@
+// Package rpc serves phasekey.broker.v1.ConsentService.
+//
+// It guarantees that a creation is stored before it is answered, that what a caller may not set is ignored, and that a
+// watcher sees the session's newest state, not each state between. It does not check who calls: the server's chain has.
+package rpc
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	brokerv1 "phasekey.dev/gen/phasekey/broker/v1"
+	"phasekey.dev/services/broker/internal/consent"
+)
+
+// Store keeps the sessions; its methods are as package store describes them.
+type Store interface {
+	Replay(ctx context.Context, now time.Time, r consent.Request) (consent.Session, error)
+	Create(ctx context.Context, now time.Time, s consent.Session, stateHash []byte, r consent.Request, limit int) (consent.Session, error)
+	Get(ctx context.Context, name consent.Name) (consent.Session, error)
+}
+
+// Registry says how integrations are: consent.ErrIntegrationNotFound means that there is none.
+type Registry interface {
+	Integration(ctx context.Context, name string) (consent.Integration, error)
+}
+
+// Config is what a Service is made from.
+type Config struct {
+	Store    Store
+	Registry Registry
+	Links    consent.Links
+	Log      *slog.Logger
+	// MaxOpen is how many sessions of one integration may be open at once.
+	MaxOpen int
+	// Poll is how often a watched session is read again.
+	Poll time.Duration
+}
+
+// Service implements ConsentService.
+type Service struct {
+	brokerv1.UnimplementedConsentServiceServer
+
+	cfg Config
+}
+
+// New returns a service; it starts nothing.
+func New(cfg Config) *Service { return &Service{cfg: cfg} }
+
+// GetConsentSession implements ConsentService.
+func (s *Service) GetConsentSession(ctx context.Context, req *brokerv1.GetConsentSessionRequest) (*brokerv1.ConsentSession, error) {
+	session, err := s.read(ctx, req.GetName())
+	if err != nil {
+		return nil, problem(err, req.GetName())
+	}
+	return s.reply(session)
+}
+
+func (s *Service) read(ctx context.Context, name string) (consent.Session, error) {
+	parsed, ok := parseName(name)
+	if !ok {
+		return consent.Session{}, consent.ErrNotFound
+	}
+	return s.cfg.Store.Get(ctx, parsed)
+}

@@ -1,0 +1,96 @@
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"time"
+
+	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/broker/internal/consent"
+)
+
+// Due returns the UIDs of integrations that are due and nobody's, the longest due first, at most limit.
+func (s *Store) Due(ctx context.Context, now time.Time, limit int) ([]string, error) {
+	var uids []string
+	err := s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
+		uids, err = sqldb.Collect(ctx, tx, func(row sqldb.Row) (uid string, err error) {
+			err = row.Scan(&uid)
+			return uid, err
+		}, `SELECT integration_uid FROM targets WHERE due_time > 0 AND due_time <= $1 AND claim_until <= $1
+			ORDER BY due_time, integration_uid LIMIT $2`, sqldb.Micros(now), limit)
+		return err
+	})
+	return uids, failed(err, "list due targets")
+}
+
+// Claim keeps other replicas away from a due target until a time, or until Settle. ErrClaimLost if it is not due, or
+// somebody else's.
+func (s *Store) Claim(ctx context.Context, now, until time.Time, uid string) (consent.Claim, error) {
+	c := consent.Claim{Word: rand.Text()}
+	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+		claimed, err := tx.Exec(ctx, `UPDATE targets SET claim = $1, claim_until = $2
+			WHERE integration_uid = $3 AND due_time > 0 AND due_time <= $4 AND claim_until <= $4`,
+			c.Word, sqldb.Micros(until), uid, sqldb.Micros(now))
+		if err != nil {
+			return err
+		}
+		if claimed == 0 {
+			return consent.ErrClaimLost
+		}
+		c.Target, c.Open, err = read(ctx, tx, uid)
+		return err
+	})
+	if err != nil {
+		return consent.Claim{}, failed(err, "claim target %s", uid)
+	}
+	return c, nil
+}
+
+// Settle ends a claim. Decide is given the target and all its sessions that are open now, in the transaction that
+// writes what it returns: the target, and those sessions that changed. It may be called more than once. ErrClaimLost
+// if the claim is somebody else's by now; then nothing is written.
+func (s *Store) Settle(ctx context.Context, c consent.Claim, decide func(consent.Target, []consent.Session) (consent.Target, []consent.Session)) error {
+	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+		uid := c.Target.IntegrationUID
+		mine, err := tx.Exec(ctx, `UPDATE targets SET claim = '', claim_until = 0 WHERE integration_uid = $1 AND claim = $2`, uid, c.Word)
+		if err != nil {
+			return err
+		}
+		if mine == 0 {
+			return consent.ErrClaimLost
+		}
+		target, open, err := read(ctx, tx, uid)
+		if err != nil {
+			return err
+		}
+		target, changed := decide(target, open)
+		if _, err := tx.Exec(ctx, `UPDATE targets SET due_time = $1, look_time = $2, probe_time = $3, failures = $4 WHERE integration_uid = $5`,
+			sqldb.Micros(target.DueTime), sqldb.Micros(target.LookTime), sqldb.Micros(target.ProbeTime), target.Failures, uid); err != nil {
+			return err
+		}
+		for _, session := range changed {
+			if _, err := tx.Exec(ctx, `UPDATE consent_sessions SET state = $1, client_id = $2, service_principal_object_id = $3,
+				last_refusal = $4, version = $5, end_time = $6 WHERE account = $7 AND id = $8 AND end_time = 0`,
+				session.State, session.ClientID, session.PrincipalObjectID, session.LastRefusal, session.Version,
+				sqldb.Micros(session.EndTime), session.Name.Account, session.Name.ID); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return failed(err, "settle target %s", c.Target.IntegrationUID)
+}
+
+// read returns a target, whose row the transaction has written, and its open sessions.
+func read(ctx context.Context, tx sqldb.Tx, uid string) (consent.Target, []consent.Session, error) {
+	t := consent.Target{IntegrationUID: uid}
+	var due, look, probe int64
+	if err := tx.QueryRow(ctx, `SELECT integration, due_time, look_time, probe_time, failures FROM targets WHERE integration_uid = $1`,
+		uid).Scan(&t.Integration, &due, &look, &probe, &t.Failures); err != nil {
+		return consent.Target{}, nil, err
+	}
+	t.DueTime, t.LookTime, t.ProbeTime = sqldb.Time(due), sqldb.Time(look), sqldb.Time(probe)
+	open, err := sqldb.Collect(ctx, tx, scanSession, `SELECT `+sessionColumns+` FROM consent_sessions
+		WHERE integration_uid = $1 AND end_time = 0 ORDER BY account, id`, uid)
+	return t, open, err
+}
