@@ -1,0 +1,284 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"time"
+
+	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/vault/internal/credential"
+	"phasekey.dev/services/vault/internal/election"
+)
+
+// keepEnded is how long the rows of versions that have ended are kept.
+const keepEnded = 30 * 24 * time.Hour
+
+// Never is stored for "nothing to do until somebody touches it".
+const never = math.MaxInt64
+
+// Facts is everything that a decision about one integration needs.
+type Facts struct {
+	credential.Facts
+	// Integration is the zero value when the registry does not list it.
+	Integration Integration
+	// Incarnation is the registry database's.
+	Incarnation string
+	// Touches goes back into the Step, see there.
+	Touches int64
+}
+
+// Step is what one decision came to: one transaction.
+type Step struct {
+	IntegrationUID string
+	Now            time.Time
+	Change         credential.Change
+	// NextTime is when the integration is to be looked at again; zero for never. It is written only if nobody has touched the
+	// integration since Touches was read.
+	NextTime time.Time
+	Touches  int64
+}
+
+// Due returns at most limit integrations of the shard that are due, the longest due first, and when the next one after now
+// will be: zero when none will.
+func (s *Store) Due(ctx context.Context, shard int, now time.Time, limit int) (uids []string, next time.Time, err error) {
+	err = s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
+		uids, err = sqldb.Collect(ctx, tx, func(row sqldb.Row) (uid string, err error) {
+			err = row.Scan(&uid)
+			return uid, err
+		}, `SELECT integration_uid FROM applications WHERE shard = $1 AND next_time <= $2 ORDER BY next_time, integration_uid LIMIT $3`,
+			shard, sqldb.Micros(now), limit)
+		if err != nil {
+			return err
+		}
+		var first int64
+		err = tx.QueryRow(ctx, `SELECT next_time FROM applications WHERE shard = $1 AND next_time > $2 ORDER BY next_time LIMIT 1`,
+			shard, sqldb.Micros(now)).Scan(&first)
+		if errors.Is(err, sqldb.ErrNoRows) || first == never {
+			next = time.Time{}
+			return nil
+		}
+		next = sqldb.Time(first)
+		return err
+	})
+	if err != nil {
+		return nil, time.Time{}, fmt.Errorf("read what is due in shard %d: %w", shard, err)
+	}
+	return uids, next, nil
+}
+
+// Facts reads what is known about an integration; sqldb.ErrNoRows when it was never adopted. SpecDigest of what is wanted is
+// for the caller to fill in.
+func (s *Store) Facts(ctx context.Context, uid string) (Facts, error) {
+	var out Facts
+	err := s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
+		out = Facts{}
+		if out.Application, err = scanApplication(tx.QueryRow(ctx, `SELECT `+applicationColumns+`, touches FROM applications
+			WHERE integration_uid = $1`, uid), &out.Touches); err != nil {
+			return err
+		}
+		out.Wanted.UID = uid
+		out.Integration, err = scanIntegration(tx.QueryRow(ctx, `SELECT `+integrationColumns+` FROM integrations WHERE uid = $1`, uid))
+		switch {
+		case err == nil:
+			out.Wanted.Present, out.Wanted.Deleting, out.Wanted.Period = true, out.Integration.Deleting, out.Integration.RotationPeriod
+		case !errors.Is(err, sqldb.ErrNoRows):
+			return err
+		}
+		err = tx.QueryRow(ctx, `SELECT incarnation FROM projection WHERE singleton = 1`).Scan(&out.Incarnation)
+		if err != nil && !errors.Is(err, sqldb.ErrNoRows) {
+			return err
+		}
+		if out.Versions, err = sqldb.Collect(ctx, tx, func(row sqldb.Row) (credential.Version, error) { return scanVersion(row) },
+			`SELECT `+versionColumns+` FROM credential_versions WHERE integration_uid = $1
+				AND (state NOT IN ('REVOKED', 'ABANDONED') OR (state = 'ABANDONED' AND key_id <> '' AND remove_time = 0))
+				ORDER BY number`, uid); err != nil {
+			return err
+		}
+		if err := tx.QueryRow(ctx, `SELECT COALESCE(MAX(number), 0) FROM credential_versions WHERE integration_uid = $1`, uid).
+			Scan(&out.LastNumber); err != nil {
+			return err
+		}
+		if out.Strays, err = sqldb.Collect(ctx, tx, func(row sqldb.Row) (p credential.Stray, err error) {
+			err = row.Scan(&p.KeyID, &p.Name, at{&p.FirstTime}, at{&p.LastTime})
+			return p, err
+		}, `SELECT key_id, name, first_time, last_time FROM stray_passwords WHERE integration_uid = $1 ORDER BY key_id`, uid); err != nil {
+			return err
+		}
+		out.Probe, err = readProbe(ctx, tx, uid)
+		return err
+	})
+	if err != nil {
+		return Facts{}, fmt.Errorf("read facts of integration %s: %w", uid, err)
+	}
+	return out, nil
+}
+
+// Adopt takes the shard's integrations that are newer than the revision after into the list of what is due, and forgets what
+// is gone for good. It returns the newest revision there is, to be given the next time; with after = 0 it looks at all of
+// them, and is then right whatever was missed. Nothing is written when nothing is new.
+func (s *Store) Adopt(ctx context.Context, m election.Mastership, now time.Time, after int64) (newest int64, err error) {
+	err = s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+		return tx.QueryRow(ctx, `SELECT COALESCE(MAX(revision), 0) FROM integrations WHERE shard = $1`, m.Shard).Scan(&newest)
+	})
+	if err != nil {
+		return 0, fmt.Errorf("adopt integrations of shard %d: %w", m.Shard, err)
+	}
+	if newest == after && after != 0 {
+		return newest, nil
+	}
+	if newest < after {
+		after = 0 // another database of the registry's, or the newest one was deleted
+	}
+	err = s.asMaster(ctx, m, func(ctx context.Context, tx masterTx) error {
+		if _, err := tx.Exec(ctx, `INSERT INTO applications (integration_uid, shard, revision, next_time)
+			SELECT uid, shard, revision, $3 FROM integrations WHERE shard = $1 AND revision > $2 AND revision <= $4
+			ON CONFLICT (integration_uid) DO UPDATE SET shard = excluded.shard, revision = excluded.revision,
+				next_time = excluded.next_time, touches = applications.touches + 1
+			WHERE applications.revision <> excluded.revision OR applications.shard <> excluded.shard`,
+			m.Shard, after, sqldb.Micros(now), newest); err != nil {
+			return err
+		}
+		const gone = `(SELECT integration_uid FROM applications WHERE shard = $1 AND forget_time > 0
+			AND NOT EXISTS (SELECT 1 FROM integrations WHERE uid = applications.integration_uid))`
+		for _, table := range []string{"credential_versions", "stray_passwords", "consent_probes", "applications"} {
+			if _, err := tx.Exec(ctx, `DELETE FROM `+table+` WHERE integration_uid IN `+gone, m.Shard); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, fmt.Errorf("adopt integrations of shard %d: %w", m.Shard, err)
+	}
+	return newest, nil
+}
+
+// Commit writes a step. ErrChanged and ErrHeld mean that it was decided on facts that are no longer true, election.ErrFenced that
+// the mastership is over; nothing was written then.
+func (s *Store) Commit(ctx context.Context, m election.Mastership, step Step) error {
+	err := s.asMaster(ctx, m, func(ctx context.Context, tx masterTx) error {
+		c := step.Change
+		moved := c.Intent != nil
+		var wasConsented int64
+		if err := tx.QueryRow(ctx, `SELECT consented FROM applications WHERE integration_uid = $1`, step.IntegrationUID).
+			Scan(&wasConsented); err != nil {
+			return err
+		}
+		if c.Application != nil {
+			moved = moved || bit(c.Application.Consented) != wasConsented
+			if err := tx.saveApplication(ctx, step.IntegrationUID, *c.Application); err != nil {
+				return err
+			}
+		}
+		if c.Intent != nil {
+			if err := tx.insertIntent(ctx, *c.Intent); err != nil {
+				return err
+			}
+		}
+		for _, m := range c.Moves {
+			moved = moved || m.From != m.Version.State
+			if err := tx.move(ctx, m); err != nil {
+				return err
+			}
+		}
+		if c.ReplaceStrays {
+			if err := tx.replaceStrays(ctx, step); err != nil {
+				return err
+			}
+		}
+		next := int64(never)
+		if !step.NextTime.IsZero() {
+			next = sqldb.Micros(step.NextTime)
+		}
+		if _, err := tx.Exec(ctx, `UPDATE applications SET next_time = $2 WHERE integration_uid = $1 AND touches = $3`,
+			step.IntegrationUID, next, step.Touches); err != nil {
+			return err
+		}
+		if !moved {
+			return nil
+		}
+		return noteChange(ctx, tx.Tx, step.Now, step.IntegrationUID, "")
+	})
+	if err != nil {
+		return fmt.Errorf("commit step of integration %s: %w", step.IntegrationUID, err)
+	}
+	return nil
+}
+
+// replaceStrays writes what a read found, and takes the occasion to drop versions that ended long ago.
+func (tx masterTx) replaceStrays(ctx context.Context, step Step) error {
+	if _, err := tx.Exec(ctx, `DELETE FROM stray_passwords WHERE integration_uid = $1`, step.IntegrationUID); err != nil {
+		return err
+	}
+	for _, p := range step.Change.Strays {
+		if _, err := tx.Exec(ctx, `INSERT INTO stray_passwords (integration_uid, key_id, name, first_time, last_time) VALUES ($1, $2, $3, $4, $5)`,
+			step.IntegrationUID, p.KeyID, p.Name, sqldb.Micros(p.FirstTime), sqldb.Micros(p.LastTime)); err != nil {
+			return err
+		}
+	}
+	// The newest stays whatever its age: the next number is counted from it.
+	_, err := tx.Exec(ctx, `DELETE FROM credential_versions WHERE integration_uid = $1 AND intend_time < $2
+		AND (state = 'REVOKED' OR (state = 'ABANDONED' AND (key_id = '' OR remove_time > 0)))
+		AND number < (SELECT MAX(number) FROM credential_versions WHERE integration_uid = $1)`,
+		step.IntegrationUID, sqldb.Micros(step.Now.Add(-keepEnded)))
+	return err
+}
+
+const applicationColumns = `integration_uid, object_id, client_id, display_name, spec_digest, ensure_send_time, ensure_time, read_time, write_time,
+	foreign_passwords, missing_reads, missing_time, home_proofs, home_time, ready_time, consented, consent_time, principal_object_id,
+	observe_time, consent_refusals, consent_refused_since, consent_code, failures, failure_code, retry_time, add_failures, add_code,
+	add_retry_time, life_limit, delete_time, purge_time, forget_time, report_digest, report_time`
+
+// scanApplication reads a row that begins with applicationColumns; more are further columns.
+func scanApplication(row sqldb.Row, more ...any) (credential.Application, error) {
+	var (
+		a         credential.Application
+		consented int64
+		limit     int64
+	)
+	columns := []any{&a.IntegrationUID, &a.ObjectID, &a.ClientID, &a.DisplayName, &a.SpecDigest, at{&a.EnsureSendTime}, at{&a.EnsureTime},
+		at{&a.ReadTime}, at{&a.WriteTime}, &a.Foreign, &a.MissingReads, at{&a.MissingTime}, &a.HomeProofs, at{&a.HomeTime}, at{&a.ReadyTime},
+		&consented, at{&a.ConsentTime}, &a.PrincipalObjectID, at{&a.ObserveTime}, &a.ConsentRefusals, at{&a.ConsentRefusedSince},
+		&a.ConsentCode, &a.Failures, &a.FailureCode, at{&a.NextTime}, &a.AddFailures, &a.AddCode, at{&a.AddNextTime}, &limit,
+		at{&a.DeleteTime}, at{&a.PurgeTime}, at{&a.ForgetTime}, &a.ReportDigest, at{&a.ReportTime}}
+	err := row.Scan(append(columns, more...)...)
+	a.Consented = consented != 0
+	a.LifeLimit = time.Duration(limit) * time.Microsecond
+	return a, err
+}
+
+func (tx masterTx) saveApplication(ctx context.Context, uid string, a credential.Application) error {
+	args := []any{uid, a.ObjectID, a.ClientID, a.DisplayName, a.SpecDigest, sqldb.Micros(a.EnsureSendTime), sqldb.Micros(a.EnsureTime),
+		sqldb.Micros(a.ReadTime), sqldb.Micros(a.WriteTime), a.Foreign, a.MissingReads, sqldb.Micros(a.MissingTime), a.HomeProofs,
+		sqldb.Micros(a.HomeTime), sqldb.Micros(a.ReadyTime), bit(a.Consented), sqldb.Micros(a.ConsentTime), a.PrincipalObjectID,
+		sqldb.Micros(a.ObserveTime), a.ConsentRefusals, sqldb.Micros(a.ConsentRefusedSince), a.ConsentCode, a.Failures, a.FailureCode,
+		sqldb.Micros(a.NextTime), a.AddFailures, a.AddCode, sqldb.Micros(a.AddNextTime), a.LifeLimit.Microseconds(),
+		sqldb.Micros(a.DeleteTime), sqldb.Micros(a.PurgeTime), sqldb.Micros(a.ForgetTime), a.ReportDigest, sqldb.Micros(a.ReportTime)}
+	saved, err := tx.Exec(ctx, `UPDATE applications SET object_id = $2, client_id = $3, display_name = $4, spec_digest = $5,
+		ensure_send_time = $6, ensure_time = $7, read_time = $8, write_time = $9, foreign_passwords = $10, missing_reads = $11,
+		missing_time = $12, home_proofs = $13, home_time = $14, ready_time = $15, consented = $16, consent_time = $17,
+		principal_object_id = $18, observe_time = $19, consent_refusals = $20, consent_refused_since = $21, consent_code = $22,
+		failures = $23, failure_code = $24, retry_time = $25, add_failures = $26, add_code = $27, add_retry_time = $28, life_limit = $29,
+		delete_time = $30, purge_time = $31, forget_time = $32, report_digest = $33, report_time = $34
+		WHERE integration_uid = $1`, slices.Clip(args)...)
+	if err != nil {
+		return fmt.Errorf("save application: %w", err)
+	}
+	if saved == 0 {
+		return fmt.Errorf("save application: %w", ErrChanged)
+	}
+	return nil
+}
+
+// touch makes an integration due now, from any replica. It does nothing for one that was never adopted.
+func touch(ctx context.Context, tx sqldb.Tx, integrationUID string, now time.Time) error {
+	_, err := tx.Exec(ctx, `UPDATE applications SET touches = touches + 1, next_time = CASE WHEN next_time < $2 THEN next_time ELSE $2 END
+		WHERE integration_uid = $1 AND forget_time = 0`, integrationUID, sqldb.Micros(now))
+	if err != nil {
+		return fmt.Errorf("touch integration: %w", err)
+	}
+	return nil
+}
