@@ -1,0 +1,103 @@
+package runner
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"strings"
+	"time"
+
+	typev1 "phasekey.dev/gen/phasekey/type/v1"
+	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
+	"phasekey.dev/pkg/secret"
+)
+
+// errUnusable is why a message of the vault was not taken: there is nothing in it that could be served.
+var errUnusable = errors.New("unusable credential")
+
+// Credential is what a runner holds at one moment: an access token for one audience and what it belongs to.
+type Credential struct {
+	// Lease is the lease's ID in the vault. Generation grows with every delivery of the lease.
+	Lease      string
+	Generation int64
+	// Version is the number of the integration's credential version that the token was made with.
+	Version int64
+	// Phase is what the run is doing, Access what it may do.
+	Phase  typev1.Phase
+	Access typev1.Access
+	// Audience is the resource that takes the token.
+	Audience string
+	Token    secret.Text
+	// The token was made at IssueTime, is renewed by RefreshTime, and works until ExpireTime.
+	IssueTime   time.Time
+	RefreshTime time.Time
+	ExpireTime  time.Time
+	// GrantExpireTime is when the grant ends, unless it is extended.
+	GrantExpireTime time.Time
+	// Where the token works.
+	Cloud          string
+	TenantID       string
+	ClientID       string
+	SubscriptionID string
+	// Environment is what the vault wants in a child's environment. No value is a secret.
+	Environment map[string]string
+}
+
+// valid reports whether the token works at now, by this machine's clock.
+func (c Credential) valid(now time.Time) bool { return now.Before(c.ExpireTime) }
+
+// newCredential takes a message of the vault apart. It is errUnusable if no token in it works at now.
+func newCredential(now time.Time, m *vaultv1.Credential) (Credential, error) {
+	token := m.GetAccessToken()
+	switch {
+	case token.GetToken() == "" || token.GetAudience() == "":
+		return Credential{}, fmt.Errorf("%w: no access token in it", errUnusable)
+	case m.GetExpireTime().CheckValid() != nil:
+		return Credential{}, fmt.Errorf("%w: no expire_time", errUnusable)
+	case !now.Before(m.GetExpireTime().AsTime()):
+		return Credential{}, fmt.Errorf("%w: it had expired when it came (or this machine's clock is ahead)", errUnusable)
+	}
+	c := Credential{
+		Lease:          m.GetLease(),
+		Generation:     m.GetGeneration(),
+		Version:        m.GetCredentialVersion(),
+		Phase:          m.GetPhase(),
+		Access:         m.GetAccess(),
+		Audience:       token.GetAudience(),
+		Token:          secret.New(token.GetToken()),
+		ExpireTime:     m.GetExpireTime().AsTime(),
+		Cloud:          m.GetCloud(),
+		TenantID:       m.GetTenantId(),
+		ClientID:       m.GetClientId(),
+		SubscriptionID: m.GetSubscriptionId(),
+		Environment:    maps.Clone(m.GetEnvironment()),
+	}
+	if m.GetIssueTime().IsValid() {
+		c.IssueTime = m.GetIssueTime().AsTime()
+	}
+	c.RefreshTime = c.ExpireTime
+	if t := m.GetRefreshTime(); t.IsValid() && t.AsTime().Before(c.ExpireTime) {
+		c.RefreshTime = t.AsTime()
+	}
+	if m.GetGrantExpireTime().IsValid() {
+		c.GrantExpireTime = m.GetGrantExpireTime().AsTime()
+	}
+	return c, nil
+}
+
+// resourceManagerAliases are the older names of the clouds' Resource Managers, which SDKs still ask for. A token for the
+// one works at the other.
+var resourceManagerAliases = map[string]string{
+	"https://management.core.windows.net":       "https://management.azure.com",
+	"https://management.core.usgovcloudapi.net": "https://management.usgovcloudapi.net",
+	"https://management.core.chinacloudapi.cn":  "https://management.chinacloudapi.cn",
+}
+
+// canonicalAudience gives the audiences that mean the same service one name. SDKs disagree about the trailing slash.
+func canonicalAudience(audience string) string {
+	a := strings.TrimSuffix(audience, "/")
+	if name, ok := resourceManagerAliases[strings.ToLower(a)]; ok {
+		return name
+	}
+	return a
+}

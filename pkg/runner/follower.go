@@ -1,0 +1,299 @@
+package runner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"time"
+
+	"google.golang.org/grpc/connectivity"
+
+	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
+	"phasekey.dev/pkg/rpcerr"
+)
+
+const (
+	// firstMessageTimeout is how long a stream may be silent at first. The first message comes at once, but for the
+	// vault's own wait for Entra.
+	firstMessageTimeout = time.Minute
+	// settled is how long a stream must have delivered for its end to count as a first failure, not as the next in a row.
+	settled = 10 * time.Second
+	// overdueGrace is how long after the refresh time the vault is given before another stream is tried.
+	overdueGrace = 30 * time.Second
+)
+
+// Why a stream ended without an error of the vault's.
+var (
+	errSilent = fmt.Errorf("vault said nothing for %s", firstMessageTimeout)
+	errClosed = errors.New("vault closed the stream")
+)
+
+// connection is what a gRPC connection can tell and do beyond calls; a Runner does without, if it cannot.
+type connection interface {
+	GetState() connectivity.State
+	WaitForStateChange(ctx context.Context, s connectivity.State) bool
+	ResetConnectBackoff()
+}
+
+// event is one thing that happened on one stream: a message or its end.
+type event struct {
+	stream  int
+	message *vaultv1.Credential
+	err     error
+}
+
+// stream is one call of StreamCredentials that has not ended.
+type stream struct {
+	cancel    context.CancelFunc
+	delivered time.Time // when the first message was taken; zero before
+}
+
+// follower keeps a stream open. All of its fields belong to the goroutine in run.
+type follower struct {
+	r       *Runner
+	events  chan event
+	leaving chan struct{}
+
+	live    map[int]*stream
+	newest  int // the stream opened last
+	fails   int // in a row
+	retry   *time.Timer
+	overdue *time.Timer
+	warned  string // what was warned of last
+}
+
+func newFollower(r *Runner) *follower {
+	return &follower{
+		r:       r,
+		events:  make(chan event),
+		leaving: make(chan struct{}),
+		live:    map[int]*stream{},
+	}
+}
+
+// run opens streams and takes in what they deliver, until ctx ends (nil) or delivery does (a *FinalError).
+func (f *follower) run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	running := make(chan struct{})
+	count := 0
+	start := func(do func()) {
+		count++
+		go func() { do(); running <- struct{}{} }()
+	}
+	defer func() {
+		cancel()
+		for ; count > 0; count-- {
+			<-running
+		}
+	}()
+	f.retry, f.overdue = time.NewTimer(0), time.NewTimer(time.Hour)
+	f.overdue.Stop()
+	defer f.retry.Stop()
+	defer f.overdue.Stop()
+	if conn, ok := f.r.cfg.Conn.(connection); ok {
+		start(func() { f.watch(ctx, conn) })
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-f.r.state.done:
+			// A unary call has met a final error.
+			return f.r.state.err()
+		case <-running:
+			count--
+		case <-f.retry.C:
+			f.open(ctx, start)
+		case <-f.leaving:
+			if f.delivers() {
+				f.r.cfg.Log.DebugContext(ctx, "connection is going away, opening another stream")
+				f.open(ctx, start)
+			}
+		case <-f.overdue.C:
+			if f.delivers() {
+				f.warn(ctx, "vault is overdue, opening another stream", nil)
+				f.open(ctx, start)
+			}
+		case e := <-f.events:
+			s := f.live[e.stream]
+			switch {
+			case s == nil:
+				// One that was let go of.
+			case e.message != nil:
+				f.take(ctx, time.Now(), e.stream, s, e.message)
+			default:
+				if err := f.ended(ctx, time.Now(), e.stream, s, e.err); err != nil {
+					return err
+				}
+			}
+		}
+	}
+}
+
+// delivers reports whether the stream opened last has delivered and has not ended: no other one is on its way.
+func (f *follower) delivers() bool {
+	s := f.live[f.newest]
+	return s != nil && !s.delivered.IsZero()
+}
+
+// open starts one more stream.
+func (f *follower) open(ctx context.Context, start func(func())) {
+	f.retry.Stop()
+	if conn, ok := f.r.cfg.Conn.(connection); ok {
+		// When to try again is decided here, not by the connection's own, longer back-off.
+		conn.ResetConnectBackoff()
+	}
+	f.newest++
+	id := f.newest
+	streamCtx, cancel := context.WithCancelCause(ctx)
+	f.live[id] = &stream{cancel: func() { cancel(nil) }}
+	start(func() {
+		defer cancel(nil)
+		err := f.follow(streamCtx, cancel, id)
+		f.send(ctx, event{stream: id, err: err})
+	})
+}
+
+// follow is one stream from its opening to its end.
+func (f *follower) follow(ctx context.Context, cancel context.CancelCauseFunc, id int) error {
+	silent := time.AfterFunc(firstMessageTimeout, func() { cancel(errSilent) })
+	defer silent.Stop()
+	calls, err := f.r.client.StreamCredentials(ctx, &vaultv1.StreamCredentialsRequest{
+		InstanceId: f.r.instance,
+		Audience:   f.r.cfg.Audience,
+	}, f.r.bearer)
+	if err != nil {
+		return err
+	}
+	for {
+		m, err := calls.Recv()
+		switch {
+		case errors.Is(err, io.EOF):
+			return errClosed
+		case err != nil && errors.Is(context.Cause(ctx), errSilent):
+			return errSilent
+		case err != nil:
+			return err
+		}
+		silent.Stop()
+		c := m.GetCredential()
+		if c == nil {
+			c = &vaultv1.Credential{}
+		}
+		f.send(ctx, event{stream: id, message: c})
+	}
+}
+
+// send hands an event to run, unless ctx ends first.
+func (f *follower) send(ctx context.Context, e event) {
+	select {
+	case f.events <- e:
+	case <-ctx.Done():
+	}
+}
+
+// watch says when the connection stops being ready: it broke, or the server wants everybody to leave it.
+func (f *follower) watch(ctx context.Context, conn connection) {
+	for {
+		s := conn.GetState()
+		if !conn.WaitForStateChange(ctx, s) {
+			return
+		}
+		if s != connectivity.Ready {
+			continue
+		}
+		select {
+		case f.leaving <- struct{}{}:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// take makes a message what is held, if it is newer, and lets go of the streams that are older than the one it came by.
+func (f *follower) take(ctx context.Context, now time.Time, id int, s *stream, m *vaultv1.Credential) {
+	log := f.r.cfg.Log
+	c, err := newCredential(now, m)
+	if err != nil {
+		// Keep what is held; another stream, later, may say it better.
+		s.cancel()
+		delete(f.live, id)
+		f.again(ctx, now, s, err)
+		return
+	}
+	held := f.r.state.newest()
+	// The first message of a new stream may have been made before the last one of the old. What follows on a stream is
+	// in order.
+	late := s.delivered.IsZero() && c.Lease == held.Lease && c.Generation < held.Generation && held.valid(now)
+	if s.delivered.IsZero() {
+		s.delivered = now
+	}
+	f.warned = ""
+	if !late {
+		f.r.state.put(c)
+	}
+	for older, o := range f.live {
+		if older < id {
+			o.cancel()
+			delete(f.live, older)
+		}
+	}
+	f.overdue.Reset(f.r.state.newest().RefreshTime.Add(overdueGrace).Sub(now))
+	log.DebugContext(ctx, "credential delivered",
+		slog.Int64("generation", c.Generation), slog.Int64("version", c.Version),
+		slog.String("sent_because", m.GetReason().String()), slog.Time("expire_time", c.ExpireTime))
+}
+
+// ended decides what the end of a stream means: an error if it is final, else when to open the next.
+func (f *follower) ended(ctx context.Context, now time.Time, id int, s *stream, err error) error {
+	delete(f.live, id)
+	if final := asFinal(err); final != nil {
+		return final
+	}
+	f.again(ctx, now, s, err)
+	return nil
+}
+
+// again sets the timer for the next stream after one that failed with err.
+func (f *follower) again(ctx context.Context, now time.Time, s *stream, err error) {
+	f.r.state.fail(err)
+	draining := rpcerr.Reason(err) == rpcerr.ReasonDraining
+	if !s.delivered.IsZero() && now.Sub(s.delivered) >= settled {
+		f.fails = 0
+	}
+	if _, ok := f.live[f.newest]; ok {
+		// The next one is on its way already.
+		return
+	}
+	wait := max(backoffDelay(f.fails), min(rpcerr.RetryDelay(err), backoffMax))
+	if draining && f.fails == 0 {
+		// It leaves in an order of its own choosing, and others are up.
+		wait = min(rpcerr.RetryDelay(err), backoffMax)
+	}
+	f.fails++
+	f.retry.Reset(wait)
+	if !draining {
+		f.warn(ctx, "no stream to the vault, keeping what is held", err)
+	}
+}
+
+// warn logs at warning level, at debug level what was said for the same reason since the last delivery: a long outage is
+// one line.
+func (f *follower) warn(ctx context.Context, message string, err error) {
+	why := message
+	if st, ok := rpcerr.FromError(err); ok {
+		why += st.Code().String() + rpcerr.Reason(err)
+	}
+	level := slog.LevelWarn
+	if f.warned == why {
+		level = slog.LevelDebug
+	}
+	f.warned = why
+	if err == nil {
+		f.r.cfg.Log.Log(ctx, level, message)
+		return
+	}
+	f.r.cfg.Log.Log(ctx, level, message, slog.String("error", rpcerr.Explain(err)))
+}

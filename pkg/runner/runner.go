@@ -1,0 +1,120 @@
+package runner
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+
+	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
+	"phasekey.dev/pkg/secret"
+)
+
+// closeTimeout bounds the last call, which tells the vault that nobody uses the lease any more. Whether it arrives or
+// not, the lease ends with its grant.
+const closeTimeout = 3 * time.Second
+
+// Config is what a Runner is made from.
+type Config struct {
+	// Conn leads to the vault's listener for runners. Its transport must be private: the grant refuses to travel
+	// otherwise. The Runner does not close it.
+	Conn grpc.ClientConnInterface
+	// Grant is the bearer token that the platform made.
+	Grant secret.Text
+	// Audience is what the streamed token is for; empty means the cloud's Resource Manager.
+	Audience string
+	// Log gets what goes wrong and what changes; never a secret.
+	Log *slog.Logger
+}
+
+// Runner follows one lease. It is safe for concurrent use.
+type Runner struct {
+	cfg      Config
+	client   vaultv1.CredentialServiceClient
+	instance string
+	bearer   grpc.CallOption
+	state    *state
+	started  atomic.Bool
+
+	mu     sync.Mutex
+	others map[string]*other // by canonical audience
+}
+
+// New makes a Runner with an instance ID of its own. Nothing happens before Run.
+func New(cfg Config) (*Runner, error) {
+	var errs []error
+	if cfg.Conn == nil {
+		errs = append(errs, errors.New("no connection"))
+	}
+	if cfg.Grant.IsZero() {
+		errs = append(errs, errors.New("no grant"))
+	}
+	if cfg.Log == nil {
+		errs = append(errs, errors.New("no log"))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, fmt.Errorf("make a runner: %w", err)
+	}
+	return &Runner{
+		cfg:      cfg,
+		client:   vaultv1.NewCredentialServiceClient(cfg.Conn),
+		instance: rand.Text(),
+		bearer:   grpc.PerRPCCredentials(bearer{cfg.Grant}),
+		state:    newState(),
+		others:   map[string]*other{},
+	}, nil
+}
+
+// Run follows the vault until ctx ends, which is nil, or until delivery has ended for good, which is a *FinalError. No
+// other error ends it. At the end it closes the lease, within three seconds and without insisting. It runs once.
+func (r *Runner) Run(ctx context.Context) error {
+	if !r.started.CompareAndSwap(false, true) {
+		return errors.New("runner runs already")
+	}
+	err := newFollower(r).run(ctx)
+	var final *FinalError
+	if errors.As(err, &final) {
+		r.state.finish(final)
+		return final
+	}
+	r.state.finish(ErrStopped)
+	r.closeLease(ctx)
+	return nil
+}
+
+// Credential returns the newest credential, waiting until there is one that works. Its error is a *FinalError after
+// delivery has ended, ErrStopped after Run has returned, else ctx's, joined with what last went wrong.
+func (r *Runner) Credential(ctx context.Context) (Credential, error) { return r.state.wait(ctx) }
+
+// Done is closed when nothing will be delivered any more; Err then says why.
+func (r *Runner) Done() <-chan struct{} { return r.state.done }
+
+// Err returns why delivery has ended: a *FinalError or ErrStopped. It is nil before that.
+func (r *Runner) Err() error { return r.state.err() }
+
+// closeLease tells the vault that nobody uses the lease any more.
+func (r *Runner) closeLease(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	defer cancel()
+	_, err := r.client.CloseLease(ctx, &vaultv1.CloseLeaseRequest{InstanceId: r.instance}, r.bearer)
+	if err != nil {
+		r.cfg.Log.InfoContext(ctx, "lease not closed, it ends with its grant", slog.Any("error", err))
+	}
+}
+
+// bearer shows the grant with each call, and only over a private transport.
+type bearer struct{ grant secret.Text }
+
+// GetRequestMetadata implements credentials.PerRPCCredentials.
+func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	return map[string]string{"authorization": "Bearer " + b.grant.Expose()}, nil
+}
+
+// RequireTransportSecurity implements credentials.PerRPCCredentials.
+func (bearer) RequireTransportSecurity() bool { return true }
