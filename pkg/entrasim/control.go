@@ -1,0 +1,380 @@
+package entrasim
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// NewTenant describes a tenant to make. What is empty is made up.
+type NewTenant struct {
+	ID          string `json:"id"`
+	DisplayName string `json:"displayName"`
+	Domain      string `json:"domain"`
+	// Verified says that the tenant has a verified domain.
+	Verified bool `json:"verified"`
+}
+
+// NewPlatform describes an application, with its principal at home, that
+// manages other applications.
+type NewPlatform struct {
+	Tenant      string `json:"tenant"`
+	DisplayName string `json:"displayName"`
+	// Roles are Graph application permissions, Application.ReadWrite.OwnedBy when empty.
+	Roles []string `json:"roles"`
+	// SecretLife is how long its secret is valid, two years when zero.
+	SecretLife time.Duration `json:"-"`
+}
+
+// Platform is such an application, and the only sight of its secret.
+type Platform struct {
+	Tenant       string `json:"tenant"`
+	ClientID     string `json:"clientId"`
+	ObjectID     string `json:"objectId"`
+	PrincipalID  string `json:"principalId"`
+	KeyID        string `json:"keyId"`
+	ClientSecret string `json:"clientSecret"`
+}
+
+// NewAssignment describes a role assignment to make.
+type NewAssignment struct {
+	Scope       string `json:"scope"` // such as /subscriptions/ID
+	PrincipalID string `json:"principalId"`
+	Role        string `json:"role"` // a name such as Reader, or the definition's GUID
+}
+
+// ServicePrincipal is what the control side tells of a principal.
+type ServicePrincipal struct {
+	ID             string `json:"id"`
+	Tenant         string `json:"tenant"`
+	ClientID       string `json:"clientId"`
+	DisplayName    string `json:"displayName"`
+	AccountEnabled bool   `json:"accountEnabled"`
+}
+
+// SecretState says what the token service makes of one secret in one tenant, at
+// every replica, now. It takes the application, the principal, the secret and
+// its times into account, as a token request does.
+type SecretState struct {
+	KeyID string `json:"keyId"`
+	// Replicas tells for each whether a token request would succeed.
+	Replicas []bool `json:"replicas"`
+	// Everywhere and Nowhere sum it up.
+	Everywhere bool `json:"everywhere"`
+	Nowhere    bool `json:"nowhere"`
+}
+
+// CreateTenant makes a tenant.
+func (s *Simulator) CreateTenant(n NewTenant) (Tenant, error) {
+	dice := s.dice.Of(control)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := Tenant{ID: strings.ToLower(n.ID), DisplayName: n.DisplayName, Domain: strings.ToLower(n.Domain), Verified: n.Verified, Created: time.Now().UTC()}
+	if t.ID == "" {
+		t.ID = dice.UUID()
+	}
+	if t.DisplayName == "" {
+		t.DisplayName = "Tenant " + t.ID[:min(8, len(t.ID))]
+	}
+	if t.Domain == "" {
+		t.Domain = "t" + strings.ReplaceAll(t.ID, "-", "")[:min(12, len(t.ID))] + ".onmicrosoft.com"
+	}
+	switch {
+	case !isGUID(t.ID):
+		return Tenant{}, fmt.Errorf("tenant ID %q is not a GUID: %w", n.ID, ErrInvalid)
+	case !isDomain(t.Domain):
+		return Tenant{}, fmt.Errorf("tenant domain %q is not a domain name: %w", n.Domain, ErrInvalid)
+	case s.state.tenants[t.ID] != nil:
+		return Tenant{}, fmt.Errorf("tenant %s: %w", t.ID, ErrExists)
+	case s.state.domains[t.Domain] != nil:
+		return Tenant{}, fmt.Errorf("tenant domain %s: %w", t.Domain, ErrExists)
+	}
+	return t, s.commit(&change{Time: t.Created, Kind: "tenant.created", Actor: control, Tenant: &t})
+}
+
+// Tenants returns all tenants, by ID.
+func (s *Simulator) Tenants() []Tenant {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]Tenant, 0, len(s.state.tenants))
+	for _, t := range s.state.tenants {
+		out = append(out, t.Tenant)
+	}
+	slices.SortFunc(out, func(a, b Tenant) int { return strings.Compare(a.ID, b.ID) })
+	return out
+}
+
+// CreatePerson makes somebody who can sign in. An empty ID is made up, as is a
+// user name in the tenant's domain.
+func (s *Simulator) CreatePerson(p Person) (Person, error) {
+	dice := s.dice.Of(control)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.state.tenant(p.Tenant)
+	if t == nil {
+		return Person{}, fmt.Errorf("tenant %q: %w", p.Tenant, ErrNotFound)
+	}
+	p.Tenant = t.ID
+	if p.ID == "" {
+		p.ID = dice.UUID()
+	}
+	if p.UserName == "" {
+		p.UserName = "person" + fmt.Sprint(len(t.people)+1) + "@" + t.Domain
+	}
+	if p.DisplayName == "" {
+		p.DisplayName, _, _ = strings.Cut(p.UserName, "@")
+	}
+	if s.state.person(p.UserName) != nil {
+		return Person{}, fmt.Errorf("person %s: %w", p.UserName, ErrExists)
+	}
+	return p, s.commit(&change{Time: time.Now().UTC(), Kind: "person.created", Actor: control, Person: &p})
+}
+
+// People returns those who can sign in to a tenant.
+func (s *Simulator) People(tenant string) ([]Person, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.state.tenant(tenant)
+	if t == nil {
+		return nil, fmt.Errorf("tenant %q: %w", tenant, ErrNotFound)
+	}
+	return slices.Clone(t.people), nil
+}
+
+// person finds somebody by user name, in any tenant.
+func (st *state) person(userName string) *Person {
+	for _, t := range st.tenants {
+		for i := range t.people {
+			if strings.EqualFold(t.people[i].UserName, userName) {
+				return &t.people[i]
+			}
+		}
+	}
+	return nil
+}
+
+// CreateSubscription makes a subscription of a tenant. An empty ID is made up.
+func (s *Simulator) CreateSubscription(n Subscription) (Subscription, error) {
+	dice := s.dice.Of(control)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.state.tenant(n.Tenant)
+	if t == nil {
+		return Subscription{}, fmt.Errorf("tenant %q: %w", n.Tenant, ErrNotFound)
+	}
+	n.Tenant, n.ID = t.ID, strings.ToLower(n.ID)
+	if n.ID == "" {
+		n.ID = dice.UUID()
+	}
+	if n.DisplayName == "" {
+		n.DisplayName = "Subscription " + n.ID[:min(8, len(n.ID))]
+	}
+	switch {
+	case !isGUID(n.ID):
+		return Subscription{}, fmt.Errorf("subscription ID %q is not a GUID: %w", n.ID, ErrInvalid)
+	case s.state.subscriptions[n.ID] != nil:
+		return Subscription{}, fmt.Errorf("subscription %s: %w", n.ID, ErrExists)
+	}
+	return n, s.commit(&change{Time: time.Now().UTC(), Kind: "subscription.created", Actor: control, Subscription: &n})
+}
+
+// Subscriptions returns a tenant's subscriptions, in the order they were made.
+func (s *Simulator) Subscriptions(tenant string) ([]Subscription, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.state.tenant(tenant)
+	if t == nil {
+		return nil, fmt.Errorf("tenant %q: %w", tenant, ErrNotFound)
+	}
+	out := make([]Subscription, 0, len(t.subscriptions))
+	for _, id := range t.subscriptions {
+		out = append(out, s.state.subscriptions[id].Subscription)
+	}
+	return out, nil
+}
+
+// CreatePlatform makes an application that may manage others, its principal at
+// home and its secret, all visible at once everywhere.
+func (s *Simulator) CreatePlatform(n NewPlatform) (Platform, error) {
+	dice := s.dice.Of(control)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.state.tenant(n.Tenant)
+	if t == nil {
+		return Platform{}, fmt.Errorf("tenant %q: %w", n.Tenant, ErrNotFound)
+	}
+	if n.DisplayName == "" {
+		n.DisplayName = "platform"
+	}
+	if len(n.Roles) == 0 {
+		n.Roles = []string{roleReadWriteOwnedBy}
+	}
+	for _, role := range n.Roles {
+		if !slices.Contains([]string{roleReadWriteOwnedBy, roleReadWriteAll, roleReadAll}, role) {
+			return Platform{}, fmt.Errorf("Graph permission %q is not one the simulator knows: %w", role, ErrInvalid)
+		}
+	}
+	if n.SecretLife <= 0 {
+		n.SecretLife = secretLife
+	}
+	now := time.Now().UTC()
+	app := &application{ID: dice.UUID(), AppID: dice.UUID(), Tenant: t.ID, Publisher: t.Domain, Created: now}
+	app.Set = applicationProperties{DisplayName: n.DisplayName, SignInAudience: "AzureADMyOrg"}
+	text, sec := newSecret(dice, app.AppID, now, now.Add(n.SecretLife))
+	app.Passwords = []password{{KeyID: sec.KeyID, Hint: text[:3], Start: sec.Start, End: sec.End}}
+	p := &principal{
+		ID: dice.UUID(), Tenant: t.ID, AppID: app.AppID, HomeTenant: t.ID, DisplayName: n.DisplayName,
+		AccountEnabled: true, Created: now, Roles: map[string][]string{graphAppID: n.Roles},
+	}
+	app.Owners = []string{p.ID}
+	err := s.commit(&change{Time: now, Kind: "application.created", Actor: control, Application: app, Principal: p})
+	if err == nil {
+		err = s.commit(&change{Time: now, Kind: "password.added", Actor: control, Application: app, Secret: sec})
+	}
+	if err != nil {
+		return Platform{}, err
+	}
+	return Platform{Tenant: t.ID, ClientID: app.AppID, ObjectID: app.ID, PrincipalID: p.ID, KeyID: sec.KeyID, ClientSecret: text}, nil
+}
+
+// Principal returns an application's principal in a tenant, replicated or not.
+func (s *Simulator) Principal(tenant, clientID string) (ServicePrincipal, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.state.tenant(tenant)
+	if t == nil {
+		return ServicePrincipal{}, fmt.Errorf("tenant %q: %w", tenant, ErrNotFound)
+	}
+	r := t.principal[strings.ToLower(clientID)]
+	if r == nil || r.latest().Deleted != nil {
+		return ServicePrincipal{}, fmt.Errorf("principal of %s in tenant %s: %w", clientID, t.ID, ErrNotFound)
+	}
+	p := r.latest()
+	return ServicePrincipal{ID: p.ID, Tenant: p.Tenant, ClientID: p.AppID, DisplayName: p.DisplayName, AccountEnabled: p.AccountEnabled}, nil
+}
+
+// EnablePrincipal lets an application's principal in a tenant sign in, or not,
+// as that tenant's administrator would.
+func (s *Simulator) EnablePrincipal(tenant, clientID string, enabled bool) error {
+	return s.changePrincipal(tenant, clientID, func(p *principal) { p.AccountEnabled = enabled })
+}
+
+// RemovePrincipal deletes an application's principal from a tenant: consent is
+// taken back. A later consent makes a new one.
+func (s *Simulator) RemovePrincipal(tenant, clientID string) error {
+	now := time.Now().UTC()
+	return s.changePrincipal(tenant, clientID, func(p *principal) { p.Deleted = &now })
+}
+
+func (s *Simulator) changePrincipal(tenant, clientID string, edit func(*principal)) error {
+	found, err := s.Principal(tenant, clientID)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next := *s.state.principals[found.ID].latest()
+	edit(&next)
+	return s.commit(s.principalChange(time.Now().UTC(), &next, s.dice.Of(control), control, ""))
+}
+
+// SecretState judges the secret with the key ID. A key ID that the application
+// never had, or whose removal is complete, works nowhere.
+func (s *Simulator) SecretState(tenant, clientID, keyID string) (SecretState, error) {
+	now := time.Now().UTC()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.state.tenant(tenant)
+	if t == nil {
+		return SecretState{}, fmt.Errorf("tenant %q: %w", tenant, ErrNotFound)
+	}
+	clientID = strings.ToLower(clientID)
+	app := s.state.clients[clientID]
+	if app == nil {
+		return SecretState{}, fmt.Errorf("application %q: %w", clientID, ErrNotFound)
+	}
+	out := SecretState{KeyID: keyID, Replicas: make([]bool, s.config.Replicas), Everywhere: true, Nowhere: true}
+	for i := range out.Replicas {
+		a := app.seen(PlaneLogin, i, now)
+		var p *principal
+		if r := t.principal[clientID]; r != nil {
+			p = r.seen(PlaneLogin, i, now)
+		}
+		ok := a != nil && a.Deleted == nil && p != nil && p.Deleted == nil && p.AccountEnabled &&
+			slices.ContainsFunc(app.secrets, func(sec *secret) bool {
+				return sec.KeyID == keyID && sec.known(i, now) && !now.Before(sec.Start) && now.Before(sec.End)
+			})
+		out.Replicas[i] = ok
+		out.Everywhere = out.Everywhere && ok
+		out.Nowhere = out.Nowhere && !ok
+	}
+	return out, nil
+}
+
+// SecretKey returns the key ID of the application's secret that the text is,
+// replicated or not.
+func (s *Simulator) SecretKey(clientID, text string) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	app := s.state.clients[strings.ToLower(clientID)]
+	if app == nil {
+		return "", fmt.Errorf("application %q: %w", clientID, ErrNotFound)
+	}
+	for _, sec := range app.secrets {
+		if sec.is(text) {
+			return sec.KeyID, nil
+		}
+	}
+	return "", fmt.Errorf("secret of application %s: %w", clientID, ErrNotFound)
+}
+
+// AssignRole gives a principal a role, as its tenant's administrator would. The
+// assignment takes its time to reach Resource Manager.
+func (s *Simulator) AssignRole(n NewAssignment) (RoleAssignment, error) {
+	dice := s.dice.Of(control)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	role := findRole(n.Role)
+	if role == nil {
+		return RoleAssignment{}, fmt.Errorf("role %q: %w", n.Role, ErrNotFound)
+	}
+	scope := "/" + strings.Trim(n.Scope, "/")
+	sub := s.state.subscriptions[subscriptionOf(scope)]
+	if sub == nil {
+		return RoleAssignment{}, fmt.Errorf("subscription of scope %q: %w", n.Scope, ErrNotFound)
+	}
+	if s.state.principals[n.PrincipalID] == nil {
+		return RoleAssignment{}, fmt.Errorf("principal %q: %w", n.PrincipalID, ErrNotFound)
+	}
+	a := newAssignment(scope, dice.UUID(), sub.Tenant, n.PrincipalID, role.id, time.Now().UTC())
+	if other := sub.assigned(a); other != nil {
+		return RoleAssignment{}, fmt.Errorf("role assignment %s: %w", other.ID, ErrExists)
+	}
+	return *a, s.commit(s.assign(a, dice, control, ""))
+}
+
+// RemoveRole removes a role assignment by its ID; Resource Manager's replicas
+// honour it for the removal lag.
+func (s *Simulator) RemoveRole(id string) error {
+	dice := s.dice.Of(control)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.state.assignments[strings.ToLower(id)]
+	if r == nil || r.latest() == nil {
+		return fmt.Errorf("role assignment %q: %w", id, ErrNotFound)
+	}
+	return s.commit(s.unassign(r.latest(), dice, control, ""))
+}
+
+func isDomain(name string) bool {
+	if len(name) > 253 || !strings.Contains(name, ".") {
+		return false
+	}
+	for label := range strings.SplitSeq(name, ".") {
+		if label == "" || len(label) > 63 || strings.Trim(label, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" {
+			return false
+		}
+	}
+	return true
+}

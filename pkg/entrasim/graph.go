@@ -1,0 +1,283 @@
+package entrasim
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"phasekey.dev/pkg/entrasim/internal/odata"
+)
+
+const (
+	codeDenied      = "Authorization_RequestDenied"
+	messageDenied   = "Insufficient privileges to complete the operation."
+	codeBadRequest  = "Request_BadRequest"
+	codeNotFound    = "Request_ResourceNotFound"
+	graphContent    = "application/json;odata.metadata=minimal;odata.streaming=true;IEEE754Compatible=false;charset=utf-8"
+	graphTime       = "2006-01-02T15:04:05Z"
+	graphFineTime   = "2006-01-02T15:04:05.0000000Z"
+	graphErrorTime  = "2006-01-02T15:04:05"
+	keepDeletedDays = 30
+)
+
+// graphKey is how a request names a thing: by id, appId or uniqueName.
+type graphKey struct{ name, value string }
+
+type graphRoute struct {
+	operation string
+	write     bool
+	run       func(*call, graphKey) reply
+}
+
+func (s *Simulator) graphRoutes() map[string]graphRoute {
+	return map[string]graphRoute{
+		"POST applications":                            {"graph.application.create", true, s.createApplication},
+		"GET applications":                             {"graph.application.list", false, s.listApplications},
+		"GET applications/{}":                          {"graph.application.get", false, s.getApplication},
+		"PATCH applications/{}":                        {"graph.application.update", true, s.updateApplication},
+		"DELETE applications/{}":                       {"graph.application.delete", true, s.deleteApplication},
+		"POST applications/{}/addpassword":             {"graph.application.addPassword", true, s.addPassword},
+		"POST applications/{}/removepassword":          {"graph.application.removePassword", true, s.removePassword},
+		"GET directory/deleteditems/graph.application": {"graph.deletedItem.list", false, s.listDeleted},
+		"GET directory/deleteditems/{}":                {"graph.deletedItem.get", false, s.getDeleted},
+		"DELETE directory/deleteditems/{}":             {"graph.deletedItem.delete", true, s.purgeDeleted},
+		"POST directory/deleteditems/{}/restore":       {"graph.deletedItem.restore", true, s.restoreDeleted},
+		"GET serviceprincipals":                        {"graph.servicePrincipal.list", false, s.listPrincipals},
+		"POST serviceprincipals":                       {"graph.servicePrincipal.create", true, s.createPrincipal},
+		"GET serviceprincipals/{}":                     {"graph.servicePrincipal.get", false, s.getPrincipal},
+		"PATCH serviceprincipals/{}":                   {"graph.servicePrincipal.update", true, s.updatePrincipal},
+		"DELETE serviceprincipals/{}":                  {"graph.servicePrincipal.delete", true, s.deletePrincipal},
+		"GET organization":                             {"graph.organization.list", false, s.listOrganization},
+		"GET organization/{}":                          {"graph.organization.get", false, s.getOrganization},
+	}
+}
+
+// routeGraph names a Graph request's operation, caller and target.
+func (s *Simulator) routeGraph(c *call) {
+	c.operation = "graph.unknown"
+	c.fail = func(status int, code, message string) reply { return graphError(c, status, code, message) }
+	token, err := s.checkToken(c.Header.Get("Authorization"), c.now, graphResource())
+	if token != nil && err == nil {
+		c.token, c.tenant = token, token.TenantID
+		c.actor = s.knownActor(token.AppID)
+	}
+	pattern, key, keyErr := graphPattern(c.path)
+	route, found := s.graphRoutes()[c.Method+" "+pattern]
+	if found {
+		c.operation = route.operation
+		if route.operation == "graph.application.update" && key.name == "uniqueName" && strings.Contains(strings.ToLower(c.Header.Get("Prefer")), "create-if-missing") {
+			c.operation, route.run = "graph.application.upsert", s.upsertApplication
+		}
+		c.application = s.graphTarget(c, pattern, key)
+	}
+	c.run = func(c *call) reply {
+		switch {
+		case err != nil:
+			return graphUnauthorized(c, err)
+		case keyErr != nil:
+			return c.fail(http.StatusBadRequest, "BadRequest", keyErr.Error())
+		case !found:
+			return c.fail(http.StatusBadRequest, "BadRequest", "Resource not found for the segment '"+clip(pattern, 128)+"'.")
+		case !c.token.may(route.write):
+			return c.fail(http.StatusForbidden, codeDenied, messageDenied)
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.state.tenants[c.tenant] == nil {
+			return graphUnauthorized(c, errTokenInvalid)
+		}
+		return route.run(c, key)
+	}
+}
+
+// graphPattern turns a path into a route's pattern and the key it names.
+func graphPattern(path []string) (string, graphKey, error) {
+	if len(path) < 2 || path[0] != "v1.0" {
+		return strings.Join(path, "/"), graphKey{}, nil
+	}
+	key := graphKey{}
+	collection, name, value, err := odata.ParseKey(path[1])
+	if err != nil {
+		return path[1], key, err
+	}
+	out := []string{strings.ToLower(collection)}
+	rest := path[2:]
+	switch {
+	case name != "":
+		key = graphKey{name, value}
+		out = append(out, "{}")
+	case out[0] == "directory" && len(rest) > 1:
+		out = append(out, strings.ToLower(rest[0]))
+		if last := strings.TrimPrefix(strings.ToLower(rest[1]), "microsoft."); last == "graph.application" {
+			out = append(out, last)
+		} else {
+			key = graphKey{"id", rest[1]}
+			out = append(out, "{}")
+		}
+		rest = rest[2:]
+	case len(rest) > 0:
+		key = graphKey{"id", rest[0]}
+		out = append(out, "{}")
+		rest = rest[1:]
+	}
+	for _, part := range rest {
+		out = append(out, strings.TrimPrefix(strings.ToLower(part), "microsoft.graph."))
+	}
+	return strings.Join(out, "/"), key, nil
+}
+
+// graphTarget is the application ID of what the key names, empty when unknown.
+func (s *Simulator) graphTarget(c *call, pattern string, key graphKey) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	id := strings.ToLower(key.value)
+	switch {
+	case key.name == "uniqueName":
+		if r := s.state.uniqueNames[uniqueKey(c.tenant, key.value)]; r != nil {
+			return r.appID
+		}
+	case key.name == "appId":
+		if s.state.clients[id] != nil {
+			return id
+		}
+	case strings.HasPrefix(pattern, "serviceprincipals"):
+		if r := s.state.principals[id]; r != nil {
+			return r.appID
+		}
+	default:
+		if r := s.state.applications[id]; r != nil {
+			return r.appID
+		}
+	}
+	return ""
+}
+
+// knownActor is the client's own generator's name, if there is such a client.
+func (s *Simulator) knownActor(id string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.state.clients[id] == nil {
+		return "anonymous"
+	}
+	return id
+}
+
+func (t *accessToken) may(write bool) bool {
+	return slices.Contains(t.Roles, roleReadWriteAll) || slices.Contains(t.Roles, roleReadWriteOwnedBy) ||
+		(!write && slices.Contains(t.Roles, roleReadAll))
+}
+
+// mayChange tells whether the caller may write to a thing with these owners.
+func (c *call) mayChange(owners []string) bool {
+	return slices.Contains(c.token.Roles, roleReadWriteAll) || slices.Contains(owners, c.token.ObjectID)
+}
+
+func graphError(c *call, status int, code, message string) reply {
+	out := jsonReply(status, map[string]any{"error": map[string]any{
+		"code": code, "message": message,
+		"innerError": map[string]string{
+			"date": c.now.Format(graphErrorTime), "request-id": c.requestID, "client-request-id": c.clientRequestID,
+		},
+	}})
+	out.code = code
+	out.header.Set("Content-Type", "application/json")
+	graphHeaders(c, out.header)
+	return out
+}
+
+func graphUnauthorized(c *call, err error) reply {
+	message := "Access token validation failure. Invalid signature."
+	switch {
+	case errors.Is(err, errTokenMissing):
+		message = "Access token is empty."
+	case errors.Is(err, errTokenAudience):
+		message = "Access token validation failure. Invalid audience."
+	case errors.Is(err, errTokenExpired), errors.Is(err, errTokenTooEarly):
+		message = "Lifetime validation failed, the token is expired."
+	}
+	out := graphError(c, http.StatusUnauthorized, "InvalidAuthenticationToken", message)
+	out.header.Set("Www-Authenticate", `Bearer realm="", authorization_uri="https://login.microsoftonline.com/common/oauth2/authorize", client_id="`+graphAppID+`"`)
+	return out
+}
+
+func graphHeaders(c *call, h http.Header) {
+	h.Set("Request-Id", c.requestID)
+	h.Set("Client-Request-Id", c.clientRequestID)
+	h.Set("Date", c.now.Format(http.TimeFormat))
+	h.Set("Cache-Control", "no-cache")
+	h.Set("Odata-Version", "4.0")
+}
+
+func notFound(c *call, key graphKey) reply {
+	return c.fail(http.StatusNotFound, codeNotFound,
+		"Resource '"+clip(key.value, 256)+"' does not exist or one of its queried reference-property objects are not present.")
+}
+
+func noContent(c *call) reply {
+	h := http.Header{}
+	graphHeaders(c, h)
+	return reply{status: http.StatusNoContent, header: h}
+}
+
+// entity answers with one thing, reduced to what $select asks for.
+func (s *Simulator) entity(c *call, status int, collection string, item map[string]any) reply {
+	if bad := selectProperties(c, collection, item); bad != nil {
+		return *bad
+	}
+	item["@odata.context"] = s.origin(c) + "/v1.0/$metadata#" + collection + "/$entity"
+	out := jsonReply(status, item)
+	out.header.Set("Content-Type", graphContent)
+	graphHeaders(c, out.header)
+	return out
+}
+
+// selectProperties keeps the properties $select names, all when it names none.
+func selectProperties(c *call, collection string, item map[string]any) *reply {
+	text := c.URL.Query().Get("$select")
+	if text == "" || text == "*" {
+		return nil
+	}
+	wanted := make(map[string]bool)
+	for name := range strings.SplitSeq(text, ",") {
+		name = strings.TrimSpace(name)
+		if _, known := item[name]; !known {
+			bad := c.fail(http.StatusBadRequest, codeBadRequest,
+				"Could not find a property named '"+clip(name, 64)+"' on type 'microsoft.graph."+strings.TrimSuffix(collection, "s")+"'.")
+			return &bad
+		}
+		wanted[name] = true
+	}
+	for name := range item {
+		if !wanted[name] {
+			delete(item, name)
+		}
+	}
+	return nil
+}
+
+// decodeBody reads a JSON object, an empty one when there is no body.
+func decodeBody(c *call, into any) *reply {
+	body := bytes.TrimSpace(c.body)
+	if len(body) == 0 {
+		body = []byte("{}")
+	}
+	if err := json.Unmarshal(body, into); err != nil || body[0] != '{' {
+		bad := c.fail(http.StatusBadRequest, codeBadRequest, "Unable to read JSON request payload. Please ensure Content-Type header is set and payload is of valid JSON format.")
+		return &bad
+	}
+	return nil
+}
+
+// unavailable is the answer when the state could not be written.
+func unavailable(c *call) reply {
+	return c.fail(http.StatusServiceUnavailable, "ServiceUnavailable", "The service is temporarily unavailable. Please try again later.")
+}
+
+// expired tells whether a soft-deleted thing is past its time in the bin.
+func expired(deleted *time.Time, now time.Time) bool {
+	return deleted != nil && now.Sub(*deleted) > keepDeletedDays*24*time.Hour
+}

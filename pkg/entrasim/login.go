@@ -1,0 +1,326 @@
+package entrasim
+
+import (
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const (
+	letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+	stamp   = "2006-01-02 15:04:05Z"
+)
+
+// routeLogin names a login request's operation and who asks.
+func (s *Simulator) routeLogin(c *call) {
+	c.fail = func(status int, code, message string) reply {
+		return loginError(c, problem{status: status, oauth: oauthFor(status), code: code, text: message})
+	}
+	c.operation, c.run = "login.unknown", func(c *call) reply {
+		return loginError(c, problem{http.StatusNotFound, "invalid_request", "90015", "The requested address is not known here."})
+	}
+	tenant, rest := "", ""
+	if len(c.path) > 0 {
+		tenant, rest = c.path[0], strings.ToLower(strings.Join(c.path[1:], "/"))
+	}
+	c.tenant = clip(tenant, 64)
+	s.mu.Lock()
+	if t := s.state.tenant(tenant); t != nil {
+		c.tenant = t.ID
+	}
+	s.mu.Unlock()
+	only := func(method, operation string, run func(*call) reply) {
+		c.operation, c.run = operation, run
+		if c.Method != method && (method != http.MethodGet || c.Method != http.MethodHead) {
+			c.run = func(c *call) reply {
+				return loginError(c, problem{http.StatusMethodNotAllowed, "invalid_request", "900561",
+					"The endpoint only accepts " + method + " requests. Received a " + clip(c.Method, 16) + " request."})
+			}
+		}
+	}
+	switch rest {
+	case "oauth2/v2.0/token":
+		only(http.MethodPost, "login.token", s.token)
+		s.identifyClient(c)
+	case "v2.0/.well-known/openid-configuration":
+		only(http.MethodGet, "login.configuration", s.openIDConfiguration)
+	case "discovery/v2.0/keys":
+		only(http.MethodGet, "login.keys", s.keys)
+	case "discovery/instance":
+		only(http.MethodGet, "login.instance", s.instanceDiscovery)
+	case "v2.0/adminconsent":
+		c.operation, c.run = "login.adminconsent", s.adminConsent
+		s.identifyClient(c)
+	}
+}
+
+// identifyClient finds who asks, as far as the request says so.
+func (s *Simulator) identifyClient(c *call) {
+	id := c.URL.Query().Get("client_id")
+	if c.Method == http.MethodPost {
+		if form, err := url.ParseQuery(string(c.body)); err == nil {
+			id = form.Get("client_id")
+		}
+		if user, _, ok := basicAuth(c); ok && id == "" {
+			id = user
+		}
+	}
+	id = strings.ToLower(id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	// Only known clients get a generator: strangers could name any number.
+	if s.state.clients[id] != nil {
+		c.actor, c.application = id, id
+	}
+}
+
+// basicAuth returns the client of an Authorization header, form-decoded as
+// OAuth wants it.
+func basicAuth(c *call) (id, secret string, ok bool) {
+	user, pass, ok := c.BasicAuth()
+	if !ok {
+		return "", "", false
+	}
+	if v, err := url.QueryUnescape(user); err == nil {
+		user = v
+	}
+	if v, err := url.QueryUnescape(pass); err == nil {
+		pass = v
+	}
+	return user, pass, true
+}
+
+// token is POST /{tenant}/oauth2/v2.0/token.
+func (s *Simulator) token(c *call) reply {
+	form, err := url.ParseQuery(string(c.body))
+	if err != nil {
+		return loginError(c, missingParameter("grant_type"))
+	}
+	id, text := form.Get("client_id"), form.Get("client_secret")
+	if user, pass, ok := basicAuth(c); ok && text == "" {
+		id, text = user, pass
+	}
+	grant := form.Get("grant_type")
+	switch {
+	case grant == "":
+		return loginError(c, missingParameter("grant_type"))
+	case id == "":
+		return loginError(c, missingParameter("client_id"))
+	case grant != "client_credentials":
+		return loginError(c, problem{http.StatusBadRequest, "unsupported_grant_type", "70003",
+			"The app requested an unsupported grant type '" + clip(grant, 64) + "'."})
+	}
+	audience, bad := audienceOf(form.Get("scope"))
+	if bad != nil {
+		return loginError(c, *bad)
+	}
+	p, bad := s.authenticate(c, strings.ToLower(id), text)
+	if bad != nil {
+		return loginError(c, *bad)
+	}
+	r := findResource(audience)
+	if r == nil {
+		return loginError(c, problem{http.StatusBadRequest, "invalid_resource", "500011",
+			"The resource principal named " + clip(audience, 256) + " was not found in the tenant named " + c.tenant +
+				". This can happen if the application has not been installed by the administrator of the tenant or consented to by any user in the tenant. You might have sent your authentication request to the wrong tenant."})
+	}
+	access, claims, err := s.mint(s.dice.Of(c.actor), c.now, p, r, audience)
+	if err != nil {
+		s.config.Log.Error("token cannot be signed", "error", err)
+		return loginError(c, problem{http.StatusServiceUnavailable, "temporarily_unavailable", "90033", "A transient error has occurred. Please try again."})
+	}
+	life := claims.Expires - claims.IssuedAt - 1
+	out := jsonReply(http.StatusOK, map[string]any{
+		"token_type": "Bearer", "expires_in": life, "ext_expires_in": life, "access_token": access,
+	})
+	loginHeaders(c, out.header)
+	return out
+}
+
+// authenticate finds the principal that the secret speaks for, as the token
+// service's replica sees it.
+func (s *Simulator) authenticate(c *call, id, text string) (*principal, *problem) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.state.tenant(c.path[0])
+	if t == nil {
+		return nil, &problem{http.StatusBadRequest, "invalid_request", "90002", tenantNotFound(c.path[0])}
+	}
+	unknown := &problem{http.StatusBadRequest, "unauthorized_client", "700016",
+		"Application with identifier '" + clip(id, 64) + "' was not found in the directory '" + t.DisplayName +
+			"'. This can happen if the application has not been installed by the administrator of the tenant or consented to by any user in the tenant. You may have sent your authentication request to the wrong tenant."}
+	app := s.state.clients[id]
+	if app == nil {
+		return nil, unknown
+	}
+	a := app.seen(PlaneLogin, c.replica, c.now)
+	if a == nil || a.Deleted != nil {
+		return nil, unknown
+	}
+	var p *principal
+	if r := t.principal[id]; r != nil {
+		p = r.seen(PlaneLogin, c.replica, c.now)
+	}
+	absent := p == nil || p.Deleted != nil
+	if absent && (a.Tenant != t.ID) {
+		return nil, unknown
+	}
+	var missing *problem
+	switch {
+	case absent:
+		missing = &problem{http.StatusUnauthorized, "invalid_client", "7000229",
+			"The client application '" + id + "' is missing service principal in the tenant '" + t.ID +
+				"'. See instructions here: https://go.microsoft.com/fwlink/?linkid=2225119 to create one."}
+	case !p.AccountEnabled:
+		missing = &problem{http.StatusBadRequest, "unauthorized_client", "7000112", "Application '" + id + "'(" + p.DisplayName + ") is disabled."}
+	}
+	if missing != nil && !s.config.SecretBeforePrincipal {
+		return nil, missing
+	}
+	if text == "" {
+		return nil, &problem{http.StatusUnauthorized, "invalid_client", "7000218",
+			"The request body must contain the following parameter: 'client_assertion' or 'client_secret'."}
+	}
+	found, bad := checkSecret(c, app, text)
+	if found != nil {
+		c.keyID = found.KeyID
+	}
+	if bad != nil {
+		return nil, bad
+	}
+	if missing != nil {
+		return nil, missing
+	}
+	return p, nil
+}
+
+// checkSecret finds the secret that the text is, among those the replica knows.
+func checkSecret(c *call, app *applicationRecord, text string) (*secret, *problem) {
+	var found *secret
+	for _, sec := range app.secrets {
+		if sec.is(text) && sec.known(c.replica, c.now) {
+			found = sec
+		}
+	}
+	switch {
+	case found == nil || c.now.Before(found.Start):
+		return found, &problem{http.StatusUnauthorized, "invalid_client", "7000215",
+			"Invalid client secret provided. Ensure the secret being sent in the request is the client secret value, not the client secret ID, for a secret added to app '" + app.appID + "'."}
+	case !c.now.Before(found.End):
+		return found, &problem{http.StatusUnauthorized, "invalid_client", "7000222",
+			"The provided client secret keys for app '" + app.appID + "' are expired. Visit the Azure portal to create new keys for your app: https://aka.ms/NewClientSecret, or consider using certificate credentials for added security: https://aka.ms/certCreds."}
+	}
+	return found, nil
+}
+
+// is compares in constant time.
+func (sec *secret) is(text string) bool {
+	return subtle.ConstantTimeCompare(hashSecret(sec.Salt, text), sec.Hash) == 1
+}
+
+func hashSecret(salt []byte, text string) []byte {
+	h := sha256.New()
+	h.Write(salt)
+	h.Write([]byte(text))
+	return h.Sum(nil)
+}
+
+// known tells whether a replica of the token service has the secret.
+func (sec *secret) known(replica int, now time.Time) bool {
+	return sec.Added.At(replica, now) && (!sec.Gone || !sec.Removed.At(replica, now))
+}
+
+// audienceOf reads a client credentials scope: one resource, its defaults.
+func audienceOf(scope string) (string, *problem) {
+	scopes := strings.Fields(scope)
+	switch {
+	case len(scopes) == 0:
+		p := missingParameter("scope")
+		return "", &p
+	case len(scopes) > 1:
+		return "", &problem{http.StatusBadRequest, "invalid_scope", "700022",
+			"The provided value for the input parameter scope is not valid because it contains more than one resource."}
+	}
+	audience, ok := strings.CutSuffix(scopes[0], "/.default")
+	if !ok || audience == "" {
+		return "", &problem{http.StatusBadRequest, "invalid_scope", "70011",
+			"The provided request must include a 'scope' input parameter. The provided value for the input parameter 'scope' is not valid. The scope " + clip(scope, 256) + " is not valid."}
+	}
+	return audience, nil
+}
+
+// problem is an error of the login plane.
+type problem struct {
+	status int
+	oauth  string // the OAuth error
+	code   string // the AADSTS number
+	text   string
+}
+
+func missingParameter(name string) problem {
+	return problem{http.StatusBadRequest, "invalid_request", "900144", "The request body must contain the following parameter: '" + name + "'."}
+}
+
+func tenantNotFound(tenant string) string {
+	return "Tenant '" + clip(tenant, 64) + "' not found. Check to make sure you have the correct tenant ID and are signing into the correct cloud. Check with your subscription administrator, this may happen if there are no active subscriptions for the tenant."
+}
+
+func oauthFor(status int) string {
+	if status == http.StatusTooManyRequests || status >= http.StatusInternalServerError {
+		return "temporarily_unavailable"
+	}
+	return "invalid_request"
+}
+
+// description is the text with everything support would ask for.
+func (p problem) description(c *call) string {
+	return fmt.Sprintf("AADSTS%s: %s Trace ID: %s Correlation ID: %s Timestamp: %s",
+		p.code, p.text, c.requestID, c.clientRequestID, c.now.Format(stamp))
+}
+
+func loginError(c *call, p problem) reply {
+	number, err := strconv.Atoi(p.code)
+	codes := []int{number}
+	if err != nil { // a fault may name any code
+		codes = []int{}
+	}
+	out := jsonReply(p.status, struct {
+		Error         string `json:"error"`
+		Description   string `json:"error_description"`
+		Codes         []int  `json:"error_codes"`
+		Timestamp     string `json:"timestamp"`
+		TraceID       string `json:"trace_id"`
+		CorrelationID string `json:"correlation_id"`
+		URI           string `json:"error_uri"`
+	}{
+		p.oauth, p.description(c), codes, c.now.Format(stamp), c.requestID, c.clientRequestID,
+		"https://login.microsoftonline.com/error?code=" + p.code,
+	})
+	out.code = "AADSTS" + p.code
+	loginHeaders(c, out.header)
+	return out
+}
+
+func loginHeaders(c *call, h http.Header) {
+	h.Set("Cache-Control", "no-store, no-cache")
+	h.Set("Pragma", "no-cache")
+	h.Set("X-Ms-Request-Id", c.requestID)
+	if c.Header.Get("client-request-id") != "" {
+		h.Set("Client-Request-Id", c.clientRequestID)
+	}
+}
+
+// jsonReply encodes a value that is known to encode.
+func jsonReply(status int, value any) reply {
+	body, err := json.Marshal(value)
+	if err != nil {
+		status, body = http.StatusInternalServerError, []byte(`{}`)
+	}
+	return reply{status: status, header: http.Header{"Content-Type": {"application/json; charset=utf-8"}}, body: body}
+}

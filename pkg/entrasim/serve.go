@@ -1,0 +1,265 @@
+package entrasim
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+)
+
+// maxBody is more than any request the planes know needs.
+const maxBody = 1 << 20
+
+// call is one request on its way through the simulator.
+type call struct {
+	*http.Request
+
+	body []byte
+	path []string // unescaped segments, without those that led to the plane
+	now  time.Time
+
+	plane     Plane
+	operation string // such as graph.application.addPassword
+	tenant    string
+	// actor is the calling application's ID, or control, or anonymous.
+	actor       string
+	application string // application ID of the target
+	keyID       string
+	replica     int
+
+	requestID, clientRequestID string
+
+	// token is the verified bearer token, on the planes that have one.
+	token *accessToken
+	// denied is what became of a bearer token that is no good.
+	denied *reply
+	// run carries the request out.
+	run func(*call) reply
+	// fail answers in the plane's error envelope.
+	fail func(status int, code, message string) reply
+}
+
+// reply is an answer before it is written, so that it can still be lost.
+type reply struct {
+	status int
+	header http.Header
+	body   []byte
+	code   string // the error code, for the journal
+	cut    bool   // break the connection instead
+}
+
+// Handler serves all planes: by host name (login.…, graph.…, management.…,
+// admin.…) or, under any other name, by path.
+func (s *Simulator) Handler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		a, err := s.serve(r)
+		if err != nil || a.cut {
+			// The documented way of breaking a connection; net/http recovers it.
+			panic(http.ErrAbortHandler) //nolint:forbidigo // see above
+		}
+		for k, v := range a.header {
+			w.Header()[k] = v
+		}
+		w.WriteHeader(a.status)
+		_, _ = w.Write(a.body) // a caller that has gone needs no answer
+	})
+}
+
+// Transport carries requests to the simulator without a socket, a goroutine or
+// a timer of its own. A cancelled request ends with its context's error.
+func (s *Simulator) Transport() http.RoundTripper {
+	return transport{s}
+}
+
+type transport struct{ sim *Simulator }
+
+func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.Body != nil {
+		defer func() { _ = r.Body.Close() }()
+	}
+	if err := r.Context().Err(); err != nil {
+		return nil, err
+	}
+	in := r.Clone(r.Context())
+	if in.Host == "" {
+		in.Host = r.URL.Host
+	}
+	if in.Body == nil {
+		in.Body = http.NoBody
+	}
+	a, err := t.sim.serve(in)
+	if err != nil {
+		return nil, err
+	}
+	if a.cut {
+		return nil, fmt.Errorf("%s %s: %w", r.Method, r.URL.Host, io.ErrUnexpectedEOF)
+	}
+	return &http.Response{
+		Status:        fmt.Sprintf("%d %s", a.status, http.StatusText(a.status)),
+		StatusCode:    a.status,
+		Proto:         "HTTP/1.1",
+		ProtoMajor:    1,
+		ProtoMinor:    1,
+		Header:        a.header,
+		Body:          io.NopCloser(bytes.NewReader(a.body)),
+		ContentLength: int64(len(a.body)),
+		Request:       r,
+	}, nil
+}
+
+// Run serves HTTPS on the listener until ctx ends, then finishes what is under
+// way within a few seconds.
+func (s *Simulator) Run(ctx context.Context, listener net.Listener, config *tls.Config) error {
+	server := &http.Server{
+		Handler:           s.Handler(),
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       30 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    1 << 16,
+		TLSConfig:         config,
+		// A client that hangs up or distrusts the CA is no news here.
+		ErrorLog: slog.NewLogLogger(s.config.Log.Handler(), slog.LevelDebug),
+	}
+	failed := make(chan error, 1)
+	go func() { failed <- server.ServeTLS(listener, "", "") }()
+	select {
+	case err := <-failed:
+		return fmt.Errorf("serve: %w", err)
+	case <-ctx.Done():
+	}
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 4*time.Second)
+	defer cancel()
+	err := server.Shutdown(grace)
+	if err != nil {
+		err = errors.Join(fmt.Errorf("stop serving: %w", err), server.Close())
+	}
+	<-failed
+	return err
+}
+
+// serve takes one request from identification to the journal. Its error is that
+// of a caller who has gone.
+func (s *Simulator) serve(r *http.Request) (reply, error) {
+	c := &call{Request: r, now: time.Now().UTC(), actor: "anonymous"}
+	ids := s.dice.Of("request identifiers")
+	c.requestID = ids.UUID()
+	c.clientRequestID = c.requestID
+	if id := r.Header.Get("client-request-id"); isGUID(id) {
+		c.clientRequestID = id
+	}
+	c.plane, c.path = locate(r)
+	body, err := io.ReadAll(io.LimitReader(r.Body, maxBody+1))
+	if err != nil {
+		return reply{}, fmt.Errorf("read request: %w", err)
+	}
+	c.body = body
+	switch c.plane {
+	case PlaneLogin:
+		s.routeLogin(c)
+	case PlaneGraph:
+		s.routeGraph(c)
+	case PlaneARM:
+		s.routeARM(c)
+	case PlaneAdmin:
+		s.routeAdmin(c)
+	}
+	if len(body) > maxBody {
+		c.run = func(c *call) reply {
+			return c.fail(http.StatusRequestEntityTooLarge, "RequestEntityTooLarge", "The request is too large.")
+		}
+	}
+	return s.carryOut(c)
+}
+
+func (s *Simulator) carryOut(c *call) (reply, error) {
+	dice := s.dice.Of(c.actor)
+	c.replica = dice.IntN(s.config.Replicas)
+	var fault *Fault
+	if c.plane != PlaneAdmin {
+		fault = s.strike(c, dice)
+	}
+	var answer reply
+	spoil := fault != nil && (fault.Effect.Cut || fault.Effect.Status != 0)
+	if fault != nil {
+		if err := wait(c.Context(), fault.Effect.Delay); err != nil {
+			s.record(c, reply{cut: true}, fault, false)
+			return reply{}, err
+		}
+	}
+	lost := false
+	if !spoil || fault.Effect.AfterCommit {
+		c.now = c.now.Add(time.Since(c.now)) // a delayed request acts when it arrives
+		answer = c.run(c)
+	}
+	if spoil {
+		lost = fault.Effect.AfterCommit
+		answer = fault.answer(c)
+	}
+	s.record(c, answer, fault, lost)
+	return answer, nil
+}
+
+func (s *Simulator) record(c *call, answer reply, fault *Fault, lost bool) {
+	now := time.Now().UTC()
+	e := Entry{
+		Time: now, Kind: KindRequest, Actor: c.actor, RequestID: c.requestID, Tenant: c.tenant, Application: c.application,
+		KeyID: c.keyID, Plane: c.plane, Operation: c.operation, Method: clip(c.Method, 16), Path: clip(c.URL.Path, 256),
+		Status: answer.status, Code: answer.code, Replica: c.replica, Lost: lost, Took: now.Sub(c.now),
+	}
+	if fault != nil {
+		e.Fault = fault.ID
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.journal.addRequest(e)
+}
+
+// wait is a sleep that ends with the context.
+func wait(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return nil
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// clip shortens text that a caller chose before it is kept.
+func clip(text string, n int) string {
+	if len(text) > n {
+		text = text[:n]
+	}
+	return strings.ToValidUTF8(text, "?")
+}
+
+func isGUID(text string) bool {
+	if len(text) != 36 {
+		return false
+	}
+	for i := range len(text) {
+		b := text[i]
+		switch i {
+		case 8, 13, 18, 23:
+			if b != '-' {
+				return false
+			}
+		default:
+			if (b < '0' || b > '9') && (b < 'a' || b > 'f') && (b < 'A' || b > 'F') {
+				return false
+			}
+		}
+	}
+	return true
+}

@@ -1,0 +1,277 @@
+package entrasim
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Sentinels of the Go methods. The planes answer in their own error shapes.
+var (
+	ErrNotFound = errors.New("not found")
+	ErrExists   = errors.New("already exists")
+	ErrInvalid  = errors.New("invalid")
+)
+
+// change is one committed event: what was done, and the resulting things. It is
+// a line of the state file and, less its contents, an entry of the journal.
+type change struct {
+	Seq       uint64    `json:"seq"`
+	Time      time.Time `json:"time"`
+	Kind      string    `json:"kind"`
+	Actor     string    `json:"actor,omitempty"`
+	RequestID string    `json:"requestId,omitempty"`
+
+	Visible Visibility `json:"visible,omitzero"`
+	// PrincipalVisible is for Principal where it goes with an Application.
+	PrincipalVisible Visibility `json:"principalVisible,omitzero"`
+
+	Tenant       *Tenant         `json:"tenant,omitempty"`
+	Person       *Person         `json:"person,omitempty"`
+	Subscription *Subscription   `json:"subscription,omitempty"`
+	Application  *application    `json:"application,omitempty"`
+	Purged       bool            `json:"purged,omitempty"` // Application is gone for good
+	Secret       *secret         `json:"secret,omitempty"`
+	Principal    *principal      `json:"principal,omitempty"`
+	Assignment   *RoleAssignment `json:"assignment,omitempty"`
+	Unassigned   bool            `json:"unassigned,omitempty"` // Assignment has been removed
+	Group        *resourceGroup  `json:"group,omitempty"`
+	Key          []byte          `json:"key,omitempty"` // PKCS #8
+}
+
+// applicationRecord is an application with its secrets.
+type applicationRecord struct {
+	history[application]
+
+	id, appID, tenant string
+	order             uint64 // among all that was made
+	secrets           []*secret
+}
+
+type principalRecord struct {
+	history[principal]
+
+	id, appID, tenant string
+	order             uint64
+}
+
+type assignmentRecord struct {
+	history[RoleAssignment]
+}
+
+type tenantRecord struct {
+	Tenant
+
+	people        []Person
+	subscriptions []string
+	applications  []*applicationRecord        // in the order they were made
+	principals    []*principalRecord          // in the order they were made
+	principal     map[string]*principalRecord // the newest one, by application ID
+}
+
+type subscriptionRecord struct {
+	Subscription
+
+	groups      map[string]*resourceGroup // by lower-case name
+	assignments []*assignmentRecord
+}
+
+// state is everything there is, as the committed changes made it. Simulator.mu
+// guards it; values once put in are never changed, only replaced.
+type state struct {
+	tenants       map[string]*tenantRecord
+	domains       map[string]*tenantRecord
+	applications  map[string]*applicationRecord // by object ID
+	clients       map[string]*applicationRecord // by application ID
+	uniqueNames   map[string]*applicationRecord // by tenant, NUL, name
+	principals    map[string]*principalRecord   // by object ID
+	subscriptions map[string]*subscriptionRecord
+	assignments   map[string]*assignmentRecord // by lower-case ID
+	key           []byte
+}
+
+func newState() *state {
+	return &state{
+		tenants:       make(map[string]*tenantRecord),
+		domains:       make(map[string]*tenantRecord),
+		applications:  make(map[string]*applicationRecord),
+		clients:       make(map[string]*applicationRecord),
+		uniqueNames:   make(map[string]*applicationRecord),
+		principals:    make(map[string]*principalRecord),
+		subscriptions: make(map[string]*subscriptionRecord),
+		assignments:   make(map[string]*assignmentRecord),
+	}
+}
+
+// tenant finds a tenant by ID or domain name, nil when there is none.
+func (st *state) tenant(name string) *tenantRecord {
+	name = strings.ToLower(name)
+	if t := st.tenants[name]; t != nil {
+		return t
+	}
+	return st.domains[name]
+}
+
+// apply makes the change part of the state. It depends on nothing but its
+// inputs, so replaying the file gives the same state again.
+func (st *state) apply(c *change) error {
+	if t := c.Tenant; t != nil {
+		r := &tenantRecord{Tenant: *t, principal: make(map[string]*principalRecord)}
+		st.tenants[t.ID] = r
+		st.domains[strings.ToLower(t.Domain)] = r
+	}
+	if p := c.Person; p != nil {
+		t := st.tenants[p.Tenant]
+		if t == nil {
+			return fmt.Errorf("tenant %s of person: %w", p.Tenant, ErrNotFound)
+		}
+		t.people = append(t.people, *p)
+	}
+	if sub := c.Subscription; sub != nil {
+		t := st.tenants[sub.Tenant]
+		if t == nil {
+			return fmt.Errorf("tenant %s of subscription: %w", sub.Tenant, ErrNotFound)
+		}
+		t.subscriptions = append(t.subscriptions, sub.ID)
+		st.subscriptions[sub.ID] = &subscriptionRecord{Subscription: *sub, groups: make(map[string]*resourceGroup)}
+	}
+	if c.Key != nil {
+		st.key = c.Key
+	}
+	return errors.Join(st.applyApplication(c), st.applySecret(c), st.applyPrincipal(c), st.applyAzure(c))
+}
+
+func (st *state) applyApplication(c *change) error {
+	a := c.Application
+	if a == nil {
+		return nil
+	}
+	t := st.tenants[a.Tenant]
+	if t == nil {
+		return fmt.Errorf("tenant %s of application: %w", a.Tenant, ErrNotFound)
+	}
+	r := st.applications[a.ID]
+	if r == nil {
+		r = &applicationRecord{id: a.ID, appID: a.AppID, tenant: a.Tenant, order: c.Seq}
+		st.applications[a.ID] = r
+		st.clients[a.AppID] = r
+		t.applications = append(t.applications, r)
+	}
+	name := uniqueKey(a.Tenant, a.UniqueName)
+	if c.Purged {
+		r.add(c.Time, nil, c.Visible)
+	} else {
+		r.add(c.Time, a, c.Visible)
+	}
+	switch {
+	case a.UniqueName == "":
+	case a.Deleted == nil && !c.Purged:
+		st.uniqueNames[name] = r
+	case st.uniqueNames[name] == r:
+		delete(st.uniqueNames, name)
+	}
+	if c.Purged {
+		st.forget(t, r)
+	}
+	return nil
+}
+
+// forget drops a purged application that nothing can show or revive any more.
+// Its secrets go with it; the token service no longer finds the application.
+func (st *state) forget(t *tenantRecord, r *applicationRecord) {
+	delete(st.applications, r.id)
+	delete(st.clients, r.appID)
+	if i := slices.Index(t.applications, r); i >= 0 {
+		t.applications = slices.Delete(t.applications, i, i+1)
+	}
+}
+
+func (st *state) applySecret(c *change) error {
+	if c.Secret == nil {
+		return nil
+	}
+	r := st.clients[c.Secret.AppID]
+	if r == nil {
+		return fmt.Errorf("application %s of secret: %w", c.Secret.AppID, ErrNotFound)
+	}
+	kept := make([]*secret, 0, len(r.secrets)+1)
+	for _, old := range r.secrets {
+		if old.KeyID != c.Secret.KeyID && (!old.Gone || !old.Removed.Everywhere(c.Time)) {
+			kept = append(kept, old)
+		}
+	}
+	r.secrets = append(kept, c.Secret)
+	return nil
+}
+
+func (st *state) applyPrincipal(c *change) error {
+	p := c.Principal
+	if p == nil {
+		return nil
+	}
+	t := st.tenants[p.Tenant]
+	if t == nil {
+		return fmt.Errorf("tenant %s of principal: %w", p.Tenant, ErrNotFound)
+	}
+	r := st.principals[p.ID]
+	if r == nil {
+		r = &principalRecord{id: p.ID, appID: p.AppID, tenant: p.Tenant, order: c.Seq}
+		st.principals[p.ID] = r
+		t.principals = append(t.principals, r)
+	}
+	t.principal[p.AppID] = r
+	visible := c.Visible
+	if c.Application != nil {
+		visible = c.PrincipalVisible
+	}
+	r.add(c.Time, p, visible)
+	return nil
+}
+
+func (st *state) applyAzure(c *change) error {
+	if a := c.Assignment; a != nil {
+		sub := st.subscriptions[subscriptionOf(a.Scope)]
+		if sub == nil {
+			return fmt.Errorf("subscription of %s: %w", a.Scope, ErrNotFound)
+		}
+		key := strings.ToLower(a.ID)
+		r := st.assignments[key]
+		if r == nil {
+			r = &assignmentRecord{}
+			st.assignments[key] = r
+			sub.assignments = append(sub.assignments, r)
+		}
+		if c.Unassigned {
+			r.add(c.Time, nil, c.Visible)
+		} else {
+			r.add(c.Time, a, c.Visible)
+		}
+	}
+	if g := c.Group; g != nil {
+		sub := st.subscriptions[g.Subscription]
+		if sub == nil {
+			return fmt.Errorf("subscription %s of resource group: %w", g.Subscription, ErrNotFound)
+		}
+		if g.Deleted {
+			delete(sub.groups, strings.ToLower(g.Name))
+		} else {
+			sub.groups[strings.ToLower(g.Name)] = g
+		}
+	}
+	return nil
+}
+
+func uniqueKey(tenant, name string) string {
+	return tenant + "\x00" + name
+}
+
+// subscriptionOf returns the lower-case subscription ID a scope begins with.
+func subscriptionOf(scope string) string {
+	parts := strings.Split(strings.ToLower(strings.Trim(scope, "/")), "/")
+	if len(parts) < 2 || parts[0] != "subscriptions" {
+		return ""
+	}
+	return parts[1]
+}

@@ -1,0 +1,171 @@
+package entrasim
+
+import (
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"math/big"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+
+	"phasekey.dev/pkg/entrasim/internal/chance"
+)
+
+// Identity providers' names as they stand in the tokens of Azure's resources.
+const issuerPrefix = "https://sts.windows.net/"
+
+type signingKey struct {
+	private *rsa.PrivateKey
+	id      string
+}
+
+func newSigningKey(encoded []byte) (signingKey, error) {
+	parsed, err := x509.ParsePKCS8PrivateKey(encoded)
+	if err != nil {
+		return signingKey{}, fmt.Errorf("read signing key: %w", err)
+	}
+	private, ok := parsed.(*rsa.PrivateKey)
+	if !ok {
+		return signingKey{}, fmt.Errorf("signing key is a %T, not RSA: %w", parsed, ErrInvalid)
+	}
+	sum := sha256.Sum256(x509.MarshalPKCS1PublicKey(&private.PublicKey))
+	return signingKey{private: private, id: base64.RawURLEncoding.EncodeToString(sum[:20])}, nil
+}
+
+// jwk is the public key as the keys document lists it.
+func (k signingKey) jwk(issuer string) map[string]any {
+	b64 := base64.RawURLEncoding.EncodeToString
+	return map[string]any{
+		"kty": "RSA", "use": "sig", "alg": "RS256", "kid": k.id, "x5t": k.id,
+		"n": b64(k.private.N.Bytes()), "e": b64(big.NewInt(int64(k.private.E)).Bytes()),
+		"issuer": issuer,
+	}
+}
+
+// accessToken is a token's claims, the v1 form that Graph and Resource Manager take.
+type accessToken struct {
+	Audience string   `json:"aud"`
+	Issuer   string   `json:"iss"`
+	IssuedAt int64    `json:"iat"`
+	From     int64    `json:"nbf"`
+	Expires  int64    `json:"exp"`
+	AIO      string   `json:"aio"`
+	AppID    string   `json:"appid"`
+	AppACR   string   `json:"appidacr"`
+	IdP      string   `json:"idp"`
+	IdType   string   `json:"idtyp"`
+	ObjectID string   `json:"oid"`
+	Roles    []string `json:"roles,omitempty"`
+	Subject  string   `json:"sub"`
+	TenantID string   `json:"tid"`
+	UTI      string   `json:"uti"`
+	Version  string   `json:"ver"`
+}
+
+// The times are judged by checkToken, each with an error of its own.
+func (accessToken) GetExpirationTime() (*jwt.NumericDate, error) { return nil, nil } //nolint:nilnil // jwt's way of saying absent
+func (accessToken) GetIssuedAt() (*jwt.NumericDate, error)       { return nil, nil } //nolint:nilnil // jwt's way of saying absent
+func (accessToken) GetNotBefore() (*jwt.NumericDate, error)      { return nil, nil } //nolint:nilnil // jwt's way of saying absent
+func (t accessToken) GetIssuer() (string, error)                 { return t.Issuer, nil }
+func (t accessToken) GetSubject() (string, error)                { return t.Subject, nil }
+func (t accessToken) GetAudience() (jwt.ClaimStrings, error) {
+	return jwt.ClaimStrings{t.Audience}, nil
+}
+
+// mint makes an access token for a principal. The claims it returns hold no secret.
+func (s *Simulator) mint(dice *chance.Dice, now time.Time, p *principal, resource *resource, audience string) (string, accessToken, error) {
+	life := dice.Between(s.config.TokenLife.Min, s.config.TokenLife.Max).Truncate(time.Second)
+	issuer := issuerPrefix + p.Tenant + "/"
+	claims := accessToken{
+		Audience: audience, Issuer: issuer, IdP: issuer,
+		IssuedAt: now.Unix(), From: now.Unix(), Expires: now.Add(life).Unix(),
+		AIO: "E2" + dice.Text(22, letters), AppID: p.AppID, AppACR: "1", IdType: "app",
+		ObjectID: p.ID, Subject: p.ID, TenantID: p.Tenant, Roles: p.Roles[resource.appID],
+		UTI: dice.Text(22, letters), Version: "1.0",
+	}
+	token := jwt.NewWithClaims(jwt.SigningMethodRS256, claims)
+	token.Header["kid"] = s.key.id
+	token.Header["x5t"] = s.key.id
+	text, err := token.SignedString(s.key.private)
+	if err != nil {
+		return "", accessToken{}, fmt.Errorf("sign token: %w", err)
+	}
+	return text, claims, nil
+}
+
+// What can be wrong with a bearer token. Each plane has its own words for it.
+var (
+	errTokenMissing  = errors.New("no bearer token")
+	errTokenInvalid  = errors.New("token is malformed or not signed by this login service")
+	errTokenExpired  = errors.New("token has expired")
+	errTokenTooEarly = errors.New("token is not valid yet")
+	errTokenAudience = errors.New("token is for another resource")
+)
+
+// checkToken verifies an Authorization header for a resource. The claims come
+// back with every error that is judged after the signature.
+func (s *Simulator) checkToken(header string, now time.Time, r *resource) (*accessToken, error) {
+	scheme, text, found := strings.Cut(header, " ")
+	if !found || !strings.EqualFold(scheme, "Bearer") || text == "" {
+		return nil, errTokenMissing
+	}
+	claims := &accessToken{}
+	parser := jwt.NewParser(jwt.WithValidMethods([]string{jwt.SigningMethodRS256.Alg()}), jwt.WithoutClaimsValidation())
+	_, err := parser.ParseWithClaims(strings.TrimSpace(text), claims, func(t *jwt.Token) (any, error) {
+		if t.Header["kid"] != s.key.id {
+			return nil, errTokenInvalid
+		}
+		return &s.key.private.PublicKey, nil
+	})
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", errTokenInvalid, err)
+	case !slices.Contains(r.audiences, claims.Audience):
+		return claims, errTokenAudience
+	case now.Unix() >= claims.Expires:
+		return claims, errTokenExpired
+	case now.Unix() < claims.From:
+		return claims, errTokenTooEarly
+	}
+	return claims, nil
+}
+
+// resource is something tokens can be asked for.
+type resource struct {
+	appID     string
+	audiences []string
+}
+
+func graphResource() *resource {
+	return &resource{appID: graphAppID, audiences: []string{
+		"https://graph.microsoft.com", "https://graph.microsoft.com/", graphAppID,
+		"https://graph.microsoft.us", "https://dod-graph.microsoft.us", "https://microsoftgraph.chinacloudapi.cn",
+	}}
+}
+
+func armResource() *resource {
+	return &resource{appID: armAppID, audiences: []string{
+		"https://management.azure.com", "https://management.azure.com/",
+		"https://management.core.windows.net", "https://management.core.windows.net/",
+		"https://management.usgovcloudapi.net", "https://management.usgovcloudapi.net/",
+		"https://management.core.usgovcloudapi.net", "https://management.core.usgovcloudapi.net/",
+		"https://management.chinacloudapi.cn", "https://management.chinacloudapi.cn/",
+		"https://management.core.chinacloudapi.cn", "https://management.core.chinacloudapi.cn/", armAppID,
+	}}
+}
+
+// findResource returns the resource a scope's first part names, nil if unknown.
+func findResource(audience string) *resource {
+	for _, r := range []*resource{armResource(), graphResource()} {
+		if slices.Contains(r.audiences, audience) {
+			return r
+		}
+	}
+	return nil
+}
