@@ -38,21 +38,25 @@ func (s *Store) ActiveVersion(ctx context.Context, integrationUID string) (Live,
 func (s *Store) LiveVersions(ctx context.Context, integrationUID string) ([]Live, error) {
 	var out []Live
 	err := s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
-		out, err = sqldb.Collect(ctx, tx, func(row sqldb.Row) (l Live, err error) {
-			l.Version, err = scanVersion(row, &l.ClientID, &l.TenantID, &l.Cloud)
-			return l, err
-		}, `SELECT `+versionColumns+`, applications.client_id, integrations.tenant_id, integrations.cloud
-			FROM credential_versions
-			JOIN applications ON applications.integration_uid = credential_versions.integration_uid
-			JOIN integrations ON integrations.uid = credential_versions.integration_uid
-			WHERE credential_versions.integration_uid = $1 AND credential_versions.state IN ('ACTIVE', 'RETIRING')
-			ORDER BY credential_versions.state, credential_versions.number DESC`, integrationUID)
+		out, err = liveVersions(ctx, tx, integrationUID)
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read live versions of integration %s: %w", integrationUID, err)
 	}
 	return out, nil
+}
+
+func liveVersions(ctx context.Context, tx sqldb.Tx, integrationUID string) ([]Live, error) {
+	return sqldb.Collect(ctx, tx, func(row sqldb.Row) (l Live, err error) {
+		l.Version, err = scanVersion(row, &l.ClientID, &l.TenantID, &l.Cloud)
+		return l, err
+	}, `SELECT `+versionColumns+`, applications.client_id, integrations.tenant_id, integrations.cloud
+		FROM credential_versions
+		JOIN applications ON applications.integration_uid = credential_versions.integration_uid
+		JOIN integrations ON integrations.uid = credential_versions.integration_uid
+		WHERE credential_versions.integration_uid = $1 AND credential_versions.state IN ('ACTIVE', 'RETIRING')
+		ORDER BY credential_versions.state, credential_versions.number DESC`, integrationUID)
 }
 
 const versionColumns = `credential_versions.id, credential_versions.integration_uid, credential_versions.number,

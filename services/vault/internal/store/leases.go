@@ -1,0 +1,215 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/vault/internal/grant"
+	"phasekey.dev/services/vault/internal/lease"
+)
+
+// Entitlement is all that a delivery to one runner instance is decided by and made from, as of one moment.
+type Entitlement struct {
+	grant.Standing
+	// Lease is the instance's; the zero value before its first delivery.
+	Lease lease.Lease
+	// Integration is the grant's; the zero value when the copy of the registry does not have it.
+	Integration Integration
+	// Versions are the ACTIVE one, if there is one, and after it those that are RETIRING, the newest first.
+	Versions []Live
+}
+
+// Check is nil when something may be delivered now, else why not.
+func (e Entitlement) Check(now time.Time) error {
+	if err := e.Standing.Check(now); err != nil {
+		return err
+	}
+	if !e.Lease.CloseTime.IsZero() {
+		return lease.ErrClosed
+	}
+	return nil
+}
+
+// Entitlement reads what a delivery to the instance by the grant is decided by; grant.ErrNotFound when there is no such grant.
+func (s *Store) Entitlement(ctx context.Context, grantUID, instanceID string) (Entitlement, error) {
+	var out Entitlement
+	err := s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
+		out = Entitlement{}
+		if out.Standing, err = standing(ctx, tx, grantUID); err != nil {
+			return err
+		}
+		out.Lease, err = scanLease(tx.QueryRow(ctx, `SELECT `+leaseColumns+` FROM leases WHERE grant_uid = $1 AND instance_id = $2`, grantUID, instanceID))
+		if err != nil && !errors.Is(err, sqldb.ErrNoRows) {
+			return err
+		}
+		uid := out.Grant.IntegrationUID
+		out.Integration, err = scanIntegration(tx.QueryRow(ctx, `SELECT `+integrationColumns+` FROM integrations WHERE uid = $1`, uid))
+		if err != nil && !errors.Is(err, sqldb.ErrNoRows) {
+			return err
+		}
+		out.Versions, err = liveVersions(ctx, tx, uid)
+		return err
+	})
+	if err != nil {
+		return Entitlement{}, fmt.Errorf("read entitlement of grant %s: %w", grantUID, err)
+	}
+	return out, nil
+}
+
+func standing(ctx context.Context, tx sqldb.Tx, grantUID string) (grant.Standing, error) {
+	var (
+		out                         grant.Standing
+		bookmark                    int64
+		integration, project, given bool
+	)
+	g, err := scanGrant(tx.QueryRow(ctx, `SELECT `+grantColumns+`,
+			COALESCE((SELECT incarnation FROM projection WHERE singleton = 1), ''),
+			COALESCE((SELECT revision FROM projection WHERE singleton = 1), 0),
+			COALESCE((SELECT bookmark_time FROM projection WHERE singleton = 1), 0),
+			EXISTS (SELECT 1 FROM integrations i WHERE i.uid = grants.integration_uid AND i.deleting = 0),
+			EXISTS (SELECT 1 FROM projects p WHERE p.uid = grants.project_uid),
+			EXISTS (SELECT 1 FROM attachments a WHERE a.integration_uid = grants.integration_uid AND a.project_uid = grants.project_uid
+				AND (grants.access = 'READ' AND a.reads = 1 OR grants.access = 'WRITE' AND a.writes = 1))
+		FROM grants WHERE uid = $1`, grantUID),
+		&out.Incarnation, &out.Revision, &bookmark, &integration, &project, &given)
+	if errors.Is(err, sqldb.ErrNoRows) {
+		return grant.Standing{}, grant.ErrNotFound
+	}
+	if err != nil {
+		return grant.Standing{}, err
+	}
+	out.Grant, out.BookmarkTime = g, sqldb.Time(bookmark)
+	out.IntegrationLives, out.ProjectLives, out.Attached = integration, project, given
+	return out, nil
+}
+
+// Delivery is one credential, about to leave.
+type Delivery struct {
+	GrantUID   string
+	InstanceID string
+	// VersionID is the credential version that it was made from.
+	VersionID string
+	// Reason is why it is sent, Audience what it opens, ClientRequestID what the token request carried.
+	Reason          string
+	Audience        string
+	ClientRequestID string
+	// ExpireTime is when it stops working.
+	ExpireTime time.Time
+	Caller     Caller
+}
+
+// Deliver opens or resumes the instance's lease, counts its generation up, and records the delivery where it finds
+// everything that entitles to it, in one transaction. Only what it returned without an error for may leave the vault: after
+// an error nothing was recorded, except that after a sqldb.ErrUnknownOutcome a delivery may be on record that never was.
+//
+// Errors: those of grant.Standing.Check, lease.ErrClosed, lease.ErrTooMany, and lease.ErrVersionGone when only the version is
+// no longer usable: read the entitlement again.
+func (s *Store) Deliver(ctx context.Context, now time.Time, d Delivery) (lease.Lease, error) {
+	var delivered lease.Lease
+	uid := uuid.NewString()
+	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+		g, err := lockGrant(ctx, tx, `uid = $1`, d.GrantUID)
+		if err != nil {
+			return err
+		}
+		held, err := sqldb.Collect(ctx, tx, scanLease, `SELECT `+leaseColumns+` FROM leases WHERE grant_uid = $1`, d.GrantUID)
+		if err != nil {
+			return err
+		}
+		admitted, opened, refusal := lease.Admit(now, held, uid, d.GrantUID, d.InstanceID)
+		if refusal != nil {
+			// That the grant is over says more than that it has many leases.
+			return errors.Join(g.Check(now), refusal)
+		}
+		if err := s.putLease(ctx, tx, now, g, admitted, opened, d.Caller); err != nil {
+			return err
+		}
+		recorded, err := s.auditDelivery(ctx, tx, now, admitted.UID, admitted.Generation, d, now.Add(-grant.MaxSilence))
+		if err != nil {
+			return err
+		}
+		if !recorded {
+			return refused(ctx, tx, now, d.GrantUID)
+		}
+		delivered = admitted
+		return nil
+	})
+	if err != nil {
+		return lease.Lease{}, fmt.Errorf("deliver by grant %s: %w", d.GrantUID, err)
+	}
+	return delivered, nil
+}
+
+func (s *Store) putLease(ctx context.Context, tx sqldb.Tx, now time.Time, g grant.Grant, l lease.Lease, opened bool, caller Caller) error {
+	if !opened {
+		_, err := tx.Exec(ctx, `UPDATE leases SET generation = $1, deliver_time = $2 WHERE uid = $3`, l.Generation, sqldb.Micros(l.DeliverTime), l.UID)
+		return err
+	}
+	if _, err := tx.Exec(ctx, `INSERT INTO leases (`+leaseColumns+`) VALUES ($1, $2, $3, $4, $5, $6, 0)`,
+		l.UID, l.GrantUID, l.InstanceID, l.Generation, sqldb.Micros(l.OpenTime), sqldb.Micros(l.DeliverTime)); err != nil {
+		return err
+	}
+	event := grantEvent(now, LeaseOpened, g, caller)
+	event.LeaseUID, event.InstanceID = l.UID, l.InstanceID
+	return s.audit(ctx, tx, event)
+}
+
+// refused says why a delivery was not recorded.
+func refused(ctx context.Context, tx sqldb.Tx, now time.Time, grantUID string) error {
+	found, err := standing(ctx, tx, grantUID)
+	if err != nil {
+		return err
+	}
+	if err := found.Check(now); err != nil {
+		return err
+	}
+	// The lease was written in this transaction, so the version is all that is left.
+	return lease.ErrVersionGone
+}
+
+// CloseLease closes the instance's lease. One that never was, or is closed, is closed.
+func (s *Store) CloseLease(ctx context.Context, now time.Time, grantUID, instanceID string, caller Caller) error {
+	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+		g, err := lockGrant(ctx, tx, `uid = $1`, grantUID)
+		if err != nil {
+			return err
+		}
+		l, err := scanLease(tx.QueryRow(ctx, `UPDATE leases SET close_time = $1 WHERE grant_uid = $2 AND instance_id = $3 AND close_time = 0
+			RETURNING `+leaseColumns, sqldb.Micros(now), grantUID, instanceID))
+		if errors.Is(err, sqldb.ErrNoRows) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		event := grantEvent(now, LeaseClosed, g, caller)
+		event.LeaseUID, event.InstanceID, event.Generation = l.UID, l.InstanceID, l.Generation
+		if err := s.audit(ctx, tx, event); err != nil {
+			return err
+		}
+		return noteChange(ctx, tx, now, "", grantUID)
+	})
+	if err != nil {
+		return fmt.Errorf("close lease of grant %s: %w", grantUID, err)
+	}
+	return nil
+}
+
+const leaseColumns = `uid, grant_uid, instance_id, generation, open_time, deliver_time, close_time`
+
+func scanLease(row sqldb.Row) (lease.Lease, error) {
+	var (
+		l                    lease.Lease
+		open, deliver, ended int64
+	)
+	if err := row.Scan(&l.UID, &l.GrantUID, &l.InstanceID, &l.Generation, &open, &deliver, &ended); err != nil {
+		return lease.Lease{}, err
+	}
+	l.OpenTime, l.DeliverTime, l.CloseTime = sqldb.Time(open), sqldb.Time(deliver), sqldb.Time(ended)
+	return l, nil
+}
