@@ -1,0 +1,313 @@
+// Package app assembles the broker: what the command runs, and what phasekey-dev runs beside the other services.
+//
+// It guarantees that New fails on anything that would keep the broker from serving for ever (configuration, key, schema,
+// addresses), and that whatever may come back by itself (the registry, the vault, a database that restarts) makes it
+// NOT_SERVING for as long as it is away, and no longer.
+package app
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/descriptorpb"
+
+	brokerv1 "phasekey.dev/gen/phasekey/broker/v1"
+	optionsv1 "phasekey.dev/gen/phasekey/options/v1"
+	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
+	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
+	"phasekey.dev/pkg/grpcclient"
+	"phasekey.dev/pkg/grpcserver"
+	"phasekey.dev/pkg/mtls"
+	"phasekey.dev/pkg/obs"
+	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/pkg/task"
+	"phasekey.dev/services/broker/internal/consent"
+	"phasekey.dev/services/broker/internal/keyfile"
+	"phasekey.dev/services/broker/internal/prover"
+	"phasekey.dev/services/broker/internal/rpc"
+	"phasekey.dev/services/broker/internal/store"
+	"phasekey.dev/services/broker/internal/upstream"
+)
+
+const (
+	// healthInterval is how often readiness is found out anew; a check that takes longer has failed.
+	healthInterval = 2 * time.Second
+	// purgeInterval is how often what is no longer needed is forgotten.
+	purgeInterval = 10 * time.Minute
+	// upstreamTimeout bounds a single call to the registry or the vault that brings no deadline of its own.
+	upstreamTimeout = 15 * time.Second
+	maxBackoff      = 2 * time.Minute
+)
+
+// App is a broker whose listeners are bound and whose stores are open. Run it once, or Close it.
+type App struct {
+	cfg      Config
+	log      *slog.Logger
+	db       *sqldb.DB
+	store    *store.Store
+	tls      *mtls.Source
+	registry *grpc.ClientConn
+	vault    *grpc.ClientConn
+	prover   *prover.Prover
+	server   *grpcserver.Server
+	metrics  *task.Task // nil: not served
+
+	metricsAddr net.Addr
+	closers     []closer
+}
+
+// closer is something to release, after everything that was opened later.
+type closer struct {
+	name  string
+	close func() error
+}
+
+// New opens the database, the key and the certificates, binds the listeners, and starts nothing. When it fails it leaves
+// nothing open.
+func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *App, err error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	a := &App{cfg: cfg, log: log}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.Close())
+		}
+	}()
+	if err := a.openStore(ctx); err != nil {
+		return nil, err
+	}
+	key, err := keyfile.Open(ctx, cfg.StateKeyFile, a.store)
+	if err != nil {
+		return nil, err
+	}
+	if a.tls, err = mtls.Open(ctx, cfg.TLS, log); err != nil {
+		return nil, err
+	}
+	a.own("tls", a.tls.Close)
+	if err := a.dial(); err != nil {
+		return nil, err
+	}
+	metrics := obs.NewRegistry("broker")
+	registry := upstream.NewRegistry(a.registry)
+	a.prover = prover.New(prover.Config{
+		Store: a.store, Registry: registry, Vault: upstream.NewVault(a.vault), Log: log, Metrics: metrics,
+		Pace: consent.Pace{Probe: cfg.ProbeInterval, Poll: cfg.PollInterval, MaxBackoff: max(maxBackoff, cfg.ProbeInterval)},
+	})
+	service := rpc.New(rpc.Config{
+		Store: a.store, Registry: registry, Log: log, MaxOpen: cfg.MaxOpenSessions, Poll: cfg.WatchInterval,
+		Links: consent.Links{Key: key, Clouds: clouds(cfg.Clouds), RedirectURI: cfg.PublicURL + RedirectPath},
+	})
+	if err := a.listen(ctx, service, metrics); err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+// own has Close release something.
+func (a *App) own(name string, close func() error) {
+	a.closers = append(a.closers, closer{name, close})
+}
+
+func (a *App) openStore(ctx context.Context) error {
+	db, err := sqldb.Open(ctx, a.cfg.Database, store.Migrations())
+	if err != nil {
+		return err
+	}
+	a.db, a.store = db, store.New(db)
+	a.own("database", db.Close)
+	for _, name := range db.NewerMigrations() {
+		a.log.WarnContext(ctx, "the database has a migration of a newer release", slog.String("migration", name))
+	}
+	return nil
+}
+
+// dial makes the connections to the registry and the vault. Neither needs to be up.
+func (a *App) dial() (err error) {
+	a.registry, err = grpcclient.Dial(grpcclient.Config{
+		Target: a.cfg.Registry.Target, TLS: a.tls.ClientConfig(a.cfg.Registry.ID), Timeout: upstreamTimeout,
+		Services: []protoreflect.ServiceDescriptor{registryv1.File_phasekey_registry_v1_integration_service_proto.Services().ByName("IntegrationService")},
+	})
+	if err != nil {
+		return fmt.Errorf("registry: %w", err)
+	}
+	a.own("registry", a.registry.Close)
+	a.vault, err = grpcclient.Dial(grpcclient.Config{
+		Target: a.cfg.Vault.Target, TLS: a.tls.ClientConfig(a.cfg.Vault.ID), Timeout: upstreamTimeout,
+		Services: []protoreflect.ServiceDescriptor{vaultv1.File_phasekey_vault_v1_access_service_proto.Services().ByName("AccessService")},
+	})
+	if err != nil {
+		return fmt.Errorf("vault: %w", err)
+	}
+	a.own("vault", a.vault.Close)
+	return nil
+}
+
+// listen binds the addresses and makes the servers.
+func (a *App) listen(ctx context.Context, service *rpc.Service, metrics *prometheus.Registry) error {
+	ln, err := a.bind(ctx, "listen", a.cfg.Listen)
+	if err != nil {
+		return err
+	}
+	a.server, err = grpcserver.New(grpcserver.Config{
+		Name: "broker", Listener: ln, TLS: a.tls.ServerConfig(mtls.Required), Log: a.log, Metrics: metrics,
+		Register:   func(r grpc.ServiceRegistrar) { brokerv1.RegisterConsentServiceServer(r, service) },
+		Policy:     policy,
+		Identities: a.cfg.Identities,
+		Limits:     a.cfg.Limits,
+		Reflection: true,
+		// A watched session may well not change for a day. It ends by its own deadline, and keepalive finds the dead.
+		StreamIdle: -1,
+		Drain:      a.cfg.Drain,
+	})
+	if err != nil {
+		return err
+	}
+	if a.cfg.MetricsListen == "" {
+		return nil
+	}
+	mln, err := a.bind(ctx, "metrics_listen", a.cfg.MetricsListen)
+	if err != nil {
+		return err
+	}
+	a.metricsAddr = mln.Addr()
+	var secure *tls.Config
+	if !isLoopback(mln.Addr()) {
+		secure = a.tls.HTTPSConfig()
+	}
+	serve, err := obs.MetricsTask(mln, secure, metrics, a.log)
+	if err != nil {
+		return err
+	}
+	a.metrics = &serve
+	return nil
+}
+
+func (a *App) bind(ctx context.Context, key, address string) (net.Listener, error) {
+	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", key, err)
+	}
+	a.own(key, func() error {
+		if err := ln.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		return nil // the server that had it closes it too
+	})
+	return ln, nil
+}
+
+func isLoopback(a net.Addr) bool {
+	tcp, ok := a.(*net.TCPAddr)
+	return ok && tcp.IP.IsLoopback()
+}
+
+// policy reads who may call a method from the proto that declares it. Roles are the enum's words in lower case.
+func policy(m protoreflect.MethodDescriptor) (roles []string, ok bool) {
+	options, isOptions := m.Options().(*descriptorpb.MethodOptions)
+	if !isOptions {
+		return nil, false
+	}
+	callers, isCallers := proto.GetExtension(options, optionsv1.E_Callers).([]optionsv1.Caller)
+	if !isCallers || len(callers) == 0 {
+		return nil, false
+	}
+	for _, c := range callers {
+		if c == optionsv1.Caller_CALLER_UNSPECIFIED {
+			return nil, false
+		}
+		roles = append(roles, strings.ToLower(strings.TrimPrefix(c.String(), "CALLER_")))
+	}
+	return roles, true
+}
+
+func clouds(configured map[string]Cloud) map[string]consent.Cloud {
+	out := make(map[string]consent.Cloud, len(configured))
+	for name, c := range configured {
+		out[name] = consent.Cloud{LoginURL: c.LoginURL, GraphURL: c.GraphURL}
+	}
+	return out
+}
+
+// Addr is the bound address of the gRPC listener.
+func (a *App) Addr() net.Addr { return a.server.Addr() }
+
+// MetricsAddr is the bound address of the metrics listener, nil without one.
+func (a *App) MetricsAddr() net.Addr { return a.metricsAddr }
+
+// Run serves until ctx ends, then stops in order and closes everything. It returns the first failure.
+func (a *App) Run(ctx context.Context) error {
+	tasks := []task.Task{
+		{Name: "tls", Run: a.tls.Run},
+		{Name: "purge", Run: a.purge},
+	}
+	if a.metrics != nil {
+		tasks = append(tasks, *a.metrics)
+	}
+	tasks = append(tasks,
+		task.Task{Name: "prover", Run: a.prover.Run},
+		task.Task{Name: "server", Run: a.server.Run, Grace: a.cfg.Drain + 2*time.Second},
+		task.Task{Name: "health", Run: func(ctx context.Context) error {
+			return a.server.FollowHealth(ctx, healthInterval, a.ready)
+		}},
+	)
+	err := task.Run(ctx, a.log, tasks...)
+	return errors.Join(err, a.Close())
+}
+
+// Close releases what New opened, the last first. Run does so itself.
+func (a *App) Close() error {
+	var problems []error
+	for len(a.closers) > 0 {
+		last := a.closers[len(a.closers)-1]
+		a.closers = a.closers[:len(a.closers)-1]
+		if err := last.close(); err != nil {
+			problems = append(problems, fmt.Errorf("close %s: %w", last.name, err))
+		}
+	}
+	return errors.Join(problems...)
+}
+
+// ready says what is missing for the broker to do its work. The three are asked at the same time, for they share a deadline.
+func (a *App) ready(ctx context.Context) error {
+	checks := []func(context.Context) error{
+		a.store.Ping,
+		func(ctx context.Context) error { return upstream.Connected(ctx, a.registry) },
+		func(ctx context.Context) error { return upstream.Connected(ctx, a.vault) },
+	}
+	found := make([]error, len(checks))
+	var asked sync.WaitGroup
+	for i, check := range checks {
+		asked.Go(func() { found[i] = check(ctx) })
+	}
+	asked.Wait()
+	return errors.Join(found...)
+}
+
+// purge forgets what is no longer needed, from time to time.
+func (a *App) purge(ctx context.Context) error {
+	tick := time.NewTicker(purgeInterval)
+	defer tick.Stop()
+	for {
+		now := time.Now()
+		if err := a.store.Purge(ctx, now, now.Add(-a.cfg.Retention)); err != nil && ctx.Err() == nil {
+			a.log.WarnContext(ctx, "old sessions cannot be purged", slog.Any(obs.KeyError, err))
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}

@@ -1,0 +1,189 @@
+package app
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+	"time"
+
+	"phasekey.dev/pkg/grpcserver"
+	"phasekey.dev/pkg/mtls"
+	"phasekey.dev/pkg/obs"
+	"phasekey.dev/pkg/sqldb"
+)
+
+// Config is a broker's configuration.
+type Config struct {
+	// Listen is the address of the gRPC listener for services and operators, for example ":7443".
+	Listen string `yaml:"listen"`
+	// MetricsListen is the address for metrics and liveness; empty serves neither. Beyond loopback it is HTTPS.
+	MetricsListen string `yaml:"metrics_listen"`
+	// Development allows what production must not have: a ProbeInterval under ten seconds.
+	Development bool `yaml:"development"`
+	// PublicURL is the origin under which browsers reach the broker's pages, for example "https://consent.example.com".
+	// Entra ID sends them back to its RedirectPath, so the vault, which puts that on the applications, must have the same.
+	PublicURL string `yaml:"public_url"`
+	// StateKeyFile is 32 random bytes, mode 0600, the same for all replicas: what makes the states of links. It is made
+	// when neither it nor anything in the database exists.
+	StateKeyFile string                `yaml:"state_key_file"`
+	Log          obs.LogConfig         `yaml:"log"`
+	Database     sqldb.Config          `yaml:"database"`
+	TLS          mtls.Config           `yaml:"tls"`
+	Identities   []grpcserver.Identity `yaml:"identities"`
+	Limits       grpcserver.Limits     `yaml:"limits"`
+	Registry     Upstream              `yaml:"registry"`
+	Vault        Upstream              `yaml:"vault"`
+	// Clouds are where Microsoft's clouds are, by the names that integrations give them.
+	Clouds map[string]Cloud `yaml:"clouds"`
+	// ProbeInterval is the least time between two questions to the vault about one integration: at least ten seconds,
+	// unless Development.
+	ProbeInterval time.Duration `yaml:"probe_interval"`
+	// PollInterval is how often the registry is asked whether an application is ready.
+	PollInterval time.Duration `yaml:"poll_interval"`
+	// WatchInterval is how often a watched session is read from the database.
+	WatchInterval time.Duration `yaml:"watch_interval"`
+	// MaxOpenSessions is how many sessions of one integration may be open at once.
+	MaxOpenSessions int `yaml:"max_open_sessions"`
+	// Retention is how long ended sessions are kept: at least a day, since a request ID lives that long.
+	Retention time.Duration `yaml:"retention"`
+	// Drain bounds the graceful stop.
+	Drain time.Duration `yaml:"drain"`
+}
+
+// Upstream is a service that the broker asks.
+type Upstream struct {
+	// Target is a gRPC target: "host:port", or "dns:///name:port".
+	Target string `yaml:"target"`
+	// ID is the SPIFFE ID that it must have.
+	ID string `yaml:"id"`
+}
+
+// Cloud is where one of Microsoft's clouds is.
+type Cloud struct {
+	// LoginURL is the origin of its login pages.
+	LoginURL string `yaml:"login_url"`
+	// GraphURL is the origin of its Graph.
+	GraphURL string `yaml:"graph_url"`
+}
+
+// RedirectPath is where Entra ID sends browsers back to, under PublicURL.
+const RedirectPath = "/consent/callback"
+
+// The bounds of what may be configured.
+const (
+	minProbeInterval            = 10 * time.Second
+	minProbeIntervalDevelopment = 100 * time.Millisecond
+	maxInterval                 = time.Hour
+	minInterval                 = 50 * time.Millisecond
+	minRetention                = 24 * time.Hour
+	maxOpenSessions             = 1000
+)
+
+// DefaultConfig is what holds unless it is configured otherwise. It is not complete.
+func DefaultConfig() Config {
+	return Config{
+		Clouds: map[string]Cloud{
+			"public":       {LoginURL: "https://login.microsoftonline.com", GraphURL: "https://graph.microsoft.com"},
+			"usgovernment": {LoginURL: "https://login.microsoftonline.us", GraphURL: "https://graph.microsoft.us"},
+			"china":        {LoginURL: "https://login.partner.microsoftonline.cn", GraphURL: "https://microsoftgraph.chinacloudapi.cn"},
+		},
+		ProbeInterval:   minProbeInterval,
+		PollInterval:    2 * time.Second,
+		WatchInterval:   time.Second,
+		MaxOpenSessions: 20,
+		Retention:       30 * 24 * time.Hour,
+		Drain:           10 * time.Second,
+	}
+}
+
+// Validate returns all problems at once, each naming its key.
+func (c Config) Validate() error {
+	var problems []error
+	add := func(key string, err error) {
+		if err != nil {
+			problems = append(problems, fmt.Errorf("%s: %w", key, err))
+		}
+	}
+	required := func(key, value string) {
+		if value == "" {
+			add(key, errRequired)
+		}
+	}
+	required("listen", c.Listen)
+	required("state_key_file", c.StateKeyFile)
+	add("public_url", checkOrigin(c.PublicURL))
+	add("database", c.Database.Validate())
+	add("tls", c.checkTLS())
+	required("registry.target", c.Registry.Target)
+	add("registry.id", checkID(c.Registry.ID))
+	required("vault.target", c.Vault.Target)
+	add("vault.id", checkID(c.Vault.ID))
+	if len(c.Identities) == 0 {
+		add("identities", errRequired)
+	}
+	if err := grpcserver.ValidateIdentities(c.Identities); err != nil {
+		problems = append(problems, err) // names its key itself
+	}
+	if len(c.Clouds) == 0 {
+		add("clouds", errRequired)
+	}
+	for name, cloud := range c.Clouds {
+		add("clouds."+name+".login_url", checkOrigin(cloud.LoginURL))
+		add("clouds."+name+".graph_url", checkOrigin(cloud.GraphURL))
+	}
+	least := minProbeInterval
+	if c.Development {
+		least = minProbeIntervalDevelopment
+	}
+	add("probe_interval", checkSpan(c.ProbeInterval, least, maxInterval))
+	add("poll_interval", checkSpan(c.PollInterval, minInterval, maxInterval))
+	add("watch_interval", checkSpan(c.WatchInterval, minInterval, time.Minute))
+	add("drain", checkSpan(c.Drain, time.Millisecond, maxInterval))
+	if c.Retention < minRetention {
+		add("retention", fmt.Errorf("%s is less than %s", c.Retention, minRetention))
+	}
+	if c.MaxOpenSessions < 1 || c.MaxOpenSessions > maxOpenSessions {
+		add("max_open_sessions", fmt.Errorf("%d is not from 1 to %d", c.MaxOpenSessions, maxOpenSessions))
+	}
+	return errors.Join(problems...)
+}
+
+var (
+	errRequired = errors.New("required")
+	errOrigin   = errors.New("must be an https origin without a path, such as https://consent.example.com")
+	errSPIFFE   = errors.New("must be a SPIFFE ID, such as spiffe://example.org/vault")
+)
+
+// checkTLS adds to the certificates' own rules that a server has one.
+func (c Config) checkTLS() error {
+	err := c.TLS.Validate()
+	if c.TLS.WorkloadAPI == "" && c.TLS.CertFile == "" {
+		err = errors.Join(err, errors.New("cert_file: required without workload_api"))
+	}
+	return err
+}
+
+// checkOrigin refuses what cannot stand before a path in a link.
+func checkOrigin(text string) error {
+	u, err := url.Parse(text)
+	if err != nil || u.Scheme != "https" || u.Hostname() == "" || text != "https://"+u.Host {
+		return errOrigin
+	}
+	return nil
+}
+
+func checkID(text string) error {
+	u, err := url.Parse(text)
+	if err != nil || u.Scheme != "spiffe" || u.Host == "" || strings.Trim(u.Path, "/") == "" {
+		return errSPIFFE
+	}
+	return nil
+}
+
+func checkSpan(d, least, most time.Duration) error {
+	if d < least || d > most {
+		return fmt.Errorf("%s is not from %s to %s", d, least, most)
+	}
+	return nil
+}
