@@ -17,6 +17,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
@@ -40,8 +41,12 @@ type Config struct {
 	Login *url.URL
 	// Graph is the base URL of Microsoft Graph, without a version.
 	Graph *url.URL
-	// ResourceManager is the base URL of Azure Resource Manager, which is also its audience.
+	// ResourceManager is the base URL of Azure Resource Manager.
 	ResourceManager *url.URL
+	// GraphAudience and ResourceManagerAudience are what tokens for them are asked for, without `/.default`; empty means the
+	// URL's origin, as in all of Azure's own clouds.
+	GraphAudience           string
+	ResourceManagerAudience string
 	// HomeTenantID is the platform's own tenant, which has the applications.
 	HomeTenantID string
 	// ClientID is the platform's own application, which makes the others. It needs Application.ReadWrite.OwnedBy.
@@ -93,9 +98,8 @@ func New(config Config) (*Directory, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the platform's own credential: %w", err)
 	}
-	audience := config.Graph.Scheme + "://" + config.Graph.Host
 	provider, err := graphauth.NewAzureIdentityAuthenticationProviderWithScopesAndValidHosts(
-		credential, []string{audience + "/.default"}, []string{config.Graph.Hostname()})
+		credential, []string{origin(config.GraphAudience, config.Graph) + "/.default"}, []string{config.Graph.Hostname()})
 	if err != nil {
 		return nil, fmt.Errorf("graph authentication: %w", err)
 	}
@@ -117,7 +121,14 @@ func (d *Directory) HomeTenantID() string { return d.config.HomeTenantID }
 
 // ResourceManager is the audience of Azure Resource Manager in this cloud.
 func (d *Directory) ResourceManager() string {
-	return d.config.ResourceManager.Scheme + "://" + d.config.ResourceManager.Host
+	return origin(d.config.ResourceManagerAudience, d.config.ResourceManager)
+}
+
+func origin(audience string, u *url.URL) string {
+	if audience != "" {
+		return strings.TrimSuffix(audience, "/")
+	}
+	return u.Scheme + "://" + u.Host
 }
 
 func (d *Directory) credential(tenant, client string, text secret.Text, options policy.ClientOptions) (azcore.TokenCredential, error) {

@@ -1,0 +1,88 @@
+MAKEFLAGS += --warn-undefined-variables --no-builtin-rules
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+BIN := $(CURDIR)/.bin
+BUILD := $(CURDIR)/.build
+TOOLS := $(BIN)/buf $(BIN)/golangci-lint $(BIN)/grpcurl $(BIN)/protoc-gen-go $(BIN)/protoc-gen-go-grpc
+# Every module of the workspace, from go.work itself.
+MODULES = $(shell go list -m -f '{{.Dir}}')
+PROTO_IMAGE := proto/released.binpb
+RUN ?= .
+
+.PHONY: help
+help: ## Show what there is to make
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+
+.PHONY: demo
+demo: build ## Run the whole story once, in one process, and say whether it went as it should
+	@$(BIN)/phasekey-dev demo
+
+.PHONY: dev
+dev: build ## Start everything in one process and stay up; state in .build/dev
+	@$(BIN)/phasekey-dev --dir $(BUILD)/dev
+
+.PHONY: build
+build: ## Build all commands into .bin
+	@mkdir -p $(BIN)
+	@tools/progress.sh go build -v -trimpath -o $(BIN)/ ./services/registry/cmd/... ./services/broker/cmd/... ./services/vault/cmd/... ./services/phasekey/cmd/... ./pkg/entrasim/cmd/...
+
+.PHONY: test
+test: setup proto-check generate-check lint modules ## Everything that CI runs
+	@$(MAKE) --no-print-directory unit
+
+.PHONY: unit
+unit: build ## Run the tests; RUN=pattern selects
+	go test -race -shuffle=on -timeout 20m -run '$(RUN)' work
+
+.PHONY: setup
+setup: $(TOOLS) ## Install what the tests need: Debian packages, build tools
+	@tools/debian.sh gcc:gcc redis-server:redis-server initdb:postgresql
+
+$(TOOLS) &: tools/go.mod tools/go.sum
+	@mkdir -p $(BIN)
+	@echo "building the tools that tools/go.mod pins"
+	@GOWORK=off GOBIN=$(BIN) tools/progress.sh go -C tools install -v tool
+	@touch $(TOOLS)
+
+$(BUILD)/proto: tools/go.mod tools/protodeps/main.go
+	@rm -rf $@
+	@GOWORK=off go -C tools run ./protodeps $@
+
+.PHONY: generate
+generate: $(TOOLS) $(BUILD)/proto ## Format the protos and generate Go from them
+	rm -rf gen/phasekey
+	$(BIN)/buf format -w proto
+	$(BIN)/buf generate
+
+.PHONY: generate-check
+generate-check: $(TOOLS) $(BUILD)/proto
+	@rm -rf $(BUILD)/gen && mkdir -p $(BUILD)/gen
+	@$(BIN)/buf generate --output $(BUILD)
+	@diff -r $(BUILD)/gen/phasekey gen/phasekey || { echo "gen/ is not what the protos say: run 'make generate'"; exit 1; }
+
+.PHONY: proto-check
+proto-check: $(TOOLS) $(BUILD)/proto
+	$(BIN)/buf lint
+	@$(BIN)/buf format --diff --exit-code proto || { echo "the protos are not formatted: run 'make generate'"; exit 1; }
+	$(BIN)/buf breaking proto --against $(PROTO_IMAGE)
+
+.PHONY: release-image
+release-image: $(TOOLS) $(BUILD)/proto ## Make anew the image that breaking changes are judged against
+	$(BIN)/buf build proto -o $(PROTO_IMAGE)
+
+.PHONY: lint
+lint: $(BIN)/golangci-lint ## Vet and lint all modules
+	go vet work
+	$(BIN)/golangci-lint run $(addsuffix /...,$(MODULES))
+
+.PHONY: fix
+fix: $(BIN)/golangci-lint ## Format, and mend what the linters can mend
+	$(BIN)/golangci-lint fmt $(MODULES)
+	$(BIN)/golangci-lint run --fix $(addsuffix /...,$(MODULES))
+
+.PHONY: modules
+modules: ## Build each module by itself, without the workspace
+	@for dir in $(MODULES); do echo "GOWORK=off go build $${dir#$(CURDIR)/}"; (cd $$dir && GOWORK=off go build ./... && GOWORK=off go mod verify >/dev/null); done
