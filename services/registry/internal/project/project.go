@@ -1,0 +1,82 @@
+// Package project says what a project is: a stack or a module of the platform, to which integrations can be attached.
+package project
+
+import (
+	"errors"
+	"time"
+
+	"phasekey.dev/services/registry/internal/resource"
+)
+
+// ErrAttached means that the project cannot be deleted while it has attachments.
+var ErrAttached = errors.New("the project has attachments")
+
+// Name is accounts/{account}/projects/{project}.
+type Name struct {
+	Account, ID string
+}
+
+// ParseName reads a name; it reports false when it is none.
+func ParseName(name string) (Name, bool) {
+	ids, ok := resource.SplitName(name, "accounts", "projects")
+	if !ok {
+		return Name{}, false
+	}
+	return Name{Account: ids[0], ID: ids[1]}, true
+}
+
+func (n Name) String() string { return "accounts/" + n.Account + "/projects/" + n.ID }
+
+// Kind is what the platform calls it.
+type Kind string
+
+// The kinds there are.
+const (
+	// Stack is planned and applied.
+	Stack Kind = "STACK"
+	// Module is tested and published.
+	Module Kind = "MODULE"
+)
+
+// Spec is what the platform says of a project.
+type Spec struct {
+	Kind        Kind
+	DisplayName string
+}
+
+// Check finds what a spec lacks.
+func (s Spec) Check() []resource.Violation {
+	if s.Kind == "" {
+		return []resource.Violation{{Field: "kind", Description: "is required"}}
+	}
+	return nil
+}
+
+// Project is a stack or a module.
+type Project struct {
+	Name       Name
+	UID        string
+	Spec       Spec
+	Generation int64
+	CreateTime time.Time
+	UpdateTime time.Time
+}
+
+// New is a project as it is created.
+func New(now time.Time, name Name, uid string, spec Spec) Project {
+	return Project{Name: name, UID: uid, Spec: spec, Generation: 1, CreateTime: now, UpdateTime: now}
+}
+
+// ETag changes with every change.
+func (p Project) ETag() string { return resource.ETag(p.UID, p.Generation) }
+
+// Want changes the project; changed is false when it was so already.
+func (p Project) Want(now time.Time, spec Spec) (next Project, changed bool) {
+	if p.Spec == spec {
+		return p, false
+	}
+	p.Spec = spec
+	p.Generation++
+	p.UpdateTime = now
+	return p, true
+}

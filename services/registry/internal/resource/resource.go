@@ -1,0 +1,63 @@
+// Package resource is what integrations, projects and attachments have in common: names, etags, page tokens, cursors, and
+// the errors by which an operation on one of them is refused.
+//
+// It is pure: no database, no clock, no wire format. What it encodes (page tokens, cursors) is opaque to callers, and bound
+// to the database that it came from, so that nothing of another database is ever mistaken for this one's.
+package resource
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"strconv"
+	"strings"
+)
+
+// maxIDLength is a DNS label's.
+const maxIDLength = 63
+
+// Wildcard stands for every ID of a collection in the parent of a list.
+const Wildcard = "-"
+
+// ValidID tells whether id is 1 to 63 of a-z, 0-9 and hyphen, beginning with a letter and not ending with a hyphen.
+func ValidID(id string) bool {
+	if id == "" || len(id) > maxIDLength || id[0] < 'a' || id[0] > 'z' || id[len(id)-1] == '-' {
+		return false
+	}
+	for _, c := range []byte(id) {
+		if (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' {
+			return false
+		}
+	}
+	return true
+}
+
+// SplitName gives the IDs in a name that consists of these collections, each followed by a valid ID. It reports false for
+// anything else.
+func SplitName(name string, collections ...string) (ids []string, ok bool) {
+	return split(name, ValidID, collections)
+}
+
+// SplitParent is SplitName for the parent of a list, in which every ID may be the Wildcard.
+func SplitParent(name string, collections ...string) (ids []string, ok bool) {
+	return split(name, func(id string) bool { return id == Wildcard || ValidID(id) }, collections)
+}
+
+func split(name string, valid func(string) bool, collections []string) (ids []string, ok bool) {
+	segments := strings.Split(name, "/")
+	if len(segments) != 2*len(collections) {
+		return nil, false
+	}
+	for i, collection := range collections {
+		if segments[2*i] != collection || !valid(segments[2*i+1]) {
+			return nil, false
+		}
+		ids = append(ids, segments[2*i+1])
+	}
+	return ids, true
+}
+
+// ETag is the tag of a resource in its so many-th wanted state. It is strong: equal tags mean equal wanted states.
+func ETag(uid string, generation int64) string {
+	sum := sha256.Sum256([]byte(uid + "/" + strconv.FormatInt(generation, 10)))
+	return hex.EncodeToString(sum[:16])
+}

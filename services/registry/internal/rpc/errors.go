@@ -1,0 +1,80 @@
+package rpc
+
+import (
+	"errors"
+	"strings"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+
+	errorv1 "phasekey.dev/gen/phasekey/error/v1"
+	"phasekey.dev/pkg/rpcerr"
+	"phasekey.dev/services/registry/internal/attachment"
+	"phasekey.dev/services/registry/internal/integration"
+	"phasekey.dev/services/registry/internal/project"
+	"phasekey.dev/services/registry/internal/resource"
+)
+
+// table says what each refusal is on the wire.
+func table() rpcerr.Table {
+	row := func(target error, code codes.Code, reason errorv1.ErrorReason) rpcerr.Row {
+		return rpcerr.Row{Target: target, Code: code, Reason: strings.TrimPrefix(reason.String(), "ERROR_REASON_"), Details: details}
+	}
+	return rpcerr.Table{
+		row(resource.ErrInvalid, codes.InvalidArgument, errorv1.ErrorReason_ERROR_REASON_INVALID_FIELDS),
+		row(resource.ErrPageToken, codes.InvalidArgument, errorv1.ErrorReason_ERROR_REASON_INVALID_PAGE_TOKEN),
+		row(integration.ErrHomeTenant, codes.InvalidArgument, errorv1.ErrorReason_ERROR_REASON_HOME_TENANT),
+		row(resource.ErrNotFound, codes.NotFound, errorv1.ErrorReason_ERROR_REASON_RESOURCE_NOT_FOUND),
+		row(resource.ErrExists, codes.AlreadyExists, errorv1.ErrorReason_ERROR_REASON_RESOURCE_EXISTS),
+		row(resource.ErrRequestIDReused, codes.AlreadyExists, errorv1.ErrorReason_ERROR_REASON_REQUEST_ID_REUSED),
+		row(resource.ErrETagMismatch, codes.Aborted, errorv1.ErrorReason_ERROR_REASON_ETAG_MISMATCH),
+		row(resource.ErrConflict, codes.Aborted, errorv1.ErrorReason_ERROR_REASON_CONFLICT),
+		row(integration.ErrAttached, codes.FailedPrecondition, errorv1.ErrorReason_ERROR_REASON_INTEGRATION_ATTACHED),
+		row(integration.ErrDeleting, codes.FailedPrecondition, errorv1.ErrorReason_ERROR_REASON_INTEGRATION_DELETING),
+		row(project.ErrAttached, codes.FailedPrecondition, errorv1.ErrorReason_ERROR_REASON_PROJECT_ATTACHED),
+		row(attachment.ErrAccessTaken, codes.FailedPrecondition, errorv1.ErrorReason_ERROR_REASON_ACCESS_TAKEN),
+		row(attachment.ErrNothingAttached, codes.FailedPrecondition, errorv1.ErrorReason_ERROR_REASON_NOTHING_ATTACHED),
+		row(attachment.ErrNoSubscription, codes.FailedPrecondition, errorv1.ErrorReason_ERROR_REASON_NO_SUBSCRIPTION),
+		row(resource.ErrCursor, codes.OutOfRange, errorv1.ErrorReason_ERROR_REASON_CURSOR_OUT_OF_RANGE),
+		row(resource.ErrFenced, codes.FailedPrecondition, errorv1.ErrorReason_ERROR_REASON_REPORT_FENCED),
+		row(resource.ErrUnavailable, codes.Unavailable, errorv1.ErrorReason_ERROR_REASON_DEPENDENCY_UNAVAILABLE),
+	}
+}
+
+// statusOf is the status of an error of the domain or the store, with the sentence that a refusal has for the caller.
+func statusOf(err error) error {
+	if err == nil {
+		return nil
+	}
+	rows := table()
+	if refusal := (*resource.Error)(nil); errors.As(err, &refusal) {
+		for i := range rows {
+			rows[i].Message = refusal.Message
+		}
+	}
+	return rows.Status(err)
+}
+
+// details are what an error says besides its reason.
+func details(err error) []proto.Message {
+	var all []proto.Message
+	if refusal := (*resource.Error)(nil); errors.As(err, &refusal) {
+		for key, value := range refusal.Metadata {
+			all = append(all, rpcerr.Metadata(key, value))
+		}
+	}
+	if invalid := (*resource.InvalidError)(nil); errors.As(err, &invalid) {
+		for _, v := range invalid.Violations {
+			all = append(all, rpcerr.Field(v.Field, v.Description))
+		}
+	}
+	if errors.Is(err, integration.ErrHomeTenant) {
+		all = append(all, rpcerr.Field("integration.tenant_id", "must not be a home tenant"))
+	}
+	return all
+}
+
+// invalid is the refusal of one field.
+func invalid(field, description string) error {
+	return resource.Invalid("", resource.Violation{Field: field, Description: description})
+}

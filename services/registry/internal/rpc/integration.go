@@ -1,0 +1,118 @@
+package rpc
+
+import (
+	"context"
+	"time"
+
+	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
+	"phasekey.dev/services/registry/internal/integration"
+	"phasekey.dev/services/registry/internal/resource"
+)
+
+// integrationField is the resource's field in requests, integrationList what its page tokens are bound to.
+const (
+	integrationField = "integration"
+	integrationList  = "integrations"
+)
+
+// integrationService implements registryv1.IntegrationServiceServer.
+type integrationService struct {
+	registryv1.UnsafeIntegrationServiceServer
+	store store
+	rules integration.Rules
+}
+
+// check finds what the domain's rules forbid in what a request says.
+func (s integrationService) check(spec integration.Spec) error {
+	violations, err := s.rules.Check(spec)
+	if err != nil {
+		return err
+	}
+	return resource.Invalid(integrationField+".", violations...)
+}
+
+// integrationName reads the name in a field of a request.
+func integrationName(field, name string) (integration.Name, error) {
+	parsed, ok := integration.ParseName(name)
+	if !ok {
+		return parsed, invalid(field, "must be accounts/{account}/integrations/{integration}")
+	}
+	return parsed, nil
+}
+
+func (s integrationService) CreateIntegration(ctx context.Context, req *registryv1.CreateIntegrationRequest) (*registryv1.Integration, error) {
+	name, err := integrationName("integration_id", req.GetParent()+"/integrations/"+req.GetIntegrationId())
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	spec := specOfIntegration(req.GetIntegration()).Normal()
+	if err := s.check(spec); err != nil {
+		return nil, statusOf(err)
+	}
+	created, err := s.store.CreateIntegration(ctx, time.Now(), name, spec, req.GetRequestId())
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	return messageOfIntegration(created), nil
+}
+
+func (s integrationService) GetIntegration(ctx context.Context, req *registryv1.GetIntegrationRequest) (*registryv1.Integration, error) {
+	name, err := integrationName("name", req.GetName())
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	found, err := s.store.Integration(ctx, name)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	return messageOfIntegration(found), nil
+}
+
+func (s integrationService) ListIntegrations(ctx context.Context, req *registryv1.ListIntegrationsRequest) (*registryv1.ListIntegrationsResponse, error) {
+	page, err := resource.NewPage(s.store.Incarnation(), integrationList, req.GetParent(), req.GetPageToken(), req.GetPageSize())
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	found, at, err := s.store.Integrations(ctx, page)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	items, more := pageOf(found, page.Size, messageOfIntegration)
+	resp := &registryv1.ListIntegrationsResponse{Integrations: items, Cursor: at.Cursor(), Revision: at.Revision}
+	if more {
+		resp.NextPageToken = resource.PageToken(at.Incarnation, integrationList, page.Parent, items[len(items)-1].GetName())
+	}
+	return resp, nil
+}
+
+func (s integrationService) UpdateIntegration(ctx context.Context, req *registryv1.UpdateIntegrationRequest) (*registryv1.Integration, error) {
+	given := req.GetIntegration()
+	name, err := integrationName("integration.name", given.GetName())
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	updated, err := s.store.UpdateIntegration(ctx, time.Now(), name, given.GetEtag(), func(current integration.Integration) (integration.Spec, error) {
+		message := messageOfIntegration(current)
+		if err := merge(req.GetUpdateMask(), integrationField, message, given); err != nil {
+			return integration.Spec{}, err
+		}
+		spec := specOfIntegration(message).Normal()
+		return spec, s.check(spec)
+	})
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	return messageOfIntegration(updated), nil
+}
+
+func (s integrationService) DeleteIntegration(ctx context.Context, req *registryv1.DeleteIntegrationRequest) (*registryv1.Integration, error) {
+	name, err := integrationName("name", req.GetName())
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	deleted, err := s.store.DeleteIntegration(ctx, time.Now(), name, req.GetEtag(), req.GetForce())
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	return messageOfIntegration(deleted), nil
+}

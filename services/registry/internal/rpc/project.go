@@ -1,0 +1,116 @@
+package rpc
+
+import (
+	"context"
+	"time"
+
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
+	"phasekey.dev/services/registry/internal/project"
+	"phasekey.dev/services/registry/internal/resource"
+)
+
+// projectField is the resource's field in requests, projectList what its page tokens are bound to.
+const (
+	projectField = "project"
+	projectList  = "projects"
+)
+
+// projectService implements registryv1.ProjectServiceServer.
+type projectService struct {
+	registryv1.UnsafeProjectServiceServer
+	store store
+}
+
+// projectName reads the name in a field of a request.
+func projectName(field, name string) (project.Name, error) {
+	parsed, ok := project.ParseName(name)
+	if !ok {
+		return parsed, invalid(field, "must be accounts/{account}/projects/{project}")
+	}
+	return parsed, nil
+}
+
+func (s projectService) CreateProject(ctx context.Context, req *registryv1.CreateProjectRequest) (*registryv1.Project, error) {
+	name, err := projectName("project_id", req.GetParent()+"/projects/"+req.GetProjectId())
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	spec := specOfProject(req.GetProject())
+	if err := resource.Invalid(projectField+".", spec.Check()...); err != nil {
+		return nil, statusOf(err)
+	}
+	created, err := s.store.CreateProject(ctx, time.Now(), name, spec, req.GetRequestId())
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	return messageOfProject(created), nil
+}
+
+func (s projectService) GetProject(ctx context.Context, req *registryv1.GetProjectRequest) (*registryv1.Project, error) {
+	name, err := projectName("name", req.GetName())
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	found, err := s.store.Project(ctx, name)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	return messageOfProject(found), nil
+}
+
+func (s projectService) ListProjects(ctx context.Context, req *registryv1.ListProjectsRequest) (*registryv1.ListProjectsResponse, error) {
+	page, err := resource.NewPage(s.store.Incarnation(), projectList, req.GetParent(), req.GetPageToken(), req.GetPageSize())
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	found, at, err := s.store.Projects(ctx, page)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	items, more := pageOf(found, page.Size, messageOfProject)
+	resp := &registryv1.ListProjectsResponse{Projects: items, Cursor: at.Cursor(), Revision: at.Revision}
+	if more {
+		resp.NextPageToken = resource.PageToken(at.Incarnation, projectList, page.Parent, items[len(items)-1].GetName())
+	}
+	return resp, nil
+}
+
+func (s projectService) UpdateProject(ctx context.Context, req *registryv1.UpdateProjectRequest) (*registryv1.Project, error) {
+	given := req.GetProject()
+	name, err := projectName("project.name", given.GetName())
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	want := func(current project.Project) (project.Spec, error) {
+		message := messageOfProject(current)
+		if err := merge(req.GetUpdateMask(), projectField, message, given); err != nil {
+			return project.Spec{}, err
+		}
+		return specOfProject(message), nil
+	}
+	var missing func() (project.Spec, error)
+	if req.GetAllowMissing() {
+		missing = func() (project.Spec, error) {
+			spec := specOfProject(given)
+			return spec, resource.Invalid(projectField+".", spec.Check()...)
+		}
+	}
+	updated, err := s.store.UpdateProject(ctx, time.Now(), name, given.GetEtag(), want, missing)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	return messageOfProject(updated), nil
+}
+
+func (s projectService) DeleteProject(ctx context.Context, req *registryv1.DeleteProjectRequest) (*emptypb.Empty, error) {
+	name, err := projectName("name", req.GetName())
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	if err := s.store.DeleteProject(ctx, time.Now(), name, req.GetEtag(), req.GetForce()); err != nil {
+		return nil, statusOf(err)
+	}
+	return &emptypb.Empty{}, nil
+}

@@ -1,0 +1,89 @@
+// Package rpc serves the registry's API: it turns messages into the domain's terms, calls the store, and turns results and
+// refusals back. What a field may hold is checked before by the server's chain, as the protos say; what the protos cannot say
+// is checked here, by the domain's rules.
+package rpc
+
+import (
+	"context"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
+	"phasekey.dev/services/registry/internal/attachment"
+	"phasekey.dev/services/registry/internal/change"
+	"phasekey.dev/services/registry/internal/integration"
+	"phasekey.dev/services/registry/internal/project"
+	"phasekey.dev/services/registry/internal/resource"
+)
+
+// store keeps the resources. Its errors are those of the domain packages.
+type store interface {
+	Incarnation() string
+
+	CreateIntegration(ctx context.Context, now time.Time, name integration.Name, spec integration.Spec, requestID string) (integration.Integration, error)
+	Integration(ctx context.Context, name integration.Name) (integration.Integration, error)
+	// Integrations, Projects and Attachments give one more than the page's size where there is more.
+	Integrations(ctx context.Context, page resource.Page) ([]integration.Integration, resource.Position, error)
+	UpdateIntegration(ctx context.Context, now time.Time, name integration.Name, etag string, want func(integration.Integration) (integration.Spec, error)) (integration.Integration, error)
+	DeleteIntegration(ctx context.Context, now time.Time, name integration.Name, etag string, force bool) (integration.Integration, error)
+
+	CreateProject(ctx context.Context, now time.Time, name project.Name, spec project.Spec, requestID string) (project.Project, error)
+	Project(ctx context.Context, name project.Name) (project.Project, error)
+	Projects(ctx context.Context, page resource.Page) ([]project.Project, resource.Position, error)
+	UpdateProject(ctx context.Context, now time.Time, name project.Name, etag string, want func(project.Project) (project.Spec, error), missing func() (project.Spec, error)) (project.Project, error)
+	DeleteProject(ctx context.Context, now time.Time, name project.Name, etag string, force bool) error
+
+	CreateAttachment(ctx context.Context, now time.Time, name attachment.Name, spec attachment.Spec, requestID string) (attachment.Attachment, error)
+	Attachment(ctx context.Context, name attachment.Name) (attachment.Attachment, error)
+	Attachments(ctx context.Context, page resource.Page) ([]attachment.Attachment, resource.Position, error)
+	UpdateAttachment(ctx context.Context, now time.Time, name attachment.Name, etag string, want func(attachment.Attachment) (attachment.Spec, error)) (attachment.Attachment, error)
+	DeleteAttachment(ctx context.Context, now time.Time, name attachment.Name, etag string) error
+	ResolveAccess(ctx context.Context, name project.Name, access attachment.Access) (attachment.Resolution, resource.Position, error)
+
+	Report(ctx context.Context, now time.Time, by integration.Mastership, uid string, report integration.Report) error
+	RemoveIntegration(ctx context.Context, now time.Time, by integration.Mastership, uid string, removable func(integration.Integration) error) error
+}
+
+// watcher tells of changes; see watch.Hub.
+type watcher interface {
+	Watch(ctx context.Context, cursor int64, send func(changes []change.Change, revision int64) error) error
+}
+
+// Config is what the services are made from.
+type Config struct {
+	Store   store
+	Watcher watcher
+	// Rules are the deployment's.
+	Rules integration.Rules
+}
+
+// Register returns the function that registers the registry's services with a server.
+func Register(cfg Config) func(grpc.ServiceRegistrar) {
+	return func(to grpc.ServiceRegistrar) {
+		registryv1.RegisterIntegrationServiceServer(to, integrationService{store: cfg.Store, rules: cfg.Rules})
+		registryv1.RegisterProjectServiceServer(to, projectService{store: cfg.Store})
+		registryv1.RegisterAttachmentServiceServer(to, attachmentService{store: cfg.Store})
+		registryv1.RegisterStatusServiceServer(to, statusService{store: cfg.Store})
+		registryv1.RegisterWatchServiceServer(to, watchService{store: cfg.Store, watcher: cfg.Watcher})
+	}
+}
+
+// maxPageBytes keeps a page below gRPC's usual 4 MiB, whatever the size that was asked for.
+const maxPageBytes = 3 << 20
+
+// pageOf converts the resources of a page, of which found has one more when there is more. More says that the list goes on
+// after the last one of items.
+func pageOf[T any, M proto.Message](found []T, size int, convert func(T) M) (items []M, more bool) {
+	total := 0
+	for i, one := range found {
+		item := convert(one)
+		total += proto.Size(item)
+		if i == size || i > 0 && total > maxPageBytes {
+			return items, true
+		}
+		items = append(items, item)
+	}
+	return items, false
+}

@@ -1,0 +1,291 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+
+	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/registry/internal/attachment"
+	"phasekey.dev/services/registry/internal/change"
+	"phasekey.dev/services/registry/internal/project"
+	"phasekey.dev/services/registry/internal/resource"
+)
+
+const attachmentColumns = `uid, name, integration_uid, project_uid, reads_for, writes_for, subscription_id, generation, create_time, update_time`
+
+func scanAttachment(row sqldb.Row) (attachment.Attachment, error) {
+	var a attachment.Attachment
+	var name string
+	var reads, writes sql.NullString
+	var created, updated int64
+	err := row.Scan(&a.UID, &name, &a.IntegrationUID, &a.ProjectUID, &reads, &writes, &a.Spec.SubscriptionID, &a.Generation, &created, &updated)
+	if err != nil {
+		return a, err
+	}
+	var ok bool
+	if a.Name, ok = attachment.ParseName(name); !ok {
+		return a, fmt.Errorf("attachment %s has the impossible name %q", a.UID, name)
+	}
+	if reads.Valid {
+		a.Spec.Accesses = append(a.Spec.Accesses, attachment.Read)
+	}
+	if writes.Valid {
+		a.Spec.Accesses = append(a.Spec.Accesses, attachment.Write)
+	}
+	a.CreateTime, a.UpdateTime = sqldb.Time(created), sqldb.Time(updated)
+	return a, nil
+}
+
+// projectFor is the value of reads_for or writes_for.
+func projectFor(a attachment.Attachment, access attachment.Access) sql.NullString {
+	return sql.NullString{String: a.ProjectUID, Valid: slices.Contains(a.Spec.Accesses, access)}
+}
+
+// CreateAttachment attaches an integration to a project, both of one account. A repeat of the request ID, which may be
+// empty, returns what the first one created, as it was then.
+func (s *Store) CreateAttachment(ctx context.Context, now time.Time, name attachment.Name, spec attachment.Spec, requestID string) (created attachment.Attachment, err error) {
+	spec = spec.Normal()
+	req, err := newRequest("attachments of "+name.ProjectName().String(), requestID, struct {
+		Name string               `json:"name"`
+		Spec attachmentSpecRecord `json:"spec"`
+	}{name.String(), recordOfAttachmentSpec(spec)})
+	if err != nil {
+		return created, err
+	}
+	err = s.write(ctx, now, func(ctx context.Context, w *writing) error {
+		var before attachmentRecord
+		if found, err := w.recall(ctx, req, &before); err != nil || found {
+			created = before.attachment()
+			return err
+		}
+		to, err := w.lockProject(ctx, name.ProjectName())
+		if err != nil {
+			return err
+		}
+		of, err := w.lockIntegration(ctx, name.IntegrationName())
+		if err != nil {
+			return err
+		}
+		if of.Deleting() {
+			return deleting(of.Name)
+		}
+		if _, err := oneAttachment(ctx, w.Tx, name); !errors.Is(err, resource.ErrNotFound) {
+			return existsUnless(err, name.String())
+		}
+		created = attachment.New(now, name, uuid.NewString(), spec)
+		created.ProjectUID, created.IntegrationUID = to.UID, of.UID
+		if err := w.checkAccesses(ctx, created); err != nil {
+			return err
+		}
+		_, err = w.Exec(ctx, `INSERT INTO attachments (`+attachmentColumns+`, writes) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 1)`,
+			created.UID, name.String(), created.IntegrationUID, created.ProjectUID, projectFor(created, attachment.Read),
+			projectFor(created, attachment.Write), created.Spec.SubscriptionID, created.Generation,
+			sqldb.Micros(created.CreateTime), sqldb.Micros(created.UpdateTime))
+		if err != nil {
+			return err
+		}
+		w.record(change.Change{Attachment: &created})
+		return w.remember(ctx, req, recordOfAttachment(created))
+	})
+	if err != nil {
+		return attachment.Attachment{}, fmt.Errorf("create %s: %w", name, err)
+	}
+	return created, nil
+}
+
+// checkAccesses refuses an access for which the project has another attachment.
+func (w *writing) checkAccesses(ctx context.Context, a attachment.Attachment) error {
+	for _, access := range a.Spec.Accesses {
+		other, err := attachmentFor(ctx, w.Tx, a.ProjectUID, access)
+		switch {
+		case errors.Is(err, sqldb.ErrNoRows):
+		case err != nil:
+			return err
+		case other.UID != a.UID:
+			return attachment.AccessTaken(access, other.Name)
+		}
+	}
+	return nil
+}
+
+// attachmentFor is the one attachment that gives a project an access, or sqldb.ErrNoRows.
+func attachmentFor(ctx context.Context, tx sqldb.Tx, projectUID string, access attachment.Access) (attachment.Attachment, error) {
+	column := "reads_for"
+	if access == attachment.Write {
+		column = "writes_for"
+	}
+	return scanAttachment(tx.QueryRow(ctx, `SELECT `+attachmentColumns+` FROM attachments WHERE `+column+` = $1`, projectUID))
+}
+
+func oneAttachment(ctx context.Context, tx sqldb.Tx, name attachment.Name) (attachment.Attachment, error) {
+	a, err := scanAttachment(tx.QueryRow(ctx, `SELECT `+attachmentColumns+` FROM attachments WHERE name = $1`, name.String()))
+	return a, notFound(err, name.String())
+}
+
+// lockAttachment makes all other writers of the attachment wait, and reads it.
+func (w *writing) lockAttachment(ctx context.Context, name attachment.Name) (attachment.Attachment, error) {
+	a, err := scanAttachment(w.QueryRow(ctx, `UPDATE attachments SET writes = writes + 1 WHERE name = $1 RETURNING `+attachmentColumns, name.String()))
+	return a, notFound(err, name.String())
+}
+
+// attachmentsOf reads the attachments of the integration or project that this transaction has locked. Column is one of
+// integration_uid and project_uid.
+func (w *writing) attachmentsOf(ctx context.Context, column, uid string) ([]attachment.Attachment, error) {
+	return sqldb.Collect(ctx, w.Tx, scanAttachment, `SELECT `+attachmentColumns+` FROM attachments WHERE `+column+` = $1 ORDER BY name`, uid)
+}
+
+// deleteAttachments removes those that are still there.
+func (w *writing) deleteAttachments(ctx context.Context, attached []attachment.Attachment) error {
+	for _, a := range attached {
+		// Read again: since it was listed it may have been changed or removed, by somebody who needs no lock but its own.
+		last, err := scanAttachment(w.QueryRow(ctx, `DELETE FROM attachments WHERE uid = $1 RETURNING `+attachmentColumns, a.UID))
+		if errors.Is(err, sqldb.ErrNoRows) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		w.record(change.Change{Deleted: true, Attachment: &last})
+	}
+	return nil
+}
+
+// Attachment reads one.
+func (s *Store) Attachment(ctx context.Context, name attachment.Name) (found attachment.Attachment, err error) {
+	err = s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+		found, err = oneAttachment(ctx, tx, name)
+		return err
+	})
+	if err != nil {
+		return attachment.Attachment{}, fmt.Errorf("read %s: %w", name, meaning(err))
+	}
+	return found, nil
+}
+
+// projectSpan is the range of the attachments of a parent `accounts/{account}/projects/{project}`, in which either may be the wildcard.
+func projectSpan(parent string) (span, error) {
+	ids, ok := resource.SplitParent(parent, "accounts", "projects")
+	if !ok {
+		return span{}, resource.NotFound(parent)
+	}
+	account, id := ids[0], ids[1]
+	switch {
+	case account == resource.Wildcard && id == resource.Wildcard:
+		return spanBelow("accounts/"), nil
+	case account == resource.Wildcard:
+		// An ID holds no character that means something to LIKE.
+		names := spanBelow("accounts/")
+		names.like = "accounts/%/projects/" + id + "/attachments/%"
+		return names, nil
+	case id == resource.Wildcard:
+		return spanBelow("accounts/" + account + "/"), nil
+	default:
+		return spanBelow(parent + "/"), nil
+	}
+}
+
+// Attachments reads a page, and one more where there is more, and says of which moment they are.
+func (s *Store) Attachments(ctx context.Context, page resource.Page) (found []attachment.Attachment, at resource.Position, err error) {
+	names, err := projectSpan(page.Parent)
+	if err != nil {
+		return nil, at, err
+	}
+	names = names.after(page.After)
+	at, err = s.read(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+		found, err = sqldb.Collect(ctx, tx, scanAttachment,
+			`SELECT `+attachmentColumns+` FROM attachments WHERE name > $1 AND name < $2 AND name LIKE $3 ORDER BY name LIMIT $4`,
+			names.from, names.to, names.like, page.Size+1)
+		return err
+	})
+	if err != nil {
+		return nil, at, fmt.Errorf("list attachments of %s: %w", page.Parent, err)
+	}
+	return found, at, nil
+}
+
+// UpdateAttachment replaces what is wanted by what want makes of it, if the etag, which may be empty, is current.
+func (s *Store) UpdateAttachment(ctx context.Context, now time.Time, name attachment.Name, etag string, want func(attachment.Attachment) (attachment.Spec, error)) (updated attachment.Attachment, err error) {
+	err = s.write(ctx, now, func(ctx context.Context, w *writing) error {
+		updated, err = w.lockAttachment(ctx, name)
+		if err != nil {
+			return err
+		}
+		if err := resource.CheckETag(name.String(), etag, updated.ETag()); err != nil {
+			return err
+		}
+		spec, err := want(updated)
+		if err != nil {
+			return err
+		}
+		var changed bool
+		if updated, changed = updated.Want(now, spec); !changed {
+			return errUnchanged
+		}
+		if err := w.checkAccesses(ctx, updated); err != nil {
+			return err
+		}
+		_, err = w.Exec(ctx, `UPDATE attachments SET reads_for = $2, writes_for = $3, subscription_id = $4, generation = $5, update_time = $6 WHERE uid = $1`,
+			updated.UID, projectFor(updated, attachment.Read), projectFor(updated, attachment.Write), updated.Spec.SubscriptionID,
+			updated.Generation, sqldb.Micros(updated.UpdateTime))
+		if err != nil {
+			return err
+		}
+		w.record(change.Change{Attachment: &updated})
+		return nil
+	})
+	if err != nil {
+		return attachment.Attachment{}, fmt.Errorf("update %s: %w", name, err)
+	}
+	return updated, nil
+}
+
+// DeleteAttachment detaches.
+func (s *Store) DeleteAttachment(ctx context.Context, now time.Time, name attachment.Name, etag string) error {
+	err := s.write(ctx, now, func(ctx context.Context, w *writing) error {
+		a, err := w.lockAttachment(ctx, name)
+		if err != nil {
+			return err
+		}
+		if err := resource.CheckETag(name.String(), etag, a.ETag()); err != nil {
+			return err
+		}
+		return w.deleteAttachments(ctx, []attachment.Attachment{a})
+	})
+	if err != nil {
+		return fmt.Errorf("delete %s: %w", name, err)
+	}
+	return nil
+}
+
+// ResolveAccess says what gives a project an access, and at which moment that was so.
+func (s *Store) ResolveAccess(ctx context.Context, name project.Name, access attachment.Access) (resolved attachment.Resolution, at resource.Position, err error) {
+	at, err = s.read(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+		to, err := oneProject(ctx, tx, name)
+		if err != nil {
+			return err
+		}
+		by, err := attachmentFor(ctx, tx, to.UID, access)
+		if errors.Is(err, sqldb.ErrNoRows) {
+			return attachment.NothingAttached(access, name)
+		}
+		if err != nil {
+			return err
+		}
+		of, err := scanIntegration(tx.QueryRow(ctx, `SELECT `+integrationColumns+` FROM integrations WHERE uid = $1`, by.IntegrationUID))
+		if err != nil {
+			return err
+		}
+		resolved, err = attachment.Resolve(access, by, of)
+		return err
+	})
+	if err != nil {
+		return attachment.Resolution{}, at, fmt.Errorf("resolve %s of %s: %w", access, name, err)
+	}
+	return resolved, at, nil
+}

@@ -1,0 +1,83 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/registry/internal/change"
+	"phasekey.dev/services/registry/internal/resource"
+)
+
+// compactBatch bounds one transaction of a compaction.
+const compactBatch = 1000
+
+// Changes gives the changes after a revision, in order, at most limit of them, and the newest revision there is. A revision
+// that does not exist yet, or after which changes have been compacted away, is resource.ErrCursor.
+//
+// Revisions have no gaps, so a change that is missing right after the revision can only have been compacted: nothing needs
+// to be kept about how far compaction has come.
+func (s *Store) Changes(ctx context.Context, after int64, limit int) (changes []change.Change, head int64, err error) {
+	position, err := s.read(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+		var err error
+		changes, err = sqldb.Collect(ctx, tx, scanChange,
+			`SELECT revision, kind, deleted, payload FROM changes WHERE revision > $1 ORDER BY revision LIMIT $2`, after, limit)
+		return err
+	})
+	switch {
+	case err != nil:
+		return nil, 0, fmt.Errorf("read changes after %d: %w", after, err)
+	case after > position.Revision, after < 0:
+		return nil, 0, fmt.Errorf("read changes after %d of %d: %w", after, position.Revision, resource.ErrCursor)
+	case after < position.Revision && (len(changes) == 0 || changes[0].Revision != after+1):
+		return nil, 0, fmt.Errorf("read changes after %d, which are compacted: %w", after, resource.ErrCursor)
+	}
+	return changes, position.Revision, nil
+}
+
+func scanChange(row sqldb.Row) (change.Change, error) {
+	var c change.Change
+	var kind, payload string
+	if err := row.Scan(&c.Revision, &kind, &c.Deleted, &payload); err != nil {
+		return c, err
+	}
+	return c, fill(&c, kind, payload)
+}
+
+// Head is the newest revision.
+func (s *Store) Head(ctx context.Context) (int64, error) {
+	position, err := s.read(ctx, func(context.Context, sqldb.Tx) error { return nil })
+	return position.Revision, err
+}
+
+// Compact removes the changes made before a time, tombstones included: cursors before them become invalid. It goes
+// from the oldest up to the first that is to be kept.
+func (s *Store) Compact(ctx context.Context, before time.Time) error {
+	for {
+		var removed int64
+		err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+			oldest, err := sqldb.Collect(ctx, tx, func(row sqldb.Row) (c struct{ revision, time int64 }, err error) {
+				return c, row.Scan(&c.revision, &c.time)
+			}, `SELECT revision, change_time FROM changes ORDER BY revision LIMIT $1`, compactBatch)
+			if err != nil {
+				return err
+			}
+			var last int64
+			for _, c := range oldest {
+				if c.time >= sqldb.Micros(before) {
+					break
+				}
+				last = c.revision
+			}
+			removed, err = tx.Exec(ctx, `DELETE FROM changes WHERE revision <= $1`, last)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("compact changes: %w", meaning(err))
+		}
+		if removed < compactBatch {
+			return nil
+		}
+	}
+}

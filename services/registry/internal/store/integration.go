@@ -1,0 +1,252 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/google/uuid"
+
+	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/registry/internal/change"
+	"phasekey.dev/services/registry/internal/integration"
+	"phasekey.dev/services/registry/internal/resource"
+)
+
+const integrationColumns = `uid, name, display_name, tenant_id, cloud, default_subscription_id, credential_kind, allowed_audiences,
+	rotation_period, application_display_name, client_id, service_principal_object_id, conditions, ever_active, generation,
+	create_time, update_time, delete_time`
+
+func scanIntegration(row sqldb.Row) (integration.Integration, error) {
+	var i integration.Integration
+	var name, kind, audiences, conditions string
+	var period, created, updated, deleted int64
+	err := row.Scan(&i.UID, &name, &i.Spec.DisplayName, &i.Spec.TenantID, &i.Spec.Cloud, &i.Spec.DefaultSubscriptionID, &kind, &audiences,
+		&period, &i.ApplicationDisplayName, &i.ClientID, &i.ServicePrincipalObjectID, &conditions, &i.EverActive, &i.Generation,
+		&created, &updated, &deleted)
+	if err != nil {
+		return i, err
+	}
+	var ok bool
+	if i.Name, ok = integration.ParseName(name); !ok {
+		return i, fmt.Errorf("integration %s has the impossible name %q", i.UID, name)
+	}
+	if err := decode(audiences, &i.Spec.AllowedAudiences); err != nil {
+		return i, err
+	}
+	var records []conditionRecord
+	if err := decode(conditions, &records); err != nil {
+		return i, err
+	}
+	i.Conditions = conditionsOf(records)
+	i.Spec.CredentialKind = integration.CredentialKind(kind)
+	i.Spec.RotationPeriod = durationOf(period)
+	i.CreateTime, i.UpdateTime, i.DeleteTime = sqldb.Time(created), sqldb.Time(updated), sqldb.Time(deleted)
+	return i, nil
+}
+
+// CreateIntegration stores a new integration. A repeat of the request ID, which may be empty, returns what the first one
+// created, as it was then.
+func (s *Store) CreateIntegration(ctx context.Context, now time.Time, name integration.Name, spec integration.Spec, requestID string) (created integration.Integration, err error) {
+	spec = spec.Normal()
+	req, err := newRequest("integrations of "+name.Account, requestID, struct {
+		Name string                `json:"name"`
+		Spec integrationSpecRecord `json:"spec"`
+	}{name.String(), recordOfIntegrationSpec(spec)})
+	if err != nil {
+		return created, err
+	}
+	err = s.write(ctx, now, func(ctx context.Context, w *writing) error {
+		var before integrationRecord
+		if found, err := w.recall(ctx, req, &before); err != nil || found {
+			created = before.integration()
+			return err
+		}
+		if _, err := oneIntegration(ctx, w.Tx, name); !errors.Is(err, resource.ErrNotFound) {
+			return existsUnless(err, name.String())
+		}
+		created = integration.New(now, name, uuid.NewString(), spec)
+		if err := w.insertIntegration(ctx, created); err != nil {
+			return err
+		}
+		w.record(change.Change{Integration: &created})
+		return w.remember(ctx, req, recordOfIntegration(created))
+	})
+	if err != nil {
+		return integration.Integration{}, fmt.Errorf("create %s: %w", name, err)
+	}
+	return created, nil
+}
+
+// existsUnless is the refusal of a name that was looked up and found, or the error of looking.
+func existsUnless(err error, name string) error {
+	if err != nil {
+		return err
+	}
+	return resource.Exists(name)
+}
+
+func (w *writing) insertIntegration(ctx context.Context, i integration.Integration) error {
+	audiences, conditions, err := lists(i)
+	if err != nil {
+		return err
+	}
+	_, err = w.Exec(ctx, `INSERT INTO integrations (`+integrationColumns+`, writes)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, 1)`,
+		i.UID, i.Name.String(), i.Spec.DisplayName, i.Spec.TenantID, i.Spec.Cloud, i.Spec.DefaultSubscriptionID,
+		string(i.Spec.CredentialKind), audiences, i.Spec.RotationPeriod.Microseconds(), i.ApplicationDisplayName, i.ClientID,
+		i.ServicePrincipalObjectID, conditions, i.EverActive, i.Generation,
+		sqldb.Micros(i.CreateTime), sqldb.Micros(i.UpdateTime), sqldb.Micros(i.DeleteTime))
+	return err
+}
+
+func lists(i integration.Integration) (audiences, conditions string, err error) {
+	if audiences, err = encode(i.Spec.AllowedAudiences); err != nil {
+		return "", "", err
+	}
+	conditions, err = encode(recordsOfConditions(i.Conditions))
+	return audiences, conditions, err
+}
+
+// updateIntegration stores what may change of an integration that this transaction has locked, and records the change.
+func (w *writing) updateIntegration(ctx context.Context, i integration.Integration) error {
+	audiences, conditions, err := lists(i)
+	if err != nil {
+		return err
+	}
+	_, err = w.Exec(ctx, `UPDATE integrations SET display_name = $2, default_subscription_id = $3, allowed_audiences = $4,
+		rotation_period = $5, application_display_name = $6, client_id = $7, service_principal_object_id = $8, conditions = $9,
+		ever_active = $10, generation = $11, update_time = $12, delete_time = $13 WHERE uid = $1`,
+		i.UID, i.Spec.DisplayName, i.Spec.DefaultSubscriptionID, audiences, i.Spec.RotationPeriod.Microseconds(),
+		i.ApplicationDisplayName, i.ClientID, i.ServicePrincipalObjectID, conditions, i.EverActive, i.Generation,
+		sqldb.Micros(i.UpdateTime), sqldb.Micros(i.DeleteTime))
+	if err != nil {
+		return err
+	}
+	w.record(change.Change{Integration: &i})
+	return nil
+}
+
+// lockIntegration makes all other writers of the integration wait, and reads it.
+func (w *writing) lockIntegration(ctx context.Context, name integration.Name) (integration.Integration, error) {
+	i, err := scanIntegration(w.QueryRow(ctx, `UPDATE integrations SET writes = writes + 1 WHERE name = $1 RETURNING `+integrationColumns, name.String()))
+	return i, notFound(err, name.String())
+}
+
+func oneIntegration(ctx context.Context, tx sqldb.Tx, name integration.Name) (integration.Integration, error) {
+	i, err := scanIntegration(tx.QueryRow(ctx, `SELECT `+integrationColumns+` FROM integrations WHERE name = $1`, name.String()))
+	return i, notFound(err, name.String())
+}
+
+// notFound says which resource is meant when no row was found.
+func notFound(err error, name string) error {
+	if errors.Is(err, sqldb.ErrNoRows) {
+		return resource.NotFound(name)
+	}
+	return err
+}
+
+// Integration reads one.
+func (s *Store) Integration(ctx context.Context, name integration.Name) (found integration.Integration, err error) {
+	err = s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+		found, err = oneIntegration(ctx, tx, name)
+		return err
+	})
+	if err != nil {
+		return integration.Integration{}, fmt.Errorf("read %s: %w", name, meaning(err))
+	}
+	return found, nil
+}
+
+// Integrations reads a page, and one more where there is more, and says of which moment they are.
+func (s *Store) Integrations(ctx context.Context, page resource.Page) (found []integration.Integration, at resource.Position, err error) {
+	names, err := accountSpan(page.Parent)
+	if err != nil {
+		return nil, at, err
+	}
+	names = names.after(page.After)
+	at, err = s.read(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+		found, err = sqldb.Collect(ctx, tx, scanIntegration,
+			`SELECT `+integrationColumns+` FROM integrations WHERE name > $1 AND name < $2 ORDER BY name LIMIT $3`,
+			names.from, names.to, page.Size+1)
+		return err
+	})
+	if err != nil {
+		return nil, at, fmt.Errorf("list integrations of %s: %w", page.Parent, err)
+	}
+	return found, at, nil
+}
+
+// UpdateIntegration replaces what is wanted by what want makes of it, if the etag, which may be empty, is current.
+func (s *Store) UpdateIntegration(ctx context.Context, now time.Time, name integration.Name, etag string, want func(integration.Integration) (integration.Spec, error)) (updated integration.Integration, err error) {
+	err = s.write(ctx, now, func(ctx context.Context, w *writing) error {
+		updated, err = w.lockIntegration(ctx, name)
+		if err != nil {
+			return err
+		}
+		if err := resource.CheckETag(name.String(), etag, updated.ETag()); err != nil {
+			return err
+		}
+		if updated.Deleting() {
+			return deleting(name)
+		}
+		spec, err := want(updated)
+		if err != nil {
+			return err
+		}
+		var changed bool
+		if updated, changed = updated.Want(now, spec); !changed {
+			return errUnchanged
+		}
+		return w.updateIntegration(ctx, updated)
+	})
+	if err != nil {
+		return integration.Integration{}, fmt.Errorf("update %s: %w", name, err)
+	}
+	return updated, nil
+}
+
+func deleting(name integration.Name) error {
+	return &resource.Error{
+		Reason: integration.ErrDeleting, Message: name.String() + " is being deleted", Metadata: map[string]string{"name": name.String()},
+	}
+}
+
+// DeleteIntegration asks for the deletion of an integration, and with force removes its attachments. One that is being
+// deleted already is returned as it is, whatever the etag.
+func (s *Store) DeleteIntegration(ctx context.Context, now time.Time, name integration.Name, etag string, force bool) (deleted integration.Integration, err error) {
+	err = s.write(ctx, now, func(ctx context.Context, w *writing) error {
+		deleted, err = w.lockIntegration(ctx, name)
+		if err != nil {
+			return err
+		}
+		if deleted.Deleting() {
+			return errUnchanged
+		}
+		if err := resource.CheckETag(name.String(), etag, deleted.ETag()); err != nil {
+			return err
+		}
+		attached, err := w.attachmentsOf(ctx, "integration_uid", deleted.UID)
+		if err != nil {
+			return err
+		}
+		if len(attached) > 0 && !force {
+			return &resource.Error{
+				Reason:   integration.ErrAttached,
+				Message:  fmt.Sprintf("%s is attached to %d projects; detach it first, or set force", name, len(attached)),
+				Metadata: map[string]string{"name": name.String(), "attachments": strconv.Itoa(len(attached))},
+			}
+		}
+		if err := w.deleteAttachments(ctx, attached); err != nil {
+			return err
+		}
+		deleted = deleted.Delete(now)
+		return w.updateIntegration(ctx, deleted)
+	})
+	if err != nil {
+		return integration.Integration{}, fmt.Errorf("delete %s: %w", name, err)
+	}
+	return deleted, nil
+}

@@ -1,0 +1,90 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/registry/internal/change"
+	"phasekey.dev/services/registry/internal/integration"
+	"phasekey.dev/services/registry/internal/resource"
+)
+
+// Report takes in what a mastership of the vault found out about an integration. It is refused, as resource.ErrFenced, once
+// a newer mastership of the shard has reported.
+func (s *Store) Report(ctx context.Context, now time.Time, by integration.Mastership, uid string, report integration.Report) error {
+	return s.fenced(ctx, now, by, uid, func(ctx context.Context, w *writing) error {
+		i, err := w.lockIntegrationByUID(ctx, uid)
+		if err != nil {
+			return err
+		}
+		next, changed := i.Observe(now, report)
+		if !changed {
+			return nil
+		}
+		return w.updateIntegration(ctx, next)
+	})
+}
+
+// RemoveIntegration forgets an integration whose application is gone for good; removable says whether it may be. A repeat,
+// while the tombstone is kept, does nothing.
+func (s *Store) RemoveIntegration(ctx context.Context, now time.Time, by integration.Mastership, uid string, removable func(integration.Integration) error) error {
+	return s.fenced(ctx, now, by, uid, func(ctx context.Context, w *writing) error {
+		i, err := w.lockIntegrationByUID(ctx, uid)
+		if errors.Is(err, resource.ErrNotFound) {
+			return w.checkTombstone(ctx, uid)
+		}
+		if err != nil {
+			return err
+		}
+		if err := removable(i); err != nil {
+			return err
+		}
+		if _, err := w.Exec(ctx, `DELETE FROM integrations WHERE uid = $1`, uid); err != nil {
+			return err
+		}
+		w.record(change.Change{Deleted: true, Integration: &i})
+		return nil
+	})
+}
+
+// fenced runs fn in a write that begins by proving the mastership. The fence is a write, and comes first: a report that
+// waits for it judges it anew when it gets it, so nothing of an older mastership lands after a newer one's.
+func (s *Store) fenced(ctx context.Context, now time.Time, by integration.Mastership, uid string, fn func(ctx context.Context, w *writing) error) error {
+	err := s.write(ctx, now, func(ctx context.Context, w *writing) error {
+		passed, err := w.Exec(ctx, `INSERT INTO report_fences (shard, epoch, holder) VALUES ($1, $2, $3)
+			ON CONFLICT (shard) DO UPDATE SET epoch = excluded.epoch, holder = excluded.holder
+			WHERE report_fences.epoch < excluded.epoch OR (report_fences.epoch = excluded.epoch AND report_fences.holder = excluded.holder)`,
+			by.Shard, by.Epoch, by.Holder)
+		if err != nil {
+			return fmt.Errorf("fence shard %d: %w", by.Shard, err)
+		}
+		if passed == 0 {
+			return &resource.Error{
+				Reason:  resource.ErrFenced,
+				Message: fmt.Sprintf("shard %d has reported under a newer mastership than epoch %d", by.Shard, by.Epoch),
+			}
+		}
+		return fn(ctx, w)
+	})
+	if err != nil {
+		return fmt.Errorf("report on integration %s: %w", uid, err)
+	}
+	return nil
+}
+
+func (w *writing) lockIntegrationByUID(ctx context.Context, uid string) (integration.Integration, error) {
+	i, err := scanIntegration(w.QueryRow(ctx, `UPDATE integrations SET writes = writes + 1 WHERE uid = $1 RETURNING `+integrationColumns, uid))
+	return i, notFound(err, "integration "+uid)
+}
+
+func (w *writing) checkTombstone(ctx context.Context, uid string) error {
+	var revision int64
+	err := w.QueryRow(ctx, `SELECT revision FROM changes WHERE uid = $1 AND deleted AND kind = $2`, uid, kindIntegration).Scan(&revision)
+	if errors.Is(err, sqldb.ErrNoRows) {
+		return resource.NotFound("integration " + uid)
+	}
+	return err
+}

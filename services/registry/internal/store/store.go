@@ -1,0 +1,219 @@
+// Package store keeps integrations, projects and attachments in SQL, SQLite or PostgreSQL by one query text, and every
+// change of them in the order in which the changes were committed.
+//
+// It guarantees that a write and the changes it makes are one transaction; that revisions have no gaps, and that who has
+// read all changes up to a revision will never see one of a lower revision appear; that a write which changes nothing
+// makes no revision; and that what a rule forbids stays forbidden when two do it at once.
+//
+// The tricky ideas are two. The revision is one row, updated as the last thing before the changes are inserted: PostgreSQL
+// holds its lock until the commit is visible, so whoever gets the next revision commits after. And every write locks the
+// rows that its rules rest on before it reads them, by counting up their column writes: to attach locks project, then
+// integration, and so cannot pass by a deletion that has just counted the attachments.
+package store
+
+import (
+	"context"
+	"embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"github.com/google/uuid"
+
+	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/registry/internal/change"
+	"phasekey.dev/services/registry/internal/resource"
+)
+
+//go:embed migrations
+var migrations embed.FS
+
+// Migrations is the schema, for sqldb.Open.
+func Migrations() fs.FS {
+	sub, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		// The folder is named by the directive above; without it the package does not compile.
+		return migrations
+	}
+	return sub
+}
+
+// maxAttempts bounds how often a write is tried that lost a race for a unique name.
+const maxAttempts = 4
+
+// Store is the registry's database. It is safe for concurrent use.
+type Store struct {
+	db          *sqldb.DB
+	incarnation string
+	committed   chan struct{}
+}
+
+// New uses an opened database, and gives it its incarnation if it is new.
+func New(ctx context.Context, db *sqldb.DB) (*Store, error) {
+	s := &Store{db: db, committed: make(chan struct{}, 1)}
+	err := db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+		_, err := tx.Exec(ctx, `INSERT INTO registry (id, incarnation, revision) VALUES (1, $1, 0) ON CONFLICT (id) DO NOTHING`,
+			uuid.NewString())
+		if err != nil {
+			return err
+		}
+		return tx.QueryRow(ctx, `SELECT incarnation FROM registry WHERE id = 1`).Scan(&s.incarnation)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the incarnation: %w", meaning(err))
+	}
+	return s, nil
+}
+
+// Incarnation tells this database from all others.
+func (s *Store) Incarnation() string { return s.incarnation }
+
+// Committed says, by a value soon after, that this process has committed a change. It is a hint: several changes may make
+// one value, and other processes' changes make none.
+func (s *Store) Committed() <-chan struct{} { return s.committed }
+
+// Ping tells whether the database answers.
+func (s *Store) Ping(ctx context.Context) error { return meaning(s.db.Ping(ctx)) }
+
+// writing is a write transaction, with the changes it makes.
+type writing struct {
+	sqldb.Tx
+	now     time.Time
+	changes []change.Change
+}
+
+// record notes a change, to be given its revision at the end.
+func (w *writing) record(c change.Change) { w.changes = append(w.changes, c) }
+
+// errUnchanged rolls back a write that turned out to have nothing to do, and with it the locks it counted.
+var errUnchanged = errors.New("nothing changes")
+
+// write runs fn in a transaction, then gives its changes their revisions. fn runs again when it lost a race for a unique
+// value: then it finds the winner's row, and answers accordingly.
+func (s *Store) write(ctx context.Context, now time.Time, fn func(ctx context.Context, w *writing) error) error {
+	var err error
+	for range maxAttempts {
+		var made int
+		err = s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+			w := &writing{Tx: tx, now: now}
+			if err := fn(ctx, w); err != nil {
+				return err
+			}
+			made = len(w.changes)
+			return w.number(ctx)
+		})
+		switch {
+		case errors.Is(err, errUnchanged):
+			return nil
+		case errors.Is(err, sqldb.ErrUnique):
+			continue
+		case err == nil && made > 0:
+			select {
+			case s.committed <- struct{}{}:
+			default: // one is waiting to be seen already
+			}
+		}
+		return meaning(err)
+	}
+	return fmt.Errorf("%w: %w", resource.ErrConflict, err)
+}
+
+// number is the last part of every write that changed something: from its first statement to the commit no other write
+// can get a revision.
+func (w *writing) number(ctx context.Context) error {
+	if len(w.changes) == 0 {
+		return nil
+	}
+	payloads := make([]string, len(w.changes))
+	for i, c := range w.changes {
+		payload, err := payloadOf(c)
+		if err != nil {
+			return err
+		}
+		payloads[i] = payload
+	}
+	var last int64
+	err := w.QueryRow(ctx, `UPDATE registry SET revision = revision + $1 WHERE id = 1 RETURNING revision`, len(w.changes)).Scan(&last)
+	if err != nil {
+		return fmt.Errorf("take a revision: %w", err)
+	}
+	first := last - int64(len(w.changes)) + 1
+	for i, c := range w.changes {
+		kind, uid := identify(c)
+		_, err := w.Exec(ctx, `INSERT INTO changes (revision, kind, uid, deleted, change_time, payload) VALUES ($1, $2, $3, $4, $5, $6)`,
+			first+int64(i), kind, uid, c.Deleted, sqldb.Micros(w.now), payloads[i])
+		if err != nil {
+			return fmt.Errorf("insert a change: %w", err)
+		}
+	}
+	return nil
+}
+
+// read runs fn at one moment of the database, and says which.
+func (s *Store) read(ctx context.Context, fn func(ctx context.Context, tx sqldb.Tx) error) (resource.Position, error) {
+	position := resource.Position{Incarnation: s.incarnation}
+	err := s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+		if err := tx.QueryRow(ctx, `SELECT revision FROM registry WHERE id = 1`).Scan(&position.Revision); err != nil {
+			return fmt.Errorf("read the revision: %w", err)
+		}
+		return fn(ctx, tx)
+	})
+	return position, meaning(err)
+}
+
+// span is a range of names: from is below all of them, to is above.
+type span struct {
+	from, to string
+	// like narrows it further; % is everything.
+	like string
+}
+
+// spanBelow is the range of the names below a prefix, which ends with a slash.
+func spanBelow(prefix string) span {
+	const afterSlash = "0" // '/' + 1
+	return span{from: prefix, to: prefix[:len(prefix)-1] + afterSlash, like: "%"}
+}
+
+// after moves the beginning behind a name.
+func (s span) after(name string) span {
+	s.from = max(s.from, name)
+	return s
+}
+
+// accountSpan is the range of the names below a parent `accounts/{account}`, the account possibly the wildcard.
+func accountSpan(parent string) (span, error) {
+	ids, ok := resource.SplitParent(parent, "accounts")
+	switch {
+	case !ok:
+		return span{}, resource.NotFound(parent)
+	case ids[0] == resource.Wildcard:
+		return spanBelow("accounts/"), nil
+	default:
+		return spanBelow(parent + "/"), nil
+	}
+}
+
+// meaning turns what sqldb says into what the domain says.
+func meaning(err error) error {
+	if errors.Is(err, sqldb.ErrUnavailable) {
+		return fmt.Errorf("%w: %w", resource.ErrUnavailable, err)
+	}
+	return err
+}
+
+func encode(value any) (string, error) {
+	text, err := json.Marshal(value)
+	if err != nil {
+		return "", fmt.Errorf("encode: %w", err)
+	}
+	return string(text), nil
+}
+
+func decode(text string, value any) error {
+	if err := json.Unmarshal([]byte(text), value); err != nil {
+		return fmt.Errorf("decode: %w", err)
+	}
+	return nil
+}

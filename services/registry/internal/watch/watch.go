@@ -1,0 +1,280 @@
+// Package watch tells any number of watchers of every change, by one reader of the database.
+//
+// It guarantees each watcher every change after its cursor, in commit order, without gaps; and that a bookmark, which says
+// that there was nothing more up to a revision, rests on a read of the database made since the last message. It does not
+// guarantee that a change is told within a time: a hint hastens it, the poll finds it.
+//
+// The tricky idea: nothing is ever sent to a watcher. The reader keeps the newest changes and wakes everybody; each watcher
+// takes what comes after its own cursor, and one that has fallen behind what is kept reads the database itself. So a slow
+// watcher keeps nobody waiting, and needs no queue.
+package watch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"phasekey.dev/services/registry/internal/change"
+	"phasekey.dev/services/registry/internal/resource"
+)
+
+// source is the database.
+type source interface {
+	// Changes gives at most limit changes after a revision, in order, and the newest revision. resource.ErrCursor means that
+	// the revision cannot be followed.
+	Changes(ctx context.Context, after int64, limit int) ([]change.Change, int64, error)
+	// Head is the newest revision.
+	Head(ctx context.Context) (int64, error)
+	// Committed hints that there are changes.
+	Committed() <-chan struct{}
+}
+
+const (
+	// DefaultPoll is how soon other replicas' changes are found.
+	DefaultPoll = 200 * time.Millisecond
+	// DefaultBookmark is how often an idle watcher hears that it has missed nothing.
+	DefaultBookmark = 5 * time.Second
+
+	// batch bounds a message: even of the largest resources, so many stay below gRPC's usual 4 MiB.
+	batch = 100
+	// kept is how many of the newest changes are in memory.
+	kept = 1000
+)
+
+// Config is what a Hub is made from.
+type Config struct {
+	Source source
+	Log    *slog.Logger
+	// Poll is the time between two reads; DefaultPoll when zero.
+	Poll time.Duration
+	// Bookmark is the time between two bookmarks of an idle watcher; DefaultBookmark when zero. It should be several times Poll.
+	Bookmark time.Duration
+}
+
+// Hub has one reader, Run, and any number of watchers, Watch.
+type Hub struct {
+	cfg Config
+
+	mu sync.Mutex
+	// recent are the newest changes, without a gap, up to head. Its elements never change.
+	recent []change.Change
+	head   int64
+	// restarts counts how often the reader began anew; a watcher then has the database judge its cursor.
+	restarts int
+	// reads counts the successful reads; failure is the last one's error, if it failed.
+	reads   int64
+	failure error
+	// changed is closed, and replaced, when head grows.
+	changed chan struct{}
+}
+
+// New makes a hub; it reads nothing before Run.
+func New(cfg Config) *Hub {
+	if cfg.Poll == 0 {
+		cfg.Poll = DefaultPoll
+	}
+	if cfg.Bookmark == 0 {
+		cfg.Bookmark = DefaultBookmark
+	}
+	return &Hub{cfg: cfg, changed: make(chan struct{})}
+}
+
+// Run reads changes until ctx ends. A database that does not answer is tried again at each poll.
+func (h *Hub) Run(ctx context.Context) error {
+	tick := time.NewTicker(h.cfg.Poll)
+	defer tick.Stop()
+	started, failing := false, false
+	for {
+		err := h.readOn(ctx, &started)
+		if ctx.Err() != nil {
+			return nil
+		}
+		switch {
+		case err != nil && !failing:
+			h.cfg.Log.WarnContext(ctx, "changes cannot be read, trying again", slog.Any("error", err))
+		case err == nil && failing:
+			h.cfg.Log.InfoContext(ctx, "changes can be read again")
+		}
+		failing = err != nil
+		h.finishRead(err)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		case <-h.cfg.Source.Committed():
+		}
+	}
+}
+
+// readOn reads up to the newest change. Where to begin is the newest revision at the start, or after a compaction that
+// overtook a database which had not answered for long.
+func (h *Hub) readOn(ctx context.Context, started *bool) error {
+	if !*started {
+		head, err := h.cfg.Source.Head(ctx)
+		if err != nil {
+			return fmt.Errorf("read the newest revision: %w", err)
+		}
+		h.restart(head)
+		*started = true
+	}
+	for {
+		changes, head, err := h.cfg.Source.Changes(ctx, h.newest(), batch)
+		if errors.Is(err, resource.ErrCursor) {
+			*started = false
+		}
+		if err != nil {
+			return err
+		}
+		h.add(changes)
+		if h.newest() >= head {
+			return nil
+		}
+	}
+}
+
+func (h *Hub) newest() int64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.head
+}
+
+func (h *Hub) restart(head int64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.recent, h.head = nil, head
+	h.restarts++
+	h.wake()
+}
+
+func (h *Hub) add(changes []change.Change) {
+	if len(changes) == 0 {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	// A new slice when it is too long: watchers may be reading the old one.
+	if len(h.recent)+len(changes) > 2*kept {
+		h.recent = append(make([]change.Change, 0, 2*kept), h.recent[len(h.recent)-kept:]...)
+	}
+	h.recent = append(h.recent, changes...)
+	h.head = changes[len(changes)-1].Revision
+	h.wake()
+}
+
+// wake tells all watchers to look. The caller holds mu.
+func (h *Hub) wake() {
+	close(h.changed)
+	h.changed = make(chan struct{})
+}
+
+func (h *Hub) finishRead(err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.failure = err
+	if err == nil {
+		h.reads++
+	}
+}
+
+// view is what a watcher sees of the hub at one moment.
+type view struct {
+	// changes are those after the cursor, at most a batch.
+	changes []change.Change
+	// missed says that the changes right after the cursor are not kept any more.
+	missed   bool
+	restarts int
+	reads    int64
+	failure  error
+	changed  <-chan struct{}
+}
+
+func (h *Hub) after(cursor int64) view {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	v := view{restarts: h.restarts, reads: h.reads, failure: h.failure, changed: h.changed}
+	if cursor >= h.head {
+		return v
+	}
+	oldest := h.head - int64(len(h.recent)) // the revision before the first kept
+	if cursor < oldest {
+		v.missed = true
+		return v
+	}
+	rest := h.recent[cursor-oldest:]
+	v.changes = rest[:min(len(rest), batch)]
+	return v
+}
+
+// Watch gives send every change after the cursor, in messages of one or more, and empty messages as bookmarks: one as soon as
+// the watcher has caught up, then one whenever nothing was sent for a while. With each comes the revision up to which
+// everything has been sent. It returns send's error, ctx's, resource.ErrCursor, or resource.ErrUnavailable
+// when the database does not answer: at first, or for as long as a bookmark is due.
+func (h *Hub) Watch(ctx context.Context, cursor int64, send func(changes []change.Change, revision int64) error) error {
+	idle := time.NewTimer(h.cfg.Bookmark)
+	defer idle.Stop()
+	tell := func(changes []change.Change) error {
+		if len(changes) > 0 {
+			cursor = changes[len(changes)-1].Revision
+		}
+		idle.Reset(h.cfg.Bookmark)
+		return send(changes, cursor)
+	}
+	catchUp := func() error {
+		for {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			changes, head, err := h.cfg.Source.Changes(ctx, cursor, batch)
+			if err != nil {
+				return err
+			}
+			if len(changes) > 0 {
+				if err := tell(changes); err != nil {
+					return err
+				}
+			}
+			if cursor >= head {
+				return nil
+			}
+		}
+	}
+
+	last := h.after(cursor)
+	if err := catchUp(); err != nil {
+		return err
+	}
+	if err := tell(nil); err != nil {
+		return err
+	}
+	seen := last.reads
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		v := h.after(cursor)
+		var err error
+		switch {
+		case v.missed, v.restarts != last.restarts:
+			seen, err = v.reads, catchUp()
+		case len(v.changes) > 0:
+			seen, err = v.reads, tell(v.changes)
+		default:
+			select {
+			case <-v.changed:
+			case <-idle.C:
+				if v = h.after(cursor); v.reads == seen {
+					return errors.Join(resource.ErrUnavailable, v.failure)
+				}
+				seen, err = v.reads, tell(nil)
+			case <-ctx.Done():
+			}
+		}
+		if err != nil {
+			return err
+		}
+		last = v
+	}
+}
