@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"strings"
@@ -151,6 +152,16 @@ func Open(config Config) (redis.UniversalClient, error) {
 		return nil, err
 	}
 	return redis.NewUniversalClient(options), nil
+}
+
+// LogTo sends what the Redis library has to say to log, at level debug: errors worth attention come back from commands. It holds for the whole process, so only a main package
+// calls it, before anything else of Redis. Without it the library writes to standard error.
+func LogTo(log *slog.Logger) { redis.SetLogger(libraryLog{log}) }
+
+type libraryLog struct{ log *slog.Logger }
+
+func (l libraryLog) Printf(ctx context.Context, format string, args ...any) {
+	l.log.DebugContext(ctx, "redis library", "text", fmt.Sprintf(format, args...))
 }
 
 // dialer makes connections, and no insecure one: Sentinel and Cluster name further servers as they like.

@@ -15,6 +15,7 @@ type Link struct {
 
 	mu    sync.Mutex
 	fault fault
+	lost  bool // a connection could not be made
 	conns map[net.Conn]bool
 }
 
@@ -61,21 +62,34 @@ func (l *Link) current() fault {
 
 var errCut = errors.New("connection refused")
 
+func (l *Link) refused() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.lost
+}
+
+func (l *Link) refuse(err error) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.lost = true
+	return err
+}
+
 func (l *Link) dialer(dial func(context.Context) (net.Conn, error)) func(context.Context, string, string) (net.Conn, error) {
 	return func(ctx context.Context, _, _ string) (net.Conn, error) {
 		switch l.current() {
 		case cut:
-			return nil, errCut
+			return nil, l.refuse(errCut)
 		case stalled:
 			ctx, cancel := context.WithTimeout(ctx, timeout)
 			defer cancel()
 			<-ctx.Done()
-			return nil, ctx.Err()
+			return nil, l.refuse(ctx.Err())
 		case none, deaf:
 		}
 		conn, err := dial(ctx)
 		if err != nil {
-			return nil, err
+			return nil, l.refuse(err)
 		}
 		l.mu.Lock()
 		defer l.mu.Unlock()

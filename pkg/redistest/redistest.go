@@ -26,6 +26,7 @@ const startTimeout = 30 * time.Second
 type Redis struct {
 	dial   func(ctx context.Context) (net.Conn, error)
 	config redisconn.Config
+	bubble bool // may be used in one
 }
 
 // Each runs the test over miniredis inside a bubble (subtest "miniredis"), and over a real server outside (subtest "redis-server").
@@ -43,7 +44,7 @@ func Mini(t testing.TB) *Redis {
 	mini := miniredis.NewMiniRedis()
 	mini.ClockTTL(true)
 	t.Cleanup(mini.Close)
-	return &Redis{dial: func(context.Context) (net.Conn, error) { return mini.Dial() }}
+	return &Redis{dial: func(context.Context) (net.Conn, error) { return mini.Dial() }, bubble: true}
 }
 
 // keeper runs the server and waits for standard input to end, which it does when the test is over or its process dies, even by SIGKILL: nothing else holds
@@ -119,9 +120,17 @@ func (r *Redis) Link(t testing.TB) *Link {
 	t.Helper()
 	link := newLink()
 	link.UniversalClient = link.client(r.dial)
-	t.Cleanup(func() { _ = link.Close() })
+	t.Cleanup(func() {
+		_ = link.Close()
+		if r.bubble && link.refused() {
+			// After failures the client tries once a second in a goroutine whether it can connect. It notices the end after its nap, and a bubble waits for nobody.
+			<-time.After(retryNap)
+		}
+	})
 	return link
 }
+
+const retryNap = 1100 * time.Millisecond
 
 // timeout is a link's patience with an answer, in redisconn's proportion to tests' short locks.
 const timeout = 100 * time.Millisecond
