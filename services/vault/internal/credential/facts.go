@@ -19,6 +19,9 @@ type Facts struct {
 	Strays []Stray
 }
 
+// DefaultPeriod is how often a credential is replaced unless something else is wanted.
+const DefaultPeriod = 24 * time.Hour
+
 // Wanted is what the registry wants.
 type Wanted struct {
 	UID string
@@ -26,10 +29,17 @@ type Wanted struct {
 	Present bool
 	// Deleting is true once the integration was read in state DELETING.
 	Deleting bool
-	// Period is how often the credential is replaced.
+	// Period is how often the credential is replaced; zero means DefaultPeriod.
 	Period time.Duration
 	// SpecDigest stands for all properties that the application shall have.
 	SpecDigest string
+}
+
+func (w Wanted) period() time.Duration {
+	if w.Period <= 0 {
+		return DefaultPeriod
+	}
+	return w.Period
 }
 
 // Application is what is known about the integration's application at Entra.
@@ -63,10 +73,13 @@ type Application struct {
 	// Consented says whether the customer's tenant has a principal of it; since ConsentTime.
 	Consented   bool
 	ConsentTime time.Time
+	// ActivateTime is when a version of it was ACTIVE for the first time.
+	ActivateTime time.Time
 	// PrincipalObjectID is that principal, from the first token on.
 	PrincipalObjectID string
-	// ObserveTime is when the tenant last said anything that is taken into account here.
-	ObserveTime time.Time
+	// ObserveTime is when the last word of the tenant was taken in. SeenProbeTime is the time of the last Probe that was, by the
+	// clock of whoever asked.
+	ObserveTime, SeenProbeTime time.Time
 	// ConsentRefusals counts refusals in a row for want of consent, from ConsentRefusedSince on; ConsentCode is the last
 	// one's AADSTS code.
 	ConsentRefusals     int

@@ -1,0 +1,93 @@
+package credential
+
+import "time"
+
+// ConditionType names an observation that people see.
+type ConditionType string
+
+// The conditions there are.
+const (
+	// ApplicationReady: the application exists, and the home tenant's token service knows it.
+	ApplicationReady ConditionType = "ApplicationReady"
+	// Consented: the customer's tenant has a service principal of it.
+	Consented ConditionType = "Consented"
+	// CredentialReady: a proven version is live.
+	CredentialReady ConditionType = "CredentialReady"
+)
+
+// Condition is an observation in words.
+type Condition struct {
+	Type ConditionType
+	// True says whether it holds; if not, Reason and Message say why.
+	True bool
+	// Reason is one CamelCase word.
+	Reason string
+	// Message is for people. It changes only when the reason does.
+	Message string
+}
+
+// Conditions says in words what is known, one condition of each type.
+func Conditions(now time.Time, f Facts, t Timing) []Condition {
+	return []Condition{applicationReady(f), consented(f), credentialReady(now, f, t)}
+}
+
+func applicationReady(f Facts) Condition {
+	a := f.Application
+	c := Condition{Type: ApplicationReady}
+	switch {
+	case a.ObjectID != "" && a.MissingReads >= 2:
+		c.Reason, c.Message = "ApplicationMissing", "The application is gone from the home tenant. Restore it from the directory's deleted applications."
+	case a.ObjectID == "" && a.Failures > 0:
+		c.Reason, c.Message = reasonOf(a.FailureCode), "The application could not be made; it is tried again."
+	case a.ObjectID == "":
+		c.Reason, c.Message = "Creating", "The application is being made."
+	case a.ReadyTime.IsZero():
+		c.Reason, c.Message = "ReplicationPending", "The application has not reached all of Entra ID yet."
+	default:
+		c.True, c.Reason = true, "Replicated"
+	}
+	return c
+}
+
+func consented(f Facts) Condition {
+	a := f.Application
+	c := Condition{Type: Consented}
+	switch {
+	case a.Consented:
+		c.True, c.Reason = true, "PrincipalFound"
+	case a.ConsentTime.IsZero():
+		c.Reason, c.Message = "AwaitingConsent", "The customer's administrator has not consented yet."
+	default:
+		c.Reason = a.ConsentCode
+		if c.Reason == "" {
+			c.Reason = "ConsentLost"
+		}
+		c.Message = "The customer's tenant refuses the application: consent was withdrawn, or the service principal was disabled or deleted."
+	}
+	return c
+}
+
+func credentialReady(now time.Time, f Facts, t Timing) Condition {
+	a := f.Application
+	c := Condition{Type: CredentialReady}
+	active, ok := f.ByState(Active)
+	switch {
+	case ok && !a.Consented:
+		c.Reason, c.Message = "ConsentLost", "The credential is of no use until the customer's tenant takes the application again."
+	case ok && !now.Before(active.EndTime):
+		c.Reason, c.Message = "SecretExpired", "The credential has expired and could not be replaced in time."
+	case ok && !active.Works(now, t):
+		c.Reason, c.Message = "SecretRefused", "Entra ID refuses the credential; a new one is being made."
+	case ok && active.EndTime.Sub(now) < f.Wanted.period() && active.Life() > 2*f.Wanted.period():
+		c.True, c.Reason, c.Message = true, "RotationLate", "The credential could not be replaced when it was due; it still works."
+	case ok:
+		c.True, c.Reason = true, "Proven"
+	case a.AddCode != "":
+		c.Reason, c.Message = a.AddCode, "No credential could be made and proven so far; it is tried again."
+	case !a.Consented:
+		c.Reason, c.Message = "AwaitingConsent", "A credential is proven once the customer's administrator has consented."
+	default:
+		c.Reason, c.Message = "Proving", "The credential is being proven."
+	}
+	return c
+}

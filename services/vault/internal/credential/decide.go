@@ -1,0 +1,475 @@
+package credential
+
+import (
+	"slices"
+	"time"
+)
+
+// Action is the one thing to do next. Every action but Wait and Apply is one request to Entra or to the registry; what
+// came of it goes back through the method of Facts that is named after it.
+type Action interface {
+	// Op names the action in logs and metrics.
+	Op() string
+}
+
+// Wait: nothing to do before Until; zero means until something changes.
+type Wait struct {
+	Until time.Time
+	// Reason says what is odd about it; empty in the ordinary course.
+	Reason string
+}
+
+// Apply: a transition that asks nobody. The change is to be stored as it is.
+type Apply struct {
+	Change Change
+	// Why is the reason in a word, for the log.
+	Why string
+}
+
+// Ensure: make the application, or what differs of it from what is wanted. Store Ensuring first.
+type Ensure struct{}
+
+// Read: look up the application and its passwords.
+type Read struct{}
+
+// Add: make a password. Store Intending first, or Resending for a version that is INTENDED already.
+type Add struct {
+	// Version is the INTENDED version to try again; its ID is empty for a new one.
+	Version Version
+	// End is when the password shall expire.
+	End time.Time
+}
+
+// AskHome: ask the home tenant for a token, to see whether it knows the application.
+type AskHome struct{ Version Version }
+
+// Ask: ask the customer's tenant for a token, to see whether consent and credential hold.
+type Ask struct{ Version Version }
+
+// Prove: likewise, as one proof of a version.
+type Prove struct{ Version Version }
+
+// Remove: remove a version's password.
+type Remove struct{ Version Version }
+
+// Sweep: remove a password that nobody can use.
+type Sweep struct{ Stray Stray }
+
+// Delete: delete the application.
+type Delete struct{}
+
+// Purge: delete it for good.
+type Purge struct{}
+
+// Forget: tell the registry that it is gone.
+type Forget struct{}
+
+// Op implements Action.
+func (Wait) Op() string { return "wait" }
+
+// Op implements Action.
+func (Apply) Op() string { return "apply" }
+
+// Op implements Action.
+func (Ensure) Op() string { return "ensure_application" }
+
+// Op implements Action.
+func (Read) Op() string { return "read_application" }
+
+// Op implements Action.
+func (Add) Op() string { return "add_password" }
+
+// Op implements Action.
+func (AskHome) Op() string { return "ask_home_tenant" }
+
+// Op implements Action.
+func (Ask) Op() string { return "ask_tenant" }
+
+// Op implements Action.
+func (Prove) Op() string { return "prove" }
+
+// Op implements Action.
+func (Remove) Op() string { return "remove_password" }
+
+// Op implements Action.
+func (Sweep) Op() string { return "sweep_password" }
+
+// Op implements Action.
+func (Delete) Op() string { return "delete_application" }
+
+// Op implements Action.
+func (Purge) Op() string { return "purge_application" }
+
+// Op implements Action.
+func (Forget) Op() string { return "forget" }
+
+// heldPoll is how often a version that only its holders keep is looked at.
+const heldPoll = time.Minute
+
+// plan collects when the things that cannot be done yet can be.
+type plan struct {
+	now   time.Time
+	facts Facts
+	t     Timing
+	until time.Time
+}
+
+// due reports whether at has come; if not, it is remembered.
+func (p *plan) due(at time.Time) bool {
+	if !at.After(p.now) {
+		return true
+	}
+	if p.until.IsZero() || at.Before(p.until) {
+		p.until = at
+	}
+	return false
+}
+
+// writable reports whether the application may be written to: its writes are spaced.
+func (p *plan) writable() bool {
+	at := p.facts.Application.WriteTime
+	return at.IsZero() || p.due(at.Add(p.t.WriteSpacing))
+}
+
+// Decide names the one thing to do next for an integration. It is a function of its arguments alone.
+func Decide(now time.Time, facts Facts, t Timing) Action {
+	p := &plan{now: now, facts: facts, t: t}
+	switch {
+	case !facts.Application.ForgetTime.IsZero():
+		return Wait{}
+	case !facts.Wanted.Present:
+		// Absence is an alarm. What works goes on working.
+		return Wait{Until: now.Add(t.ReconcileInterval), Reason: "IntegrationMissing"}
+	case facts.Wanted.Deleting:
+		if a := p.dismantle(); a != nil {
+			return a
+		}
+	default:
+		for _, step := range []func() Action{p.transition, p.ensure, p.remove, p.add, p.askHome, p.prove, p.ask, p.read, p.sweep} {
+			if a := step(); a != nil {
+				return a
+			}
+		}
+	}
+	return Wait{Until: p.until}
+}
+
+// transition finds what follows from the facts alone.
+func (p *plan) transition() Action {
+	f, a := p.facts, p.facts.Application
+	if f.Probe.Time.After(a.SeenProbeTime) {
+		return Apply{Change: f.Observed(p.now, p.t), Why: "Observed"}
+	}
+	for _, v := range f.Versions {
+		if v.State == Intended && !v.SendTime.IsZero() {
+			return Apply{Change: f.lost(p.now, p.t, v), Why: "AnswerLost"}
+		}
+	}
+	for _, v := range f.Versions {
+		switch v.State {
+		case Staged, Propagating:
+			if c, why := p.pending(v); why != "" {
+				return Apply{Change: c, Why: why}
+			}
+		case Retiring:
+			if p.unneeded(v) {
+				return Apply{Change: revoke(p.now, v, ""), Why: "Retired"}
+			}
+		case Intended, Active, Revoking, Revoked, Abandoned:
+		}
+	}
+	return nil
+}
+
+// pending finds what follows for a version that is not ACTIVE yet.
+func (p *plan) pending(v Version) (Change, string) {
+	f, a := p.facts, p.facts.Application
+	if newest, _ := f.ByState(Staged, Propagating, Active); newest.Number > v.Number {
+		return revoke(p.now, v, "Superseded"), "Superseded"
+	}
+	switch {
+	case v.State == Staged && a.Consented:
+		next := v
+		next.State, next.PropagateTime = Propagating, p.now
+		next.Proofs, next.Refusals, next.RefusedSince = 0, 0, time.Time{}
+		return Change{Moves: []Move{{Staged, next}}}, "Consented"
+	case v.State == Staged:
+		return Change{}, ""
+	case !a.Consented:
+		next := v
+		next.State, next.Proofs = Staged, 0
+		return Change{Moves: []Move{{Propagating, next}}}, "ConsentLost"
+	case v.Proofs >= p.t.Proofs:
+		if !p.due(p.settled(v)) {
+			return Change{}, ""
+		}
+		return f.promoted(p.now, v), "Proven"
+	case !p.now.Before(v.EndTime):
+		return f.abandoned(p.now, p.t, v, "Expired"), "Expired"
+	case v.Refusals > 0 && p.due(v.PropagateTime.Add(p.t.PropagationLimit)):
+		// Only a refusal counts: while Entra does not answer nothing is known against the version.
+		return f.abandoned(p.now, p.t, v, "NeverProven"), "NeverProven"
+	}
+	return Change{}, ""
+}
+
+// settled is when a version may be ACTIVE, for all that proofs say: one that replaces a working one can wait for all of
+// Entra to know it.
+func (p *plan) settled(v Version) time.Time {
+	if active, ok := p.facts.ByState(Active); ok && active.Works(p.now, p.t) {
+		return v.AddTime.Add(p.t.Settling)
+	}
+	return v.AddTime
+}
+
+// unneeded reports whether a RETIRING version may go: it had its time, nobody holds it, and nothing could have to fall back
+// to it.
+func (p *plan) unneeded(v Version) bool {
+	if !p.due(v.RetireTime.Add(p.t.Retiring)) {
+		return false
+	}
+	if v.Holders > 0 {
+		p.due(p.now.Add(min(heldPoll, p.t.Retiring)))
+		return false
+	}
+	active, ok := p.facts.ByState(Active)
+	return ok && active.Works(p.now, p.t) && active.Refusals == 0 || !v.Works(p.now, p.t)
+}
+
+// ensure has the application made, and its properties repaired.
+func (p *plan) ensure() Action {
+	a := p.facts.Application
+	missing := a.ObjectID == ""
+	if !missing && a.SpecDigest == p.facts.Wanted.SpecDigest && !p.due(a.EnsureTime.Add(p.t.EnsureInterval)) {
+		return nil
+	}
+	// One that was there and is not found is not made again in passing: its return can still be had from the bin.
+	if missing || a.MissingReads == 0 {
+		if p.due(a.NextTime) && p.writable() {
+			return Ensure{}
+		}
+	}
+	if missing {
+		return Wait{Until: p.until}
+	}
+	return nil
+}
+
+// remove has the passwords removed whose versions are through.
+func (p *plan) remove() Action {
+	for _, v := range p.facts.Versions {
+		switch v.State {
+		case Revoking:
+			if p.due(v.RevokeTime.Add(p.t.RemoveDelay)) && p.due(v.NextTime) && p.writable() {
+				return Remove{Version: v}
+			}
+		case Abandoned: // with a password that is known, or it would not be among the facts
+			if p.due(v.NextTime) && p.writable() {
+				return Remove{Version: v}
+			}
+		case Intended, Staged, Propagating, Active, Retiring, Revoked:
+		}
+	}
+	return nil
+}
+
+// add has a password made when a version is wanted.
+func (p *plan) add() Action {
+	f, a := p.facts, p.facts.Application
+	end := p.now.Add(p.t.Life(f.Wanted.period(), a.LifeLimit))
+	if v, ok := f.ByState(Intended); ok {
+		if p.due(v.NextTime) && p.writable() {
+			return Add{Version: v, End: end}
+		}
+		return nil
+	}
+	if _, ok := f.ByState(Propagating); ok {
+		return nil
+	}
+	var at time.Time
+	if staged, ok := f.ByState(Staged); ok {
+		at = staged.renewTime()
+	} else if active, ok := f.ByState(Active); ok && active.Works(p.now, p.t) {
+		at = active.RotateTime(f.Wanted.period(), p.t)
+	}
+	if p.due(at) && p.due(a.AddNextTime) && p.writable() {
+		return Add{End: end}
+	}
+	return nil
+}
+
+// askHome has the application's replication watched in the home tenant, until it has been seen often enough.
+func (p *plan) askHome() Action {
+	a := p.facts.Application
+	if !a.ReadyTime.IsZero() {
+		return nil
+	}
+	v, ok := p.facts.ByState(Staged, Propagating)
+	if !ok || !p.due(v.NextTime) {
+		return nil
+	}
+	spacing := p.t.ProofSpacing
+	if a.HomeProofs == 0 {
+		spacing = p.patience(v.AddTime)
+	}
+	if a.HomeTime.IsZero() || p.due(a.HomeTime.Add(spacing)) {
+		return AskHome{Version: v}
+	}
+	return nil
+}
+
+// prove has the version that is PROPAGATING proven. One that has to settle is proven at the end of that time: the later a
+// proof, the more it says.
+func (p *plan) prove() Action {
+	v, ok := p.facts.ByState(Propagating)
+	if !ok || v.Proofs >= p.t.Proofs {
+		return nil
+	}
+	spacing := p.t.ProofSpacing
+	if v.Refusals > 0 {
+		spacing = p.patience(v.PropagateTime)
+	}
+	left := time.Duration(p.t.Proofs-v.Proofs) * p.t.ProofSpacing
+	if p.due(p.settled(v).Add(-left)) && p.due(v.NextTime) && (v.ProbeTime.IsZero() || p.due(v.ProbeTime.Add(spacing))) {
+		return Prove{Version: v}
+	}
+	return nil
+}
+
+// patience is how long to wait after a refusal that is no surprise: the longer it lasts already, the longer.
+func (p *plan) patience(since time.Time) time.Duration {
+	return max(p.t.ProofSpacing, min(p.now.Sub(since)/10, time.Minute))
+}
+
+// ask has the customer's tenant asked whether consent and credential still hold.
+func (p *plan) ask() Action {
+	f, a := p.facts, p.facts.Application
+	v, ok := f.ProbeVersion(p.now, p.t)
+	if !ok || v.State == Propagating || a.ReadyTime.IsZero() {
+		return nil // a version that is PROPAGATING is being asked with already
+	}
+	var interval time.Duration
+	switch {
+	case f.Probe.WantTime.After(a.ObserveTime), v.State == Active && v.Refusals > 0 && v.Works(p.now, p.t), p.sweepWaits():
+		interval = p.t.ProbeSpacing
+	case a.Consented && a.ConsentRefusals > 0:
+		interval = max(p.t.ProbeSpacing, p.t.ConsentWindow/time.Duration(max(1, p.t.ConsentFailures-1)))
+	case a.Consented:
+		interval = p.t.ConsentInterval - time.Duration(float64(p.t.ConsentInterval)*(1+v.jitter())/20)
+	default:
+		since := a.ReadyTime
+		if a.ConsentTime.After(since) {
+			since = a.ConsentTime
+		}
+		interval = max(p.t.AwaitInterval, min(p.now.Sub(since)/20, p.t.ConsentInterval))
+	}
+	if p.due(v.NextTime) && (a.ObserveTime.IsZero() || p.due(a.ObserveTime.Add(interval))) {
+		return Ask{Version: v}
+	}
+	return nil
+}
+
+// read has the application looked up.
+func (p *plan) read() Action {
+	a := p.facts.Application
+	last := a.ReadTime
+	if a.MissingTime.After(last) {
+		last = a.MissingTime
+	}
+	if p.due(a.NextTime) && (last.IsZero() || p.due(last.Add(p.t.ReconcileInterval))) {
+		return Read{}
+	}
+	return nil
+}
+
+// sweep has a password removed that two reads found, an interval apart, and that is nobody's.
+func (p *plan) sweep() Action {
+	if !p.sweepSafe() {
+		return nil
+	}
+	for _, s := range p.facts.Strays {
+		if p.agreed(s) && p.due(p.facts.Application.NextTime) && p.writable() {
+			return Sweep{Stray: s}
+		}
+	}
+	return nil
+}
+
+func (p *plan) agreed(s Stray) bool { return s.LastTime.Sub(s.FirstTime) >= p.t.ReconcileInterval }
+
+// sweepSafe reports whether the vault certainly has a version of its own that works, so that what it does not know is not
+// what everybody uses: after a restored backup it could be. Before the first activation nobody can use anything.
+func (p *plan) sweepSafe() bool {
+	if p.facts.Application.ActivateTime.IsZero() {
+		return true
+	}
+	active, ok := p.facts.ByState(Active)
+	return ok && active.Works(p.now, p.t) && active.ProveTime.After(p.facts.Application.ReadTime)
+}
+
+// sweepWaits reports whether a sweep only waits for a sign that the ACTIVE version works.
+func (p *plan) sweepWaits() bool {
+	return !p.sweepSafe() && slices.ContainsFunc(p.facts.Strays, p.agreed)
+}
+
+// dismantle takes an integration that is being deleted apart, in order: what is handed out comes back, the passwords go, then
+// the application, then its remains, then the registry is told.
+func (p *plan) dismantle() Action {
+	f, a := p.facts, p.facts.Application
+	waiting := false
+	for _, v := range f.Versions {
+		next := v
+		next.Reason = "Deleting"
+		switch v.State {
+		case Intended:
+			next.State = Abandoned
+			return Apply{Change: Change{Moves: []Move{{Intended, next}}}, Why: "Deleting"}
+		case Staged, Propagating:
+			return Apply{Change: revoke(p.now, v, "Deleting"), Why: "Deleting"}
+		case Active:
+			next.State, next.RetireTime = Retiring, p.now
+			return Apply{Change: Change{Moves: []Move{{Active, next}}}, Why: "Deleting"}
+		case Retiring:
+			if v.Holders == 0 {
+				return Apply{Change: revoke(p.now, v, "Deleting"), Why: "Deleting"}
+			}
+			waiting = true
+			p.due(p.now.Add(min(heldPoll, p.t.Retiring)))
+		case Revoking:
+			waiting = true
+		case Revoked, Abandoned: // the application takes what is left with it
+		}
+	}
+	if act := p.remove(); act != nil || waiting {
+		return act
+	}
+	switch {
+	case !a.PurgeTime.IsZero(), a.ObjectID == "" && p.neverMade():
+		if p.due(a.NextTime) {
+			return Forget{}
+		}
+	case a.ObjectID == "":
+		if p.due(a.NextTime) && (a.MissingTime.IsZero() || p.due(a.MissingTime.Add(p.t.PropagationLimit))) {
+			return Read{}
+		}
+	case a.DeleteTime.IsZero():
+		if p.due(a.NextTime) && p.writable() {
+			return Delete{}
+		}
+	default:
+		if p.due(a.NextTime) && p.due(a.DeleteTime.Add(p.t.RemoveDelay)) && p.writable() {
+			return Purge{}
+		}
+	}
+	return nil
+}
+
+// neverMade reports whether it is certain enough that there is no application: it was looked for, twice if making it was ever
+// tried.
+func (p *plan) neverMade() bool {
+	a := p.facts.Application
+	if a.EnsureSendTime.IsZero() {
+		return a.MissingReads >= 1
+	}
+	return a.MissingReads >= 2
+}

@@ -1,0 +1,423 @@
+package credential
+
+import (
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+)
+
+// Failure is why a request to Graph came to nothing, as far as the state machine needs to know.
+type Failure struct {
+	Kind FailureKind
+	// Code is the service's, for people.
+	Code string
+	// RetryAfter is how long the service asks to wait; 0 when it does not say.
+	RetryAfter time.Duration
+}
+
+// FailureKind says what may be done about a failure.
+type FailureKind int
+
+const (
+	// Again: nothing was done; worth repeating as it is.
+	Again FailureKind = iota
+	// Lost: the request may have been carried out.
+	Lost
+	// Missing: no such object, or the replica that was asked does not know it yet.
+	Missing
+	// TooLong: the password's life is longer than a policy takes.
+	TooLong
+	// Refused: only people can mend it.
+	Refused
+)
+
+// MadeApplication is an application as Graph has it.
+type MadeApplication struct {
+	ObjectID, ClientID, DisplayName string
+	Passwords                       []MadePassword
+}
+
+// MadePassword is a password as Graph has it.
+type MadePassword struct {
+	KeyID, Name        string
+	StartTime, EndTime time.Time
+}
+
+// Ensuring is stored before the application is ensured: from then on it may exist.
+func (f Facts) Ensuring(now time.Time) Change {
+	a := f.Application
+	if a.EnsureSendTime.IsZero() {
+		a.EnsureSendTime = now
+	}
+	a.WriteTime = now
+	return Change{Application: &a}
+}
+
+// Ensured takes in the application. When it is another one than before, somebody deleted that, and its passwords and consent
+// went with it.
+func (f Facts) Ensured(now time.Time, made MadeApplication) Change {
+	a := f.Application
+	var c Change
+	if a.ObjectID != "" && a.ObjectID != made.ObjectID {
+		fresh := Application{IntegrationUID: a.IntegrationUID, EnsureSendTime: a.EnsureSendTime, ActivateTime: a.ActivateTime,
+			ReportDigest: a.ReportDigest, ReportTime: a.ReportTime, SeenProbeTime: f.Probe.Time, LifeLimit: a.LifeLimit}
+		a = fresh
+		c.ReplaceStrays = true
+		for _, v := range f.Versions {
+			next := v
+			switch v.State {
+			case Staged, Propagating:
+				c.Moves = append(c.Moves, revoke(now, v, "ApplicationReplaced").Moves...)
+			case Active:
+				next.State, next.RetireTime, next.EndTime, next.Reason = Retiring, now, now, "ApplicationReplaced"
+				c.Moves = append(c.Moves, Move{Active, next})
+			case Retiring:
+				next.EndTime = now
+				c.Moves = append(c.Moves, Move{Retiring, next})
+			case Intended, Revoking, Revoked, Abandoned:
+			}
+		}
+	}
+	a.ObjectID, a.ClientID, a.DisplayName = made.ObjectID, made.ClientID, made.DisplayName
+	a.SpecDigest, a.EnsureTime, a.WriteTime = f.Wanted.SpecDigest, now, now
+	a.succeeded()
+	c.Application = &a
+	return c
+}
+
+// ApplicationFailed takes in that a request about the application as a whole failed.
+func (f Facts) ApplicationFailed(now time.Time, t Timing, failure Failure) Change {
+	a := f.Application
+	a.Failures++
+	a.FailureCode = failure.Code
+	a.NextTime = now.Add(t.backoff(a.Failures, failure.RetryAfter))
+	return Change{Application: &a}
+}
+
+func (a *Application) succeeded() {
+	a.Failures, a.FailureCode, a.NextTime = 0, "", time.Time{}
+}
+
+// ReadFound takes in what reading the application found; deployment is the ID in the names of our own passwords.
+func (f Facts) ReadFound(now time.Time, deployment string, made MadeApplication) Change {
+	a := f.Application
+	if a.ObjectID == "" {
+		a.ObjectID, a.ClientID, a.DisplayName = made.ObjectID, made.ClientID, made.DisplayName
+	}
+	a.ReadTime, a.MissingReads, a.MissingTime, a.Foreign = now, 0, time.Time{}, 0
+	a.succeeded()
+	var strays []Stray
+	for _, p := range made.Passwords {
+		switch {
+		case !OwnName(deployment, p.Name):
+			a.Foreign++
+			continue
+		case slices.ContainsFunc(f.Versions, func(v Version) bool { return v.KeyID == p.KeyID }):
+			continue // in use, or about to be removed
+		}
+		s := Stray{KeyID: p.KeyID, Name: p.Name, FirstTime: now, LastTime: now}
+		if i := slices.IndexFunc(f.Strays, func(o Stray) bool { return o.KeyID == p.KeyID }); i >= 0 {
+			s.FirstTime = f.Strays[i].FirstTime
+		}
+		strays = append(strays, s)
+	}
+	return Change{Application: &a, Strays: strays, ReplaceStrays: true}
+}
+
+// ReadMissed takes in that reading did not find the application.
+func (f Facts) ReadMissed(now time.Time) Change {
+	a := f.Application
+	a.MissingReads++
+	a.MissingTime = now
+	a.succeeded()
+	return Change{Application: &a}
+}
+
+// Intending is stored before a password is asked for: id is the new version's.
+func (f Facts) Intending(now time.Time, deployment, id string) (Change, Version) {
+	a := f.Application
+	a.WriteTime = now
+	v := Version{
+		ID: id, IntegrationUID: f.Wanted.UID, Number: f.LastNumber + 1, State: Intended,
+		Name: PasswordName(deployment, id), IntendTime: now, SendTime: now,
+	}
+	return Change{Application: &a, Intent: &v}, v
+}
+
+// Resending is stored before a password is asked for again, after an answer that nothing was done.
+func (f Facts) Resending(now time.Time, v Version) (Change, Version) {
+	a := f.Application
+	a.WriteTime = now
+	v.SendTime = now
+	return Change{Application: &a, Moves: []Move{{Intended, v}}}, v
+}
+
+// Added takes in the password of an INTENDED version, its text already encrypted.
+func (f Facts) Added(now time.Time, v Version, made MadePassword, sealed []byte) Change {
+	a := f.Application
+	a.WriteTime = now
+	a.AddCode = ""
+	v.State, v.SendTime, v.AddTime = Staged, time.Time{}, now
+	v.KeyID, v.StartTime, v.EndTime, v.Sealed = made.KeyID, made.StartTime, made.EndTime, sealed
+	if v.StartTime.IsZero() {
+		v.StartTime = now
+	}
+	v.Attempts, v.NextTime = 0, time.Time{}
+	if a.Consented {
+		v.State, v.PropagateTime = Propagating, now
+	} else {
+		a.AddFailures = 0
+	}
+	return Change{Application: &a, Moves: []Move{{Intended, v}}}
+}
+
+// AddFailed takes in that there is no password, or none whose text is known.
+func (f Facts) AddFailed(now time.Time, t Timing, v Version, failure Failure) Change {
+	a := f.Application
+	a.WriteTime = now
+	a.AddCode = reasonOf(failure.Code)
+	again := func(delay time.Duration) Change {
+		v.SendTime = time.Time{}
+		v.NextTime = now.Add(delay)
+		return Change{Application: &a, Moves: []Move{{Intended, v}}}
+	}
+	life := t.Life(f.Wanted.period(), a.LifeLimit)
+	switch {
+	case failure.Kind == Again, failure.Kind == Missing:
+		v.Attempts++
+		return again(t.backoff(v.Attempts, failure.RetryAfter))
+	case failure.Kind == TooLong && life > t.shortestLife():
+		a.LifeLimit = max(life/2, t.shortestLife())
+		return again(t.WriteSpacing)
+	case failure.Kind == Lost:
+		return f.With(Change{Application: &a}).lost(now, t, v)
+	}
+	v.SendTime = time.Time{}
+	return f.With(Change{Application: &a}).abandoned(now, t, v, reasonOf(failure.Code))
+}
+
+// lost gives up a version whose password may exist and whose text is not known. Reading will find it, if it does.
+func (f Facts) lost(now time.Time, t Timing, v Version) Change {
+	return f.abandoned(now, t, v, "AnswerLost")
+}
+
+// abandoned gives a version up, and puts the next one off: the longer, the more came to nothing.
+func (f Facts) abandoned(now time.Time, t Timing, v Version, reason string) Change {
+	a := f.Application
+	a.AddFailures++
+	a.AddCode = reason
+	a.AddNextTime = now.Add(t.backoff(a.AddFailures, 0))
+	from := v.State
+	v.State, v.Reason, v.Attempts, v.NextTime = Abandoned, reason, 0, time.Time{}
+	return Change{Application: &a, Moves: []Move{{from, v}}}
+}
+
+// promoted makes a proven version ACTIVE, and the one before it RETIRING, in one.
+func (f Facts) promoted(now time.Time, v Version) Change {
+	a := f.Application
+	a.AddFailures, a.AddCode, a.AddNextTime = 0, "", time.Time{}
+	if a.ActivateTime.IsZero() {
+		a.ActivateTime = now
+	}
+	c := Change{Application: &a}
+	if old, ok := f.ByState(Active); ok {
+		old.State, old.RetireTime = Retiring, now
+		c.Moves = append(c.Moves, Move{Active, old})
+	}
+	v.State, v.ActivateTime = Active, now
+	c.Moves = append(c.Moves, Move{Propagating, v})
+	return c
+}
+
+// revoke decides a version's removal for good.
+func revoke(now time.Time, v Version, reason string) Change {
+	from := v.State
+	v.State, v.RevokeTime, v.Attempts, v.NextTime = Revoking, now, 0, time.Time{}
+	if reason != "" {
+		v.Reason = reason
+	}
+	return Change{Moves: []Move{{from, v}}}
+}
+
+// Removed takes in that a version's password is gone.
+func (f Facts) Removed(now time.Time, v Version) Change {
+	a := f.Application
+	a.WriteTime = now
+	from := v.State
+	if from == Revoking {
+		v.State = Revoked
+	}
+	v.RemoveTime, v.Sealed, v.NextTime = now, nil, time.Time{}
+	return Change{Application: &a, Moves: []Move{{from, v}}}
+}
+
+// RemoveFailed takes in that it may still be there.
+func (f Facts) RemoveFailed(now time.Time, t Timing, v Version, failure Failure) Change {
+	a := f.Application
+	a.WriteTime = now
+	return Change{Application: &a, Moves: f.Postponed(now, t, v, failure.RetryAfter).Moves}
+}
+
+// Postponed takes in that nothing was learnt about a version, and puts it off.
+func (f Facts) Postponed(now time.Time, t Timing, v Version, retryAfter time.Duration) Change {
+	v.Attempts++
+	v.NextTime = now.Add(t.backoff(v.Attempts, retryAfter))
+	return Change{Moves: []Move{{v.State, v}}}
+}
+
+// Swept takes in that a stray password is gone.
+func (f Facts) Swept(now time.Time, s Stray) Change {
+	a := f.Application
+	a.WriteTime = now
+	a.succeeded()
+	rest := slices.DeleteFunc(slices.Clone(f.Strays), func(o Stray) bool { return o.KeyID == s.KeyID })
+	return Change{Application: &a, Strays: rest, ReplaceStrays: true}
+}
+
+// AskedHome takes in what the home tenant said: any answer about secret or principal shows that it knows the application.
+func (f Facts) AskedHome(now time.Time, t Timing, v Version, finding Finding) Change {
+	a := f.Application
+	a.HomeTime = now
+	if finding == ConsentMissing {
+		a.HomeProofs = 0
+	} else {
+		a.HomeProofs++
+	}
+	if a.HomeProofs >= t.Proofs {
+		a.ReadyTime = now
+	}
+	v.Attempts, v.NextTime = 0, time.Time{}
+	return Change{Application: &a, Moves: []Move{{v.State, v}}}
+}
+
+// Proved takes in one proof, or its failure.
+func (f Facts) Proved(now time.Time, t Timing, v Version, finding Finding, code, principal string) Change {
+	c := f.heard(now, t, v, Probe{Finding: finding, Code: code, PrincipalObjectID: principal})
+	if finding == Works {
+		c.Moves[0].Version.Proofs++
+	}
+	return c
+}
+
+// Observed takes in the last answer of the customer's tenant, whoever asked.
+func (f Facts) Observed(now time.Time, t Timing) Change {
+	var asked Version
+	for _, v := range f.Versions {
+		if v.ID == f.Probe.VersionID && v.State.HasPassword() {
+			asked = v
+		}
+	}
+	c := f.heard(now, t, asked, f.Probe)
+	c.Application.SeenProbeTime = f.Probe.Time
+	return c
+}
+
+// heard takes in an answer of the customer's tenant, about consent and about the version it was asked with. The time is the
+// master's own: the clock of whoever asked may differ.
+func (f Facts) heard(now time.Time, t Timing, v Version, p Probe) Change {
+	a := f.Application
+	a.ObserveTime = now
+	known := v.ID != ""
+	v.ProbeTime, v.Attempts, v.NextTime = now, 0, time.Time{}
+	switch p.Finding {
+	case Works:
+		if !a.Consented {
+			a.Consented, a.ConsentTime = true, now
+		}
+		a.ConsentRefusals, a.ConsentRefusedSince, a.ConsentCode = 0, time.Time{}, ""
+		if p.PrincipalObjectID != "" {
+			a.PrincipalObjectID = p.PrincipalObjectID
+		}
+		if a.ReadyTime.IsZero() {
+			a.ReadyTime = now
+		}
+		v.ProveTime, v.Refusals, v.RefusedSince = now, 0, time.Time{}
+	case ConsentMissing, PrincipalMissing:
+		if a.ConsentRefusals == 0 {
+			a.ConsentRefusedSince = now
+		}
+		a.ConsentRefusals++
+		a.ConsentCode = reasonOf(p.Code)
+		if a.Consented && a.ConsentRefusals >= t.ConsentFailures && now.Sub(a.ConsentRefusedSince) >= t.ConsentWindow {
+			a.Consented, a.ConsentTime = false, now
+		}
+		if v.State == Propagating {
+			v.refused(now)
+		}
+	case SecretRefused:
+		v.refused(now)
+		if v.State == Active && now.Sub(v.AddTime) < t.Settling {
+			// So young, a refusal shows that not all of Entra knows it yet; another one would be younger still.
+			v.Refusals = min(v.Refusals, t.RefusalLimit-1)
+		}
+	case SecretExpired:
+		v.refused(now)
+		v.Refusals = max(v.Refusals, t.RefusalLimit)
+	case Unsure:
+	}
+	c := Change{Application: &a}
+	if known {
+		c.Moves = []Move{{v.State, v}}
+	}
+	return c
+}
+
+func (v *Version) refused(at time.Time) {
+	if v.Refusals == 0 {
+		v.RefusedSince = at
+	}
+	v.Refusals++
+	v.Proofs = 0
+}
+
+// Deleted takes in that the application is in the bin.
+func (f Facts) Deleted(now time.Time) Change {
+	a := f.Application
+	a.DeleteTime, a.WriteTime = now, now
+	a.succeeded()
+	return Change{Application: &a}
+}
+
+// Purged takes in that it is gone for good.
+func (f Facts) Purged(now time.Time) Change {
+	a := f.Application
+	a.PurgeTime, a.WriteTime = now, now
+	a.succeeded()
+	return Change{Application: &a}
+}
+
+// Forgotten takes in that the registry knows.
+func (f Facts) Forgotten(now time.Time) Change {
+	a := f.Application
+	a.ForgetTime = now
+	a.succeeded()
+	return Change{Application: &a}
+}
+
+// Reported takes in that the registry accepted a report.
+func (f Facts) Reported(now time.Time, digest string) Change {
+	a := f.Application
+	a.ReportDigest, a.ReportTime = digest, now
+	return Change{Application: &a}
+}
+
+// reasonOf makes a service's code one CamelCase word.
+func reasonOf(code string) string {
+	word := strings.Map(func(r rune) rune {
+		if r < unicode.MaxASCII && (unicode.IsLetter(r) || unicode.IsDigit(r)) {
+			return r
+		}
+		return -1
+	}, code)
+	if word == "" {
+		return "NoAnswer"
+	}
+	if !unicode.IsUpper(rune(word[0])) {
+		word = strings.ToUpper(word[:1]) + word[1:]
+	}
+	if word[0] < 'A' || word[0] > 'Z' {
+		word = "Code" + word
+	}
+	return word[:min(len(word), 60)]
+}
