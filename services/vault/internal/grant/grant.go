@@ -163,8 +163,9 @@ func New(now time.Time, uid string, asked Request, resolved Resolution) (Grant, 
 	return Grant{UID: uid, Request: asked, Resolution: resolved, CreateTime: now}, nil
 }
 
-// Limit is the end that a grant gets when asked is asked for: ErrPast, ErrTooFar, or the time to take.
+// Limit is the end that a grant gets when asked is asked for: ErrPast, ErrTooFar, or the time to take, in whole microseconds.
 func Limit(now, asked time.Time) (time.Time, error) {
+	asked = asked.Truncate(time.Microsecond)
 	switch {
 	case asked.IsZero():
 		return now.Add(DefaultLife), nil

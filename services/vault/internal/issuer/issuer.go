@@ -15,6 +15,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -22,6 +23,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/secret"
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/directory"
@@ -56,12 +58,20 @@ type opener interface {
 	Open(identity string, sealed []byte) (secret.Text, error)
 }
 
+// prober has a customer's tenant asked again whether it knows the application.
+type prober interface {
+	WantProbe(ctx context.Context, integrationUID string, now time.Time) error
+}
+
 // Config is what an Issuer is made from.
 type Config struct {
 	// Minter asks Entra.
 	Minter minter
 	// Keyring opens the sealed secrets of versions, whose identity is "credential_version/" and the version's ID.
 	Keyring opener
+	// Prober is told of every refusal, so that what the vault says about the credential follows at once.
+	Prober prober
+	Log    *slog.Logger
 	// Metrics is where metrics are registered; nil registers none.
 	Metrics prometheus.Registerer
 }
@@ -267,17 +277,18 @@ func (i *Issuer) mint(ctx context.Context, request Request, v credential.Version
 	got, err := i.config.Minter.Token(ctx, request.Cloud, directory.TokenRequest{
 		TenantID: request.TenantID, ClientID: request.ClientID, Secret: text, Audience: request.Audience, RequestID: requestID,
 	})
-	switch {
-	case err == nil:
-		i.mints.WithLabelValues("granted").Inc()
-	case refused(err):
-		i.mints.WithLabelValues("refused").Inc()
-	default:
-		i.mints.WithLabelValues("failed").Inc()
-	}
 	if err != nil {
+		result := "failed"
+		if refused(err) || missing(err) {
+			result = "refused"
+			if err := i.config.Prober.WantProbe(ctx, v.IntegrationUID, time.Now()); err != nil {
+				i.config.Log.WarnContext(ctx, "refused token request could not be passed on", obs.KeyResource, v.IntegrationUID, obs.KeyError, err)
+			}
+		}
+		i.mints.WithLabelValues(result).Inc()
 		return Token{}, fmt.Errorf("mint token with credential version %s, client-request-id %s: %w", v.ID, requestID, err)
 	}
+	i.mints.WithLabelValues("granted").Inc()
 	half := got.ExpireTime.Sub(got.IssueTime) / 2
 	return Token{
 		Text: got.Text, IssueTime: got.IssueTime, ExpireTime: got.ExpireTime, RenewTime: got.IssueTime.Add(half - jitter(half/5)),

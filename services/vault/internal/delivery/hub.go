@@ -1,0 +1,287 @@
+// Package delivery serves runners: it authenticates grants, mints, has each delivery recorded before it leaves, and keeps
+// the streams of this replica up to date for as long as their grants live.
+//
+// It guarantees that nothing leaves without a committed audit record; that a change which the database knows reaches every
+// stream within the polling interval, sooner with a hint; that a stream ends with a final error at the moment its grant
+// does; and that a reader who is slow gets the newest state, never a queue, for nothing is made before the one before it was
+// taken. It does not guarantee that a runner hears of an end while the database is down: then a stream stays up on what it
+// holds, until that or the grant expires.
+//
+// The tricky idea: a change is a reason to look, not a message. A stream joins first and reads afterwards; a wake-up that
+// comes while it reads, mints or sends waits in a channel of one, and makes it look again. So nothing is missed, nothing
+// is kept for it, and each stream costs the one goroutine that its handler runs on.
+package delivery
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"phasekey.dev/pkg/obs"
+	"phasekey.dev/services/vault/internal/grant"
+	"phasekey.dev/services/vault/internal/issuer"
+	"phasekey.dev/services/vault/internal/lease"
+	"phasekey.dev/services/vault/internal/store"
+)
+
+const (
+	pollEvery   = time.Second
+	pollTimeout = 5 * time.Second
+	pollLimit   = 1000
+	// drainStep is how far apart streams are told to go, so that they do not all come back at once elsewhere.
+	drainStep = 20 * time.Millisecond
+)
+
+// database is what the hub needs of the store.
+type database interface {
+	GrantByToken(ctx context.Context, token grant.Hash) (grant.Grant, error)
+	UseGrant(ctx context.Context, now time.Time, token grant.Hash) error
+	Entitlement(ctx context.Context, grantUID, instanceID string) (store.Entitlement, error)
+	Deliver(ctx context.Context, now time.Time, d store.Delivery) (lease.Lease, error)
+	CloseLease(ctx context.Context, now time.Time, grantUID, instanceID string, caller store.Caller) error
+	Changes(ctx context.Context, after int64, limit int) (changes []store.Change, newest int64, err error)
+}
+
+// tokens is what the hub needs of the issuer.
+type tokens interface {
+	Issue(ctx context.Context, request issuer.Request) (issuer.Token, error)
+	Drop(versionID string)
+}
+
+// Config is what a Hub is made from.
+type Config struct {
+	Store  database
+	Issuer tokens
+	// Clouds are the configured ones, by name.
+	Clouds map[string]Cloud
+	// Hints say that there may be a change; what they say is not looked at. Nil when there are none.
+	Hints <-chan string
+	Log   *slog.Logger
+	// Metrics is where metrics are registered; nil registers none.
+	Metrics prometheus.Registerer
+}
+
+// Hub is the live streams of this replica.
+type Hub struct {
+	config     Config
+	nudged     chan struct{}
+	deliveries *prometheus.CounterVec
+
+	mu       sync.Mutex
+	streams  map[*stream]struct{}
+	draining bool
+	empty    chan struct{} // closed when draining and the last stream has left
+}
+
+// stream is one live stream. Its handler's goroutine is the only one it has.
+type stream struct {
+	grantUID       string
+	integrationUID string
+	wake           chan struct{} // holds one
+	drain          chan struct{} // closed to end it
+}
+
+// New makes a Hub.
+func New(config Config) *Hub {
+	h := &Hub{
+		config:  config,
+		nudged:  make(chan struct{}, 1),
+		streams: make(map[*stream]struct{}),
+		empty:   make(chan struct{}),
+		deliveries: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "phasekey_vault_deliveries_total",
+			Help: "Credentials that left the vault, by reason. Every one is on record.",
+		}, []string{"reason"}),
+	}
+	if config.Metrics != nil {
+		config.Metrics.MustRegister(h.deliveries, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "phasekey_vault_streams",
+			Help: "Live streams of this replica.",
+		}, func() float64 {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			return float64(len(h.streams))
+		}))
+	}
+	return h
+}
+
+// Run follows the changes in the database and wakes the streams that they concern, until ctx ends. It returns nil.
+func (h *Hub) Run(ctx context.Context) error {
+	follow := follower{hub: h, position: unknown}
+	hints := h.config.Hints
+	tick := time.NewTicker(pollEvery)
+	defer tick.Stop()
+	for {
+		follow.poll(ctx)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		case <-h.nudged:
+		case _, ok := <-hints:
+			if !ok {
+				hints = nil
+			}
+		}
+	}
+}
+
+// Nudge has Run look for changes now. Whoever has just made one calls it.
+func (h *Hub) Nudge() {
+	select {
+	case h.nudged <- struct{}{}:
+	default:
+	}
+}
+
+// Drain tells all streams to go, one after another over part of the time that ctx leaves, refuses new ones, and returns
+// when all have left or ctx ends. It may be called for each of several listeners.
+func (h *Hub) Drain(ctx context.Context) {
+	h.mu.Lock()
+	first := !h.draining
+	h.draining = true
+	var all []*stream
+	for s := range h.streams { // in random order
+		all = append(all, s)
+	}
+	if first && len(all) == 0 {
+		close(h.empty)
+	}
+	h.mu.Unlock()
+
+	if first {
+		step := drainStep
+		if deadline, ok := ctx.Deadline(); ok && len(all) > 0 {
+			step = min(step, time.Until(deadline)/2/time.Duration(len(all)))
+		}
+		for _, s := range all {
+			close(s.drain)
+			pause(ctx, step)
+		}
+	}
+	select {
+	case <-h.empty:
+	case <-ctx.Done():
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+func (h *Hub) join(g grant.Grant) (*stream, error) {
+	s := &stream{
+		grantUID: g.UID, integrationUID: g.IntegrationUID,
+		wake: make(chan struct{}, 1), drain: make(chan struct{}),
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.draining {
+		return nil, ErrDraining
+	}
+	h.streams[s] = struct{}{}
+	return s, nil
+}
+
+func (h *Hub) leave(s *stream) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.streams, s)
+	if h.draining && len(h.streams) == 0 {
+		close(h.empty)
+	}
+}
+
+// wake has the streams look that a change concerns; with everything, all.
+func (h *Hub) wake(changes []store.Change, everything bool) {
+	grants, integrations := make(map[string]bool), make(map[string]bool)
+	for _, c := range changes {
+		if c.GrantUID != "" {
+			grants[c.GrantUID] = true
+		}
+		if c.IntegrationUID != "" {
+			integrations[c.IntegrationUID] = true
+		}
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for s := range h.streams {
+		if !everything && !grants[s.grantUID] && !integrations[s.integrationUID] {
+			continue
+		}
+		select {
+		case s.wake <- struct{}{}:
+		default: // it has yet to look for the last one
+		}
+	}
+}
+
+// unknown is the position before the first successful poll.
+const unknown = -1
+
+// follower reads the changes in their order.
+type follower struct {
+	hub      *Hub
+	position int64
+	failing  bool
+}
+
+// poll reads what is new and wakes whom it concerns. A failure is logged once; what was missed is read when it is over.
+func (f *follower) poll(ctx context.Context) {
+	limited, cancel := context.WithTimeout(ctx, pollTimeout)
+	defer cancel()
+	err := f.read(limited)
+	switch {
+	case ctx.Err() != nil:
+	case err != nil && !f.failing:
+		f.failing = true
+		f.hub.config.Log.ErrorContext(ctx, "changes cannot be read, streams go on with what they have", obs.KeyError, err)
+	case err == nil && f.failing:
+		f.failing = false
+		f.hub.config.Log.InfoContext(ctx, "changes are read again")
+	}
+}
+
+func (f *follower) read(ctx context.Context) error {
+	for {
+		limit := pollLimit
+		if f.position == unknown {
+			limit = 0
+		}
+		changes, newest, err := f.hub.config.Store.Changes(ctx, max(f.position, 0), limit)
+		if err != nil {
+			return fmt.Errorf("follow changes: %w", err)
+		}
+		switch {
+		case f.position == unknown || newest < f.position:
+			// The first time, or the database was restored: whatever happened before, all have to look once.
+			f.position = newest
+			f.hub.wake(nil, true)
+			return nil
+		case len(changes) == 0:
+			return nil
+		}
+		gap := changes[0].Seq != f.position+1
+		f.position = changes[len(changes)-1].Seq
+		f.hub.wake(changes, gap)
+		if f.position >= newest {
+			return nil
+		}
+	}
+}
+
+// spread is d, give or take a quarter.
+func spread(d time.Duration) time.Duration {
+	return d*3/4 + rand.N(d/2) //nolint:gosec // spreads retries, guards nothing
+}

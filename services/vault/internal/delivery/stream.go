@@ -1,0 +1,356 @@
+package delivery
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/vault/internal/credential"
+	"phasekey.dev/services/vault/internal/grant"
+	"phasekey.dev/services/vault/internal/issuer"
+	"phasekey.dev/services/vault/internal/lease"
+	"phasekey.dev/services/vault/internal/store"
+)
+
+const (
+	// projectionWait is how long a call waits until the copy of the registry has reached its grant; projectionEvery is how
+	// often it looks.
+	projectionWait  = 10 * time.Second
+	projectionEvery = 200 * time.Millisecond
+	// stepTimeout bounds one attempt to renew what a stream holds; endTimeout the one at the grant's end.
+	stepTimeout = 45 * time.Second
+	endTimeout  = time.Second
+	// retryEvery is how often a stream tries again whose renewal failed while what it holds is valid.
+	retryEvery = 5 * time.Second
+	// versionAttempts is how often a delivery is made anew because its version was taken back in the meantime.
+	versionAttempts = 3
+)
+
+// holding is what a stream's reader has.
+type holding struct {
+	Delivery
+	versionID string
+	requestID string
+	// renewTime is when to look for a newer one.
+	renewTime time.Time
+	// end is the grant's, as far as is known; the reader may have yet to be told of a later one.
+	end time.Time
+}
+
+// retry puts off the next look, but not beyond the end of what is held.
+func (held *holding) retry(now time.Time) {
+	held.renewTime = now.Add(spread(retryEvery))
+	if held.ExpireTime.After(now) && held.ExpireTime.Before(held.renewTime) {
+		held.renewTime = held.ExpireTime
+	}
+}
+
+// Stream sends a credential at once, and a newer one whenever something changed or the last one gets old, until the grant
+// ends, the entitlement is lost, the replica drains or ctx ends; the error says which and is never nil. send may block: what
+// happens meanwhile is seen afterwards.
+//
+// Errors: those of grant and lease that are final, and the others of grant, lease, issuer and this package; a
+// sqldb.ErrUnavailable.
+func (h *Hub) Stream(ctx context.Context, r Request, send func(Delivery) error) error {
+	g, err := h.authenticate(ctx, r)
+	if err != nil {
+		return err
+	}
+	s, err := h.join(g)
+	if err != nil {
+		return err
+	}
+	defer h.leave(s)
+
+	held, err := h.first(ctx, r, g, s)
+	if err != nil {
+		return err
+	}
+	for {
+		if err := send(held.Delivery); err != nil {
+			return err
+		}
+		if held, err = h.next(ctx, r, s, held); err != nil {
+			return err
+		}
+	}
+}
+
+// Fetch returns a credential once, under the same lease as a stream of the same instance. Errors: as Stream.
+func (h *Hub) Fetch(ctx context.Context, r Request) (Delivery, error) {
+	g, err := h.authenticate(ctx, r)
+	if err != nil {
+		return Delivery{}, err
+	}
+	held, err := h.first(ctx, r, g, &stream{})
+	return held.Delivery, err
+}
+
+// CloseLease closes the instance's lease, also when the grant has ended. Its streams end with lease.ErrClosed.
+func (h *Hub) CloseLease(ctx context.Context, r Request) error {
+	g, _, err := h.identify(ctx, r)
+	if err != nil {
+		return err
+	}
+	if err := h.config.Store.CloseLease(ctx, time.Now(), g.UID, r.InstanceID, r.Caller); err != nil {
+		return err
+	}
+	h.Nudge()
+	return nil
+}
+
+// identify finds the grant that is shown, whatever its state. A foreign certificate learns nothing of that.
+func (h *Hub) identify(ctx context.Context, r Request) (grant.Grant, grant.Hash, error) {
+	hash, err := grant.ParseToken(r.Token.Expose())
+	if err != nil {
+		return grant.Grant{}, grant.Hash{}, err
+	}
+	g, err := h.config.Store.GrantByToken(ctx, hash)
+	if err != nil {
+		return grant.Grant{}, grant.Hash{}, err
+	}
+	return g, hash, g.CheckCertificate(r.CertificateSHA256)
+}
+
+func (h *Hub) authenticate(ctx context.Context, r Request) (grant.Grant, error) {
+	g, hash, err := h.identify(ctx, r)
+	if err != nil {
+		return grant.Grant{}, err
+	}
+	now := time.Now()
+	if err := g.Check(now); err != nil {
+		return grant.Grant{}, err
+	}
+	if g.UseTime.IsZero() {
+		if err := h.config.Store.UseGrant(ctx, now, hash); err != nil {
+			return grant.Grant{}, err
+		}
+	}
+	return g, nil
+}
+
+// first makes a call's first delivery, having waited until the copy of the registry has reached the grant.
+func (h *Hub) first(ctx context.Context, r Request, g grant.Grant, s *stream) (holding, error) {
+	patience := time.NewTimer(projectionWait)
+	defer patience.Stop()
+	for {
+		e, err := h.entitlement(ctx, g.UID, r.InstanceID)
+		if err == nil {
+			return h.deliver(ctx, r, e, Initial)
+		}
+		if !errors.Is(err, grant.ErrBehind) {
+			return holding{}, err
+		}
+		again := time.NewTimer(projectionEvery)
+		select {
+		case <-again.C:
+		case <-s.wake:
+		case <-patience.C:
+			return holding{}, err
+		case <-s.drain:
+			return holding{}, ErrDraining
+		case <-ctx.Done():
+			return holding{}, ctx.Err()
+		}
+		again.Stop()
+	}
+}
+
+// next waits until there is something newer than what is held, and has it delivered.
+func (h *Hub) next(ctx context.Context, r Request, s *stream, held holding) (holding, error) {
+	for {
+		if err := s.wait(ctx, held); err != nil {
+			return holding{}, err
+		}
+		newer, err := h.renew(ctx, r, s, &held)
+		now := time.Now()
+		switch {
+		case err == nil && newer.Generation != 0:
+			return newer, nil
+		case err == nil:
+		case ctx.Err() != nil:
+			return holding{}, ctx.Err()
+		case !bearable(err):
+			return holding{}, err
+		case !now.Before(held.end):
+			// Whether it was extended cannot be found out, so it was not.
+			return holding{}, grant.ErrExpired
+		case !now.Before(held.ExpireTime):
+			return holding{}, err
+		default:
+			held.retry(now)
+		}
+	}
+}
+
+// wait returns nil when it is time to look: something changed, what is held gets old, or the grant's end has come.
+func (s *stream) wait(ctx context.Context, held holding) error {
+	at := held.renewTime
+	if held.end.Before(at) {
+		at = held.end
+	}
+	t := time.NewTimer(time.Until(at))
+	defer t.Stop()
+	select {
+	case <-s.wake:
+		return nil
+	case <-t.C:
+		return nil
+	case <-s.drain:
+		return ErrDraining
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// bearable reports whether a stream that could not renew stays up on what it holds, because nobody said that it may not.
+func bearable(err error) bool {
+	return errors.Is(err, sqldb.ErrUnavailable) || errors.Is(err, issuer.ErrEntra) || errors.Is(err, context.DeadlineExceeded)
+}
+
+// renew looks whether there is something newer than what is held, and has it delivered; the zero holding when there is
+// not. Of held it changes only what the reader does not see.
+func (h *Hub) renew(ctx context.Context, r Request, s *stream, held *holding) (holding, error) {
+	now := time.Now()
+	limit := now.Add(stepTimeout)
+	if end := later(held.end, now).Add(endTimeout); end.Before(limit) {
+		limit = end
+	}
+	ctx, cancel := context.WithDeadline(ctx, limit)
+	defer cancel()
+
+	e, err := h.entitlement(ctx, s.grantUID, r.InstanceID)
+	if err != nil {
+		return holding{}, err
+	}
+	held.end = e.Grant.ExpireTime
+	if !slices.ContainsFunc(e.Versions, func(v store.Live) bool { return v.ID == held.versionID }) {
+		h.config.Issuer.Drop(held.versionID)
+	}
+	if _, _, err := h.choose(e, r); err != nil {
+		return holding{}, err
+	}
+	extended := !e.Grant.ExpireTime.Equal(held.GrantExpireTime)
+	rotated := len(e.Versions) == 0 || e.Versions[0].ID != held.versionID
+	due := !now.Before(held.renewTime)
+	if !extended && !rotated && !due {
+		return holding{}, nil
+	}
+	token, err := h.issue(ctx, r, e)
+	if err != nil {
+		return holding{}, err
+	}
+	switch {
+	case token.VersionID != held.versionID:
+		return h.deliver(ctx, r, e, Rotated)
+	case extended, token.RequestID != held.requestID:
+		return h.deliver(ctx, r, e, Refresh)
+	}
+	if due {
+		held.retry(now)
+	}
+	return holding{}, nil
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// entitlement reads what a delivery is decided by; an error says why there may be none.
+func (h *Hub) entitlement(ctx context.Context, grantUID, instanceID string) (store.Entitlement, error) {
+	e, err := h.config.Store.Entitlement(ctx, grantUID, instanceID)
+	if err != nil {
+		return store.Entitlement{}, err
+	}
+	return e, e.Check(time.Now())
+}
+
+// choose finds the integration's cloud and the audience to ask for.
+func (h *Hub) choose(e store.Entitlement, r Request) (Cloud, string, error) {
+	cloud, ok := h.config.Clouds[e.Integration.Cloud]
+	if !ok {
+		return Cloud{}, "", fmt.Errorf("%w: %s", ErrCloudUnknown, e.Integration.Cloud)
+	}
+	chosen, err := audience(r.Audience, cloud, e.Integration.AllowedAudiences)
+	return cloud, chosen, err
+}
+
+func (h *Hub) issue(ctx context.Context, r Request, e store.Entitlement) (issuer.Token, error) {
+	_, chosen, err := h.choose(e, r)
+	if err != nil {
+		return issuer.Token{}, err
+	}
+	if len(e.Versions) == 0 {
+		return issuer.Token{}, issuer.ErrNotReady
+	}
+	versions := make([]credential.Version, len(e.Versions))
+	for i, v := range e.Versions {
+		versions[i] = v.Version
+	}
+	return h.config.Issuer.Issue(ctx, issuer.Request{
+		Cloud: e.Integration.Cloud, TenantID: e.Integration.TenantID, ClientID: e.Versions[0].ClientID,
+		Audience: chosen, Versions: versions,
+	})
+}
+
+// deliver mints, or takes what is kept, and has it recorded. When the version is taken back between the two, it does so
+// again with what is usable now.
+func (h *Hub) deliver(ctx context.Context, r Request, e store.Entitlement, reason Reason) (holding, error) {
+	for attempt := 1; ; attempt++ {
+		held, err := h.attempt(ctx, r, e, reason)
+		if !errors.Is(err, lease.ErrVersionGone) || attempt == versionAttempts {
+			return held, err
+		}
+		if e, err = h.entitlement(ctx, e.Grant.UID, r.InstanceID); err != nil {
+			return holding{}, err
+		}
+	}
+}
+
+func (h *Hub) attempt(ctx context.Context, r Request, e store.Entitlement, reason Reason) (holding, error) {
+	cloud, chosen, err := h.choose(e, r)
+	if err != nil {
+		return holding{}, err
+	}
+	token, err := h.issue(ctx, r, e)
+	if err != nil {
+		return holding{}, err
+	}
+	now := time.Now()
+	l, err := h.config.Store.Deliver(ctx, now, store.Delivery{
+		GrantUID: e.Grant.UID, InstanceID: r.InstanceID, VersionID: token.VersionID, Reason: string(reason), Audience: chosen,
+		ClientRequestID: token.RequestID, ExpireTime: token.ExpireTime, Caller: r.Caller,
+	})
+	if errors.Is(err, lease.ErrVersionGone) {
+		h.config.Issuer.Drop(token.VersionID)
+	}
+	if err != nil {
+		return holding{}, err
+	}
+	h.deliveries.WithLabelValues(string(reason)).Inc()
+
+	refresh := token.RenewTime
+	if !refresh.After(now) {
+		refresh = now.Add(spread(retryEvery))
+	}
+	clientID := e.Versions[0].ClientID
+	return holding{
+		Delivery: Delivery{
+			LeaseUID: l.UID, Generation: l.Generation, Version: token.VersionNumber, Phase: e.Grant.Phase, Access: e.Grant.Access(),
+			Reason: reason, IssueTime: token.IssueTime, RefreshTime: refresh, ExpireTime: token.ExpireTime,
+			GrantExpireTime: e.Grant.ExpireTime, Cloud: e.Integration.Cloud, TenantID: e.Integration.TenantID, ClientID: clientID,
+			SubscriptionID: e.Grant.SubscriptionID, Audience: chosen, Token: token.Text,
+			Environment: environment(e.Integration.TenantID, clientID, e.Grant.SubscriptionID, e.Grant.Access(), cloud),
+		},
+		versionID: token.VersionID,
+		requestID: token.RequestID,
+		renewTime: refresh,
+		end:       e.Grant.ExpireTime,
+	}, nil
+}
