@@ -71,6 +71,10 @@ func Take(ctx context.Context, tx sqldb.Tx, shard int, now time.Time) (election.
 // Guard must be the first statement of every transaction that a master makes as such. It returns election.ErrFenced if another has taken the shard; if it
 // returns nil nobody takes it before tx ends.
 func Guard(ctx context.Context, tx sqldb.Tx, m election.Mastership) error {
+	if m.Holder == "" {
+		// The zero Mastership is what the row of a shard says that nobody ever took.
+		return fmt.Errorf("guard shard %d without a mastership: %w", m.Shard, election.ErrFenced)
+	}
 	kept, err := tx.Exec(ctx, `UPDATE shards SET writes = writes + 1 WHERE shard = $1 AND epoch = $2 AND holder = $3`, m.Shard, m.Epoch, m.Holder)
 	if err != nil {
 		return fmt.Errorf("guard shard %d: %w", m.Shard, err)
