@@ -1,0 +1,130 @@
+// Package daemon is the frame of a process that serves: from its command line to its exit code, and what it holds open on
+// the way.
+//
+// It guarantees that a process which cannot start says why and exits 1, that SIGINT and SIGTERM stop it in order, that a
+// second signal stops it at once, and that what was opened is released the last first, also when opening stopped halfway.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"slices"
+	"syscall"
+
+	"phasekey.dev/pkg/confload"
+	"phasekey.dev/pkg/obs"
+)
+
+// Service is opened and ready to run, once.
+type Service interface {
+	// Run serves until ctx ends, and has released everything when it returns.
+	Run(ctx context.Context) error
+}
+
+// Command is something else that the binary does with the same configuration: `named init --config FILE`.
+type Command[C confload.Config] struct {
+	// Name is the first argument.
+	Name string
+	// Run does it. What it has to tell it prints itself.
+	Run func(ctx context.Context, config C, log *slog.Logger) error
+}
+
+// Program is a daemon's binary.
+type Program[C confload.Config] struct {
+	// Name is the binary's, for usage and log.
+	Name string
+	// Config points to the defaults, and is filled from file, environment and flags.
+	Config C
+	// Logging is the part of the configuration that is about the log.
+	Logging func(C) obs.LogConfig
+	// Open opens what Run serves with; it starts nothing.
+	Open func(ctx context.Context, config C, log *slog.Logger) (Service, error)
+	// Commands are what the binary can do besides serving.
+	Commands []Command[C]
+}
+
+// Main does what the process's arguments say, and returns its exit code.
+func (p Program[C]) Main() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	// From the first signal on the next one has its usual effect.
+	context.AfterFunc(ctx, stop)
+	if err := p.run(ctx, os.Args[1:]); err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", p.Name, err)
+		return 1
+	}
+	return 0
+}
+
+func (p Program[C]) run(ctx context.Context, args []string) error {
+	var command *Command[C]
+	if len(args) > 0 {
+		if i := slices.IndexFunc(p.Commands, func(c Command[C]) bool { return c.Name == args[0] }); i >= 0 {
+			command, args = &p.Commands[i], args[1:]
+		}
+	}
+	action, err := confload.Load(p.Name, args, os.Environ(), os.Stdout, p.Config)
+	if err != nil || action == confload.Exit {
+		return err
+	}
+	logging := p.Logging(p.Config)
+	log := obs.NewLogger(os.Stderr, logging.Level, logging.Format).With(slog.String(obs.KeyService, p.Name))
+	if command != nil {
+		return command.Run(ctx, p.Config, log)
+	}
+	log.InfoContext(ctx, "starting", slog.String(obs.KeyConfig, confload.Dump(p.Config)))
+	service, err := p.Open(ctx, p.Config, log)
+	if err != nil {
+		return err
+	}
+	return service.Run(ctx)
+}
+
+// Held is what a service has opened. The zero value holds nothing. It is not safe for concurrent use.
+type Held struct {
+	closers []closer
+}
+
+type closer struct {
+	name  string
+	close func() error
+}
+
+// Own has Close release something; its name stands in the error.
+func (h *Held) Own(name string, release func() error) {
+	h.closers = append(h.closers, closer{name, release})
+}
+
+// Listen binds a TCP address and owns the listener. Key is the configuration's, for the error. That somebody else has closed
+// the listener by then is no error.
+func (h *Held) Listen(ctx context.Context, key, address string) (net.Listener, error) {
+	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", key, err)
+	}
+	h.Own(key, func() error {
+		if err := ln.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		return nil
+	})
+	return ln, nil
+}
+
+// Close releases everything, the last first, and returns all that went wrong. Afterwards nothing is held.
+func (h *Held) Close() error {
+	var problems []error
+	for len(h.closers) > 0 {
+		last := h.closers[len(h.closers)-1]
+		h.closers = h.closers[:len(h.closers)-1]
+		if err := last.close(); err != nil {
+			problems = append(problems, fmt.Errorf("close %s: %w", last.name, err))
+		}
+	}
+	return errors.Join(problems...)
+}

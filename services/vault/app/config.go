@@ -1,0 +1,261 @@
+package app
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"phasekey.dev/pkg/grpcserver"
+	"phasekey.dev/pkg/mtls"
+	"phasekey.dev/pkg/obs"
+	"phasekey.dev/pkg/redisconn"
+	"phasekey.dev/pkg/secret"
+	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/vault/internal/credential"
+	"phasekey.dev/services/vault/internal/entra"
+)
+
+// Config is a vault's configuration.
+type Config struct {
+	// Listen is the address of the gRPC listener for services and operators, for example ":7453".
+	Listen string `yaml:"listen"`
+	// RunnersListen is the address of the gRPC listener for runners, who show a grant and need no certificate.
+	RunnersListen string `yaml:"runners_listen"`
+	// MetricsListen is the address for metrics and liveness; empty serves neither. Beyond loopback it is HTTPS.
+	MetricsListen string `yaml:"metrics_listen"`
+	// Development allows what production must not have: a Timing less patient than the default.
+	Development bool `yaml:"development"`
+	// DeploymentID stands in the names of everything that the vault makes at Entra: 1 to 20 of a-z0-9-. It must differ
+	// between deployments that share a home tenant, and must never change.
+	DeploymentID string `yaml:"deployment_id"`
+	// ApplicationPrefix begins the display name of each integration's application: the platform's name.
+	ApplicationPrefix string `yaml:"application_prefix"`
+	// RedirectURI is where Entra ID sends administrators' browsers after consent: the broker's public URL and
+	// /consent/callback.
+	RedirectURI string `yaml:"redirect_uri"`
+	// KeyFile is the 32 random bytes, mode 0600, that everything secret in the database is encrypted with; the same for
+	// all replicas. `vaultd init` makes it.
+	KeyFile    string                `yaml:"key_file"`
+	Log        obs.LogConfig         `yaml:"log"`
+	Database   sqldb.Config          `yaml:"database"`
+	Redis      redisconn.Config      `yaml:"redis"`
+	TLS        mtls.Config           `yaml:"tls"`
+	Identities []grpcserver.Identity `yaml:"identities"`
+	Limits     grpcserver.Limits     `yaml:"limits"`
+	Registry   Upstream              `yaml:"registry"`
+	// Clouds are Microsoft's clouds, by the names that integrations give them, each with the platform's home tenant in it.
+	Clouds   map[string]Cloud  `yaml:"clouds"`
+	Election Election          `yaml:"election"`
+	Timing   credential.Timing `yaml:"timing"`
+	// Drain bounds the graceful stop.
+	Drain time.Duration `yaml:"drain"`
+}
+
+// Upstream is a service that the vault asks.
+type Upstream struct {
+	// Target is a gRPC target: "host:port", or "dns:///name:port".
+	Target string `yaml:"target"`
+	// ID is the SPIFFE ID that it must have.
+	ID string `yaml:"id"`
+}
+
+// Election says how replicas divide the work.
+type Election struct {
+	// Shards is into how many parts the integrations are divided; fixed when the database is new. 1 is plain leader
+	// election.
+	Shards int `yaml:"shards"`
+	// LockTTL is how long a replica that died keeps its shards.
+	LockTTL time.Duration `yaml:"lock_ttl"`
+	// StaticMaster makes this replica the master of every shard, without Redis. At most one replica may be told so: to
+	// work on while Redis is lost.
+	StaticMaster bool `yaml:"static_master"`
+}
+
+// Cloud is one of Microsoft's clouds, and who the platform is there.
+type Cloud struct {
+	// LoginURL, GraphURL and ResourceManagerURL are the origins of its services.
+	LoginURL           string `yaml:"login_url"`
+	GraphURL           string `yaml:"graph_url"`
+	ResourceManagerURL string `yaml:"resource_manager_url"`
+	// GraphAudience and ResourceManagerAudience are what tokens are asked for, where that is not the URL.
+	GraphAudience           string `yaml:"graph_audience"`
+	ResourceManagerAudience string `yaml:"resource_manager_audience"`
+	// HomeTenantID is the platform's own tenant.
+	HomeTenantID string `yaml:"home_tenant_id"`
+	// ClientID is the platform's own application there, with the permission Application.ReadWrite.OwnedBy.
+	ClientID string `yaml:"client_id"`
+	// ClientSecretFile has its secret; white space around it is ignored.
+	ClientSecretFile string `yaml:"client_secret_file"`
+	// CAFile verifies the cloud's hosts instead of the system's roots.
+	CAFile string `yaml:"ca_file"`
+}
+
+// DefaultConfig is what holds unless it is configured otherwise. It is not complete.
+func DefaultConfig() Config {
+	return Config{
+		ApplicationPrefix: "Phasekey",
+		Election:          Election{Shards: 16, LockTTL: 15 * time.Second},
+		Timing:            credential.Production(),
+		Drain:             10 * time.Second,
+	}
+}
+
+// DevelopmentTiming is the timing for a simulated Entra that lags by three seconds at most.
+func DevelopmentTiming() credential.Timing { return credential.Development() }
+
+var (
+	errRequired = errors.New("required")
+	errOrigin   = errors.New("must be an https origin without a path, such as https://login.microsoftonline.com")
+	errSPIFFE   = errors.New("must be a SPIFFE ID, such as spiffe://example.org/registry")
+	errUUID     = errors.New("must be a UUID")
+
+	deploymentID = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,18}[a-z0-9])?$`)
+)
+
+const (
+	maxShards     = 1024
+	minLockTTL    = time.Second
+	maxLockTTL    = 5 * time.Minute
+	maxPrefixSize = 40
+)
+
+// Validate returns all problems at once, each naming its key.
+func (c Config) Validate() error {
+	var problems []error
+	add := func(key string, err error) {
+		if err != nil {
+			problems = append(problems, fmt.Errorf("%s: %w", key, err))
+		}
+	}
+	required := func(key, value string) {
+		if value == "" {
+			add(key, errRequired)
+		}
+	}
+	required("listen", c.Listen)
+	required("runners_listen", c.RunnersListen)
+	required("key_file", c.KeyFile)
+	required("registry.target", c.Registry.Target)
+	add("registry.id", checkID(c.Registry.ID))
+	if !deploymentID.MatchString(c.DeploymentID) {
+		add("deployment_id", errors.New("must be 1 to 20 of a-z, 0-9 and -, not beginning or ending with -"))
+	}
+	if c.ApplicationPrefix == "" || len(c.ApplicationPrefix) > maxPrefixSize || strings.ContainsFunc(c.ApplicationPrefix, notPrintable) {
+		add("application_prefix", fmt.Errorf("must be 1 to %d printable characters", maxPrefixSize))
+	}
+	if u, err := url.Parse(c.RedirectURI); err != nil || u.Scheme != "https" || u.Hostname() == "" || u.RawQuery != "" || u.Fragment != "" {
+		add("redirect_uri", errors.New("must be an https URL without query and fragment"))
+	}
+	add("database", c.Database.Validate())
+	if !c.Election.StaticMaster && len(c.Redis.Addrs) == 0 {
+		add("redis.addrs", errors.New("required without election.static_master"))
+	}
+	add("tls", c.TLS.Validate())
+	if c.TLS.WorkloadAPI == "" && c.TLS.CertFile == "" {
+		add("tls.cert_file", errors.New("required without workload_api"))
+	}
+	if len(c.Identities) == 0 {
+		add("identities", errRequired)
+	}
+	if err := grpcserver.ValidateIdentities(c.Identities); err != nil {
+		problems = append(problems, err) // names its key itself
+	}
+	if len(c.Clouds) == 0 {
+		add("clouds", errRequired)
+	}
+	for name, cloud := range c.Clouds {
+		for key, err := range cloud.problems() {
+			add("clouds."+name+"."+key, err)
+		}
+	}
+	if c.Election.Shards < 1 || c.Election.Shards > maxShards {
+		add("election.shards", fmt.Errorf("must be from 1 to %d", maxShards))
+	}
+	if c.Election.LockTTL < minLockTTL || c.Election.LockTTL > maxLockTTL {
+		add("election.lock_ttl", fmt.Errorf("must be from %s to %s", minLockTTL, maxLockTTL))
+	}
+	if err := c.Timing.Validate(c.Development); err != nil {
+		problems = append(problems, fmt.Errorf("timing: %w", err))
+	}
+	if c.Drain <= 0 {
+		add("drain", errors.New("must be positive"))
+	}
+	return errors.Join(problems...)
+}
+
+func (c Cloud) problems() map[string]error {
+	out := map[string]error{
+		"login_url":            checkOrigin(c.LoginURL),
+		"graph_url":            checkOrigin(c.GraphURL),
+		"resource_manager_url": checkOrigin(c.ResourceManagerURL),
+	}
+	for key, id := range map[string]string{"home_tenant_id": c.HomeTenantID, "client_id": c.ClientID} {
+		if uuid.Validate(id) != nil {
+			out[key] = errUUID
+		}
+	}
+	if c.ClientSecretFile == "" {
+		out["client_secret_file"] = errRequired
+	}
+	return out
+}
+
+// open reads what the cloud's configuration names.
+func (c Cloud) open() (*entra.Directory, error) {
+	text, err := os.ReadFile(c.ClientSecretFile)
+	if err != nil {
+		return nil, fmt.Errorf("client secret: %w", err)
+	}
+	config := entra.Config{
+		GraphAudience:           c.GraphAudience,
+		ResourceManagerAudience: c.ResourceManagerAudience,
+		HomeTenantID:            c.HomeTenantID,
+		ClientID:                c.ClientID,
+		ClientSecret:            secret.New(strings.TrimSpace(string(text))),
+	}
+	for _, u := range []struct {
+		text string
+		to   **url.URL
+	}{{c.LoginURL, &config.Login}, {c.GraphURL, &config.Graph}, {c.ResourceManagerURL, &config.ResourceManager}} {
+		if *u.to, err = url.Parse(u.text); err != nil {
+			return nil, err
+		}
+	}
+	if c.CAFile != "" {
+		pem, err := os.ReadFile(c.CAFile)
+		if err != nil {
+			return nil, fmt.Errorf("ca_file: %w", err)
+		}
+		config.RootCAs = x509.NewCertPool()
+		if !config.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("ca_file: %s has no certificate", c.CAFile)
+		}
+	}
+	return entra.New(config)
+}
+
+func notPrintable(r rune) bool { return r < ' ' || r == 0x7f || r > 0x7f }
+
+// checkOrigin refuses what cannot stand before a path.
+func checkOrigin(text string) error {
+	u, err := url.Parse(text)
+	if err != nil || u.Scheme != "https" || u.Hostname() == "" || text != "https://"+u.Host {
+		return errOrigin
+	}
+	return nil
+}
+
+func checkID(text string) error {
+	u, err := url.Parse(text)
+	if err != nil || u.Scheme != "spiffe" || u.Host == "" || strings.Trim(u.Path, "/") == "" {
+		return errSPIFFE
+	}
+	return nil
+}
