@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"slices"
 	"strings"
 	"time"
 )
@@ -238,7 +239,10 @@ func (sec *secret) known(replica int, now time.Time) bool {
 
 // audienceOf reads a client credentials scope: one resource, its defaults.
 func audienceOf(scope string) (string, *problem) {
-	scopes := strings.Fields(scope)
+	// MSAL adds the OpenID scopes to every request; without a person they mean nothing.
+	scopes := slices.DeleteFunc(strings.Fields(scope), func(s string) bool {
+		return s == "openid" || s == "profile" || s == "offline_access"
+	})
 	switch {
 	case len(scopes) == 0:
 		p := missingParameter("scope")

@@ -1,0 +1,157 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"phasekey.dev/pkg/entrasim"
+	"phasekey.dev/pkg/entrasim/internal/devtls"
+)
+
+// options are the command line.
+type options struct {
+	listen, state, tlsDir, cert, key, base, names string
+	seed                                          uint64
+	replicas                                      int
+	lag, life                                     span
+	secretFirst, race, verbose                    bool
+}
+
+func parse(args []string, help io.Writer) (options, error) {
+	o := options{life: span{60 * time.Minute, 90 * time.Minute}}
+	f := flag.NewFlagSet("entrasim", flag.ContinueOnError)
+	f.SetOutput(help)
+	f.StringVar(&o.listen, "listen", "127.0.0.1:8443", "`address` to serve HTTPS on")
+	f.StringVar(&o.state, "state", "", "`folder` to keep the state in; without it, in memory")
+	f.StringVar(&o.tlsDir, "tls", "entrasim-tls", "`folder` of the CA that clients trust (ca.pem); made if need be")
+	f.StringVar(&o.cert, "cert", "", "`file` with a certificate to use instead of that CA's (with -key)")
+	f.StringVar(&o.key, "key", "", "`file` with that certificate's key")
+	f.StringVar(&o.names, "names", "", "more host `names`, by comma, for the certificate")
+	f.StringVar(&o.base, "base-url", "", "`origin` clients use; by default that of -listen")
+	f.Uint64Var(&o.seed, "seed", 1, "`number` that decides everything random")
+	f.IntVar(&o.replicas, "replicas", 3, "`number` of replicas of each plane")
+	f.Var(&o.lag, "lag", "replication lag, a fixed `duration` or shortest-longest, such as 0s-3s")
+	f.Var(&o.life, "token-life", "life of access tokens, a fixed `duration` or shortest-longest")
+	f.BoolVar(&o.secretFirst, "secret-before-principal", false, "check the secret before missing the principal")
+	f.BoolVar(&o.race, "consent-race", false, "answer an early second consent with AADSTS650051")
+	f.BoolVar(&o.verbose, "verbose", false, "log more")
+	if err := f.Parse(args); err != nil {
+		return o, err
+	}
+	if f.NArg() > 0 {
+		return o, fmt.Errorf("unexpected argument %q", f.Arg(0))
+	}
+	if (o.cert == "") != (o.key == "") {
+		return o, errors.New("-cert and -key go together")
+	}
+	return o, nil
+}
+
+// run serves until ctx ends.
+func run(ctx context.Context, args []string, out, errOut io.Writer) (err error) {
+	o, err := parse(args, errOut)
+	if err != nil {
+		return err
+	}
+	level := slog.LevelInfo
+	if o.verbose {
+		level = slog.LevelDebug
+	}
+	log := slog.New(slog.NewTextHandler(errOut, &slog.HandlerOptions{Level: level}))
+	listener, err := net.Listen("tcp", o.listen)
+	if err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	defer func() { _ = listener.Close() }() // Run closes it too
+	config, trust, err := o.tls(listener.Addr())
+	if err != nil {
+		return err
+	}
+	if o.base == "" {
+		o.base = "https://" + reachable(listener.Addr())
+	}
+	if o.state != "" {
+		if err := os.MkdirAll(o.state, 0o700); err != nil {
+			return fmt.Errorf("make state folder: %w", err)
+		}
+	}
+	sim, err := entrasim.New(entrasim.Config{
+		Seed: o.seed, StateDir: o.state, Replicas: o.replicas, BaseURL: o.base, Log: log,
+		Lags: entrasim.Lag(o.lag.low, o.lag.high), TokenLife: entrasim.Range{Min: o.life.low, Max: o.life.high},
+		SecretBeforePrincipal: o.secretFirst, ConsentRace: o.race,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, sim.Close()) }()
+	e := sim.Endpoints()
+	_, _ = fmt.Fprintf(out, "login             %s\ngraph             %s/v1.0\nresource manager  %s\nadmin             %s\ntrust             %s\n",
+		e.Login, e.Graph, e.ResourceManager, e.Admin, trust)
+	return sim.Run(ctx, listener, config)
+}
+
+// tls returns the server's configuration, and the file that clients trust.
+func (o options) tls(addr net.Addr) (*tls.Config, string, error) {
+	if o.cert != "" {
+		pair, err := tls.LoadX509KeyPair(o.cert, o.key)
+		if err != nil {
+			return nil, "", fmt.Errorf("read certificate: %w", err)
+		}
+		return &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}}, "the issuer of " + o.cert, nil
+	}
+	names := []string{
+		"localhost", "127.0.0.1", "::1", "login.microsoftonline.com", "graph.microsoft.com", "management.azure.com", "admin.entrasim.invalid",
+	}
+	if host, _, err := net.SplitHostPort(addr.String()); err == nil && !net.ParseIP(host).IsUnspecified() {
+		names = append(names, host)
+	}
+	for name := range strings.SplitSeq(o.names, ",") {
+		if name = strings.TrimSpace(name); name != "" {
+			names = append(names, name)
+		}
+	}
+	config, err := devtls.ServerConfig(o.tlsDir, time.Now(), names)
+	return config, filepath.Join(o.tlsDir, devtls.CAFile), err
+}
+
+// reachable is an address as a client on this machine would write it.
+func reachable(addr net.Addr) string {
+	host, port, err := net.SplitHostPort(addr.String())
+	if err != nil {
+		return addr.String()
+	}
+	if ip := net.ParseIP(host); ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	return net.JoinHostPort(host, port)
+}
+
+// span is a flag: one duration, or two with a hyphen between.
+type span struct{ low, high time.Duration }
+
+func (s *span) String() string {
+	return s.low.String() + "-" + s.high.String()
+}
+
+func (s *span) Set(text string) error {
+	low, high, two := strings.Cut(text, "-")
+	if !two {
+		high = low
+	}
+	var err error
+	if s.low, err = time.ParseDuration(low); err != nil {
+		return err
+	}
+	s.high, err = time.ParseDuration(high)
+	return err
+}
