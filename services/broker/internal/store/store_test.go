@@ -403,20 +403,32 @@ func TestStore_StateKeyIsRecordedOnce(t *testing.T) {
 	})
 }
 
-func TestStore_SaysThatTheDatabaseIsAway(t *testing.T) {
-	config := sqldbtest.SQLiteConfig(t)
+func TestStore_SaysThatTheDatabaseDoesNotAnswer(t *testing.T) {
+	config := sqldbtest.MigratedPostgresConfig(t, store.Migrations())
+	config.LockTimeout = 50 * time.Millisecond
 	db, err := sqldb.Open(t.Context(), config, store.Migrations())
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := store.New(db)
+	opened(t, s, start, "uid-1")
 	if err := s.Ping(t.Context()); err != nil {
-		t.Errorf("open: %v", err)
+		t.Errorf("ping: %v", err)
+	}
+	err = db.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error {
+		if _, err := tx.Exec(ctx, `UPDATE targets SET failures = 0`); err != nil {
+			return err
+		}
+		_, err := s.Claim(ctx, start, start.Add(time.Minute), "uid-1")
+		return err
+	})
+	if !errors.Is(err, consent.ErrUnavailable) {
+		t.Errorf("a row that stays locked: error %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := s.Get(ctx, consent.Name{}); !errors.Is(err, context.Canceled) || errors.Is(err, consent.ErrUnavailable) {
-		t.Errorf("a caller that went away: %v", err)
+		t.Errorf("a caller that went away: error %v", err)
 	}
 	if err := db.Close(); err != nil {
 		t.Fatal(err)
