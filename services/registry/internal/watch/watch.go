@@ -17,6 +17,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
+	"phasekey.dev/pkg/obs"
 	"phasekey.dev/services/registry/internal/change"
 	"phasekey.dev/services/registry/internal/resource"
 )
@@ -48,6 +51,8 @@ const (
 type Config struct {
 	Source source
 	Log    *slog.Logger
+	// Metrics is where the hub's metrics are registered; nil registers none.
+	Metrics prometheus.Registerer
 	// Poll is the time between two reads; DefaultPoll when zero.
 	Poll time.Duration
 	// Bookmark is the time between two bookmarks of an idle watcher; DefaultBookmark when zero. It should be several times Poll.
@@ -56,7 +61,9 @@ type Config struct {
 
 // Hub has one reader, Run, and any number of watchers, Watch.
 type Hub struct {
-	cfg Config
+	cfg      Config
+	watchers prometheus.Gauge
+	revision prometheus.Gauge
 
 	mu sync.Mutex
 	// recent are the newest changes, without a gap, up to head. Its elements never change.
@@ -72,14 +79,33 @@ type Hub struct {
 }
 
 // New makes a hub; it reads nothing before Run.
-func New(cfg Config) *Hub {
+func New(cfg Config) (*Hub, error) {
 	if cfg.Poll == 0 {
 		cfg.Poll = DefaultPoll
 	}
 	if cfg.Bookmark == 0 {
 		cfg.Bookmark = DefaultBookmark
 	}
-	return &Hub{cfg: cfg, changed: make(chan struct{})}
+	h := &Hub{
+		cfg: cfg, changed: make(chan struct{}),
+		watchers: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "phasekey_registry_watchers",
+			Help: "Open watches of this replica; each vault replica holds one.",
+		}),
+		revision: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "phasekey_registry_revision",
+			Help: "The newest revision this replica has read; a replica that stays behind the others cannot read its database.",
+		}),
+	}
+	if cfg.Metrics == nil {
+		return h, nil
+	}
+	for _, c := range []prometheus.Collector{h.watchers, h.revision} {
+		if err := cfg.Metrics.Register(c); err != nil {
+			return nil, fmt.Errorf("register watch metrics: %w", err)
+		}
+	}
+	return h, nil
 }
 
 // Run reads changes until ctx ends. A database that does not answer is tried again at each poll.
@@ -94,7 +120,7 @@ func (h *Hub) Run(ctx context.Context) error {
 		}
 		switch {
 		case err != nil && !failing:
-			h.cfg.Log.WarnContext(ctx, "changes cannot be read, trying again", slog.Any("error", err))
+			h.cfg.Log.WarnContext(ctx, "changes cannot be read, trying again", slog.Any(obs.KeyError, err))
 		case err == nil && failing:
 			h.cfg.Log.InfoContext(ctx, "changes can be read again")
 		}
@@ -166,6 +192,7 @@ func (h *Hub) add(changes []change.Change) {
 
 // wake tells all watchers to look. The caller holds mu.
 func (h *Hub) wake() {
+	h.revision.Set(float64(h.head))
 	close(h.changed)
 	h.changed = make(chan struct{})
 }
@@ -213,6 +240,8 @@ func (h *Hub) after(cursor int64) view {
 // everything has been sent. It returns send's error, ctx's, resource.ErrCursor, or resource.ErrUnavailable
 // when the database does not answer: at first, or for as long as a bookmark is due.
 func (h *Hub) Watch(ctx context.Context, cursor int64, send func(changes []change.Change, revision int64) error) error {
+	h.watchers.Inc()
+	defer h.watchers.Dec()
 	idle := time.NewTimer(h.cfg.Bookmark)
 	defer idle.Stop()
 	tell := func(changes []change.Change) error {
