@@ -252,9 +252,13 @@ func (f Facts) Removed(now time.Time, v Version) Change {
 	return Change{Application: &a, Moves: []Move{{from, v}}}
 }
 
-// RemoveFailed takes in that it may still be there.
+// RemoveFailed takes in that it may still be there. Where the application itself is gone, or about to go, its not being found is
+// good enough.
 func (f Facts) RemoveFailed(now time.Time, t Timing, v Version, failure Failure) Change {
 	a := f.Application
+	if failure.Kind == Missing && (a.MissingReads >= 2 || f.Wanted.Deleting && v.Attempts >= 3) {
+		return f.Removed(now, v)
+	}
 	a.WriteTime = now
 	return Change{Application: &a, Moves: f.Postponed(now, t, v, failure.RetryAfter).Moves}
 }

@@ -15,7 +15,7 @@ import (
 // keepEnded is how long the rows of versions that have ended are kept.
 const keepEnded = 30 * 24 * time.Hour
 
-// Never is stored for "nothing to do until somebody touches it".
+// never is stored for "nothing to do until somebody touches it".
 const never = math.MaxInt64
 
 // Facts is everything that a decision about one integration needs.
@@ -116,7 +116,7 @@ func (s *Store) Facts(ctx context.Context, uid string) (Facts, error) {
 }
 
 // Adopt takes the shard's integrations that are newer than the revision after into the list of what is due, and forgets what
-// is gone for good. It returns the newest revision there is, to be given the next time; with after = 0 it looks at all of
+// is gone for good. It returns the newest revision there is, to be given the next time; with after = -1 it looks at all of
 // them, and is then right whatever was missed. Nothing is written when nothing is new.
 func (s *Store) Adopt(ctx context.Context, m election.Mastership, now time.Time, after int64) (newest int64, err error) {
 	err = s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
@@ -125,11 +125,11 @@ func (s *Store) Adopt(ctx context.Context, m election.Mastership, now time.Time,
 	if err != nil {
 		return 0, fmt.Errorf("adopt integrations of shard %d: %w", m.Shard, err)
 	}
-	if newest == after && after != 0 {
+	if newest == after {
 		return newest, nil
 	}
 	if newest < after {
-		after = 0 // another database of the registry's, or the newest one was deleted
+		after = -1 // another database of the registry's, or the newest one was deleted
 	}
 	err = s.asMaster(ctx, m, func(ctx context.Context, tx masterTx) error {
 		if _, err := tx.Exec(ctx, `INSERT INTO applications (integration_uid, shard, revision, next_time)

@@ -1,0 +1,18 @@
+package rotation
+
+// Log keys of this package.
+const (
+	keyIntegration = "integration_uid"
+	keyVersion     = "version_id"
+	keyNumber      = "version_number"
+	keyShard       = "shard"
+	keyEpoch       = "epoch"
+	keyOp          = "op"
+	keyWhy         = "why"
+	keyFrom        = "from"
+	keyTo          = "to"
+	keyClass       = "class"
+	keyCode        = "code"
+	keyForeign     = "foreign_passwords"
+	keyClient      = "client_request_id"
+)

@@ -1,0 +1,499 @@
+package rotation
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/google/uuid"
+
+	"phasekey.dev/pkg/obs"
+	"phasekey.dev/pkg/secret"
+	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/vault/internal/credential"
+	"phasekey.dev/services/vault/internal/directory"
+	"phasekey.dev/services/vault/internal/election"
+	"phasekey.dev/services/vault/internal/store"
+)
+
+// errMastershipShort means that a request was not started because the mastership could end before it.
+var errMastershipShort = errors.New("too little mastership is left")
+
+// turn is one integration's turn: it does what is to be done until there is nothing left before some later time.
+type turn struct {
+	w    *Worker
+	m    election.Mastership
+	uid  string
+	log  *slog.Logger
+	spec directory.Spec
+	// facts are what the last step left.
+	facts store.Facts
+	cloud Directory
+	// reportFailed is set once the registry did not take a report; it is tried again in the next turn.
+	reportFailed bool
+}
+
+func (w *Worker) turn(ctx context.Context, m election.Mastership, uid string) error {
+	t := &turn{w: w, m: m, uid: uid, log: w.config.Log.With(slog.String(keyIntegration, uid))}
+	for range maxSteps {
+		var err error
+		t.facts, err = w.config.Store.Facts(ctx, uid)
+		if errors.Is(err, sqldb.ErrNoRows) {
+			return nil // forgotten meanwhile
+		}
+		if err != nil {
+			return err
+		}
+		t.spec = w.spec(t.facts.Integration)
+		t.facts.Wanted.SpecDigest = digest(t.spec)
+		if t.facts.Wanted.Present {
+			if t.cloud, err = w.config.Clouds.in(t.facts.Integration.Cloud); err != nil {
+				return t.noCloud(ctx, err)
+			}
+			if err := t.report(ctx); err != nil {
+				return err
+			}
+		}
+		now := time.Now()
+		action := credential.Decide(now, t.facts.Facts, w.config.Timing)
+		if wait, ok := action.(credential.Wait); ok {
+			return t.wait(ctx, now, wait)
+		}
+		if err := t.do(ctx, action); err != nil {
+			return fmt.Errorf("%s: %w", action.Op(), err)
+		}
+	}
+	return nil
+}
+
+// spec is what an integration's application shall look like.
+func (w *Worker) spec(i store.Integration) directory.Spec {
+	return directory.Spec{
+		UniqueName:  "phasekey-" + w.config.DeploymentID + "-" + i.UID,
+		DisplayName: fmt.Sprintf("%s %s (%s)", w.config.NamePrefix, i.DisplayName, i.UID[:min(8, len(i.UID))]),
+		RedirectURI: w.config.RedirectURI,
+	}
+}
+
+// wait ends the turn.
+func (t *turn) wait(ctx context.Context, now time.Time, wait credential.Wait) error {
+	if wait.Reason != "" {
+		t.log.ErrorContext(ctx, "integration is not in the registry's list; nothing is done about it", slog.String(obs.KeyReason, wait.Reason))
+	}
+	until := wait.Until
+	if t.reportFailed {
+		until = sooner(until, now.Add(reportRetry))
+	}
+	return t.w.config.Store.Commit(ctx, t.m, store.Step{IntegrationUID: t.uid, Now: now, NextTime: until, Touches: t.facts.Touches})
+}
+
+// reportRetry is how long after a report that failed the next one is tried.
+const reportRetry = 10 * time.Second
+
+func sooner(a, b time.Time) time.Time {
+	if a.IsZero() || b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// noCloud ends the turn of an integration that nobody can work on.
+func (t *turn) noCloud(ctx context.Context, cause error) error {
+	t.log.ErrorContext(ctx, "integration names a cloud that is not configured", slog.Any(obs.KeyError, cause))
+	if err := t.apply(ctx, t.facts.ApplicationFailed(time.Now(), t.w.config.Timing, credential.Failure{Kind: credential.Refused, Code: "CloudUnknown"})); err != nil {
+		return err
+	}
+	if err := t.report(ctx); err != nil {
+		return err
+	}
+	return t.wait(ctx, time.Now(), credential.Wait{Until: time.Now().Add(t.w.config.Timing.ReconcileInterval)})
+}
+
+// apply commits a change that nothing was asked for.
+func (t *turn) apply(ctx context.Context, change credential.Change) error {
+	now := time.Now()
+	after := t.facts.With(change)
+	if err := t.w.config.Store.Commit(ctx, t.m, store.Step{
+		IntegrationUID: t.uid, Now: now, Change: change, NextTime: t.next(now, after), Touches: t.facts.Touches,
+	}); err != nil {
+		return err
+	}
+	t.told(ctx, change)
+	t.facts.Facts = after
+	return nil
+}
+
+// learn commits what a request told, although the mastership's context may have ended meanwhile: the fence says whether it
+// may. A database that is away for a moment must not lose it either: a password's text is told only once.
+func (t *turn) learn(ctx context.Context, change credential.Change) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
+	defer cancel()
+	for delay := 100 * time.Millisecond; ; delay *= 2 {
+		err := t.apply(ctx, change)
+		if !errors.Is(err, sqldb.ErrUnavailable) {
+			return err
+		}
+		timer := time.NewTimer(delay)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return err
+		case <-timer.C:
+		}
+	}
+}
+
+// next is when there is something to do after a step. A report that is due is something to do at once.
+func (t *turn) next(now time.Time, after credential.Facts) time.Time {
+	next := now
+	if wait, ok := credential.Decide(now, after, t.w.config.Timing).(credential.Wait); ok {
+		next = wait.Until
+	}
+	switch {
+	case !after.Wanted.Present || t.reportOf(now, after).digest(t.facts.Incarnation) == after.Application.ReportDigest:
+		return next
+	case t.reportFailed:
+		return sooner(next, now.Add(reportRetry))
+	}
+	return now
+}
+
+// told logs and counts the transitions of a change, and has streams told.
+func (t *turn) told(ctx context.Context, change credential.Change) {
+	changed := false
+	for _, m := range change.Moves {
+		if m.From == m.Version.State {
+			continue
+		}
+		changed = true
+		t.w.metrics.transitions.WithLabelValues(string(m.Version.State)).Inc()
+		if m.Version.State == credential.Retiring && len(change.Moves) > 1 {
+			t.w.metrics.rotations.Inc()
+		}
+		t.log.InfoContext(ctx, "credential version changed state", slog.String(keyVersion, m.Version.ID), slog.Int64(keyNumber, m.Version.Number),
+			slog.String(keyFrom, string(m.From)), slog.String(keyTo, string(m.Version.State)), slog.String(obs.KeyReason, m.Version.Reason))
+	}
+	if change.Application != nil && change.Application.Consented != t.facts.Application.Consented {
+		changed = true
+		t.log.InfoContext(ctx, "consent changed", slog.Bool("consented", change.Application.Consented), slog.String(keyCode, change.Application.ConsentCode))
+	}
+	if changed {
+		t.w.config.Notify(t.uid)
+	}
+}
+
+// do carries out one action.
+func (t *turn) do(ctx context.Context, action credential.Action) error {
+	switch a := action.(type) {
+	case credential.Apply:
+		return t.apply(ctx, a.Change)
+	case credential.Ensure:
+		return t.ensure(ctx)
+	case credential.Read:
+		return t.read(ctx)
+	case credential.Add:
+		return t.add(ctx, a)
+	case credential.AskHome:
+		return t.askHome(ctx, a.Version)
+	case credential.Ask:
+		return t.ask(ctx, a.Version)
+	case credential.Prove:
+		return t.prove(ctx, a.Version)
+	case credential.Remove:
+		return t.request(ctx, a, func(ctx context.Context) error {
+			return t.cloud.RemovePassword(ctx, t.facts.Application.ObjectID, a.Version.KeyID)
+		}, func(now time.Time) credential.Change {
+			return t.facts.Removed(now, a.Version)
+		}, func(now time.Time, f credential.Failure) credential.Change {
+			return t.facts.RemoveFailed(now, t.w.config.Timing, a.Version, f)
+		})
+	case credential.Sweep:
+		t.log.WarnContext(ctx, "password that nobody can use is removed", slog.String("key_id", a.Stray.KeyID), slog.String("name", a.Stray.Name))
+		return t.request(ctx, a, func(ctx context.Context) error {
+			return t.cloud.RemovePassword(ctx, t.facts.Application.ObjectID, a.Stray.KeyID)
+		}, func(now time.Time) credential.Change { return t.facts.Swept(now, a.Stray) }, t.failed)
+	case credential.Delete:
+		return t.request(ctx, a, func(ctx context.Context) error {
+			return t.cloud.DeleteApplication(ctx, t.facts.Application.ObjectID)
+		}, t.facts.Deleted, t.failed)
+	case credential.Purge:
+		return t.request(ctx, a, func(ctx context.Context) error {
+			return t.cloud.PurgeApplication(ctx, t.facts.Application.ObjectID)
+		}, t.facts.Purged, t.failed)
+	case credential.Forget:
+		return t.forget(ctx)
+	}
+	return fmt.Errorf("action %T is not known", action)
+}
+
+func (t *turn) failed(now time.Time, f credential.Failure) credential.Change {
+	return t.facts.ApplicationFailed(now, t.w.config.Timing, f)
+}
+
+// call makes one request, with a timeout that the mastership outlives. The error is the request's, or errMastershipShort, or
+// ctx's when that ended: then nothing is known.
+func (t *turn) call(ctx context.Context, op string, request func(ctx context.Context) error) (refused, err error) {
+	if election.Left(ctx) < t.w.config.Timeout {
+		return nil, errMastershipShort
+	}
+	callCtx, cancel := context.WithTimeout(ctx, t.w.config.Timeout)
+	defer cancel()
+	refused = request(callCtx)
+	t.w.metrics.calls.WithLabelValues(op, className(refused)).Inc()
+	if refused == nil {
+		return nil, nil
+	}
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	t.log.DebugContext(ctx, "request refused", slog.String(keyOp, op), slog.String(keyClass, className(refused)), slog.Any(obs.KeyError, refused))
+	return refused, nil
+}
+
+// request makes one request and commits what it told.
+func (t *turn) request(ctx context.Context, action credential.Action, request func(ctx context.Context) error,
+	done func(now time.Time) credential.Change, failed func(now time.Time, f credential.Failure) credential.Change,
+) error {
+	refused, err := t.call(ctx, action.Op(), request)
+	if err != nil {
+		return err
+	}
+	if refused != nil {
+		return t.learn(ctx, failed(time.Now(), failureOf(refused)))
+	}
+	return t.learn(ctx, done(time.Now()))
+}
+
+func (t *turn) ensure(ctx context.Context) error {
+	if err := t.apply(ctx, t.facts.Ensuring(time.Now())); err != nil {
+		return err
+	}
+	var made directory.Application
+	return t.request(ctx, credential.Ensure{}, func(ctx context.Context) (err error) {
+		made, err = t.cloud.EnsureApplication(ctx, t.spec)
+		return err
+	}, func(now time.Time) credential.Change {
+		out := application(made)
+		out.DisplayName = t.spec.DisplayName
+		return t.facts.Ensured(now, out)
+	}, t.failed)
+}
+
+func (t *turn) read(ctx context.Context) error {
+	var found directory.Application
+	return t.request(ctx, credential.Read{}, func(ctx context.Context) (err error) {
+		found, err = t.cloud.FindApplication(ctx, t.spec.UniqueName)
+		return err
+	}, func(now time.Time) credential.Change {
+		known := t.facts.Application
+		if known.ObjectID != "" && known.ObjectID != found.ObjectID {
+			t.log.ErrorContext(ctx, "application was replaced by another of its name")
+			return t.facts.Ensured(now, application(found))
+		}
+		change := t.facts.ReadFound(now, t.w.config.DeploymentID, application(found))
+		if n := change.Application.Foreign; n > known.Foreign {
+			t.log.WarnContext(ctx, "application has passwords that are not ours", slog.Int(keyForeign, n))
+		}
+		return change
+	}, func(now time.Time, f credential.Failure) credential.Change {
+		if f.Kind != credential.Missing {
+			return t.failed(now, f)
+		}
+		if t.facts.Application.ObjectID != "" && !t.facts.Wanted.Deleting {
+			t.log.ErrorContext(ctx, "application is not found at Entra")
+		}
+		return t.facts.ReadMissed(now)
+	})
+}
+
+func (t *turn) add(ctx context.Context, a credential.Add) error {
+	var change credential.Change
+	v := a.Version
+	if v.ID == "" {
+		change, v = t.facts.Intending(time.Now(), t.w.config.DeploymentID, uuid.NewString())
+	} else {
+		change, v = t.facts.Resending(time.Now(), v)
+	}
+	if err := t.apply(ctx, change); err != nil {
+		return err
+	}
+	var (
+		made directory.Password
+		text secret.Text
+	)
+	refused, err := t.call(ctx, a.Op(), func(ctx context.Context) (err error) {
+		made, text, err = t.cloud.AddPassword(ctx, t.facts.Application.ObjectID, v.Name, a.End)
+		return err
+	})
+	if errors.Is(err, errMastershipShort) {
+		// Nothing was sent, and that can still be said.
+		refused, err = &directory.Error{Op: a.Op(), Class: directory.Transient, Err: err}, nil
+	}
+	if err != nil {
+		return err
+	}
+	if refused != nil {
+		t.log.WarnContext(ctx, "password could not be made", slog.String(keyVersion, v.ID), slog.String(keyClass, className(refused)), slog.Any(obs.KeyError, refused))
+		return t.learn(ctx, t.facts.AddFailed(time.Now(), t.w.config.Timing, v, failureOf(refused)))
+	}
+	sealed, err := t.w.config.Keyring.Seal(sealedAs(v.ID), text)
+	if err != nil {
+		v.KeyID = made.KeyID
+		return errors.Join(fmt.Errorf("seal %s: %w", v, err), t.learn(ctx, t.facts.AddFailed(time.Now(), t.w.config.Timing, v,
+			credential.Failure{Kind: credential.Refused, Code: "SealFailed"})))
+	}
+	return t.learn(ctx, t.facts.Added(time.Now(), v, password(made), sealed))
+}
+
+// token makes one token request with a version.
+func (t *turn) token(ctx context.Context, op, tenantID string, v credential.Version) (token directory.Token, refused, err error) {
+	text, err := t.w.config.Keyring.Open(sealedAs(v.ID), v.Sealed)
+	if err != nil {
+		return directory.Token{}, nil, fmt.Errorf("open %s: %w", v, err)
+	}
+	requestID := uuid.NewString()
+	refused, err = t.call(ctx, op, func(ctx context.Context) (err error) {
+		token, err = t.cloud.Token(ctx, directory.TokenRequest{
+			TenantID: tenantID, ClientID: t.facts.Application.ClientID, Secret: text, Audience: t.cloud.ResourceManager(), RequestID: requestID,
+		})
+		return err
+	})
+	t.log.DebugContext(ctx, "token asked for", slog.String(keyOp, op), slog.String(keyVersion, v.ID), slog.String(keyClient, requestID))
+	return token, refused, err
+}
+
+func (t *turn) askHome(ctx context.Context, v credential.Version) error {
+	_, refused, err := t.token(ctx, credential.AskHome{}.Op(), t.cloud.HomeTenantID(), v)
+	if err != nil {
+		return err
+	}
+	finding := homeFindingOf(refused)
+	if finding == credential.Unsure {
+		return t.postpone(ctx, v, refused)
+	}
+	return t.learn(ctx, t.facts.AskedHome(time.Now(), t.w.config.Timing, v, finding))
+}
+
+func (t *turn) prove(ctx context.Context, v credential.Version) error {
+	token, refused, err := t.token(ctx, credential.Prove{}.Op(), t.facts.Integration.TenantID, v)
+	if err != nil {
+		return err
+	}
+	finding, code := findingOf(refused)
+	t.w.metrics.proofs.WithLabelValues(string(finding)).Inc()
+	if finding == credential.Unsure {
+		return t.postpone(ctx, v, refused)
+	}
+	return t.learn(ctx, t.facts.Proved(time.Now(), t.w.config.Timing, v, finding, code, token.PrincipalObjectID))
+}
+
+// ask has the prober ask; what it learns is taken in by the next step, like any other replica's.
+func (t *turn) ask(ctx context.Context, v credential.Version) error {
+	var claimed bool
+	refused, err := t.call(ctx, credential.Ask{}.Op(), func(ctx context.Context) (err error) {
+		claimed, _, err = t.w.prober.ask(ctx, t.facts, v)
+		return err
+	})
+	switch {
+	case err != nil:
+		return err
+	case refused != nil && !claimed:
+		return refused // not Entra's
+	case refused != nil || !claimed:
+		return t.postpone(ctx, v, refused)
+	}
+	return nil
+}
+
+// postpone notes that nothing was learnt about a version.
+func (t *turn) postpone(ctx context.Context, v credential.Version, refused error) error {
+	return t.learn(ctx, t.facts.Postponed(time.Now(), t.w.config.Timing, v, refusal(refused).RetryAfter))
+}
+
+// reportOf is what the registry should know.
+func (t *turn) reportOf(now time.Time, f credential.Facts) Report {
+	return Report{
+		IntegrationUID:         t.uid,
+		Conditions:             credential.Conditions(now, f, t.w.config.Timing),
+		ApplicationDisplayName: f.Application.DisplayName,
+		ClientID:               f.Application.ClientID,
+		PrincipalObjectID:      f.Application.PrincipalObjectID,
+	}
+}
+
+// digest stands for a report to one incarnation of the registry's database.
+func (r Report) digest(incarnation string) string { return digest([]any{incarnation, r}) }
+
+// report tells the registry, if it does not know already.
+func (t *turn) report(ctx context.Context) error {
+	now := time.Now()
+	report := t.reportOf(now, t.facts.Facts)
+	sum := report.digest(t.facts.Incarnation)
+	if t.reportFailed || !t.facts.Application.ForgetTime.IsZero() || sum == t.facts.Application.ReportDigest {
+		return nil
+	}
+	if err := t.send(ctx, report); err != nil {
+		if errors.Is(err, election.ErrFenced) || ctx.Err() != nil {
+			return err
+		}
+		t.reportFailed = true
+		t.log.WarnContext(ctx, "registry did not take the report", slog.Any(obs.KeyError, err))
+		return nil
+	}
+	return t.apply(ctx, t.facts.Reported(now, sum))
+}
+
+func (t *turn) send(ctx context.Context, report Report) error {
+	callCtx, cancel := context.WithTimeout(ctx, t.w.config.Timeout)
+	defer cancel()
+	err := t.w.config.Reporter.Report(callCtx, t.m, report)
+	outcome := "ok"
+	if err != nil {
+		outcome = "failed"
+	}
+	t.w.metrics.reports.WithLabelValues(outcome).Inc()
+	return err
+}
+
+// forget tells the registry that the application is gone.
+func (t *turn) forget(ctx context.Context) error {
+	report := t.reportOf(time.Now(), t.facts.Facts)
+	report.Removed = true
+	err := t.send(ctx, report)
+	switch {
+	case errors.Is(err, election.ErrFenced) || err != nil && ctx.Err() != nil:
+		return err
+	case err != nil && !errors.Is(err, ErrUnknownIntegration):
+		t.log.WarnContext(ctx, "registry did not take the report", slog.Any(obs.KeyError, err))
+		return t.learn(ctx, t.facts.ApplicationFailed(time.Now(), t.w.config.Timing, credential.Failure{Kind: credential.Again}))
+	}
+	t.log.InfoContext(ctx, "integration is gone for good")
+	return t.learn(ctx, t.facts.Forgotten(time.Now()))
+}
+
+func application(a directory.Application) credential.MadeApplication {
+	out := credential.MadeApplication{ObjectID: a.ObjectID, ClientID: a.ClientID, DisplayName: a.DisplayName}
+	for _, p := range a.Passwords {
+		out.Passwords = append(out.Passwords, password(p))
+	}
+	return out
+}
+
+func password(p directory.Password) credential.MadePassword {
+	return credential.MadePassword{KeyID: p.KeyID, Name: p.DisplayName, StartTime: p.StartTime, EndTime: p.EndTime}
+}
+
+// digest stands for a value: equal values, and practically only those, have the same.
+func digest(v any) string {
+	text, err := json.Marshal(v)
+	if err != nil {
+		return "" // not for the plain structs this is used with
+	}
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:])
+}
