@@ -12,18 +12,14 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
-	"google.golang.org/protobuf/types/descriptorpb"
 
 	brokerv1 "phasekey.dev/gen/phasekey/broker/v1"
-	optionsv1 "phasekey.dev/gen/phasekey/options/v1"
 	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
 	"phasekey.dev/pkg/grpcclient"
@@ -163,7 +159,7 @@ func (a *App) listen(ctx context.Context, service *rpc.Service, metrics *prometh
 	a.server, err = grpcserver.New(grpcserver.Config{
 		Name: "broker", Listener: ln, TLS: a.tls.ServerConfig(mtls.Required), Log: a.log, Metrics: metrics,
 		Register:   func(r grpc.ServiceRegistrar) { brokerv1.RegisterConsentServiceServer(r, service) },
-		Policy:     policy,
+		Policy:     rpc.Policy,
 		Identities: a.cfg.Identities,
 		Limits:     a.cfg.Limits,
 		Reflection: true,
@@ -211,25 +207,6 @@ func (a *App) bind(ctx context.Context, key, address string) (net.Listener, erro
 func isLoopback(a net.Addr) bool {
 	tcp, ok := a.(*net.TCPAddr)
 	return ok && tcp.IP.IsLoopback()
-}
-
-// policy reads who may call a method from the proto that declares it. Roles are the enum's words in lower case.
-func policy(m protoreflect.MethodDescriptor) (roles []string, ok bool) {
-	options, isOptions := m.Options().(*descriptorpb.MethodOptions)
-	if !isOptions {
-		return nil, false
-	}
-	callers, isCallers := proto.GetExtension(options, optionsv1.E_Callers).([]optionsv1.Caller)
-	if !isCallers || len(callers) == 0 {
-		return nil, false
-	}
-	for _, c := range callers {
-		if c == optionsv1.Caller_CALLER_UNSPECIFIED {
-			return nil, false
-		}
-		roles = append(roles, strings.ToLower(strings.TrimPrefix(c.String(), "CALLER_")))
-	}
-	return roles, true
 }
 
 func clouds(configured map[string]Cloud) map[string]consent.Cloud {

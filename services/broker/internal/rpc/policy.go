@@ -1,0 +1,30 @@
+package rpc
+
+import (
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/descriptorpb"
+
+	optionsv1 "phasekey.dev/gen/phasekey/options/v1"
+)
+
+// Policy reads who may call a method from the proto that declares it. Roles are the enum's words in lower case.
+func Policy(m protoreflect.MethodDescriptor) (roles []string, ok bool) {
+	options, isOptions := m.Options().(*descriptorpb.MethodOptions)
+	if !isOptions {
+		return nil, false
+	}
+	callers, isCallers := proto.GetExtension(options, optionsv1.E_Callers).([]optionsv1.Caller)
+	if !isCallers || len(callers) == 0 {
+		return nil, false
+	}
+	for _, c := range callers {
+		if c == optionsv1.Caller_CALLER_UNSPECIFIED {
+			return nil, false
+		}
+		roles = append(roles, strings.ToLower(strings.TrimPrefix(c.String(), "CALLER_")))
+	}
+	return roles, true
+}

@@ -1,0 +1,173 @@
+package rpc_test
+
+import (
+	"errors"
+	"io"
+	"log/slog"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+
+	brokerv1 "phasekey.dev/gen/phasekey/broker/v1"
+	"phasekey.dev/services/broker/internal/consent"
+)
+
+func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+// received is what came out of a stream: a session, or its end.
+type received struct {
+	session *brokerv1.ConsentSession
+	err     error
+}
+
+// follow receives in the background until the stream ends.
+func follow(stream grpc.ServerStreamingClient[brokerv1.WatchConsentSessionResponse]) <-chan received {
+	out := make(chan received, 100)
+	go func() {
+		for {
+			m, err := stream.Recv()
+			out <- received{m.GetConsentSession(), err}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	return out
+}
+
+func TestWatchConsentSession(t *testing.T) {
+	ready := consent.Observation{Finding: consent.Ready, ClientID: "client"}
+	refused := ready
+	refused.Proof = &consent.Proof{Refusal: "AADSTS700016"}
+	proven := ready
+	proven.Proof = &consent.Proof{Consented: true, PrincipalObjectID: "oid"}
+	type step struct {
+		name string
+		do   func(t *testing.T, w *world)
+		// want is the state of the one message that must come, unspecified for none; end is whether the stream then ends, and how.
+		want    brokerv1.ConsentSession_State
+		link    bool
+		refusal string
+		end     error
+		code    codes.Code
+		reason  string
+	}
+	first := step{name: "the state at once", want: brokerv1.ConsentSession_STATE_WAITING_FOR_APPLICATION}
+	for _, tc := range []struct {
+		name  string
+		steps []step
+	}{
+		{"to completion", []step{
+			first,
+			{name: "nothing changes", do: func(*testing.T, *world) { time.Sleep(3 * time.Hour) }},
+			{name: "ready", do: func(t *testing.T, w *world) { w.settle(t, "uid-new", ready) },
+				want: brokerv1.ConsentSession_STATE_AWAITING_CONSENT, link: true},
+			{name: "still ready", do: func(t *testing.T, w *world) { w.settle(t, "uid-new", ready) }},
+			{name: "refused", do: func(t *testing.T, w *world) { w.settle(t, "uid-new", refused) },
+				want: brokerv1.ConsentSession_STATE_AWAITING_CONSENT, link: true, refusal: "AADSTS700016"},
+			{name: "proven", do: func(t *testing.T, w *world) { w.settle(t, "uid-new", proven) },
+				want: brokerv1.ConsentSession_STATE_COMPLETED, end: io.EOF},
+		}},
+		{"several changes between two looks are one message", []step{
+			first,
+			{name: "ready, refused, proven", do: func(t *testing.T, w *world) {
+				w.settle(t, "uid-new", ready)
+				w.settle(t, "uid-new", refused)
+				w.settle(t, "uid-new", proven)
+			}, want: brokerv1.ConsentSession_STATE_COMPLETED, end: io.EOF},
+		}},
+		{"to expiry", []step{
+			first,
+			{name: "the integration is deleted", do: func(t *testing.T, w *world) { w.settle(t, "uid-new", consent.Observation{Finding: consent.Gone}) },
+				want: brokerv1.ConsentSession_STATE_EXPIRED, refusal: "INTEGRATION_DELETED", end: io.EOF},
+		}},
+		{"until the replica stops", []step{
+			first,
+			{name: "drain", do: func(t *testing.T, w *world) {
+				if err := w.server.Stop(); err != nil {
+					t.Error(err)
+				}
+			}, code: codes.Unavailable, reason: "DRAINING"},
+		}},
+		{"until the database is away", []step{
+			first,
+			{name: "away", do: func(_ *testing.T, w *world) { w.failing.fail(consent.ErrUnavailable) },
+				code: codes.Unavailable, reason: "DEPENDENCY_UNAVAILABLE"},
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, w *world) {
+				c := w.client(t, platform)
+				created, err := c.CreateConsentSession(t.Context(), create("new"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				stream, err := c.WatchConsentSession(t.Context(), &brokerv1.WatchConsentSessionRequest{Name: created.GetName()})
+				if err != nil {
+					t.Fatal(err)
+				}
+				got := follow(stream)
+				for _, step := range tc.steps {
+					if step.do != nil {
+						step.do(t, w)
+						time.Sleep(poll)
+					}
+					synctest.Wait()
+					if step.want != brokerv1.ConsentSession_STATE_UNSPECIFIED {
+						m := next(t, step.name, got)
+						if s := m.session; m.err != nil || s.GetState() != step.want || s.GetLastRefusal() != step.refusal || (s.GetConsentUri() != "") != step.link {
+							t.Errorf("step %s: %v", step.name, m)
+						}
+					}
+					switch {
+					case step.end != nil:
+						if m := next(t, step.name, got); !errors.Is(m.err, step.end) {
+							t.Errorf("step %s: the stream goes on, or ends otherwise: %v", step.name, m)
+						}
+					case step.code != codes.OK:
+						check(t, next(t, step.name, got).err, step.code, step.reason)
+					}
+					if n := len(got); n != 0 {
+						t.Errorf("step %s: %d messages more: %v", step.name, n, <-got)
+					}
+				}
+			})
+		})
+	}
+}
+
+// next returns what has come, without waiting.
+func next(t *testing.T, step string, got <-chan received) received {
+	t.Helper()
+	select {
+	case m := <-got:
+		return m
+	default:
+		t.Fatalf("step %s: nothing came", step)
+		return received{}
+	}
+}
+
+func TestWatchConsentSession_OfAnEndedSession(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		c := w.client(t, platform)
+		created, err := c.CreateConsentSession(t.Context(), create("new"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.settle(t, "uid-new", consent.Observation{Finding: consent.Deleting})
+		stream, err := c.WatchConsentSession(t.Context(), &brokerv1.WatchConsentSessionRequest{Name: created.GetName()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m, err := stream.Recv(); err != nil || m.GetConsentSession().GetState() != brokerv1.ConsentSession_STATE_EXPIRED {
+			t.Errorf("first message %v, error %v", m, err)
+		}
+		if _, err := stream.Recv(); !errors.Is(err, io.EOF) {
+			t.Errorf("then %v", err)
+		}
+	})
+}
