@@ -291,7 +291,7 @@ func TestRunner_Stream(t *testing.T) {
 		{"vaults that all drain are not hammered", []step{accept(), send(1), pass(time.Minute), end(draining),
 			step{"a hundred seconds of draining", func(w *world) {
 				opened, stop := 0, time.After(100*time.Second)
-				for {
+				for opened <= 60 {
 					select {
 					case s := <-w.vault.Streams():
 						opened++

@@ -37,6 +37,9 @@ import (
 // ID is the SPIFFE ID in the vault's certificate.
 const ID = "spiffe://phasekey.test/vault"
 
+// acceptTimeout is how long Accept waits.
+const acceptTimeout = time.Minute
+
 // Stream is one open call of StreamCredentials.
 type Stream struct {
 	Request *vaultv1.StreamCredentialsRequest
@@ -85,14 +88,14 @@ func New(grant string) *Vault {
 	return &Vault{grant: grant, streams: make(chan *Stream)}
 }
 
-// Accept waits for the next stream.
+// Accept waits for the next stream, at most a minute.
 func (v *Vault) Accept(t testing.TB) *Stream {
 	t.Helper()
 	select {
 	case s := <-v.streams:
 		return s
-	case <-t.Context().Done():
-		t.Fatal("no stream was opened")
+	case <-time.After(acceptTimeout):
+		t.Fatalf("no stream was opened for %s", acceptTimeout)
 		return nil
 	}
 }
