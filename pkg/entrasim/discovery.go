@@ -9,8 +9,8 @@ import (
 
 // origin is what the caller knows the simulator, or the plane, by.
 func (s *Simulator) origin(c *call) string {
-	if s.config.BaseURL != "" {
-		return s.config.BaseURL
+	if strings.HasPrefix(s.config.BaseURL, "http:") {
+		return "http://" + c.Host
 	}
 	return "https://" + c.Host
 }

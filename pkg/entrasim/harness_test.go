@@ -141,7 +141,7 @@ func (w *world) try(method, where, bearer, body string, header ...string) (answe
 		return answer{}, err
 	}
 	a := answer{status: resp.StatusCode, header: resp.Header, body: string(text)}
-	if strings.HasPrefix(resp.Header.Get("Content-Type"), "application/json") {
+	if strings.HasPrefix(resp.Header.Get("Content-Type"), "application/json") && strings.HasPrefix(a.body, "{") {
 		w.must(json.Unmarshal(text, &a.json))
 	}
 	return a, nil

@@ -98,8 +98,12 @@ func (l *Log) Append(record any) error {
 	return nil
 }
 
-// Close closes the file.
+// Close closes the file; nothing more is accepted. Closing again does nothing.
 func (l *Log) Close() error {
+	if errors.Is(l.broken, os.ErrClosed) {
+		return nil
+	}
+	l.broken = os.ErrClosed
 	return l.file.Close()
 }
 
