@@ -59,9 +59,15 @@ func (s *Store) CreateAttachment(ctx context.Context, now time.Time, name attach
 		return created, err
 	}
 	err = s.write(ctx, now, func(ctx context.Context, w *writing) error {
-		var before attachmentRecord
-		if found, err := w.recall(ctx, req, &before); err != nil || found {
-			created = before.attachment()
+		recalled := func() (bool, error) {
+			var before attachmentRecord
+			found, err := w.recall(ctx, req, &before)
+			if found {
+				created = before.attachment()
+			}
+			return found, err
+		}
+		if found, err := recalled(); err != nil || found {
 			return err
 		}
 		to, err := w.lockProject(ctx, name.ProjectName())
@@ -74,6 +80,10 @@ func (s *Store) CreateAttachment(ctx context.Context, now time.Time, name attach
 		}
 		if of.Deleting() {
 			return deleting(of.Name)
+		}
+		// Until now a concurrent twin of the request may have held the locks.
+		if found, err := recalled(); err != nil || found {
+			return err
 		}
 		if _, err := oneAttachment(ctx, w.Tx, name); !errors.Is(err, resource.ErrNotFound) {
 			return existsUnless(err, name.String())

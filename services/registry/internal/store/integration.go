@@ -59,13 +59,14 @@ func (s *Store) CreateIntegration(ctx context.Context, now time.Time, name integ
 		return created, err
 	}
 	err = s.write(ctx, now, func(ctx context.Context, w *writing) error {
+		_, lookup := oneIntegration(ctx, w.Tx, name)
 		var before integrationRecord
 		if found, err := w.recall(ctx, req, &before); err != nil || found {
 			created = before.integration()
 			return err
 		}
-		if _, err := oneIntegration(ctx, w.Tx, name); !errors.Is(err, resource.ErrNotFound) {
-			return existsUnless(err, name.String())
+		if !errors.Is(lookup, resource.ErrNotFound) {
+			return existsUnless(lookup, name.String())
 		}
 		created = integration.New(now, name, uuid.NewString(), spec)
 		if err := w.insertIntegration(ctx, created); err != nil {
@@ -80,7 +81,8 @@ func (s *Store) CreateIntegration(ctx context.Context, now time.Time, name integ
 	return created, nil
 }
 
-// existsUnless is the refusal of a name that was looked up and found, or the error of looking.
+// existsUnless is the refusal of a name that was looked up and found, or the error of looking. Names are looked up before the
+// request is recalled: a concurrent twin of the request commits both at once, so who sees its resource then sees its result too.
 func existsUnless(err error, name string) error {
 	if err != nil {
 		return err

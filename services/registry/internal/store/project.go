@@ -44,13 +44,14 @@ func (s *Store) CreateProject(ctx context.Context, now time.Time, name project.N
 		return created, err
 	}
 	err = s.write(ctx, now, func(ctx context.Context, w *writing) error {
+		_, lookup := oneProject(ctx, w.Tx, name)
 		var before projectRecord
 		if found, err := w.recall(ctx, req, &before); err != nil || found {
 			created = before.project()
 			return err
 		}
-		if _, err := oneProject(ctx, w.Tx, name); !errors.Is(err, resource.ErrNotFound) {
-			return existsUnless(err, name.String())
+		if !errors.Is(lookup, resource.ErrNotFound) {
+			return existsUnless(lookup, name.String())
 		}
 		created = project.New(now, name, uuid.NewString(), spec)
 		if err := w.insertProject(ctx, created); err != nil {

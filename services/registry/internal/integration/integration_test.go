@@ -1,0 +1,211 @@
+package integration_test
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"phasekey.dev/services/registry/internal/integration"
+)
+
+var (
+	start = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	later = start.Add(time.Hour)
+)
+
+const (
+	tenant = "6f1f7a3e-52a5-4c1b-9d3d-0a8c1f4f0001"
+	home   = "6f1f7a3e-52a5-4c1b-9d3d-0a8c1f4f0002"
+)
+
+// TestState_FollowsFromConditions is the whole table of what can be known. Each status letter is T, F, U or - for not reported yet; the conditions
+// are ApplicationReady, Consented, CredentialReady.
+func TestState_FollowsFromConditions(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		// reports come one after another.
+		reports []string
+		deleted bool
+		want    integration.State
+	}{
+		{name: "nothing reported", want: integration.Provisioning},
+		{name: "not ready yet", reports: []string{"F--"}, want: integration.Provisioning},
+		{name: "readiness unknown", reports: []string{"U--"}, want: integration.Provisioning},
+		{name: "ready", reports: []string{"T--"}, want: integration.AwaitingConsent},
+		{name: "ready, not consented", reports: []string{"TF-"}, want: integration.AwaitingConsent},
+		{name: "ready, consent unknown", reports: []string{"TU-"}, want: integration.AwaitingConsent},
+		{name: "consented before it was seen to be ready", reports: []string{"FT-"}, want: integration.Provisioning},
+		{name: "consented, credential being proven", reports: []string{"TTF"}, want: integration.Provisioning},
+		{name: "consented, credential not reported", reports: []string{"TT-"}, want: integration.Provisioning},
+		{name: "consent withdrawn before the credential was proven", reports: []string{"TTF", "TFF"}, want: integration.AwaitingConsent},
+		{name: "application gone before consent", reports: []string{"T--", "F--"}, want: integration.Provisioning},
+		{name: "all hold", reports: []string{"TTT"}, want: integration.Active},
+		{name: "all hold, one after another", reports: []string{"T--", "-T-", "--T"}, want: integration.Active},
+		{name: "worked, consent lost", reports: []string{"TTT", "-F-"}, want: integration.Degraded},
+		{name: "worked, credential lost", reports: []string{"TTT", "--F"}, want: integration.Degraded},
+		{name: "worked, application lost", reports: []string{"TTT", "F--"}, want: integration.Degraded},
+		{name: "worked, all lost", reports: []string{"TTT", "FFF"}, want: integration.Degraded},
+		{name: "healed", reports: []string{"TTT", "-F-", "-T-"}, want: integration.Active},
+		{name: "worked, cannot look now", reports: []string{"TTT", "UUU"}, want: integration.Active},
+		{name: "worked, lost, cannot look now", reports: []string{"TTT", "-F-", "-U-"}, want: integration.Degraded},
+		{name: "ready, cannot look now", reports: []string{"T--", "U--"}, want: integration.AwaitingConsent},
+		{name: "being deleted, nothing reported", deleted: true, want: integration.Deleting},
+		{name: "being deleted, all hold", reports: []string{"TTT"}, deleted: true, want: integration.Deleting},
+		{name: "being deleted, all lost", reports: []string{"TTT", "FFF"}, deleted: true, want: integration.Deleting},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			i := made()
+			for _, r := range tt.reports {
+				i, _ = i.Observe(later, integration.Report{Conditions: conditions(r)})
+			}
+			if tt.deleted {
+				i = i.Delete(later)
+			}
+			if got := i.State(); got != tt.want {
+				t.Fatalf("state is %s, want %s", got, tt.want)
+			}
+		})
+	}
+}
+
+func made() integration.Integration {
+	return integration.New(start, integration.Name{Account: "acme", ID: "net"}, "uid", integration.Spec{DisplayName: "net", TenantID: tenant})
+}
+
+func conditions(letters string) []integration.Condition {
+	types := []integration.ConditionType{integration.ApplicationReady, integration.Consented, integration.CredentialReady}
+	var all []integration.Condition
+	for i, letter := range letters {
+		status, ok := map[rune]integration.ConditionStatus{'T': integration.True, 'F': integration.False, 'U': integration.Unknown}[letter]
+		if ok {
+			all = append(all, integration.Condition{Type: types[i], Status: status})
+		}
+	}
+	return all
+}
+
+func TestObserve_TakesOnlyDifferences(t *testing.T) {
+	report := integration.Report{
+		Conditions:             []integration.Condition{{Type: integration.Consented, Status: integration.False, Reason: "AADSTS7000229", Message: "none yet"}},
+		ApplicationDisplayName: "phasekey net", ClientID: "ABC", ServicePrincipalObjectID: "DEF",
+	}
+	first, changed := made().Observe(start, report)
+	if !changed || first.ClientID != "abc" || first.ServicePrincipalObjectID != "def" || first.ApplicationDisplayName != "phasekey net" {
+		t.Fatalf("got %+v, %t", first, changed)
+	}
+	if first.ETag() != made().ETag() || first.UpdateTime != start || first.Generation != 1 {
+		t.Fatal("a report changed the wanted state")
+	}
+	same, changed := first.Observe(later, report)
+	if diff := cmp.Diff(first, same); changed || diff != "" {
+		t.Fatalf("the same again: %t\n%s", changed, diff)
+	}
+	nothing, changed := first.Observe(later, integration.Report{})
+	if diff := cmp.Diff(first, nothing); changed || diff != "" {
+		t.Fatalf("an empty report: %t\n%s", changed, diff)
+	}
+
+	report.Conditions[0].Message = "still none"
+	reworded, changed := first.Observe(later, report)
+	if !changed || reworded.Conditions[0].Message != "still none" || reworded.Conditions[0].LastTransition != start {
+		t.Fatalf("another message: %t, %+v", changed, reworded.Conditions)
+	}
+	if first.Conditions[0].Message != "none yet" {
+		t.Fatal("a report changed what was there before")
+	}
+	report.Conditions[0].Status = integration.True
+	turned, changed := reworded.Observe(later, report)
+	if !changed || turned.Conditions[0].LastTransition != later {
+		t.Fatalf("another status: %t, %+v", changed, turned.Conditions)
+	}
+
+	more, _ := turned.Observe(later, integration.Report{Conditions: conditions("T-F")})
+	var order []integration.ConditionType
+	for _, c := range more.Conditions {
+		order = append(order, c.Type)
+	}
+	if !slices.Equal(order, []integration.ConditionType{integration.ApplicationReady, integration.Consented, integration.CredentialReady}) {
+		t.Fatalf("conditions are in the order %v", order)
+	}
+}
+
+func TestSpec_Normal(t *testing.T) {
+	got := integration.Spec{
+		DisplayName: "n", TenantID: strings.ToUpper(tenant), DefaultSubscriptionID: "ABC",
+		AllowedAudiences: []string{"https://b", "https://a", "https://b"}, RotationPeriod: time.Hour + time.Nanosecond,
+	}.Normal()
+	want := integration.Spec{
+		DisplayName: "n", TenantID: tenant, DefaultSubscriptionID: "abc", Cloud: "public", CredentialKind: integration.ClientSecret,
+		AllowedAudiences: []string{"https://a", "https://b"}, RotationPeriod: time.Hour,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Fatalf("(-want +got):\n%s", diff)
+	}
+	if got := (integration.Spec{}).Normal().RotationPeriod; got != 24*time.Hour {
+		t.Fatalf("the rotation period is %s unless said otherwise", got)
+	}
+	if !got.Equal(got.Normal()) {
+		t.Fatal("what is normal is not normal again")
+	}
+}
+
+func TestRules_Check(t *testing.T) {
+	good := integration.Spec{DisplayName: "net", TenantID: tenant, RotationPeriod: time.Hour}
+	with := func(change func(*integration.Spec)) integration.Spec {
+		spec := good
+		change(&spec)
+		return spec
+	}
+	for _, tt := range []struct {
+		name        string
+		spec        integration.Spec
+		development bool
+		want        []string
+		wantErr     error
+	}{
+		{name: "good", spec: good},
+		{name: "longest", spec: with(func(s *integration.Spec) { s.RotationPeriod = 30 * 24 * time.Hour })},
+		{name: "sixty characters", spec: with(func(s *integration.Spec) { s.DisplayName = strings.Repeat("é", 60) })},
+		{name: "sixty-one", spec: with(func(s *integration.Spec) { s.DisplayName = strings.Repeat("é", 61) }), want: []string{"display_name"}},
+		{name: "only spaces", spec: with(func(s *integration.Spec) { s.DisplayName = "  " }), want: []string{"display_name"}},
+		{name: "nothing", spec: integration.Spec{}, want: []string{"display_name", "tenant_id", "rotation_period"}},
+		{name: "too often", spec: with(func(s *integration.Spec) { s.RotationPeriod = time.Hour - 1 }), want: []string{"rotation_period"}},
+		{name: "too seldom", spec: with(func(s *integration.Spec) { s.RotationPeriod = 30*24*time.Hour + 1 }), want: []string{"rotation_period"}},
+		{name: "seconds in development", spec: with(func(s *integration.Spec) { s.RotationPeriod = time.Second }), development: true},
+		{name: "less in development", spec: with(func(s *integration.Spec) { s.RotationPeriod = time.Second - 1 }), development: true, want: []string{"rotation_period"}},
+		{name: "home tenant", spec: with(func(s *integration.Spec) { s.TenantID = home }), wantErr: integration.ErrHomeTenant},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			violations, err := integration.Rules{HomeTenants: []string{home}, Development: tt.development}.Check(tt.spec)
+			if !errors.Is(err, tt.wantErr) {
+				t.Fatalf("got error %v, want %v", err, tt.wantErr)
+			}
+			var fields []string
+			for _, v := range violations {
+				fields = append(fields, v.Field)
+			}
+			if !slices.Equal(fields, tt.want) {
+				t.Fatalf("violations of %v, want %v", fields, tt.want)
+			}
+		})
+	}
+}
+
+func TestWant_CountsChanges(t *testing.T) {
+	i := made()
+	same, changed := i.Want(later, integration.Spec{DisplayName: "net", TenantID: strings.ToUpper(tenant), Cloud: "public"})
+	if changed || same.ETag() != i.ETag() || same.UpdateTime != start {
+		t.Fatalf("the same wanted again: %+v", same)
+	}
+	next, changed := i.Want(later, integration.Spec{DisplayName: "other", TenantID: tenant})
+	if !changed || next.ETag() == i.ETag() || next.UpdateTime != later || next.CreateTime != start {
+		t.Fatalf("another name: %+v", next)
+	}
+	if deleted := next.Delete(later); !deleted.Deleting() || deleted.ETag() == next.ETag() {
+		t.Fatalf("deleted: %+v", deleted)
+	}
+}

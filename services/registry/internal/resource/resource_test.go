@@ -1,0 +1,161 @@
+package resource_test
+
+import (
+	"encoding/base64"
+	"errors"
+	"strings"
+	"testing"
+
+	"phasekey.dev/services/registry/internal/resource"
+)
+
+func TestValidID(t *testing.T) {
+	for id, want := range map[string]bool{
+		"a": true, "a1": true, "a-1": true, strings.Repeat("a", 63): true,
+		"": false, "-": false, "1a": false, "a-": false, "-a": false, "A": false, "a_b": false, "é": false, "a/b": false, "a.b": false,
+		strings.Repeat("a", 64): false,
+	} {
+		if got := resource.ValidID(id); got != want {
+			t.Errorf("ValidID(%q) = %t", id, got)
+		}
+	}
+}
+
+func TestSplitName(t *testing.T) {
+	for _, tt := range []struct {
+		name, in         string
+		asName, asParent string // the IDs, joined; empty for a refusal
+	}{
+		{"whole", "accounts/acme/projects/net", "acme net", "acme net"},
+		{"wildcards", "accounts/-/projects/-", "", "- -"},
+		{"too short", "accounts/acme", "", ""},
+		{"too long", "accounts/acme/projects/net/x/y", "", ""},
+		{"other collection", "accounts/acme/stacks/net", "", ""},
+		{"empty ID", "accounts//projects/net", "", ""},
+		{"trailing slash", "accounts/acme/projects/net/", "", ""},
+		{"upper case", "accounts/Acme/projects/net", "", ""},
+		{"empty", "", "", ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			check := func(split func(string, ...string) ([]string, bool), want string) {
+				t.Helper()
+				if ids, ok := split(tt.in, "accounts", "projects"); ok != (want != "") || strings.Join(ids, " ") != want {
+					t.Errorf("got %q, %t, want %q", ids, ok, want)
+				}
+			}
+			check(resource.SplitName, tt.asName)
+			check(resource.SplitParent, tt.asParent)
+		})
+	}
+}
+
+func TestETag_IsOfOneStateOfOneResource(t *testing.T) {
+	tag := resource.ETag("a", 1)
+	if tag == "" || len(tag) > 64 || tag != resource.ETag("a", 1) {
+		t.Fatalf("tag %q", tag)
+	}
+	if tag == resource.ETag("a", 2) || tag == resource.ETag("b", 1) {
+		t.Fatal("two states have one tag")
+	}
+}
+
+const (
+	here  = "1b2f7a3e-52a5-4c1b-9d3d-0a8c1f4f0001"
+	there = "1b2f7a3e-52a5-4c1b-9d3d-0a8c1f4f0002"
+)
+
+func TestCursor(t *testing.T) {
+	encode := func(text string) string { return base64.RawURLEncoding.EncodeToString([]byte(text)) }
+	good := resource.Position{Incarnation: here, Revision: 42}
+	if got, err := resource.ParseCursor(here, good.Cursor()); err != nil || got != good {
+		t.Fatalf("got %+v, %v", got, err)
+	}
+	for name, cursor := range map[string]string{
+		"foreign":          resource.Position{Incarnation: there, Revision: 42}.Cursor(),
+		"empty":            "",
+		"not base64":       "!!!",
+		"padded":           good.Cursor() + "=",
+		"cut":              good.Cursor()[:20],
+		"other version":    encode("c9 " + here + " 42"),
+		"negative":         encode("c1 " + here + " -1"),
+		"signed":           encode("c1 " + here + " +42"),
+		"leading zero":     encode("c1 " + here + " 042"),
+		"too large":        encode("c1 " + here + " 99999999999999999999"),
+		"no number":        encode("c1 " + here + " x"),
+		"something behind": encode("c1 " + here + " 42 1"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got, err := resource.ParseCursor(here, cursor); !errors.Is(err, resource.ErrCursor) {
+				t.Fatalf("got %+v, %v", got, err)
+			}
+		})
+	}
+}
+
+func TestPage(t *testing.T) {
+	token := resource.PageToken(here, "projects", "accounts/acme", "accounts/acme/projects/b")
+	for _, tt := range []struct {
+		name                             string
+		incarnation, list, parent, token string
+		size, wantSize                   int32
+		wantAfter                        string
+		wantErr                          error
+	}{
+		{name: "first", incarnation: here, list: "projects", parent: "accounts/acme", wantSize: 100},
+		{name: "sized", incarnation: here, list: "projects", parent: "accounts/acme", size: 7, wantSize: 7},
+		{name: "too large", incarnation: here, list: "projects", parent: "accounts/acme", size: 5000, wantSize: 1000},
+		{name: "next", incarnation: here, list: "projects", parent: "accounts/acme", token: token, wantSize: 100, wantAfter: "accounts/acme/projects/b"},
+		{name: "other parent", incarnation: here, list: "projects", parent: "accounts/b", token: token, wantErr: resource.ErrPageToken},
+		{name: "other list", incarnation: here, list: "integrations", parent: "accounts/acme", token: token, wantErr: resource.ErrPageToken},
+		{name: "other database", incarnation: there, list: "projects", parent: "accounts/acme", token: token, wantErr: resource.ErrPageToken},
+		{name: "changed", incarnation: here, list: "projects", parent: "accounts/acme", token: token[:len(token)-2] + "AA", wantErr: resource.ErrPageToken},
+		{name: "cut", incarnation: here, list: "projects", parent: "accounts/acme", token: token[:10], wantErr: resource.ErrPageToken},
+		{name: "garbage", incarnation: here, list: "projects", parent: "accounts/acme", token: "?", wantErr: resource.ErrPageToken},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			page, err := resource.NewPage(tt.incarnation, tt.list, tt.parent, tt.token, tt.size)
+			if !errors.Is(err, tt.wantErr) {
+				t.Fatalf("got error %v, want %v", err, tt.wantErr)
+			}
+			if err == nil && (page != resource.Page{Parent: tt.parent, After: tt.wantAfter, Size: int(tt.wantSize)}) {
+				t.Fatalf("got %+v", page)
+			}
+		})
+	}
+}
+
+// FuzzNames: what is taken for a name is one: it is put together again from its IDs.
+func FuzzNames(f *testing.F) {
+	for _, seed := range []string{"accounts/acme/projects/net", "accounts/-/projects/-", "accounts/a/projects/b/", "accounts//projects/", "x", ""} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, name string) {
+		ids, ok := resource.SplitName(name, "accounts", "projects")
+		if !ok {
+			return
+		}
+		if got := "accounts/" + ids[0] + "/projects/" + ids[1]; got != name {
+			t.Fatalf("%q became %q", name, got)
+		}
+		if _, ok := resource.SplitParent(name, "accounts", "projects"); !ok {
+			t.Fatalf("%q is a name and no parent", name)
+		}
+	})
+}
+
+// FuzzTokens: nothing but what was given is taken for a page token or a cursor.
+func FuzzTokens(f *testing.F) {
+	f.Add(resource.PageToken(here, "projects", "accounts/acme", "accounts/acme/projects/b"))
+	f.Add(resource.Position{Incarnation: here, Revision: 7}.Cursor())
+	f.Add("")
+	f.Add("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA")
+	f.Fuzz(func(t *testing.T, token string) {
+		if page, err := resource.NewPage(here, "projects", "accounts/acme", token, 1); err == nil && token != "" &&
+			resource.PageToken(here, "projects", "accounts/acme", page.After) != token {
+			t.Fatalf("page token %q was not given for %+v", token, page)
+		}
+		if position, err := resource.ParseCursor(here, token); err == nil && position.Cursor() != token {
+			t.Fatalf("cursor %q was not given for %+v", token, position)
+		}
+	})
+}
