@@ -21,11 +21,11 @@ func migrations(t *testing.T) fstest.MapFS {
 	t.Helper()
 	files := fstest.MapFS{}
 	for _, driver := range []string{sqldb.DriverSQLite, sqldb.DriverPostgres} {
-		text, err := os.ReadFile("../store/migrations/" + driver + "/0001_shards.sql")
+		text, err := os.ReadFile("../store/migrations/" + driver + "/0001_shards_and_keys.sql")
 		if err != nil {
 			t.Fatal(err)
 		}
-		files[driver+"/0001_shards.sql"] = &fstest.MapFile{Data: text}
+		files[driver+"/0001_shards_and_keys.sql"] = &fstest.MapFile{Data: text}
 		files[driver+"/9001_works.sql"] = &fstest.MapFile{Data: []byte(
 			`CREATE TABLE works (id BIGINT NOT NULL PRIMARY KEY, author TEXT NOT NULL, visits BIGINT NOT NULL)`)}
 	}

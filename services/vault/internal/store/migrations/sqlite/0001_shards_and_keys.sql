@@ -11,3 +11,10 @@ CREATE TABLE shards (
 	holder TEXT   NOT NULL,
 	writes BIGINT NOT NULL
 );
+
+-- The data keys of the keyring, each encrypted by the key-encryption key. Nothing is ever deleted here: what was sealed by a key opens only with it.
+CREATE TABLE data_keys (
+	id          BIGINT NOT NULL PRIMARY KEY,
+	wrapped     BLOB  NOT NULL,
+	create_time BIGINT NOT NULL
+);
