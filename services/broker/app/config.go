@@ -100,8 +100,17 @@ func DefaultConfig() Config {
 // Validate returns all problems at once, each naming its key.
 func (c Config) Validate() error {
 	var problems []error
-	add := func(key string, err error) {
-		if err != nil {
+	var add func(key string, err error)
+	add = func(key string, err error) {
+		var several interface{ Unwrap() []error }
+		switch {
+		case err == nil:
+		case errors.As(err, &several):
+			// Each problem is a line of its own, with its key.
+			for _, one := range several.Unwrap() {
+				add(key, one)
+			}
+		default:
 			problems = append(problems, fmt.Errorf("%s: %w", key, err))
 		}
 	}
