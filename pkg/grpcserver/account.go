@@ -55,8 +55,8 @@ func accountOf(name string) string {
 // and the name field of messages that carry google.api.resource. A packed message that cannot be looked into refuses,
 // since it may name anything.
 func resourceNames(m protoreflect.Message, names []string) ([]string, error) {
-	if packed, ok := m.Interface().(*anypb.Any); ok {
-		inner, err := packed.UnmarshalNew()
+	if m.Descriptor().FullName() == anyName {
+		inner, err := unpack(m)
 		if err != nil {
 			return nil, rpcerr.New(codes.PermissionDenied, rpcerr.ReasonAccountNotAllowed,
 				"the request carries a message of an unknown type")
@@ -106,6 +106,19 @@ func fieldNames(fd protoreflect.FieldDescriptor, v protoreflect.Value, isName bo
 		return nil, fmt.Errorf("field %s: %w", fd.Name(), err)
 	}
 	return names, nil
+}
+
+// anyName is by what a packed message is known, generated or dynamic.
+var anyName = (&anypb.Any{}).ProtoReflect().Descriptor().FullName()
+
+// unpack opens a packed message.
+func unpack(m protoreflect.Message) (proto.Message, error) {
+	fields := m.Descriptor().Fields()
+	packed := &anypb.Any{
+		TypeUrl: m.Get(fields.ByName("type_url")).String(),
+		Value:   m.Get(fields.ByName("value")).Bytes(),
+	}
+	return packed.UnmarshalNew()
 }
 
 // nameField returns which field of a resource is its name, "" for a message that is no resource.

@@ -242,9 +242,12 @@ func (s *Server) Run(ctx context.Context) error {
 		return fmt.Errorf("grpc server %s: serve: %w", s.cfg.Name, err)
 	case <-ctx.Done():
 	}
-	err := s.drain(context.WithoutCancel(ctx))
+	if err := s.drain(context.WithoutCancel(ctx)); err != nil {
+		// Serve waits for the handlers too.
+		return err
+	}
 	<-served
-	return err
+	return nil
 }
 
 // drain stops the server in order, within the bound.

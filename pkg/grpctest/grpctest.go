@@ -20,6 +20,7 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
+	"sync/atomic"
 	"testing"
 
 	"google.golang.org/grpc"
@@ -43,7 +44,8 @@ type Server struct {
 	listener *bufconn.Listener
 	stop     context.CancelFunc
 	stopped  chan struct{}
-	err      error // of Run; read after stopped is closed
+	err      error       // of Run; read after stopped is closed
+	judged   atomic.Bool // the test looks at err itself
 }
 
 // Start runs a server until the test ends or Stop is called. Every service is SERVING.
@@ -71,16 +73,19 @@ func Start(t testing.TB, cfg Config) *Server {
 		s.err = srv.Run(ctx)
 	}()
 	t.Cleanup(func() {
-		t.Helper()
-		if err := s.Stop(); err != nil {
-			t.Errorf("stop server: %v", err)
+		s.stop()
+		<-s.stopped
+		if s.err != nil && !s.judged.Load() {
+			t.Errorf("stop server: %v", s.err)
 		}
 	})
 	return s
 }
 
-// Stop stops the server as SIGTERM would and returns Run's error. It may be called more than once.
+// Stop stops the server as SIGTERM would and returns Run's error, which is then the caller's to judge. It may be called
+// more than once.
 func (s *Server) Stop() error {
+	s.judged.Store(true)
 	s.stop()
 	<-s.stopped
 	return s.err

@@ -61,20 +61,32 @@ func tree(m protoreflect.Message, depth int) any {
 		return x.AsDuration().String()
 	case *fieldmaskpb.FieldMask:
 		return strings.Join(x.GetPaths(), ",")
-	case *anypb.Any:
-		out := map[string]any{"@type": x.GetTypeUrl()}
-		if inner, err := x.UnmarshalNew(); err == nil {
-			out["value"] = tree(inner.ProtoReflect(), depth-1)
-		} else {
-			out["value"] = secret.Redacted
-		}
-		return out
+	}
+	if m.Descriptor().FullName() == anyName {
+		return packed(m, depth)
 	}
 	out := map[string]any{}
 	m.Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
 		out[fd.TextName()] = field(fd, v, depth-1)
 		return true
 	})
+	return out
+}
+
+// anyName is by what a packed message is known, generated or dynamic.
+var anyName = (&anypb.Any{}).ProtoReflect().Descriptor().FullName()
+
+// packed turns a packed message into a tree, if its type is known.
+func packed(m protoreflect.Message, depth int) any {
+	fields := m.Descriptor().Fields()
+	x := &anypb.Any{
+		TypeUrl: m.Get(fields.ByName("type_url")).String(),
+		Value:   m.Get(fields.ByName("value")).Bytes(),
+	}
+	out := map[string]any{"@type": x.GetTypeUrl(), "value": secret.Redacted}
+	if inner, err := x.UnmarshalNew(); err == nil {
+		out["value"] = tree(inner.ProtoReflect(), depth-1)
+	}
 	return out
 }
 
@@ -216,8 +228,17 @@ func plain(v reflect.Value, depth int) (any, bool) {
 			return nil, false
 		}
 	}
+	if v.Kind() == reflect.Struct && reflect.PointerTo(v.Type()).Implements(protoMessage) {
+		// A message by value, which it should never be; its methods are on the pointer.
+		p := reflect.New(v.Type())
+		p.Elem().Set(v)
+		return plain(p, depth-1)
+	}
 	return composite(v, depth)
 }
+
+// protoMessage is the type of proto.Message.
+var protoMessage = reflect.TypeFor[proto.Message]()
 
 // groupTree turns a group that stands inside another value into a map.
 func groupTree(group []slog.Attr, depth int) map[string]any {
