@@ -40,9 +40,9 @@ type Config struct {
 	// RedirectURI is where Entra ID sends administrators' browsers after consent: the broker's public URL and
 	// /consent/callback.
 	RedirectURI string `yaml:"redirect_uri"`
-	// KeyFile is the 32 random bytes, mode 0600, that everything secret in the database is encrypted with; the same for
-	// all replicas. `vaultd init` makes it.
-	KeyFile    string                `yaml:"key_file"`
+	// KEK is the URL of the key-encryption key, the same for all replicas: file:///path for 32 random bytes, mode 0600,
+	// which `vaultd init` makes.
+	KEK        string                `yaml:"kek"`
 	Log        obs.LogConfig         `yaml:"log"`
 	Database   sqldb.Config          `yaml:"database"`
 	Redis      redisconn.Config      `yaml:"redis"`
@@ -141,7 +141,7 @@ func (c Config) Validate() error {
 	}
 	required("listen", c.Listen)
 	required("runners_listen", c.RunnersListen)
-	required("key_file", c.KeyFile)
+	required("kek", c.KEK)
 	required("registry.target", c.Registry.Target)
 	add("registry.id", checkID(c.Registry.ID))
 	if !deploymentID.MatchString(c.DeploymentID) {

@@ -1,0 +1,134 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"phasekey.dev/pkg/obs"
+	"phasekey.dev/services/phasekey/cmd/phasekey-dev/internal/stack"
+	"phasekey.dev/services/phasekey/cmd/phasekey-dev/internal/story"
+)
+
+// options are the flags that both ways of starting have.
+type options struct {
+	dir   string
+	seed  uint64
+	level slog.Level
+}
+
+func root() *cobra.Command {
+	var o options
+	command := &cobra.Command{
+		Use:           "phasekey-dev --dir DIR",
+		Short:         "Run registry, broker, vault and a simulated Entra in one process, until interrupted",
+		Args:          cobra.NoArgs,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if o.dir == "" {
+				return errors.New("--dir is required: everything is kept there")
+			}
+			return serve(c.Context(), o)
+		},
+	}
+	flags := command.PersistentFlags()
+	flags.StringVar(&o.dir, "dir", "", "folder for all state; made when it does not exist")
+	flags.Uint64Var(&o.seed, "seed", 1, "decides the simulated Entra's lags")
+	flags.TextVar(&o.level, "log-level", slog.LevelWarn, "debug, info, warn or error")
+	command.AddCommand(demo(&o), arm())
+	return command
+}
+
+func serve(ctx context.Context, o options) error {
+	s, err := open(ctx, o)
+	if err != nil {
+		return err
+	}
+	s.Hints(os.Stdout)
+	return s.Run(ctx)
+}
+
+func open(ctx context.Context, o options) (*stack.Stack, error) {
+	return stack.Open(ctx, stack.Config{Dir: o.dir, Seed: o.seed, Log: obs.NewLogger(os.Stderr, o.level, obs.FormatText)})
+}
+
+func demo(o *options) *cobra.Command {
+	var phasekey string
+	command := &cobra.Command{
+		Use:   "demo",
+		Short: "Play the life of two integrations once, and judge it",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return play(c.Context(), *o, phasekey)
+		},
+	}
+	command.Flags().StringVar(&phasekey, "phasekey", "", "the phasekey command; beside this one when not given")
+	return command
+}
+
+// play opens a stack, in a folder of its own unless one is named, plays the story on it, and stops it.
+func play(ctx context.Context, o options, phasekey string) (err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	if phasekey == "" {
+		phasekey = filepath.Join(filepath.Dir(self), "phasekey")
+	}
+	if _, err := os.Stat(phasekey); err != nil {
+		return fmt.Errorf("the phasekey command is needed (--phasekey): %w", err)
+	}
+	if o.dir == "" {
+		if o.dir, err = os.MkdirTemp("", "phasekey-demo-"); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, os.RemoveAll(o.dir)) }()
+	}
+	s, err := open(ctx, o)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stopped := make(chan error, 1)
+	go func() {
+		stopped <- s.Run(ctx)
+		cancel()
+	}()
+	told := story.Play(ctx, story.Config{
+		Dir: o.dir, Endpoints: s.Endpoints(), World: s.World(), Phasekey: phasekey, Self: self, Out: os.Stdout, Err: os.Stderr,
+	})
+	cancel()
+	return errors.Join(told, <-stopped)
+}
+
+func arm() *cobra.Command {
+	var (
+		resourceManager, ca string
+		want                int
+	)
+	command := &cobra.Command{
+		Use:   "arm METHOD PATH",
+		Short: "Call Resource Manager with the managed identity that the environment names, as a program under phasekey exec does",
+		Args:  cobra.ExactArgs(2),
+		RunE: func(c *cobra.Command, args []string) error {
+			call, err := story.ARM(c.Context(), resourceManager, ca, args[0], args[1], want)
+			if err != nil {
+				return err
+			}
+			return json.NewEncoder(c.OutOrStdout()).Encode(call)
+		},
+	}
+	flags := command.Flags()
+	flags.StringVar(&resourceManager, "resource-manager", "https://management.azure.com", "its URL")
+	flags.StringVar(&ca, "ca", "", "file with the CA that its certificate is verified against")
+	flags.IntVar(&want, "want", 0, "the status that is waited for while roles replicate")
+	return command
+}

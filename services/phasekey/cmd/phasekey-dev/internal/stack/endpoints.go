@@ -1,0 +1,68 @@
+package stack
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+)
+
+// Endpoints are where a stack listens, as its folder's endpoints.json has them.
+type Endpoints struct {
+	// Host and port of gRPC listeners.
+	Registry     string `json:"registry"`
+	Broker       string `json:"broker"`
+	Vault        string `json:"vault"`
+	VaultRunners string `json:"vault_runners"`
+	// URLs of the simulated Entra.
+	Login           string `json:"login"`
+	Graph           string `json:"graph"`
+	ResourceManager string `json:"resource_manager"`
+	SimulatorAdmin  string `json:"simulator_admin"`
+	// HomeTenant is the platform's own tenant there.
+	HomeTenant string `json:"home_tenant"`
+
+	redis string
+}
+
+// EndpointsFile is the file's path in a stack's folder.
+func EndpointsFile(dir string) string { return filepath.Join(dir, "endpoints.json") }
+
+// readEndpoints are those of the last stack in the folder; none when there was none.
+func readEndpoints(dir string) Endpoints {
+	var out Endpoints
+	text, err := os.ReadFile(EndpointsFile(dir))
+	if err != nil || json.Unmarshal(text, &out) != nil {
+		return Endpoints{}
+	}
+	return out
+}
+
+func (e Endpoints) write(dir string) error {
+	text, err := json.MarshalIndent(e, "", "  ")
+	if err != nil {
+		return err
+	}
+	return replaceFile(EndpointsFile(dir), append(text, '\n'))
+}
+
+// replaceFile has the new contents appear whole or not at all.
+func replaceFile(path string, contents []byte) error {
+	next := path + ".new"
+	if err := os.WriteFile(next, contents, 0o600); err != nil {
+		return err
+	}
+	if err := os.Rename(next, path); err != nil {
+		return fmt.Errorf("replace %s: %w", path, err)
+	}
+	return nil
+}
+
+func hostPort(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return ""
+	}
+	return u.Host
+}

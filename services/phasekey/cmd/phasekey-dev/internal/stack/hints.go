@@ -1,0 +1,40 @@
+package stack
+
+import (
+	"fmt"
+	"io"
+	"strings"
+)
+
+// Hints prints where everything is, and calls that work when pasted.
+func (s *Stack) Hints(w io.Writer) {
+	at := s.endpoints
+	var b strings.Builder
+	fmt.Fprintf(&b, "phasekey-dev is up; everything is in %s\n\n", s.config.Dir)
+	for _, line := range [][2]string{
+		{"registry", at.Registry}, {"broker", at.Broker}, {"vault", at.Vault}, {"vault, for runners", at.VaultRunners},
+		{"simulated Entra", at.Login}, {"its admin API", at.SimulatorAdmin}, {"its administrator", s.world.Administrator},
+	} {
+		fmt.Fprintf(&b, "  %-20s %s\n", line[0], line[1])
+	}
+	tls := s.path("tls")
+	call := fmt.Sprintf("grpcurl -cacert %[1]s/ca.pem -cert %[1]s/platform.pem -key %[1]s/platform-key.pem", tls)
+	fmt.Fprintf(&b, `
+Try (grpcurl is in .bin after 'make setup'):
+
+  %[1]s %[2]s list
+
+  %[1]s -d '{"parent":"accounts/acme","integration_id":"network-read","integration":{"display_name":"network-read","tenant_id":"%[3]s","default_subscription_id":"%[4]s"}}' \
+    %[2]s phasekey.registry.v1.IntegrationService/CreateIntegration
+
+  %[1]s -d '{"name":"accounts/acme/integrations/network-read"}' \
+    %[2]s phasekey.registry.v1.IntegrationService/GetIntegration
+
+  %[1]s -d '{"parent":"accounts/acme","consent_session":{"integration":"accounts/acme/integrations/network-read"}}' \
+    %[5]s phasekey.broker.v1.ConsentService/CreateConsentSession
+
+Ctrl-C stops it; the same --dir goes on from there.
+`, call, at.Registry, s.world.CustomerTenant, s.world.Subscription, at.Broker)
+	// Nobody reading is no reason not to serve.
+	_, _ = io.WriteString(w, b.String())
+}

@@ -1,0 +1,121 @@
+// Package command is the phasekey command line.
+//
+// It guarantees that a command's exit code is decided in one place (Main), that no secret is taken from an argument or
+// from an environment value, and that what goes wrong is said in one line on standard error, with what to do about it.
+package command
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"phasekey.dev/pkg/obs"
+)
+
+// The exit codes for phasekey's own failures, as env(1) and timeout(1) have them. All others are the child's.
+const (
+	exitFailed     = 125
+	exitNotRunning = 126
+	exitNotFound   = 127
+)
+
+// envPrefix begins the environment variables that stand for flags: PHASEKEY_VAULT_ID for --vault-id.
+const envPrefix = "PHASEKEY_"
+
+// Process is what a command is run with.
+type Process struct {
+	Args   []string
+	Env    []string
+	Stdin  *os.File
+	Stdout *os.File
+	Stderr *os.File
+}
+
+// exitError is an error with an exit code of its own. Without an error inside, there is nothing to say.
+type exitError struct {
+	code int
+	err  error
+}
+
+// Error implements error.
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit code %d", e.code)
+	}
+	return e.err.Error()
+}
+
+// Unwrap returns the error inside.
+func (e *exitError) Unwrap() error { return e.err }
+
+// Main runs one command and returns the exit code.
+func Main(p Process) int {
+	root := &cobra.Command{
+		Use:           "phasekey",
+		Short:         "Credentials for one phase of an infrastructure run",
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.SetArgs(p.Args)
+	root.SetIn(p.Stdin)
+	root.SetOut(p.Stdout)
+	root.SetErr(p.Stderr)
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.AddCommand(newExec(p), newVersion())
+
+	err := root.ExecuteContext(context.Background())
+	if err == nil {
+		return 0
+	}
+	code := exitFailed
+	var exit *exitError
+	if errors.As(err, &exit) {
+		code = exit.code
+		if exit.err == nil {
+			return code
+		}
+	}
+	_, _ = fmt.Fprintln(p.Stderr, "phasekey: "+err.Error())
+	return code
+}
+
+// newVersion makes the command that says what this binary is.
+func newVersion() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Say which version this is",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			b := obs.ReadBuild()
+			_, err := fmt.Fprintf(c.OutOrStdout(), "phasekey %s (%s, %s)\n", b.Version, b.Revision, b.Go)
+			return err
+		},
+	}
+}
+
+// flagsFromEnv sets each flag that was not given from its environment variable, if there is one.
+func flagsFromEnv(flags *pflag.FlagSet, env []string) error {
+	values := map[string]string{}
+	for _, entry := range env {
+		if name, value, ok := strings.Cut(entry, "="); ok {
+			values[name] = value
+		}
+	}
+	var errs []error
+	flags.VisitAll(func(f *pflag.Flag) {
+		name := envPrefix + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+		value, ok := values[name]
+		if !ok || f.Changed || f.Name == "help" {
+			return
+		}
+		if err := flags.Set(f.Name, value); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", name, err))
+		}
+	})
+	return errors.Join(errs...)
+}

@@ -1,0 +1,294 @@
+package command
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"phasekey.dev/pkg/grpcclient"
+	"phasekey.dev/pkg/mtls"
+	"phasekey.dev/pkg/obs"
+	"phasekey.dev/pkg/rpcerr"
+	"phasekey.dev/pkg/runner"
+	"phasekey.dev/pkg/task"
+	"phasekey.dev/services/phasekey/internal/child"
+)
+
+// What --on-revoke may say.
+const (
+	onRevokeContinue  = "continue"
+	onRevokeTerminate = "terminate"
+)
+
+// defaultVaultID is the vault's identity where nobody has chosen another.
+const defaultVaultID = "spiffe://phasekey.dev/vault"
+
+// execFlags are exec's flags.
+type execFlags struct {
+	vault, vaultID, ca, cert, key string
+	grantFile                     string
+	grantFD                       int
+	onRevoke                      string
+	wait                          time.Duration
+	debug                         bool
+}
+
+// newExec makes the command that runs a child.
+func newExec(p Process) *cobra.Command {
+	f := &execFlags{}
+	c := &cobra.Command{
+		Use:   "exec --vault HOST:PORT --ca FILE (--grant-file FILE | --grant-fd N) [flags] -- COMMAND [ARGUMENT...]",
+		Short: "Run a command with the credentials of a grant",
+		Long: `Run a command with the credentials of a grant.
+
+The command finds a managed identity in its environment, as on a machine in Azure, and asks it for tokens as often as it
+likes; they are renewed for as long as it runs. Nothing is written to disk. The grant and everything called PHASEKEY_* are
+taken out of the command's environment, and so are other Azure identities. Whatever runs below the command can get
+tokens of this phase's access. It cannot get the grant; that holds for a grant file only if it cannot read that file, so
+prefer --grant-fd.
+
+Every flag can be given as an environment variable (--vault-id: PHASEKEY_VAULT_ID). The grant itself is never an argument or an
+environment variable.
+
+The exit code is the command's, or 128 plus the number of the signal that ended it; 125 if phasekey itself failed, 126 if
+the command could not be started, 127 if it was not found.`,
+		Args: cobra.ArbitraryArgs,
+		RunE: func(c *cobra.Command, args []string) error {
+			if err := flagsFromEnv(c.Flags(), p.Env); err != nil {
+				return err
+			}
+			return runExec(c.Context(), p, f, args)
+		},
+	}
+	flags := c.Flags()
+	// What comes after the first word that is no flag is the child's.
+	flags.SetInterspersed(false)
+	flags.StringVar(&f.vault, "vault", "", "the vault's listener for runners, HOST:PORT or any gRPC target")
+	flags.StringVar(&f.vaultID, "vault-id", defaultVaultID, "the SPIFFE ID that the vault must have")
+	flags.StringVar(&f.ca, "ca", "", "PEM file with the CA of the vault's certificate")
+	flags.StringVar(&f.cert, "cert", "", "PEM file with a client certificate, for grants that are bound to one")
+	flags.StringVar(&f.key, "key", "", "PEM file with the client certificate's key")
+	flags.StringVar(&f.grantFile, "grant-file", "", "file with the grant; others must not be able to read it")
+	flags.IntVar(&f.grantFD, "grant-fd", -1, "open descriptor (3 or higher) to read the grant from")
+	flags.StringVar(&f.onRevoke, "on-revoke", onRevokeContinue, "when the grant ends for good: continue without credentials, or terminate the command")
+	flags.DurationVar(&f.wait, "wait", 2*time.Minute, "how long to wait for the first credential")
+	flags.BoolVar(&f.debug, "debug", false, "log what happens to standard error")
+	return c
+}
+
+// validate reports all that is wrong with flags and arguments.
+func (f *execFlags) validate(env, args []string) error {
+	var errs []error
+	bad := func(wrong bool, text string) {
+		if wrong {
+			errs = append(errs, errors.New(text))
+		}
+	}
+	bad(f.vault == "", "--vault is missing: where the vault's listener for runners is")
+	bad(f.ca == "", "--ca is missing: the CA file that came with the vault's address")
+	bad((f.cert == "") != (f.key == ""), "--cert and --key go together")
+	bad(f.grantFile == "" && f.grantFD < 0, "--grant-file or --grant-fd is missing")
+	bad(f.grantFile != "" && f.grantFD >= 0, "--grant-file and --grant-fd exclude each other")
+	bad(f.grantFD >= 0 && f.grantFD < 3, "--grant-fd: 0, 1 and 2 are the command's own")
+	bad(f.onRevoke != onRevokeContinue && f.onRevoke != onRevokeTerminate, "--on-revoke is continue or terminate")
+	bad(f.wait <= 0, "--wait must be positive")
+	bad(len(args) == 0, "no command: put it after --")
+	bad(grantInEnv(env), "PHASEKEY_GRANT is set: a grant in the environment is seen by others; use --grant-fd or --grant-file, and revoke this one")
+	return errors.Join(errs...)
+}
+
+// runExec is exec.
+func runExec(ctx context.Context, p Process, f *execFlags, args []string) error {
+	if err := f.validate(p.Env, args); err != nil {
+		return err
+	}
+	path, err := exec.LookPath(args[0])
+	switch {
+	case errors.Is(err, os.ErrPermission):
+		return &exitError{code: exitNotRunning, err: err}
+	case err != nil:
+		return &exitError{code: exitNotFound, err: err}
+	}
+	if err := hide(); err != nil {
+		return err
+	}
+	grant, err := readGrant(f)
+	if err != nil {
+		return err
+	}
+	level := slog.LevelWarn
+	if f.debug {
+		level = slog.LevelDebug
+	}
+	log := obs.NewLogger(p.Stderr, level, obs.FormatText)
+
+	source, err := mtls.Open(ctx, mtls.Config{CertFile: f.cert, KeyFile: f.key, CAFile: f.ca}, log)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = source.Close() }()
+	conn, err := grpcclient.Dial(grpcclient.Config{Target: f.vault, TLS: source.ClientConfig(f.vaultID)})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	r, err := runner.New(runner.Config{Conn: conn, Grant: grant, Log: log})
+	if err != nil {
+		return err
+	}
+	loopback, err := runner.Listen(ctx, runner.LoopbackConfig{Runner: r, Log: log})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = loopback.Close() }()
+
+	x := &execution{p: p, f: f, log: log, runner: r, loopback: loopback, path: path, args: args}
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, child.Forwarded()...)
+	defer signal.Stop(signals)
+	ended := make(chan error, 1)
+	err = task.Run(ctx, log,
+		task.Task{Name: "tls", Run: source.Run},
+		task.Task{Name: "runner", Run: x.follow},
+		task.Task{Name: "loopback", Run: loopback.Run},
+		task.Task{Name: "child", Grace: child.KillAfter + 5*time.Second, Run: func(ctx context.Context) error {
+			ended <- x.child(ctx, signals)
+			return nil
+		}},
+	)
+	select {
+	case result := <-ended:
+		// Whatever failed while stopping, the command has ended as it has ended.
+		if err != nil {
+			log.WarnContext(ctx, "not stopped cleanly", slog.Any("error", err))
+		}
+		return result
+	default:
+		return err
+	}
+}
+
+// execution is one run of a child.
+type execution struct {
+	p        Process
+	f        *execFlags
+	log      *slog.Logger
+	runner   *runner.Runner
+	loopback *runner.Loopback
+	path     string
+	args     []string
+}
+
+// follow keeps the credential. When delivery has ended for good it stays, so that the child is not stopped with it: child
+// decides about that.
+func (x *execution) follow(ctx context.Context) error {
+	err := x.runner.Run(ctx)
+	var final *runner.FinalError
+	if !errors.As(err, &final) {
+		return err
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// child waits for the first credential, runs the child, and returns its exit code as an exitError.
+func (x *execution) child(ctx context.Context, signals <-chan os.Signal) error {
+	credential, err := x.first(ctx, signals)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		x.watch(ctx, cancel)
+	}()
+	code, err := child.Run(ctx, child.Config{
+		Path:   x.path,
+		Args:   x.args,
+		Env:    x.loopback.Environment(x.p.Env, credential),
+		Stdin:  x.p.Stdin,
+		Stdout: x.p.Stdout,
+		Stderr: x.p.Stderr,
+		Log:    x.log,
+	}, signals)
+	cancel()
+	<-watched
+	if err != nil {
+		return &exitError{code: exitNotRunning, err: err}
+	}
+	if code == 0 {
+		return nil
+	}
+	return &exitError{code: code}
+}
+
+// first waits for the first credential.
+func (x *execution) first(ctx context.Context, signals <-chan os.Signal) (runner.Credential, error) {
+	ctx, cancel := context.WithTimeout(ctx, x.f.wait)
+	defer cancel()
+	type result struct {
+		credential runner.Credential
+		err        error
+	}
+	got := make(chan result, 1)
+	go func() {
+		c, err := x.runner.Credential(ctx)
+		got <- result{c, err}
+	}()
+	for {
+		select {
+		case r := <-got:
+			if r.err != nil {
+				return runner.Credential{}, x.explain(r.err)
+			}
+			return r.credential, nil
+		case s := <-signals:
+			number, ok := s.(syscall.Signal)
+			if ok && child.Ends(number) {
+				cancel()
+				<-got
+				return runner.Credential{}, &exitError{code: 128 + int(number)}
+			}
+		}
+	}
+}
+
+// explain says why there is no first credential, and what to do.
+func (x *execution) explain(err error) error {
+	text := "no credential: " + rpcerr.Explain(err)
+	if errors.Is(err, context.DeadlineExceeded) {
+		text = fmt.Sprintf("no credential within %s: %s", x.f.wait, cause(err))
+	}
+	if h := hint(rpcerr.Reason(err)); h != "" {
+		text += "\nphasekey: " + h
+	}
+	return &exitError{code: exitFailed, err: errors.New(text)}
+}
+
+// watch says when delivery has ended, and ends the child if that was asked for.
+func (x *execution) watch(ctx context.Context, terminate context.CancelFunc) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-x.runner.Done():
+	}
+	var final *runner.FinalError
+	if !errors.As(x.runner.Err(), &final) {
+		return
+	}
+	x.log.ErrorContext(ctx, "no more credentials for this command", slog.String("reason", final.Reason),
+		slog.String("on_revoke", x.f.onRevoke), slog.String("hint", hint(final.Reason)))
+	if x.f.onRevoke == onRevokeTerminate {
+		terminate()
+	}
+}

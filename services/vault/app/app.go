@@ -1,0 +1,364 @@
+// Package app assembles the vault: what the command runs, and what phasekey-dev runs beside the other services.
+//
+// It guarantees that New fails on anything that would keep the vault from serving for ever (configuration, key, schema,
+// number of shards, addresses), and that whatever may come back by itself (the registry, Redis, Entra, a database that
+// restarts) only keeps it from what needs it, and for as long as it is away.
+package app
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/redis/go-redis/v9"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	optionsv1 "phasekey.dev/gen/phasekey/options/v1"
+	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
+	"phasekey.dev/pkg/daemon"
+	"phasekey.dev/pkg/grpcclient"
+	"phasekey.dev/pkg/grpcserver"
+	"phasekey.dev/pkg/mtls"
+	"phasekey.dev/pkg/obs"
+	"phasekey.dev/pkg/redisconn"
+	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/pkg/task"
+	"phasekey.dev/services/vault/internal/delivery"
+	"phasekey.dev/services/vault/internal/election"
+	"phasekey.dev/services/vault/internal/election/redislock"
+	"phasekey.dev/services/vault/internal/election/static"
+	"phasekey.dev/services/vault/internal/entra"
+	"phasekey.dev/services/vault/internal/feed"
+	"phasekey.dev/services/vault/internal/fence"
+	"phasekey.dev/services/vault/internal/hint"
+	"phasekey.dev/services/vault/internal/issuer"
+	"phasekey.dev/services/vault/internal/keyring"
+	"phasekey.dev/services/vault/internal/keyring/keystore"
+	"phasekey.dev/services/vault/internal/rotation"
+	"phasekey.dev/services/vault/internal/rpc"
+	"phasekey.dev/services/vault/internal/store"
+)
+
+const (
+	// healthInterval is how often readiness is found out anew; a check that takes longer has failed.
+	healthInterval = 2 * time.Second
+	// registryTimeout bounds a single call to the registry that brings no deadline of its own.
+	registryTimeout = 15 * time.Second
+	// maxEntraTimeout bounds one request to Entra or Graph; a lock's life may allow less.
+	maxEntraTimeout = 8 * time.Second
+)
+
+// App is a vault whose listeners are bound and whose stores are open. Run it once, or Close it.
+type App struct {
+	cfg      Config
+	log      *slog.Logger
+	metrics  *prometheus.Registry
+	held     daemon.Held
+	db       *sqldb.DB
+	store    *store.Store
+	keyring  *keyring.Keyring
+	tls      *mtls.Source
+	registry *grpc.ClientConn
+	hints    *hint.Hints // nil without Redis
+	hub      *delivery.Hub
+	server   *grpcserver.Server
+	runners  *grpcserver.Server
+	elector  election.Elector
+	worker   *rotation.Worker
+	prober   *rotation.Prober
+	feed     *feed.Feed
+
+	serveMetrics *task.Task // nil: not served
+}
+
+// New opens the database, the keys, the certificates and the clouds, binds the listeners, and starts nothing. When it fails
+// it leaves nothing open.
+func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *App, err error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	a := &App{cfg: cfg, log: log, metrics: obs.NewRegistry("vault")}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.held.Close())
+		}
+	}()
+	if err := a.openStore(ctx); err != nil {
+		return nil, err
+	}
+	if a.keyring, err = keyring.Open(ctx, cfg.KEK, keystore.New(a.db)); err != nil {
+		return nil, err
+	}
+	if a.tls, err = mtls.Open(ctx, cfg.TLS, log); err != nil {
+		return nil, err
+	}
+	a.held.Own("tls", a.tls.Close)
+	if err := a.dial(); err != nil {
+		return nil, err
+	}
+	clouds := make(entra.Clouds, len(cfg.Clouds))
+	for name, cloud := range cfg.Clouds {
+		if clouds[name], err = cloud.open(); err != nil {
+			return nil, fmt.Errorf("clouds.%s: %w", name, err)
+		}
+	}
+	var client redis.UniversalClient
+	if len(cfg.Redis.Addrs) > 0 {
+		if client, err = redisconn.Open(cfg.Redis); err != nil {
+			return nil, err
+		}
+		a.held.Own("redis", client.Close)
+		a.hints = hint.New(client, cfg.DeploymentID, log)
+	}
+	a.deliver(clouds)
+	if err := a.work(clouds, client); err != nil {
+		return nil, err
+	}
+	return a, a.listen(ctx)
+}
+
+// Init makes the key-encryption key's file, once, for a database without data.
+func Init(ctx context.Context, cfg Config) (err error) {
+	if err := cfg.Validate(); err != nil {
+		return fmt.Errorf("configuration: %w", err)
+	}
+	migrations, err := store.Migrations()
+	if err != nil {
+		return err
+	}
+	db, err := sqldb.Open(ctx, cfg.Database, migrations)
+	if err != nil {
+		return err
+	}
+	return errors.Join(keyring.Init(ctx, cfg.KEK, keystore.New(db)), db.Close())
+}
+
+func (a *App) openStore(ctx context.Context) error {
+	migrations, err := store.Migrations()
+	if err != nil {
+		return err
+	}
+	if a.db, err = sqldb.Open(ctx, a.cfg.Database, migrations); err != nil {
+		return err
+	}
+	a.held.Own("database", a.db.Close)
+	a.store = store.New(a.db)
+	for _, name := range a.db.NewerMigrations() {
+		a.log.WarnContext(ctx, "the database has a migration of a newer release", slog.String("migration", name))
+	}
+	return a.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+		return fence.Configure(ctx, tx, a.cfg.Election.Shards)
+	})
+}
+
+// dial makes the connection to the registry, which need not be up.
+func (a *App) dial() (err error) {
+	var services []protoreflect.ServiceDescriptor
+	for _, file := range []protoreflect.FileDescriptor{
+		registryv1.File_phasekey_registry_v1_integration_service_proto,
+		registryv1.File_phasekey_registry_v1_project_service_proto,
+		registryv1.File_phasekey_registry_v1_attachment_service_proto,
+	} {
+		services = append(services, file.Services().Get(0))
+	}
+	a.registry, err = grpcclient.Dial(grpcclient.Config{
+		Target: a.cfg.Registry.Target, TLS: a.tls.ClientConfig(a.cfg.Registry.ID), Timeout: registryTimeout, Services: services,
+	})
+	if err != nil {
+		return fmt.Errorf("registry: %w", err)
+	}
+	a.held.Own("registry", a.registry.Close)
+	return nil
+}
+
+// deliver makes what serves runners.
+func (a *App) deliver(clouds entra.Clouds) {
+	known := make(map[string]delivery.Cloud, len(clouds))
+	for name, cloud := range clouds {
+		known[name] = delivery.Cloud{ResourceManager: cloud.ResourceManager(), Environment: azurermEnvironment(name)}
+	}
+	cfg := delivery.Config{
+		Store:  a.store,
+		Issuer: issuer.New(issuer.Config{Minter: clouds, Keyring: a.keyring, Metrics: a.metrics}),
+		Clouds: known, Log: a.log, Metrics: a.metrics,
+	}
+	if a.hints != nil {
+		cfg.Hints = a.hints.Heard()
+	}
+	a.hub = delivery.New(cfg)
+}
+
+// azurermEnvironment is what the Terraform provider calls a cloud; empty for one that it does not know.
+func azurermEnvironment(cloud string) string {
+	switch cloud {
+	case "public", "usgovernment", "china":
+		return cloud
+	default:
+		return ""
+	}
+}
+
+// work makes what makes Entra agree with the registry.
+func (a *App) work(clouds entra.Clouds, client redis.UniversalClient) error {
+	directories := make(rotation.Clouds, len(clouds))
+	for name, cloud := range clouds {
+		directories[name] = cloud
+	}
+	timeout := min(maxEntraTimeout, a.cfg.Election.LockTTL/2)
+	a.prober = rotation.NewProber(rotation.ProberConfig{
+		Store: a.store, Clouds: directories, Keyring: a.keyring, Timing: a.cfg.Timing, Timeout: timeout,
+	})
+	var err error
+	a.worker, err = rotation.New(rotation.Config{
+		Store: a.store, Clouds: directories, Keyring: a.keyring,
+		Reporter:     rotation.NewRegistry(registryv1.NewStatusServiceClient(a.registry)),
+		Timing:       a.cfg.Timing,
+		DeploymentID: a.cfg.DeploymentID, NamePrefix: a.cfg.ApplicationPrefix, RedirectURI: a.cfg.RedirectURI,
+		Notify: func(string) { a.changed() },
+		Log:    a.log, Metrics: a.metrics,
+		Timeout: timeout,
+	})
+	if err != nil {
+		return err
+	}
+	a.feed = feed.New(feed.Config{
+		Registry: feed.Registry{
+			Integrations: registryv1.NewIntegrationServiceClient(a.registry),
+			Projects:     registryv1.NewProjectServiceClient(a.registry),
+			Attachments:  registryv1.NewAttachmentServiceClient(a.registry),
+			Watch:        registryv1.NewWatchServiceClient(a.registry),
+		},
+		Store: a.store, Shard: func(uid string) int { return election.ShardOf(uid, a.cfg.Election.Shards) },
+		Changed: a.changed, Log: a.log,
+	})
+	host, err := os.Hostname()
+	if err != nil {
+		return err
+	}
+	if a.cfg.Election.StaticMaster {
+		a.elector, err = static.New(static.Config{
+			Replica: host, Master: host, Shards: a.cfg.Election.Shards, Backoff: a.cfg.Election.LockTTL, Fence: taker{a.db}, Log: a.log,
+		})
+		return err
+	}
+	a.elector, err = redislock.New(redislock.Config{
+		Client: client, Prefix: "phasekey:" + a.cfg.DeploymentID, Replica: host,
+		Shards: a.cfg.Election.Shards, TTL: a.cfg.Election.LockTTL, Fence: taker{a.db}, Log: a.log,
+	})
+	return err
+}
+
+// taker takes shards in the database.
+type taker struct{ db *sqldb.DB }
+
+func (t taker) Take(ctx context.Context, shard int, now time.Time) (m election.Mastership, err error) {
+	err = t.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
+		m, err = fence.Take(ctx, tx, shard, now)
+		return err
+	})
+	return m, err
+}
+
+// changed has streams hear of a change: this replica's at once, the others' by a hint.
+func (a *App) changed() {
+	a.hub.Nudge()
+	if a.hints != nil {
+		a.hints.Notify()
+	}
+}
+
+// listen binds the addresses and makes the servers.
+func (a *App) listen(ctx context.Context) error {
+	services := rpc.Config{
+		Grants: a.store, Hub: a.hub, Changed: a.changed, Prober: a.prober,
+		Resolver: registryv1.NewAttachmentServiceClient(a.registry),
+	}
+	policy := grpcserver.OptionPolicy(optionsv1.E_Callers)
+	ln, err := a.held.Listen(ctx, "listen", a.cfg.Listen)
+	if err != nil {
+		return err
+	}
+	a.server, err = grpcserver.New(grpcserver.Config{
+		Name: "vault", Listener: ln, TLS: a.tls.ServerConfig(mtls.Required), Log: a.log, Metrics: a.metrics,
+		Register: rpc.Register(services), Policy: policy, Identities: a.cfg.Identities, Limits: a.cfg.Limits,
+		Reflection: true, StreamIdle: streamIdle, OnDrain: a.hub.Drain, Drain: a.cfg.Drain,
+	})
+	if err != nil {
+		return err
+	}
+	if ln, err = a.held.Listen(ctx, "runners_listen", a.cfg.RunnersListen); err != nil {
+		return err
+	}
+	a.runners, err = grpcserver.New(grpcserver.Config{
+		Name: "vault-runners", Listener: ln, TLS: a.tls.ServerConfig(mtls.Optional), Log: a.log, Metrics: a.metrics,
+		Register: rpc.RegisterRunners(services), Policy: policy, Identities: a.cfg.Identities, Limits: a.cfg.Limits,
+		AnonymousOK: true, StreamIdle: streamIdle, OnDrain: a.hub.Drain, Drain: a.cfg.Drain,
+	})
+	if err != nil {
+		return err
+	}
+	if a.cfg.MetricsListen == "" {
+		return nil
+	}
+	if ln, err = a.held.Listen(ctx, "metrics_listen", a.cfg.MetricsListen); err != nil {
+		return err
+	}
+	var secure *tls.Config
+	if tcp, ok := ln.Addr().(*net.TCPAddr); !ok || !tcp.IP.IsLoopback() {
+		secure = a.tls.HTTPSConfig()
+	}
+	serve, err := obs.MetricsTask(ln, secure, a.metrics, a.log)
+	if err != nil {
+		return err
+	}
+	a.serveMetrics = &serve
+	return nil
+}
+
+// streamIdle is off: a stream of credentials says something only when they change, and ends with its grant.
+const streamIdle = -1
+
+// Addr is the bound address of the services' listener.
+func (a *App) Addr() net.Addr { return a.server.Addr() }
+
+// RunnersAddr is the bound address of the runners' listener.
+func (a *App) RunnersAddr() net.Addr { return a.runners.Addr() }
+
+// Run serves until ctx ends, then stops in order and closes everything: streams are told to go elsewhere, then masterships
+// are resigned, then stores are closed. It returns the first failure.
+func (a *App) Run(ctx context.Context) error {
+	tasks := []task.Task{{Name: "tls", Run: a.tls.Run}}
+	if a.serveMetrics != nil {
+		tasks = append(tasks, *a.serveMetrics)
+	}
+	if a.hints != nil {
+		tasks = append(tasks, task.Task{Name: "hints", Run: a.hints.Run})
+	}
+	grace := a.cfg.Drain + 2*time.Second
+	tasks = append(tasks,
+		task.Task{Name: "feed", Run: a.feed.Run},
+		task.Task{Name: "election", Grace: grace, Run: func(ctx context.Context) error {
+			return a.elector.Run(ctx, a.worker.Serve)
+		}},
+		task.Task{Name: "hub", Run: a.hub.Run},
+		task.Task{Name: "server", Run: a.server.Run, Grace: grace},
+		task.Task{Name: "runners", Run: a.runners.Run, Grace: grace},
+		task.Task{Name: "health", Run: func(ctx context.Context) error {
+			return a.server.FollowHealth(ctx, healthInterval, a.db.Ping)
+		}},
+		task.Task{Name: "runners health", Run: func(ctx context.Context) error {
+			return a.runners.FollowHealth(ctx, healthInterval, a.db.Ping)
+		}},
+	)
+	return errors.Join(task.Run(ctx, a.log, tasks...), a.held.Close())
+}
+
+// Close releases what New opened, the last first. Run does so itself.
+func (a *App) Close() error { return a.held.Close() }

@@ -1,0 +1,27 @@
+// Command vaultd runs the credential vault.
+package main
+
+import (
+	"context"
+	"log/slog"
+	"os"
+
+	"phasekey.dev/pkg/daemon"
+	"phasekey.dev/pkg/obs"
+	"phasekey.dev/services/vault/app"
+)
+
+func main() {
+	cfg := app.DefaultConfig()
+	os.Exit(daemon.Program[*app.Config]{
+		Name:    "vaultd",
+		Config:  &cfg,
+		Logging: func(c *app.Config) obs.LogConfig { return c.Log },
+		Open: func(ctx context.Context, c *app.Config, log *slog.Logger) (daemon.Service, error) {
+			return app.New(ctx, *c, log)
+		},
+		Commands: []daemon.Command[*app.Config]{
+			{Name: "init", Run: func(ctx context.Context, c *app.Config, _ *slog.Logger) error { return app.Init(ctx, *c) }},
+		},
+	}.Main())
+}
