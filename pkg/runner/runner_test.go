@@ -397,10 +397,18 @@ func TestRunner_SaysWhyItWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		defer w.stop()
-		w.vault.Accept(t).End(vaultError(codes.Unavailable, errorv1.ErrorReason_ERROR_REASON_CONSENT_MISSING))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		waited := make(chan error)
+		go func() {
+			_, err := w.runner.Credential(ctx)
+			waited <- err
+		}()
 		synctest.Wait()
-		_, err := w.now()
-		if got := rpcerr.Reason(err); got != "CONSENT_MISSING" || !errors.Is(err, context.Canceled) {
+		w.vault.Accept(t).End(vaultError(codes.Unavailable, errorv1.ErrorReason_ERROR_REASON_CONSENT_MISSING))
+		w.vault.Accept(t)
+		err := <-waited
+		if got := rpcerr.Reason(err); got != "CONSENT_MISSING" || !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("got %v", err)
 		}
 	})

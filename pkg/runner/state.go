@@ -26,7 +26,7 @@ func newState() *state {
 func (s *state) wait(ctx context.Context) (Credential, error) {
 	for {
 		s.mu.Lock()
-		held, failure, end, changed := s.held, s.failure, s.end, s.changed
+		held, end, changed := s.held, s.end, s.changed
 		s.mu.Unlock()
 		switch {
 		case end != nil:
@@ -37,6 +37,9 @@ func (s *state) wait(ctx context.Context) (Credential, error) {
 		select {
 		case <-changed:
 		case <-ctx.Done():
+			s.mu.Lock()
+			failure := s.failure
+			s.mu.Unlock()
 			return Credential{}, fmt.Errorf("wait for a credential: %w", errors.Join(ctx.Err(), failure))
 		}
 	}
