@@ -1,8 +1,9 @@
 package credential
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
-	"hash/fnv"
 	"slices"
 	"strings"
 	"time"
@@ -117,9 +118,8 @@ func (v Version) Works(now time.Time, t Timing) bool {
 
 // jitter is a number in [-1, 1) that depends on the version's ID alone.
 func (v Version) jitter() float64 {
-	h := fnv.New64a()
-	_, _ = h.Write([]byte(v.ID))
-	return float64(int64(h.Sum64()>>11))/float64(1<<52) - 1
+	sum := sha256.Sum256([]byte(v.ID))
+	return float64(binary.BigEndian.Uint64(sum[:])>>11)/(1<<52) - 1
 }
 
 // RotateTime is when the successor of an ACTIVE version is begun: a period after its activation, give or take a tenth,

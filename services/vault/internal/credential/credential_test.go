@@ -1,0 +1,423 @@
+package credential_test
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"phasekey.dev/services/vault/internal/credential"
+)
+
+var epoch = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+
+// version returns one that is in the ordinary course of its life at epoch.
+func version(id string, number int64, state credential.State, edit ...func(*credential.Version)) credential.Version {
+	v := credential.Version{
+		ID: id, IntegrationUID: "uid", Number: number, State: state, Name: credential.PasswordName("test", id), KeyID: "key-" + id,
+		IntendTime: epoch.Add(-10 * time.Hour), AddTime: epoch.Add(-10 * time.Hour), StartTime: epoch.Add(-10 * time.Hour), EndTime: epoch.Add(62 * time.Hour),
+		PropagateTime: epoch.Add(-10 * time.Hour), ActivateTime: epoch.Add(-10 * time.Hour), ProveTime: epoch.Add(-time.Minute),
+	}
+	if state == credential.Intended {
+		v.KeyID = ""
+	}
+	for _, e := range edit {
+		e(&v)
+	}
+	return v
+}
+
+// facts returns those of a healthy integration with these versions.
+func facts(versions ...credential.Version) credential.Facts {
+	f := credential.Facts{
+		Wanted: credential.Wanted{UID: "uid", Present: true, Period: 24 * time.Hour, SpecDigest: "spec"},
+		Application: credential.Application{
+			IntegrationUID: "uid", ObjectID: "object", ClientID: "client", SpecDigest: "spec", EnsureSendTime: epoch.Add(-11 * time.Hour),
+			EnsureTime: epoch.Add(-11 * time.Hour), ReadTime: epoch.Add(-5 * time.Minute), ReadyTime: epoch.Add(-10 * time.Hour),
+			Consented: true, ConsentTime: epoch.Add(-10 * time.Hour), ActivateTime: epoch.Add(-10 * time.Hour), ObserveTime: epoch.Add(-5 * time.Minute),
+			PrincipalObjectID: "principal",
+		},
+		Versions: versions,
+	}
+	for _, v := range versions {
+		f.LastNumber = max(f.LastNumber, v.Number)
+	}
+	return f
+}
+
+func TestDecide(t *testing.T) {
+	timing := credential.Production()
+	ago := func(d time.Duration) time.Time { return epoch.Add(-d) }
+	for _, tt := range []struct {
+		name  string
+		facts func() credential.Facts
+		// want is the action's name, and for Apply also why.
+		want string
+		// check looks closer.
+		check func(t *testing.T, a credential.Action)
+	}{
+		{name: "a new integration gets its application", want: "ensure_application", facts: func() credential.Facts {
+			return credential.Facts{Wanted: credential.Wanted{UID: "uid", Present: true, SpecDigest: "spec"}}
+		}},
+		{name: "without an application nothing else is tried while making it is put off", want: "wait", facts: func() credential.Facts {
+			return credential.Facts{Wanted: credential.Wanted{UID: "uid", Present: true, SpecDigest: "spec"}, Application: credential.Application{NextTime: epoch.Add(time.Minute)}}
+		}},
+		{name: "an integration that is not listed is left alone", want: "wait", facts: func() credential.Facts {
+			f := facts(version("a", 1, credential.Active, func(v *credential.Version) { v.EndTime = epoch }))
+			f.Wanted.Present = false
+			return f
+		}, check: func(t *testing.T, a credential.Action) {
+			if w := a.(credential.Wait); w.Reason == "" {
+				t.Error("the wait gives no reason")
+			}
+		}},
+		{name: "another name is given to the application", want: "ensure_application", facts: func() credential.Facts {
+			f := facts(version("a", 1, credential.Active))
+			f.Wanted.SpecDigest = "other"
+			return f
+		}},
+		{name: "an application that is not found is not made again in passing", want: "wait", facts: func() credential.Facts {
+			f := facts(version("a", 1, credential.Active))
+			f.Wanted.SpecDigest = "other"
+			f.Application.MissingReads, f.Application.MissingTime = 1, ago(time.Minute)
+			return f
+		}},
+		{name: "the first password is made before anybody consented", want: "add_password", facts: func() credential.Facts {
+			f := facts()
+			f.Application.Consented, f.Application.ActivateTime = false, time.Time{}
+			return f
+		}, check: func(t *testing.T, a credential.Action) {
+			if end := a.(credential.Add).End; !end.Equal(epoch.Add(72 * time.Hour)) {
+				t.Errorf("it ends at %s, want three periods later", end)
+			}
+		}},
+		{name: "writes to one application are spaced", want: "wait", facts: func() credential.Facts {
+			f := facts()
+			f.Application.WriteTime = ago(timing.WriteSpacing - time.Second)
+			return f
+		}, check: func(t *testing.T, a credential.Action) {
+			if w := a.(credential.Wait); !w.Until.Equal(epoch.Add(time.Second)) {
+				t.Errorf("waits until %s", w.Until)
+			}
+		}},
+		{name: "an intent whose answer is lost is abandoned", want: "apply AnswerLost", facts: func() credential.Facts {
+			return facts(version("a", 1, credential.Active), version("b", 2, credential.Intended, func(v *credential.Version) { v.SendTime = ago(time.Minute) }))
+		}},
+		{name: "an intent that was answered by a refusal is tried again", want: "add_password", facts: func() credential.Facts {
+			return facts(version("a", 1, credential.Active), version("b", 2, credential.Intended))
+		}},
+		{name: "the home tenant is asked before the customer's", want: "ask_home_tenant", facts: func() credential.Facts {
+			f := facts(version("a", 1, credential.Staged))
+			f.Application.ReadyTime, f.Application.Consented, f.Application.ActivateTime = time.Time{}, false, time.Time{}
+			return f
+		}},
+		{name: "a staged version is kept for as long as nobody consents", want: "wait", facts: func() credential.Facts {
+			f := facts(version("a", 1, credential.Staged, func(v *credential.Version) { v.Refusals = 50; v.PropagateTime = time.Time{} }))
+			f.Application.Consented, f.Application.ObserveTime = false, ago(time.Second)
+			return f
+		}},
+		{name: "a staged version is renewed when a third of its life is left", want: "add_password", facts: func() credential.Facts {
+			f := facts(version("a", 1, credential.Staged, func(v *credential.Version) { v.StartTime, v.EndTime = ago(48*time.Hour), epoch.Add(24*time.Hour) }))
+			f.Application.Consented = false
+			return f
+		}},
+		{name: "a staged version whose successor is there goes", want: "apply Superseded", facts: func() credential.Facts {
+			f := facts(version("a", 1, credential.Staged), version("b", 2, credential.Staged))
+			f.Application.Consented = false
+			return f
+		}},
+		{name: "consent starts the proofs", want: "apply Consented", facts: func() credential.Facts { return facts(version("a", 1, credential.Staged)) }},
+		{name: "consent that is lost ends them", want: "apply ConsentLost", facts: func() credential.Facts {
+			f := facts(version("a", 1, credential.Propagating))
+			f.Application.Consented = false
+			return f
+		}},
+		{name: "a first version is proven at once", want: "prove", facts: func() credential.Facts {
+			f := facts(version("a", 1, credential.Propagating, func(v *credential.Version) { v.AddTime, v.PropagateTime = epoch, epoch }))
+			f.Application.ActivateTime = time.Time{}
+			return f
+		}},
+		{name: "one that replaces a working one is proven at the end of its settling", want: "wait", facts: func() credential.Facts {
+			return facts(version("a", 1, credential.Active), version("b", 2, credential.Propagating, func(v *credential.Version) { v.AddTime, v.PropagateTime = epoch, epoch }))
+		}, check: func(t *testing.T, a credential.Action) {
+			if w, want := a.(credential.Wait), epoch.Add(20*time.Minute-8*7*time.Second); !w.Until.Equal(want) {
+				t.Errorf("waits until %s, want %s", w.Until, want)
+			}
+		}},
+		{name: "proofs are spaced", want: "wait", facts: func() credential.Facts {
+			return facts(version("a", 1, credential.Propagating, func(v *credential.Version) { v.Proofs, v.ProbeTime = 3, ago(6*time.Second) }))
+		}},
+		{name: "seven proofs are not enough", want: "prove", facts: func() credential.Facts {
+			return facts(version("a", 1, credential.Propagating, func(v *credential.Version) { v.Proofs = 7 }))
+		}},
+		{name: "eight are", want: "apply Proven", facts: func() credential.Facts {
+			return facts(version("a", 1, credential.Propagating, func(v *credential.Version) { v.Proofs = 8 }))
+		}, check: func(t *testing.T, a credential.Action) {
+			if got := a.(credential.Apply).Change.Moves[0].Version.State; got != credential.Active {
+				t.Errorf("it becomes %s", got)
+			}
+		}},
+		{name: "promotion retires the one before in the same step", want: "apply Proven", facts: func() credential.Facts {
+			return facts(version("a", 1, credential.Active), version("b", 2, credential.Propagating, func(v *credential.Version) { v.Proofs = 8; v.AddTime = ago(21 * time.Minute) }))
+		}, check: func(t *testing.T, a credential.Action) {
+			moves := a.(credential.Apply).Change.Moves
+			if len(moves) != 2 || moves[0].Version.State != credential.Retiring || moves[1].Version.State != credential.Active {
+				t.Errorf("moves are %v", moves)
+			}
+		}},
+		{name: "what is refused too long is abandoned", want: "apply NeverProven", facts: func() credential.Facts {
+			return facts(version("a", 1, credential.Propagating, func(v *credential.Version) { v.Refusals, v.PropagateTime = 9, ago(time.Hour) }))
+		}},
+		{name: "what only lacks answers is not", want: "prove", facts: func() credential.Facts {
+			return facts(version("a", 1, credential.Propagating, func(v *credential.Version) { v.PropagateTime = ago(9 * time.Hour) }))
+		}},
+		{name: "an ACTIVE version is replaced after its period", want: "add_password", facts: func() credential.Facts {
+			return facts(version("a", 1, credential.Active, func(v *credential.Version) { v.ActivateTime = ago(27 * time.Hour) }))
+		}},
+		{name: "and not long before", want: "wait", facts: func() credential.Facts {
+			return facts(version("a", 1, credential.Active, func(v *credential.Version) { v.ActivateTime = ago(20 * time.Hour) }))
+		}},
+		{name: "a short-lived one with a third of its life left", want: "add_password", facts: func() credential.Facts {
+			return facts(version("a", 1, credential.Active, func(v *credential.Version) { v.StartTime, v.EndTime = ago(8*time.Hour), epoch.Add(4*time.Hour) }))
+		}},
+		{name: "a broken one at once", want: "add_password", facts: func() credential.Facts {
+			return facts(version("a", 1, credential.Active, func(v *credential.Version) { v.Refusals = 3 }))
+		}},
+		{name: "a retiring version stays for an hour", want: "wait", facts: func() credential.Facts {
+			return facts(version("a", 1, credential.Retiring, func(v *credential.Version) { v.RetireTime = ago(59 * time.Minute) }), version("b", 2, credential.Active))
+		}},
+		{name: "then it goes", want: "apply Retired", facts: func() credential.Facts {
+			return facts(version("a", 1, credential.Retiring, func(v *credential.Version) { v.RetireTime = ago(time.Hour) }), version("b", 2, credential.Active))
+		}},
+		{name: "unless somebody holds it", want: "wait", facts: func() credential.Facts {
+			return facts(version("a", 1, credential.Retiring, func(v *credential.Version) { v.RetireTime = ago(9 * time.Hour); v.Holders = 1 }), version("b", 2, credential.Active))
+		}},
+		{name: "or its successor was just refused", want: "ask_tenant", facts: func() credential.Facts {
+			return facts(version("a", 1, credential.Retiring, func(v *credential.Version) { v.RetireTime = ago(9 * time.Hour) }), version("b", 2, credential.Active, func(v *credential.Version) { v.Refusals = 1 }))
+		}},
+		{name: "removal waits ten seconds after its decision", want: "wait", facts: func() credential.Facts {
+			return facts(version("a", 1, credential.Revoking, func(v *credential.Version) { v.RevokeTime = ago(9 * time.Second) }), version("b", 2, credential.Active))
+		}},
+		{name: "and no longer", want: "remove_password", facts: func() credential.Facts {
+			return facts(version("a", 1, credential.Revoking, func(v *credential.Version) { v.RevokeTime = ago(10 * time.Second) }), version("b", 2, credential.Active))
+		}},
+		{name: "a consented tenant is asked every hour", want: "ask_tenant", facts: func() credential.Facts {
+			f := facts(version("a", 1, credential.Active))
+			f.Application.ObserveTime, f.Application.ReadTime = ago(time.Hour), ago(time.Minute)
+			return f
+		}},
+		{name: "at once when somebody was refused a token", want: "ask_tenant", facts: func() credential.Facts {
+			f := facts(version("a", 1, credential.Active))
+			f.Probe.WantTime = ago(time.Second)
+			return f
+		}},
+		{name: "the application is read every hour", want: "read_application", facts: func() credential.Facts {
+			f := facts(version("a", 1, credential.Active))
+			f.Application.ReadTime = ago(time.Hour)
+			return f
+		}},
+		{name: "a stray password seen twice goes", want: "sweep_password", facts: func() credential.Facts {
+			f := facts(version("a", 1, credential.Active))
+			f.Strays = []credential.Stray{{KeyID: "k", FirstTime: ago(65 * time.Minute), LastTime: ago(5 * time.Minute)}}
+			return f
+		}},
+		{name: "seen once it stays", want: "wait", facts: func() credential.Facts {
+			f := facts(version("a", 1, credential.Active))
+			f.Strays = []credential.Stray{{KeyID: "k", FirstTime: ago(5 * time.Minute), LastTime: ago(5 * time.Minute)}}
+			return f
+		}},
+		{name: "and while no version was proven since, which is seen to first", want: "ask_tenant", facts: func() credential.Facts {
+			f := facts(version("a", 1, credential.Active, func(v *credential.Version) { v.ProveTime = ago(6 * time.Minute) }))
+			f.Strays = []credential.Stray{{KeyID: "k", FirstTime: ago(65 * time.Minute), LastTime: ago(5 * time.Minute)}}
+			return f
+		}},
+		{name: "a deleted integration hands nothing out any more", want: "apply Deleting", facts: func() credential.Facts {
+			return deleting(facts(version("a", 1, credential.Active)))
+		}},
+		{name: "waits for what is held", want: "wait", facts: func() credential.Facts {
+			return deleting(facts(version("a", 1, credential.Retiring, func(v *credential.Version) { v.Holders = 2 })))
+		}},
+		{name: "has its application deleted last", want: "delete_application", facts: func() credential.Facts { return deleting(facts()) }},
+		{name: "then purged", want: "purge_application", facts: func() credential.Facts {
+			f := deleting(facts())
+			f.Application.DeleteTime = ago(10 * time.Second)
+			return f
+		}},
+		{name: "then the registry told", want: "forget", facts: func() credential.Facts {
+			f := deleting(facts())
+			f.Application.DeleteTime, f.Application.PurgeTime = ago(20*time.Second), ago(10*time.Second)
+			return f
+		}},
+		{name: "an application that may exist is looked for twice", want: "wait", facts: func() credential.Facts {
+			f := deleting(facts())
+			f.Application.ObjectID, f.Application.MissingReads, f.Application.MissingTime = "", 1, ago(time.Minute)
+			return f
+		}},
+		{name: "what is gone is gone", want: "wait", facts: func() credential.Facts {
+			f := deleting(facts())
+			f.Application.ForgetTime = ago(time.Second)
+			return f
+		}, check: func(t *testing.T, a credential.Action) {
+			if w := a.(credential.Wait); !w.Until.IsZero() {
+				t.Errorf("it is looked at again at %s", w.Until)
+			}
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got := credential.Decide(epoch, tt.facts(), timing)
+			name := got.Op()
+			if a, ok := got.(credential.Apply); ok {
+				name += " " + a.Why
+			}
+			if name != tt.want {
+				t.Fatalf("decided %s, want %s", name, tt.want)
+			}
+			if tt.check != nil {
+				tt.check(t, got)
+			}
+		})
+	}
+}
+
+func deleting(f credential.Facts) credential.Facts {
+	f.Wanted.Deleting = true
+	return f
+}
+
+func TestObserved_LosesConsentOnlyAfterRefusalsOverTheWindow(t *testing.T) {
+	timing := credential.Production()
+	f := facts(version("a", 1, credential.Active))
+	hear := func(at time.Time, finding credential.Finding) {
+		f.Probe = credential.Probe{Time: at, VersionID: "a", Finding: finding, Code: "AADSTS700016"}
+		f = f.With(f.Observed(at, timing))
+	}
+	for i := range 9 {
+		hear(epoch.Add(time.Duration(i)*time.Minute), credential.ConsentMissing)
+	}
+	if !f.Application.Consented {
+		t.Fatal("consent is lost after nine refusals in eight minutes")
+	}
+	hear(epoch.Add(9*time.Minute), credential.Works)
+	hear(epoch.Add(11*time.Minute), credential.ConsentMissing)
+	if !f.Application.Consented {
+		t.Fatal("a grant in between does not count")
+	}
+	for i := range 4 {
+		hear(epoch.Add(time.Duration(13+3*i)*time.Minute), credential.ConsentMissing)
+	}
+	if f.Application.Consented {
+		t.Fatal("consent is not lost after five refusals in eleven minutes")
+	}
+	for _, c := range credential.Conditions(epoch.Add(23*time.Minute), f, timing) {
+		switch {
+		case c.Type == credential.Consented && (c.True || c.Reason != "AADSTS700016"):
+			t.Errorf("Consented is %v", c)
+		case c.Type == credential.CredentialReady && (c.True || c.Reason != "ConsentLost"):
+			t.Errorf("CredentialReady is %v", c)
+		}
+	}
+	hear(epoch.Add(30*time.Minute), credential.Works)
+	if !f.Application.Consented {
+		t.Error("it does not heal")
+	}
+}
+
+func TestProved_CountsInARow(t *testing.T) {
+	f := facts(version("a", 1, credential.Propagating, func(v *credential.Version) { v.Proofs = 6 }))
+	c := f.Proved(epoch, credential.Production(), f.Versions[0], credential.Works, "", "principal")
+	if got := c.Moves[0].Version.Proofs; got != 7 {
+		t.Errorf("%d proofs after a grant, want 7", got)
+	}
+	for _, finding := range []credential.Finding{credential.SecretRefused, credential.ConsentMissing, credential.PrincipalMissing, credential.SecretExpired} {
+		c := f.Proved(epoch, credential.Production(), f.Versions[0], finding, "AADSTS1", "")
+		if got := c.Moves[0].Version.Proofs; got != 0 {
+			t.Errorf("%d proofs after %s, want 0", got, finding)
+		}
+	}
+}
+
+func TestVersion_RotateTimeIsSpreadByATenth(t *testing.T) {
+	timing := credential.Production()
+	var early, late bool
+	for _, id := range strings.Split("a b c d e f g h i j k l m n o p q r s t u v w x y z", " ") {
+		v := version(id, 1, credential.Active)
+		lead := timing.Settling + 56*time.Second
+		off := v.RotateTime(24*time.Hour, timing).Add(lead).Sub(v.ActivateTime.Add(24 * time.Hour))
+		if off < -144*time.Minute || off > 144*time.Minute {
+			t.Errorf("%s is %s off its period", id, off)
+		}
+		if v.RotateTime(24*time.Hour, timing) != v.RotateTime(24*time.Hour, timing) {
+			t.Error("it changes from one look to the next")
+		}
+		early, late = early || off < -time.Hour, late || off > time.Hour
+	}
+	if !early || !late {
+		t.Error("it is not spread")
+	}
+}
+
+func TestTiming_Validate(t *testing.T) {
+	if err := credential.Production().Validate(false); err != nil {
+		t.Errorf("production: %v", err)
+	}
+	if err := credential.Development().Validate(true); err != nil {
+		t.Errorf("development: %v", err)
+	}
+	err := credential.Development().Validate(false)
+	for _, field := range []string{"settling", "retiring", "remove_delay", "proof_spacing", "consent_window", "propagation_limit"} {
+		if err == nil || !strings.Contains(err.Error(), field+":") {
+			t.Errorf("development's %s is taken for production: %v", field, err)
+		}
+	}
+	impatient := credential.Production()
+	impatient.Proofs, impatient.PropagationLimit = 7, time.Minute
+	if err := impatient.Validate(true); err == nil || !strings.Contains(err.Error(), "propagation_limit") {
+		t.Errorf("a limit that no version can keep is taken: %v", err)
+	}
+	if err := impatient.Validate(false); err == nil || !strings.Contains(err.Error(), "proofs") {
+		t.Errorf("seven proofs are taken: %v", err)
+	}
+}
+
+func TestAllowed_LetsNothingReturn(t *testing.T) {
+	order := credential.States()
+	for i, from := range order {
+		for _, to := range order[:i+1] {
+			back := from == credential.Propagating && to == credential.Staged // consent withdrawn
+			if credential.Allowed(from, to) != back {
+				t.Errorf("%s to %s is %t", from, to, !back)
+			}
+		}
+	}
+	for _, s := range order {
+		if s.Final() != slices.Contains([]credential.State{credential.Revoked, credential.Abandoned}, s) {
+			t.Errorf("%s final: %t", s, s.Final())
+		}
+		if s != credential.Propagating && credential.Allowed(s, credential.Active) {
+			t.Errorf("%s becomes ACTIVE unproven", s)
+		}
+	}
+}
+
+func TestReadFound_KnowsItsOwn(t *testing.T) {
+	f := facts(version("a", 1, credential.Active), version("b", 2, credential.Revoking))
+	f.Strays = []credential.Stray{{KeyID: "old", FirstTime: epoch.Add(-time.Hour), LastTime: epoch.Add(-time.Hour)}}
+	c := f.ReadFound(epoch, "test", credential.MadeApplication{ObjectID: "object", Passwords: []credential.MadePassword{
+		{KeyID: "key-a", Name: credential.PasswordName("test", "a")},
+		{KeyID: "key-b", Name: credential.PasswordName("test", "b")},
+		{KeyID: "old", Name: credential.PasswordName("test", "z")},
+		{KeyID: "new", Name: credential.PasswordName("test", "a")}, // a second one of the same name
+		{KeyID: "other", Name: credential.PasswordName("test2", "a")},
+		{KeyID: "hand", Name: "made by hand"},
+	}})
+	want := []credential.Stray{
+		{KeyID: "old", Name: credential.PasswordName("test", "z"), FirstTime: epoch.Add(-time.Hour), LastTime: epoch},
+		{KeyID: "new", Name: credential.PasswordName("test", "a"), FirstTime: epoch, LastTime: epoch},
+	}
+	if !slices.Equal(c.Strays, want) {
+		t.Errorf("strays are %v, want %v", c.Strays, want)
+	}
+	if c.Application.Foreign != 2 {
+		t.Errorf("%d foreign passwords, want 2", c.Application.Foreign)
+	}
+}
