@@ -242,7 +242,7 @@ func TestProver_WaitsThenCompletesByProof(t *testing.T) {
 			t.Errorf("completed at %v, consented after %v", s.EndTime, consented)
 		}
 		asked := len(w.vault.questions())
-		pass(time.Hour)
+		pass(5 * time.Minute)
 		if again := len(w.vault.questions()); again != asked {
 			t.Errorf("%d more questions after the end", again-asked)
 		}
@@ -318,7 +318,7 @@ func TestProver_DeadlinesHoldWhileNobodyAnswers(t *testing.T) {
 			t.Errorf("state %d, refusal %q", s.State, s.LastRefusal)
 		}
 		calls := w.registry.calls
-		pass(time.Hour)
+		pass(5 * time.Minute)
 		if w.registry.calls != calls {
 			t.Error("the registry is asked though nobody waits")
 		}
@@ -379,10 +379,10 @@ func TestProver_BacksOffAndComesBack(t *testing.T) {
 				tc.fail(w, errAway)
 				pass(5 * time.Minute)
 				from := tc.calls(w)
-				pass(time.Hour)
+				pass(20 * time.Minute)
 				// From one to six in a minute by the bounds; by chance it is between.
-				if n := tc.calls(w) - from; n < 60 || n > 180 {
-					t.Errorf("%d questions in an hour of failures", n)
+				if n := tc.calls(w) - from; n < 20 || n > 60 {
+					t.Errorf("%d questions in twenty minutes of failures", n)
 				}
 				if s := w.get(name); s != before {
 					t.Errorf("failures changed the session: %+v", s)

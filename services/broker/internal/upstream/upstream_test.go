@@ -1,0 +1,137 @@
+package upstream_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
+	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
+	"phasekey.dev/pkg/rpcerr"
+	"phasekey.dev/services/broker/internal/consent"
+	"phasekey.dev/services/broker/internal/upstream"
+)
+
+const name = "accounts/acme/integrations/net"
+
+// fakeConn answers every call alike.
+type fakeConn struct {
+	grpc.ClientConnInterface
+	method string
+	asked  proto.Message
+	answer proto.Message
+	err    error
+}
+
+func (c *fakeConn) Invoke(_ context.Context, method string, args, reply any, _ ...grpc.CallOption) error {
+	c.method = method
+	if asked, ok := args.(proto.Message); ok {
+		c.asked = asked
+	}
+	if into, ok := reply.(proto.Message); ok && c.answer != nil {
+		proto.Merge(into, c.answer)
+	}
+	return c.err
+}
+
+func TestRegistry_Integration(t *testing.T) {
+	condition := func(s registryv1.Condition_Status) []*registryv1.Condition {
+		return []*registryv1.Condition{
+			{Type: registryv1.Condition_TYPE_CONSENTED, Status: registryv1.Condition_STATUS_TRUE},
+			{Type: registryv1.Condition_TYPE_APPLICATION_READY, Status: s},
+		}
+	}
+	for _, tc := range []struct {
+		name   string
+		answer *registryv1.Integration
+		want   consent.Integration
+	}{
+		{"new", &registryv1.Integration{Name: name, Uid: "uid", TenantId: "tenant"},
+			consent.Integration{Name: name, UID: "uid", TenantID: "tenant", Cloud: "public"}},
+		{"ready", &registryv1.Integration{ClientId: "client", Cloud: "china", Conditions: condition(registryv1.Condition_STATUS_TRUE)},
+			consent.Integration{ClientID: "client", Cloud: "china", Ready: true}},
+		{"not ready any more", &registryv1.Integration{ClientId: "client", Conditions: condition(registryv1.Condition_STATUS_FALSE)},
+			consent.Integration{ClientID: "client", Cloud: "public"}},
+		{"readiness unknown", &registryv1.Integration{Conditions: condition(registryv1.Condition_STATUS_UNKNOWN)}, consent.Integration{Cloud: "public"}},
+		{"deleting by its state", &registryv1.Integration{State: registryv1.Integration_STATE_DELETING}, consent.Integration{Cloud: "public", Deleting: true}},
+		{"deleting by its time", &registryv1.Integration{DeleteTime: timestamppb.Now()}, consent.Integration{Cloud: "public", Deleting: true}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			conn := &fakeConn{answer: tc.answer}
+			got, err := upstream.NewRegistry(conn).Integration(t.Context(), name)
+			if diff := cmp.Diff(tc.want, got); err != nil || diff != "" {
+				t.Errorf("error %v (-want +got):\n%s", err, diff)
+			}
+			if !proto.Equal(conn.asked, &registryv1.GetIntegrationRequest{Name: name}) {
+				t.Errorf("asked %v", conn.asked)
+			}
+		})
+	}
+}
+
+func TestRegistry_OnlyItsOwnNotFoundMeansGone(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		err  error
+		want error
+	}{
+		{"its own", rpcerr.New(codes.NotFound, "RESOURCE_NOT_FOUND", "no such integration"), consent.ErrIntegrationNotFound},
+		{"a proxy's", status.Error(codes.NotFound, "404"), consent.ErrUnavailable},
+		{"an unknown method", status.Error(codes.Unimplemented, "unknown method"), consent.ErrUnavailable},
+		{"a refusal", rpcerr.New(codes.PermissionDenied, "CALLER_NOT_ALLOWED", "no"), consent.ErrUnavailable},
+		{"away", status.Error(codes.Unavailable, "connection refused"), consent.ErrUnavailable},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			_, err := upstream.NewRegistry(&fakeConn{err: tc.err}).Integration(t.Context(), name)
+			if !errors.Is(err, tc.want) || errors.Is(err, consent.ErrUnavailable) && errors.Is(err, consent.ErrIntegrationNotFound) {
+				t.Errorf("error %v, want %v", err, tc.want)
+			}
+		})
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err := upstream.NewRegistry(&fakeConn{err: status.FromContextError(ctx.Err()).Err()}).Integration(ctx, name)
+	if !errors.Is(err, context.Canceled) || errors.Is(err, consent.ErrUnavailable) {
+		t.Errorf("a caller that went away: error %v", err)
+	}
+}
+
+func TestVault_ProbeConsent(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		answer *vaultv1.ProbeConsentResponse
+		err    error
+		want   consent.Proof
+		fails  error
+	}{
+		{"consented", &vaultv1.ProbeConsentResponse{Consented: true, ServicePrincipalObjectId: "oid"}, nil,
+			consent.Proof{Consented: true, PrincipalObjectID: "oid"}, nil},
+		{"refused", &vaultv1.ProbeConsentResponse{AadstsCode: 700016}, nil, consent.Proof{Refusal: "AADSTS700016"}, nil},
+		{"refused, with an ID all the same", &vaultv1.ProbeConsentResponse{AadstsCode: 7000112, ServicePrincipalObjectId: "oid"}, nil,
+			consent.Proof{Refusal: "AADSTS7000112"}, nil},
+		{"consented by nobody", &vaultv1.ProbeConsentResponse{Consented: true}, nil, consent.Proof{}, upstream.ErrNoPrincipal},
+		{"not found is no answer", nil, rpcerr.New(codes.NotFound, "RESOURCE_NOT_FOUND", "not yet"), consent.Proof{}, consent.ErrUnavailable},
+		{"not ready is no answer", nil, rpcerr.New(codes.Unavailable, "CREDENTIAL_NOT_READY", "not yet"), consent.Proof{}, consent.ErrUnavailable},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			conn := &fakeConn{err: tc.err}
+			if tc.answer != nil {
+				conn.answer = tc.answer
+			}
+			got, err := upstream.NewVault(conn).ProbeConsent(t.Context(), name)
+			if got != tc.want || !errors.Is(err, tc.fails) {
+				t.Errorf("got %+v, error %v", got, err)
+			}
+			if conn.method != vaultv1.AccessService_ProbeConsent_FullMethodName {
+				t.Errorf("called %s", conn.method)
+			}
+		})
+	}
+}
