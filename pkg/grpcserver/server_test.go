@@ -477,8 +477,8 @@ func TestErrors_Masked(t *testing.T) {
 			cfg.Log, cfg.Metrics, cfg.Name = obs.NewLogger(&log, slog.LevelInfo, obs.FormatJSON), reg, "masked"
 			srv := grpctest.Start(t, cfg)
 			conn := srv.Dial(t, operator)
-			var header metadata.MD
-			_, unary := call(t, conn, "Get", "", grpc.Header(&header))
+			var trailer metadata.MD
+			_, unary := call(t, conn, "Get", "", grpc.Trailer(&trailer))
 			stream := open(t, t.Context(), conn, "Watch", "").RecvMsg(notetest.Note(""))
 			for _, err := range []error{unary, stream} {
 				want(t, err, tt.code, tt.reason)
@@ -487,8 +487,8 @@ func TestErrors_Masked(t *testing.T) {
 				}
 			}
 			if tt.code == codes.Internal {
-				if got := rpcerr.RequestID(unary); got == "" || got != header.Get("x-request-id")[0] {
-					t.Errorf("request ID in the error %q, in the header %q", got, header.Get("x-request-id"))
+				if got := rpcerr.RequestID(unary); got == "" || got != trailer.Get("x-request-id")[0] {
+					t.Errorf("request ID in the error %q, in the trailer %q", got, trailer.Get("x-request-id"))
 				}
 			}
 			if err := srv.Stop(); err != nil {

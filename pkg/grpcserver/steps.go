@@ -77,18 +77,31 @@ func (s *Server) recovery(c *call, next func() error) error {
 	return s.mask(c, err)
 }
 
-// requestID believes the caller's request ID or makes one, and sends it back.
+// requestID believes the caller's request ID or makes one, and sends it back. A unary call that fails carries it in the
+// trailer: a header would make the response more than trailers, and clients repeat nothing that has begun to be answered.
 func (s *Server) requestID(c *call, next func() error) error {
 	if got := metadata.ValueFromIncomingContext(c.ctx, requestIDHeader); len(got) == 1 && saneRequestID.MatchString(got[0]) {
 		c.id = got[0]
 	} else {
 		c.id = cryptorand.Text()
 	}
+	transport := c.ctx
 	c.ctx = obs.WithRequestID(c.ctx, c.id)
-	if err := grpc.SetHeader(c.ctx, metadata.Pairs(requestIDHeader, c.id)); err != nil {
-		return fmt.Errorf("send request id: %w", err)
+	md := metadata.Pairs(requestIDHeader, c.id)
+	if c.method.class == classStream {
+		if err := grpc.SetHeader(transport, md); err != nil {
+			return fmt.Errorf("send request id: %w", err)
+		}
+		return next()
 	}
-	return next()
+	err := next()
+	set := grpc.SetHeader
+	if err != nil {
+		set = grpc.SetTrailer
+	}
+	// It can only fail when the caller is gone.
+	_ = set(transport, md)
+	return err
 }
 
 // measure counts and times what the caller sees.
