@@ -15,11 +15,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/reflect/protoreflect"
-	"google.golang.org/protobuf/types/descriptorpb"
 
-	optionsv1 "phasekey.dev/gen/phasekey/options/v1"
 	"phasekey.dev/pkg/grpcserver"
 	"phasekey.dev/pkg/mtls"
 	"phasekey.dev/pkg/obs"
@@ -119,7 +115,7 @@ func (a *App) listen(ctx context.Context, metrics *prometheus.Registry) error {
 	a.server, err = grpcserver.New(grpcserver.Config{
 		Name: "registry", Listener: ln, TLS: a.tls.ServerConfig(mtls.Required), Log: a.log, Metrics: metrics,
 		Register:   rpc.Register(rpc.Config{Store: a.store, Watcher: a.hub, Rules: rules(a.cfg)}),
-		Policy:     policy,
+		Policy:     rpc.Policy,
 		Identities: a.cfg.Identities,
 		Limits:     a.cfg.Limits,
 		Reflection: true,
@@ -173,25 +169,6 @@ func rules(cfg Config) integration.Rules {
 		r.HomeTenants = append(r.HomeTenants, strings.ToLower(tenant))
 	}
 	return r
-}
-
-// policy reads who may call a method from the proto that declares it. Roles are the enum's words in lower case.
-func policy(m protoreflect.MethodDescriptor) (roles []string, ok bool) {
-	options, isOptions := m.Options().(*descriptorpb.MethodOptions)
-	if !isOptions {
-		return nil, false
-	}
-	callers, isCallers := proto.GetExtension(options, optionsv1.E_Callers).([]optionsv1.Caller)
-	if !isCallers {
-		return nil, false
-	}
-	for _, c := range callers {
-		if c == optionsv1.Caller_CALLER_UNSPECIFIED {
-			return nil, false
-		}
-		roles = append(roles, strings.ToLower(strings.TrimPrefix(c.String(), "CALLER_")))
-	}
-	return roles, len(roles) > 0
 }
 
 // Addr is the bound address of the gRPC listener.

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -45,7 +46,7 @@ func (s attachmentService) CreateAttachment(ctx context.Context, req *registryv1
 		return nil, statusOf(invalid("attachment.integration", "must be of the project's account"))
 	}
 	name := attachment.Name{Account: to.Account, Project: to.ID, ID: of.ID}
-	created, err := s.store.CreateAttachment(ctx, time.Now(), name, specOfAttachment(req.GetAttachment()), req.GetRequestId())
+	created, err := s.store.CreateAttachment(ctx, time.Now(), name, specOfAttachment(req.GetAttachment()), strings.ToLower(req.GetRequestId()))
 	if err != nil {
 		return nil, statusOf(err)
 	}

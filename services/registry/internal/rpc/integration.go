@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
@@ -49,7 +50,7 @@ func (s integrationService) CreateIntegration(ctx context.Context, req *registry
 	if err := s.check(spec); err != nil {
 		return nil, statusOf(err)
 	}
-	created, err := s.store.CreateIntegration(ctx, time.Now(), name, spec, req.GetRequestId())
+	created, err := s.store.CreateIntegration(ctx, time.Now(), name, spec, strings.ToLower(req.GetRequestId()))
 	if err != nil {
 		return nil, statusOf(err)
 	}

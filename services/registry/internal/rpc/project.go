@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -41,7 +42,7 @@ func (s projectService) CreateProject(ctx context.Context, req *registryv1.Creat
 	if err := resource.Invalid(projectField+".", spec.Check()...); err != nil {
 		return nil, statusOf(err)
 	}
-	created, err := s.store.CreateProject(ctx, time.Now(), name, spec, req.GetRequestId())
+	created, err := s.store.CreateProject(ctx, time.Now(), name, spec, strings.ToLower(req.GetRequestId()))
 	if err != nil {
 		return nil, statusOf(err)
 	}

@@ -1,0 +1,400 @@
+package watch_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"phasekey.dev/services/registry/internal/change"
+	"phasekey.dev/services/registry/internal/project"
+	"phasekey.dev/services/registry/internal/resource"
+	"phasekey.dev/services/registry/internal/watch"
+)
+
+// fakeSource is a database in memory.
+type fakeSource struct {
+	committed chan struct{}
+
+	mu      sync.Mutex
+	head    int64
+	floor   int64 // changes up to here are compacted
+	failure error
+	reads   int
+}
+
+func newSource() *fakeSource { return &fakeSource{committed: make(chan struct{}, 1)} }
+
+// grow makes so many changes; told is whether this replica made them.
+func (f *fakeSource) grow(n int64, told bool) {
+	f.mu.Lock()
+	f.head += n
+	f.mu.Unlock()
+	if told {
+		select {
+		case f.committed <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (f *fakeSource) set(change func(f *fakeSource)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change(f)
+}
+
+func (f *fakeSource) Committed() <-chan struct{} { return f.committed }
+
+func (f *fakeSource) Head(context.Context) (int64, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.head, f.failure
+}
+
+func (f *fakeSource) Changes(_ context.Context, after int64, limit int) ([]change.Change, int64, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.reads++
+	if f.failure != nil {
+		return nil, 0, f.failure
+	}
+	if after > f.head || after < f.floor {
+		return nil, 0, resource.ErrCursor
+	}
+	var changes []change.Change
+	for r := after + 1; r <= f.head && len(changes) < limit; r++ {
+		changes = append(changes, change.Change{Revision: r, Project: &project.Project{UID: fmt.Sprint(r)}})
+	}
+	return changes, f.head, nil
+}
+
+// message is what a watcher was sent, and when, since it began.
+type message struct {
+	first, last int64 // 0 in a bookmark
+	revision    int64
+	at          time.Duration
+}
+
+// watcher collects messages.
+type watcher struct {
+	mu    sync.Mutex
+	got   []message
+	begun time.Time
+	ended chan error
+	// gate, if not nil, holds every message until it is closed.
+	gate chan struct{}
+}
+
+func begin(ctx context.Context, h *watch.Hub, cursor int64, gate chan struct{}) *watcher {
+	w := &watcher{begun: time.Now(), ended: make(chan error, 1), gate: gate}
+	go func() { w.ended <- h.Watch(ctx, cursor, w.take) }()
+	return w
+}
+
+func (w *watcher) take(changes []change.Change, revision int64) error {
+	if w.gate != nil {
+		<-w.gate
+	}
+	m := message{revision: revision, at: time.Since(w.begun)}
+	for i, c := range changes {
+		if i > 0 && c.Revision != changes[i-1].Revision+1 {
+			return fmt.Errorf("revision %d after %d", c.Revision, changes[i-1].Revision)
+		}
+	}
+	if len(changes) > 0 {
+		m.first, m.last = changes[0].Revision, changes[len(changes)-1].Revision
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.got = append(w.got, m)
+	return nil
+}
+
+// messages gives, and forgets, what has come.
+func (w *watcher) messages() []message {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	got := w.got
+	w.got = nil
+	return got
+}
+
+const (
+	poll     = 200 * time.Millisecond
+	bookmark = 5 * time.Second
+)
+
+func hub(t *testing.T, source *fakeSource) *watch.Hub {
+	t.Helper()
+	h, err := watch.New(watch.Config{Source: source, Log: slog.New(slog.DiscardHandler), Poll: poll, Bookmark: bookmark})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+// bubble runs a case with a running hub.
+func bubble(t *testing.T, test func(t *testing.T, ctx context.Context, source *fakeSource, h *watch.Hub)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		source := newSource()
+		h := hub(t, source)
+		ran := make(chan error)
+		go func() { ran <- h.Run(ctx) }()
+		synctest.Wait()
+		test(t, ctx, source, h)
+		cancel()
+		if err := <-ran; err != nil {
+			t.Errorf("hub ended with %v", err)
+		}
+		synctest.Wait()
+	})
+}
+
+func wantMessages(t *testing.T, w *watcher, want ...message) {
+	t.Helper()
+	synctest.Wait()
+	if diff := cmp.Diff(want, w.messages(), cmp.AllowUnexported(message{})); diff != "" {
+		t.Fatalf("messages (-want +got):\n%s", diff)
+	}
+}
+
+func wantEnd(t *testing.T, w *watcher, want error) {
+	t.Helper()
+	synctest.Wait()
+	select {
+	case err := <-w.ended:
+		if !errors.Is(err, want) {
+			t.Fatalf("ended with %v, want %v", err, want)
+		}
+	default:
+		t.Fatalf("did not end; want %v", want)
+	}
+}
+
+func TestWatch_BookmarksAtOnceAndWhileIdle(t *testing.T) {
+	bubble(t, func(t *testing.T, ctx context.Context, source *fakeSource, h *watch.Hub) {
+		w := begin(ctx, h, 0, nil)
+		wantMessages(t, w, message{})
+		time.Sleep(2*bookmark + time.Second)
+		wantMessages(t, w, message{at: bookmark}, message{at: 2 * bookmark})
+		source.grow(1, true)
+		wantMessages(t, w, message{first: 1, last: 1, revision: 1, at: 2*bookmark + time.Second})
+		// The bookmark is due a whole interval after the last message.
+		time.Sleep(bookmark)
+		wantMessages(t, w, message{revision: 1, at: 3*bookmark + time.Second})
+	})
+}
+
+func TestWatch_FollowsFromTheCursor(t *testing.T) {
+	bubble(t, func(t *testing.T, ctx context.Context, source *fakeSource, h *watch.Hub) {
+		source.grow(250, false)
+		w := begin(ctx, h, 20, nil)
+		wantMessages(t, w,
+			message{first: 21, last: 120, revision: 120}, message{first: 121, last: 220, revision: 220},
+			message{first: 221, last: 250, revision: 250}, message{revision: 250})
+		// A change of this replica is told at once, one of another at the next poll.
+		source.grow(2, true)
+		wantMessages(t, w, message{first: 251, last: 252, revision: 252})
+		source.grow(1, false)
+		wantMessages(t, w)
+		time.Sleep(poll)
+		wantMessages(t, w, message{first: 253, last: 253, revision: 253, at: poll})
+	})
+}
+
+func TestWatch_ReadsTheDatabaseOnceForAll(t *testing.T) {
+	bubble(t, func(t *testing.T, ctx context.Context, source *fakeSource, h *watch.Hub) {
+		var all []*watcher
+		for range 100 {
+			all = append(all, begin(ctx, h, 0, nil))
+		}
+		synctest.Wait()
+		var before, after int
+		source.set(func(f *fakeSource) { before = f.reads })
+		source.grow(3, true)
+		synctest.Wait()
+		source.set(func(f *fakeSource) { after = f.reads })
+		for _, w := range all {
+			if got := w.messages(); got[len(got)-1].last != 3 {
+				t.Fatalf("a watcher got %+v", got)
+			}
+		}
+		if after-before != 1 {
+			t.Fatalf("%d reads for one change", after-before)
+		}
+	})
+}
+
+func TestWatch_SlowWatcherHoldsNobody(t *testing.T) {
+	bubble(t, func(t *testing.T, ctx context.Context, source *fakeSource, h *watch.Hub) {
+		gate := make(chan struct{})
+		slow := begin(ctx, h, 0, gate)
+		fast := begin(ctx, h, 0, nil)
+		synctest.Wait()
+		fast.messages()
+		// So many changes that the slow one's are not kept.
+		for range 50 {
+			source.grow(100, true)
+			synctest.Wait()
+		}
+		var last int64
+		for _, m := range fast.messages() {
+			if m.first != last+1 {
+				t.Fatalf("the fast one got %+v after %d", m, last)
+			}
+			last = m.last
+		}
+		if last != 5000 {
+			t.Fatalf("the fast one is at %d", last)
+		}
+		close(gate)
+		synctest.Wait()
+		last = 0
+		for _, m := range slow.messages() {
+			if m.last == 0 {
+				continue
+			}
+			if m.first != last+1 {
+				t.Fatalf("the slow one got %+v after %d", m, last)
+			}
+			last = m.last
+		}
+		if last != 5000 {
+			t.Fatalf("the slow one is at %d", last)
+		}
+	})
+}
+
+func TestWatch_CursorOutOfRange(t *testing.T) {
+	bubble(t, func(t *testing.T, ctx context.Context, source *fakeSource, h *watch.Hub) {
+		source.grow(10, true)
+		source.set(func(f *fakeSource) { f.floor = 5 })
+		wantEnd(t, begin(ctx, h, 11, nil), resource.ErrCursor)
+		wantEnd(t, begin(ctx, h, 4, nil), resource.ErrCursor)
+		w := begin(ctx, h, 5, nil)
+		wantMessages(t, w, message{first: 6, last: 10, revision: 10}, message{revision: 10})
+	})
+}
+
+func TestWatch_DatabaseAway(t *testing.T) {
+	away := fmt.Errorf("away: %w", resource.ErrUnavailable)
+	bubble(t, func(t *testing.T, ctx context.Context, source *fakeSource, h *watch.Hub) {
+		w := begin(ctx, h, 0, nil)
+		wantMessages(t, w, message{})
+		// For less than a bookmark's time nobody needs to know.
+		source.set(func(f *fakeSource) { f.failure = away })
+		time.Sleep(bookmark - time.Second)
+		source.set(func(f *fakeSource) { f.failure = nil })
+		source.grow(1, false)
+		time.Sleep(time.Second - time.Millisecond)
+		if got := w.messages(); len(got) != 1 || got[0].last != 1 {
+			t.Fatalf("got %+v", got)
+		}
+		// For longer, a bookmark would be a lie.
+		source.set(func(f *fakeSource) { f.failure = away })
+		time.Sleep(2 * bookmark)
+		wantEnd(t, w, resource.ErrUnavailable)
+		wantEnd(t, begin(ctx, h, 1, nil), resource.ErrUnavailable)
+		// And when it is back, all is well again.
+		source.set(func(f *fakeSource) { f.failure = nil })
+		time.Sleep(poll)
+		again := begin(ctx, h, 1, nil)
+		wantMessages(t, again, message{revision: 1})
+		time.Sleep(bookmark)
+		wantMessages(t, again, message{revision: 1, at: bookmark})
+	})
+}
+
+func TestWatch_CompactionOvertakesTheReader(t *testing.T) {
+	bubble(t, func(t *testing.T, ctx context.Context, source *fakeSource, h *watch.Hub) {
+		w := begin(ctx, h, 0, nil)
+		wantMessages(t, w, message{})
+		source.set(func(f *fakeSource) { f.head, f.floor = 10, 10 })
+		time.Sleep(2 * poll)
+		wantEnd(t, w, resource.ErrCursor)
+		again := begin(ctx, h, 10, nil)
+		wantMessages(t, again, message{revision: 10})
+		source.grow(1, true)
+		wantMessages(t, again, message{first: 11, last: 11, revision: 11})
+	})
+}
+
+func TestWatch_DatabaseGoesBackInTime(t *testing.T) {
+	bubble(t, func(t *testing.T, ctx context.Context, source *fakeSource, h *watch.Hub) {
+		source.grow(10, true)
+		w := begin(ctx, h, 10, nil)
+		wantMessages(t, w, message{revision: 10})
+		source.set(func(f *fakeSource) { f.head = 4 })
+		time.Sleep(2 * poll)
+		wantEnd(t, w, resource.ErrCursor)
+	})
+}
+
+func TestWatch_BeforeTheHubRuns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		source := newSource()
+		source.grow(3, false)
+		h := hub(t, source)
+		w := begin(ctx, h, 1, nil)
+		wantMessages(t, w, message{first: 2, last: 3, revision: 3}, message{revision: 3})
+		ran := make(chan error)
+		go func() { ran <- h.Run(ctx) }()
+		source.grow(1, true)
+		wantMessages(t, w, message{first: 4, last: 4, revision: 4})
+		cancel()
+		if err := <-ran; err != nil {
+			t.Fatal(err)
+		}
+		wantEnd(t, w, context.Canceled)
+	})
+}
+
+func TestWatch_EndsWithSend(t *testing.T) {
+	bubble(t, func(t *testing.T, ctx context.Context, source *fakeSource, h *watch.Hub) {
+		gone := errors.New("the watcher is gone")
+		if err := h.Watch(ctx, 0, func([]change.Change, int64) error { return gone }); !errors.Is(err, gone) {
+			t.Fatalf("ended with %v", err)
+		}
+	})
+}
+
+// TestWatch_WithoutGaps watches from many cursors while changes come in irregular portions.
+func TestWatch_WithoutGaps(t *testing.T) {
+	bubble(t, func(t *testing.T, ctx context.Context, source *fakeSource, h *watch.Hub) {
+		var all []*watcher
+		var cursors []int64
+		var head int64
+		for i, n := range []int64{1, 99, 100, 101, 1, 3000, 7, 0, 250} {
+			all = append(all, begin(ctx, h, head, nil))
+			cursors = append(cursors, head)
+			source.grow(n, i%2 == 0)
+			head += n
+			time.Sleep(time.Duration(i) * 90 * time.Millisecond)
+		}
+		time.Sleep(poll)
+		synctest.Wait()
+		for i, w := range all {
+			at := cursors[i]
+			for _, m := range slices.DeleteFunc(w.messages(), func(m message) bool { return m.last == 0 }) {
+				if m.first != at+1 || m.revision != m.last {
+					t.Fatalf("watcher %d got %+v after %d", i, m, at)
+				}
+				at = m.last
+			}
+			if at != head {
+				t.Fatalf("watcher %d is at %d of %d", i, at, head)
+			}
+		}
+	})
+}
