@@ -29,6 +29,9 @@ import (
 // KillAfter is how long a program that is told to terminate may take. Terraform needs it to write its state.
 const KillAfter = 30 * time.Second
 
+// stopTakes is how long after its SIGTSTP a process has surely stopped, if it does.
+const stopTakes = time.Second
+
 // Config is what to run.
 type Config struct {
 	// Path is the program's file, Args its arguments, from its name on.
@@ -63,9 +66,10 @@ func Ends(s syscall.Signal) bool {
 
 // process is the running program.
 type process struct {
-	pid    int
-	shared bool // it is in our process group
-	tty    *terminal
+	pid       int
+	shared    bool // it is in our process group
+	tty       *terminal
+	continued chan struct{} // somebody continued us
 }
 
 // Run starts the program, hands it what comes by signals, and returns its exit code: 128 plus the signal's number if one
@@ -74,7 +78,11 @@ type process struct {
 func Run(ctx context.Context, cfg Config, signals <-chan os.Signal) (int, error) {
 	tty := openTerminal()
 	defer tty.close()
-	p := &process{tty: tty, shared: tty.foreground() && !allTerminals(cfg.Stdin, cfg.Stdout, cfg.Stderr)}
+	p := &process{
+		shared:    tty.foreground() && !allTerminals(cfg.Stdin, cfg.Stdout, cfg.Stderr),
+		tty:       tty,
+		continued: make(chan struct{}, 1),
+	}
 
 	type result struct {
 		code int
@@ -161,14 +169,30 @@ func (p *process) wait(log *slog.Logger) (int, error) {
 		case status.Stopped():
 			log.Debug("command stopped", slog.String("signal", status.StopSignal().String()))
 			p.tty.take(p.pid)
-			// Stop as it did, for the shell to see. Where nobody could continue us, this does nothing, and it goes on.
-			_ = unix.Kill(0, unix.SIGTSTP)
-			p.resume()
+			p.stop()
 		case status.Signaled():
 			return 128 + int(status.Signal()), nil
 		case status.Exited():
 			return status.ExitStatus(), nil
 		}
+	}
+}
+
+// stop stops our group as the program's was stopped, for the shell to see. Whoever continues us continues the program
+// (forward). Where nobody could, the kernel does not stop us, and the program goes on.
+func (p *process) stop() {
+	select {
+	case <-p.continued:
+	default:
+	}
+	_ = unix.Kill(0, unix.SIGTSTP)
+	// We stop a moment later, on another thread, so that this returns says nothing.
+	unstopped := time.NewTimer(stopTakes)
+	defer unstopped.Stop()
+	select {
+	case <-p.continued:
+	case <-unstopped.C:
+		p.resume()
 	}
 }
 
@@ -183,6 +207,10 @@ func (p *process) forward(s syscall.Signal) {
 	switch {
 	case s == syscall.SIGCONT && !p.shared:
 		p.resume()
+		select {
+		case p.continued <- struct{}{}:
+		default:
+		}
 	case p.shared && slices.Contains([]syscall.Signal{syscall.SIGINT, syscall.SIGQUIT, syscall.SIGWINCH, syscall.SIGCONT}, s):
 		// The terminal, or the shell, sent it to the program as well.
 	default:
