@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -82,54 +80,42 @@ type Prober struct {
 // NewProber makes a Prober.
 func NewProber(config ProberConfig) *Prober { return &Prober{config: config} }
 
-// Observation is what a customer's tenant said.
-type Observation struct {
-	// Consented is true when it issued a token.
-	Consented bool
-	// PrincipalObjectID is the service principal's, from the token.
-	PrincipalObjectID string
-	// AADSTSCode is the refusal's, 0 when there was none.
-	AADSTSCode int32
-	// Time is when the tenant was asked.
-	Time time.Time
-}
-
 // answerPoll is how often a caller looks whether the one who asks has an answer.
 const answerPoll = 100 * time.Millisecond
 
 // Probe asks the integration's tenant, unless that is being done or was done moments ago: then it returns the last answer.
-// sqldb.ErrNoRows: no such integration. The answer is stored, and its master acts on it.
-func (p *Prober) Probe(ctx context.Context, integrationName string) (Observation, error) {
+// sqldb.ErrNoRows: no such integration. The answer is stored, and the master acts on it.
+func (p *Prober) Probe(ctx context.Context, integrationName string) (credential.Probe, error) {
 	integration, err := p.config.Store.IntegrationByName(ctx, integrationName)
 	if err != nil {
-		return Observation{}, err
+		return credential.Probe{}, err
 	}
 	if integration.Deleting {
-		return Observation{}, fmt.Errorf("probe %s: %w", integrationName, ErrDeleting)
+		return credential.Probe{}, fmt.Errorf("probe %s: %w", integrationName, ErrDeleting)
 	}
 	facts, err := p.config.Store.Facts(ctx, integration.UID)
 	if errors.Is(err, sqldb.ErrNoRows) {
-		return Observation{}, fmt.Errorf("probe %s: %w", integrationName, ErrNotReady)
+		return credential.Probe{}, fmt.Errorf("probe %s: %w", integrationName, ErrNotReady)
 	}
 	if err != nil {
-		return Observation{}, err
+		return credential.Probe{}, err
 	}
 	version, ok := facts.ProbeVersion(time.Now(), p.config.Timing)
 	if !ok || facts.Application.ReadyTime.IsZero() {
-		return Observation{}, fmt.Errorf("probe %s: %w", integrationName, ErrNotReady)
+		return credential.Probe{}, fmt.Errorf("probe %s: %w", integrationName, ErrNotReady)
 	}
 	claimed, probe, err := p.ask(ctx, facts, version)
 	switch {
 	case err != nil && claimed:
-		return Observation{}, fmt.Errorf("probe %s: %w: %w", integrationName, ErrEntra, err)
+		return credential.Probe{}, fmt.Errorf("probe %s: %w: %w", integrationName, ErrEntra, err)
 	case err != nil:
-		return Observation{}, err
+		return credential.Probe{}, err
 	case !claimed:
 		if probe, err = p.answer(ctx, integration.UID); err != nil {
-			return Observation{}, fmt.Errorf("probe %s: %w", integrationName, err)
+			return credential.Probe{}, fmt.Errorf("probe %s: %w", integrationName, err)
 		}
 	}
-	return observation(probe), nil
+	return probe, nil
 }
 
 // ask asks the tenant with the version, if the question can be claimed, and stores what it said. claimed is false when
@@ -192,12 +178,4 @@ func (p *Prober) answer(ctx context.Context, uid string) (credential.Probe, erro
 		case <-timer.C:
 		}
 	}
-}
-
-func observation(p credential.Probe) Observation {
-	out := Observation{Consented: p.Finding == credential.Works, PrincipalObjectID: p.PrincipalObjectID, Time: p.Time}
-	if code, err := strconv.ParseInt(strings.TrimPrefix(p.Code, "AADSTS"), 10, 32); err == nil {
-		out.AADSTSCode = int32(code)
-	}
-	return out
 }
