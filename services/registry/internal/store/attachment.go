@@ -88,7 +88,7 @@ func (s *Store) CreateAttachment(ctx context.Context, now time.Time, name attach
 		if _, err := oneAttachment(ctx, w.Tx, name); !errors.Is(err, resource.ErrNotFound) {
 			return existsUnless(err, name.String())
 		}
-		created = attachment.New(now, name, uuid.NewString(), spec)
+		created = attachment.New(w.now, name, uuid.NewString(), spec)
 		created.ProjectUID, created.IntegrationUID = to.UID, of.UID
 		if err := w.checkAccesses(ctx, created); err != nil {
 			return err
@@ -234,7 +234,7 @@ func (s *Store) UpdateAttachment(ctx context.Context, now time.Time, name attach
 			return err
 		}
 		var changed bool
-		if updated, changed = updated.Want(now, spec); !changed {
+		if updated, changed = updated.Want(w.now, spec); !changed {
 			return errUnchanged
 		}
 		if err := w.checkAccesses(ctx, updated); err != nil {

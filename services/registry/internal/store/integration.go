@@ -68,7 +68,7 @@ func (s *Store) CreateIntegration(ctx context.Context, now time.Time, name integ
 		if !errors.Is(lookup, resource.ErrNotFound) {
 			return existsUnless(lookup, name.String())
 		}
-		created = integration.New(now, name, uuid.NewString(), spec)
+		created = integration.New(w.now, name, uuid.NewString(), spec)
 		if err := w.insertIntegration(ctx, created); err != nil {
 			return err
 		}
@@ -199,7 +199,7 @@ func (s *Store) UpdateIntegration(ctx context.Context, now time.Time, name integ
 			return err
 		}
 		var changed bool
-		if updated, changed = updated.Want(now, spec); !changed {
+		if updated, changed = updated.Want(w.now, spec); !changed {
 			return errUnchanged
 		}
 		return w.updateIntegration(ctx, updated)
@@ -244,7 +244,7 @@ func (s *Store) DeleteIntegration(ctx context.Context, now time.Time, name integ
 		if err := w.deleteAttachments(ctx, attached); err != nil {
 			return err
 		}
-		deleted = deleted.Delete(now)
+		deleted = deleted.Delete(w.now)
 		return w.updateIntegration(ctx, deleted)
 	})
 	if err != nil {

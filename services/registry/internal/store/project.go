@@ -53,7 +53,7 @@ func (s *Store) CreateProject(ctx context.Context, now time.Time, name project.N
 		if !errors.Is(lookup, resource.ErrNotFound) {
 			return existsUnless(lookup, name.String())
 		}
-		created = project.New(now, name, uuid.NewString(), spec)
+		created = project.New(w.now, name, uuid.NewString(), spec)
 		if err := w.insertProject(ctx, created); err != nil {
 			return err
 		}
@@ -131,7 +131,7 @@ func (s *Store) UpdateProject(ctx context.Context, now time.Time, name project.N
 			if err != nil {
 				return err
 			}
-			updated = project.New(now, name, uuid.NewString(), spec)
+			updated = project.New(w.now, name, uuid.NewString(), spec)
 			return w.insertProject(ctx, updated)
 		}
 		if err != nil {
@@ -145,7 +145,7 @@ func (s *Store) UpdateProject(ctx context.Context, now time.Time, name project.N
 			return err
 		}
 		var changed bool
-		if updated, changed = updated.Want(now, spec); !changed {
+		if updated, changed = updated.Want(w.now, spec); !changed {
 			return errUnchanged
 		}
 		_, err = w.Exec(ctx, `UPDATE projects SET display_name = $2, generation = $3, update_time = $4 WHERE uid = $1`,

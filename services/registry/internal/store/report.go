@@ -20,7 +20,7 @@ func (s *Store) Report(ctx context.Context, now time.Time, by integration.Master
 		if err != nil {
 			return err
 		}
-		next, changed := i.Observe(now, report)
+		next, changed := i.Observe(w.now, report)
 		if !changed {
 			return nil
 		}

@@ -80,6 +80,7 @@ func (s *Store) Ping(ctx context.Context) error { return meaning(s.db.Ping(ctx))
 // writing is a write transaction, with the changes it makes.
 type writing struct {
 	sqldb.Tx
+	// now is as exact as what is stored, so that what a write returns is what a read finds.
 	now     time.Time
 	changes []change.Change
 }
@@ -97,7 +98,7 @@ func (s *Store) write(ctx context.Context, now time.Time, fn func(ctx context.Co
 	for range maxAttempts {
 		var made int
 		err = s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
-			w := &writing{Tx: tx, now: now}
+			w := &writing{Tx: tx, now: sqldb.Time(sqldb.Micros(now))}
 			if err := fn(ctx, w); err != nil {
 				return err
 			}
