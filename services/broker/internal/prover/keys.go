@@ -4,6 +4,7 @@ package prover
 const (
 	keyIntegration    = "integration"
 	keyIntegrationUID = "integration_uid"
+	keyUpstream       = "upstream"
 	keyState          = "state"
 	keyFailures       = "failures"
 	keyRefusal        = "refusal"

@@ -198,7 +198,7 @@ func (p *Prover) look(ctx context.Context, c consent.Claim) (consent.Round, cons
 	case errors.Is(err, consent.ErrIntegrationNotFound):
 		return done, consent.Observation{Finding: consent.Gone}
 	case err != nil:
-		p.unanswered(ctx, "the registry does not answer", c.Target, err)
+		p.unanswered(ctx, "registry", c.Target, err)
 		done.Failed = true
 		return done, consent.Observation{}
 	case found.UID != c.Target.IntegrationUID:
@@ -214,7 +214,7 @@ func (p *Prover) look(ctx context.Context, c consent.Claim) (consent.Round, cons
 	switch {
 	case err != nil:
 		p.probes.WithLabelValues("failed").Inc()
-		p.unanswered(ctx, "the vault does not answer", c.Target, err)
+		p.unanswered(ctx, "vault", c.Target, err)
 		done.Failed = true
 		return done, seen
 	case proof.Consented:
@@ -227,11 +227,12 @@ func (p *Prover) look(ctx context.Context, c consent.Claim) (consent.Round, cons
 }
 
 // unanswered logs that somebody did not answer, unless we called the question off.
-func (p *Prover) unanswered(ctx context.Context, message string, t consent.Target, err error) {
+func (p *Prover) unanswered(ctx context.Context, service string, t consent.Target, err error) {
 	if errors.Is(ctx.Err(), context.Canceled) {
 		return
 	}
-	p.cfg.Log.WarnContext(ctx, message, slog.String(keyIntegration, t.Integration), slog.Int(keyFailures, t.Failures+1), slog.Any(obs.KeyError, err))
+	p.cfg.Log.WarnContext(ctx, "a service does not answer", slog.String(keyUpstream, service),
+		slog.String(keyIntegration, t.Integration), slog.Int(keyFailures, t.Failures+1), slog.Any(obs.KeyError, err))
 }
 
 // report logs why a round came to nothing. Another replica being first is how it should be.

@@ -193,7 +193,7 @@ func (w *world) get(name consent.Name) consent.Session {
 
 // pass lets time go by.
 func pass(d time.Duration) {
-	time.Sleep(d)
+	<-time.After(d)
 	synctest.Wait()
 }
 
@@ -459,7 +459,9 @@ func TestProver_KilledInTheMiddleOfAQuestion(t *testing.T) {
 		go func() { ended <- dying.Run(ctx) }()
 		pass(2 * time.Second)
 		kill()
-		<-ended
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
 		w.vault.change(func(v *fakeVault) { v.proof = consent.Proof{Consented: true, PrincipalObjectID: "oid"} })
 		defer w.start(nil)()
 		pass(20 * time.Second)

@@ -241,7 +241,7 @@ func TestCreateConsentSession_RepeatsAreSafeForADay(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Hour)
+		<-time.After(time.Hour)
 		// What was created stays what it was, though the integration is gone and the session has moved on.
 		w.settle(t, "uid-new", consent.Observation{Finding: consent.Deleting})
 		delete(w.registry.known, "accounts/acme/integrations/new")
@@ -253,7 +253,7 @@ func TestCreateConsentSession_RepeatsAreSafeForADay(t *testing.T) {
 		other.RequestId = requestID
 		_, err = c.CreateConsentSession(t.Context(), other)
 		check(t, err, codes.AlreadyExists, "REQUEST_ID_REUSED")
-		time.Sleep(24 * time.Hour)
+		<-time.After(24 * time.Hour)
 		if late, err := c.CreateConsentSession(t.Context(), other); err != nil || late.GetName() == first.GetName() {
 			t.Errorf("a day later: error %v, session %s", err, late.GetName())
 		}
@@ -393,7 +393,7 @@ func TestGetConsentSession_AfterItsEnd(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute)
 		w.settle(t, "uid-ready", consent.Observation{Finding: consent.Ready, Proof: &consent.Proof{Consented: true, PrincipalObjectID: "oid"}})
 		got, err := c.GetConsentSession(t.Context(), &brokerv1.GetConsentSessionRequest{Name: created.GetName()})
 		if err != nil {

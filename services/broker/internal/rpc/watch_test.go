@@ -62,7 +62,7 @@ func TestWatchConsentSession(t *testing.T) {
 	}{
 		{"to completion", []step{
 			first,
-			{name: "nothing changes", do: func(*testing.T, *world) { time.Sleep(10 * time.Minute) }},
+			{name: "nothing changes", do: func(*testing.T, *world) { <-time.After(10 * time.Minute) }},
 			{name: "ready", do: func(t *testing.T, w *world) { w.settle(t, "uid-new", ready) },
 				want: brokerv1.ConsentSession_STATE_AWAITING_CONSENT, link: true},
 			{name: "still ready", do: func(t *testing.T, w *world) { w.settle(t, "uid-new", ready) }},
@@ -113,7 +113,7 @@ func TestWatchConsentSession(t *testing.T) {
 				for _, step := range tc.steps {
 					if step.do != nil {
 						step.do(t, w)
-						time.Sleep(poll)
+						<-time.After(poll)
 					}
 					synctest.Wait()
 					if step.want != brokerv1.ConsentSession_STATE_UNSPECIFIED {

@@ -113,6 +113,7 @@ func Connected(ctx context.Context, conn *grpc.ClientConn) error {
 			return fmt.Errorf("%s: %w: connection is %s", conn.Target(), consent.ErrUnavailable, state)
 		case connectivity.Idle:
 			conn.Connect()
+		case connectivity.Connecting:
 		}
 		if !conn.WaitForStateChange(ctx, state) {
 			return fmt.Errorf("%s: %w: connection is %s", conn.Target(), consent.ErrUnavailable, state)
