@@ -95,11 +95,7 @@ func (h *Hub) CloseLease(ctx context.Context, r Request) error {
 	if err != nil {
 		return err
 	}
-	if err := h.config.Store.CloseLease(ctx, time.Now(), g.UID, r.InstanceID, r.Caller); err != nil {
-		return err
-	}
-	h.Nudge()
-	return nil
+	return h.config.Store.CloseLease(ctx, time.Now(), g.UID, r.InstanceID, r.Caller)
 }
 
 // identify finds the grant that is shown, whatever its state. A foreign certificate learns nothing of that.

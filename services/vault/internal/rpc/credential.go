@@ -1,0 +1,63 @@
+package rpc
+
+import (
+	"context"
+	"strings"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+
+	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
+	"phasekey.dev/pkg/secret"
+	"phasekey.dev/services/vault/internal/delivery"
+)
+
+// credentialService implements vaultv1.CredentialServiceServer, on both listeners.
+type credentialService struct {
+	vaultv1.UnsafeCredentialServiceServer
+	hub     hub
+	changed func()
+}
+
+func (s credentialService) StreamCredentials(req *vaultv1.StreamCredentialsRequest, stream grpc.ServerStreamingServer[vaultv1.StreamCredentialsResponse]) error {
+	r := shown(stream.Context(), req.GetInstanceId())
+	r.Audience = req.GetAudience()
+	return statusOf(s.hub.Stream(stream.Context(), r, func(d delivery.Delivery) error {
+		return stream.Send(&vaultv1.StreamCredentialsResponse{Credential: messageOfDelivery(d)})
+	}))
+}
+
+func (s credentialService) FetchCredential(ctx context.Context, req *vaultv1.FetchCredentialRequest) (*vaultv1.FetchCredentialResponse, error) {
+	r := shown(ctx, req.GetInstanceId())
+	r.Audience = req.GetAudience()
+	d, err := s.hub.Fetch(ctx, r)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	return &vaultv1.FetchCredentialResponse{Credential: messageOfDelivery(d)}, nil
+}
+
+func (s credentialService) CloseLease(ctx context.Context, req *vaultv1.CloseLeaseRequest) (*vaultv1.CloseLeaseResponse, error) {
+	if err := s.hub.CloseLease(ctx, shown(ctx, req.GetInstanceId())); err != nil {
+		return nil, statusOf(err)
+	}
+	s.changed()
+	return &vaultv1.CloseLeaseResponse{}, nil
+}
+
+// shown is what a runner shows: its grant, its certificate, its instance.
+func shown(ctx context.Context, instanceID string) delivery.Request {
+	return delivery.Request{
+		Token: bearer(ctx), CertificateSHA256: certificateOf(ctx), InstanceID: instanceID, Caller: callerOf(ctx),
+	}
+}
+
+// bearer is the token of the authorization header; empty, which is no token, when there is not exactly one.
+func bearer(ctx context.Context) secret.Text {
+	const scheme = "bearer "
+	values := metadata.ValueFromIncomingContext(ctx, "authorization")
+	if len(values) != 1 || len(values[0]) < len(scheme) || !strings.EqualFold(values[0][:len(scheme)], scheme) {
+		return secret.Text{}
+	}
+	return secret.New(values[0][len(scheme):])
+}

@@ -1,0 +1,115 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+
+	errorv1 "phasekey.dev/gen/phasekey/error/v1"
+	"phasekey.dev/pkg/rpcerr"
+	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/vault/internal/delivery"
+	"phasekey.dev/services/vault/internal/grant"
+	"phasekey.dev/services/vault/internal/issuer"
+	"phasekey.dev/services/vault/internal/lease"
+)
+
+var (
+	errPageToken = errors.New("page token is of another list, or is none")
+	errRegistry  = errors.New("registry does not answer")
+)
+
+// retryAfter is when what was not available may be.
+const retryAfter = 2 * time.Second
+
+// table says what each error is on the wire. The final reasons stand first: they say more than what comes with them.
+func table() rpcerr.Table {
+	row := func(target error, code codes.Code, reason errorv1.ErrorReason, details ...proto.Message) rpcerr.Row {
+		return rpcerr.Row{Target: target, Code: code, Reason: word(reason), Details: func(error) []proto.Message { return details }}
+	}
+	denied := func(target error, reason errorv1.ErrorReason) rpcerr.Row {
+		return row(target, codes.PermissionDenied, reason)
+	}
+	later := func(target error, reason errorv1.ErrorReason) rpcerr.Row {
+		return row(target, codes.Unavailable, reason, rpcerr.Retry(retryAfter))
+	}
+	return rpcerr.Table{
+		denied(grant.ErrRevoked, errorv1.ErrorReason_ERROR_REASON_GRANT_REVOKED),
+		denied(grant.ErrExpired, errorv1.ErrorReason_ERROR_REASON_GRANT_EXPIRED),
+		denied(grant.ErrDetached, errorv1.ErrorReason_ERROR_REASON_DETACHED),
+		denied(grant.ErrIntegrationDeleted, errorv1.ErrorReason_ERROR_REASON_INTEGRATION_DELETED),
+		denied(grant.ErrCertificate, errorv1.ErrorReason_ERROR_REASON_CERTIFICATE_MISMATCH),
+		denied(lease.ErrClosed, errorv1.ErrorReason_ERROR_REASON_LEASE_CLOSED),
+		row(grant.ErrUnknown, codes.Unauthenticated, errorv1.ErrorReason_ERROR_REASON_GRANT_UNKNOWN),
+		row(lease.ErrTooMany, codes.ResourceExhausted, errorv1.ErrorReason_ERROR_REASON_TOO_MANY_LEASES),
+		{
+			Target: delivery.ErrAudienceNotAllowed, Code: codes.PermissionDenied,
+			Reason: word(errorv1.ErrorReason_ERROR_REASON_AUDIENCE_NOT_ALLOWED), Details: audienceOf,
+		},
+		row(grant.ErrNotFound, codes.NotFound, errorv1.ErrorReason_ERROR_REASON_RESOURCE_NOT_FOUND),
+		row(grant.ErrInUse, codes.AlreadyExists, errorv1.ErrorReason_ERROR_REASON_GRANT_IN_USE),
+		row(grant.ErrRequestIDReused, codes.AlreadyExists, errorv1.ErrorReason_ERROR_REASON_REQUEST_ID_REUSED),
+		row(errPageToken, codes.InvalidArgument, errorv1.ErrorReason_ERROR_REASON_INVALID_PAGE_TOKEN),
+		later(delivery.ErrDraining, errorv1.ErrorReason_ERROR_REASON_DRAINING),
+		later(issuer.ErrConsentMissing, errorv1.ErrorReason_ERROR_REASON_CONSENT_MISSING),
+		later(issuer.ErrNotReady, errorv1.ErrorReason_ERROR_REASON_CREDENTIAL_NOT_READY),
+		later(lease.ErrVersionGone, errorv1.ErrorReason_ERROR_REASON_CREDENTIAL_NOT_READY),
+		later(delivery.ErrCloudUnknown, errorv1.ErrorReason_ERROR_REASON_CREDENTIAL_NOT_READY),
+		later(issuer.ErrEntra, errorv1.ErrorReason_ERROR_REASON_ENTRA_UNAVAILABLE),
+		later(grant.ErrBehind, errorv1.ErrorReason_ERROR_REASON_ENTITLEMENT_STALE),
+		later(grant.ErrStale, errorv1.ErrorReason_ERROR_REASON_ENTITLEMENT_STALE),
+		later(errRegistry, errorv1.ErrorReason_ERROR_REASON_DEPENDENCY_UNAVAILABLE),
+		later(sqldb.ErrUnavailable, errorv1.ErrorReason_ERROR_REASON_DEPENDENCY_UNAVAILABLE),
+	}
+}
+
+// word is a reason as it stands on the wire.
+func word(reason errorv1.ErrorReason) string {
+	return strings.TrimPrefix(reason.String(), "ERROR_REASON_")
+}
+
+// statusOf is the status of an error, with the error itself wrapped beside it for the log.
+func statusOf(err error) error {
+	st := table().Status(err)
+	if st == nil || errors.Is(st, err) {
+		return st
+	}
+	return fmt.Errorf("%w: %w", st, err)
+}
+
+// statusAbout is statusOf for an error about the resource of that name.
+func statusAbout(err error, name string) error {
+	if errors.Is(err, grant.ErrNotFound) {
+		return rpcerr.New(codes.NotFound, word(errorv1.ErrorReason_ERROR_REASON_RESOURCE_NOT_FOUND), "no such resource", rpcerr.Metadata("name", name))
+	}
+	return statusOf(err)
+}
+
+func audienceOf(err error) []proto.Message {
+	if refusal := (*delivery.AudienceError)(nil); errors.As(err, &refusal) {
+		return []proto.Message{rpcerr.Metadata("audience", refusal.Audience)}
+	}
+	return nil
+}
+
+// fromRegistry lets the registry's refusals through that tell the platform what to do. Whatever else it answers is not the
+// platform's fault, and no more than "not available now".
+func fromRegistry(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	switch rpcerr.Reason(err) {
+	case word(errorv1.ErrorReason_ERROR_REASON_RESOURCE_NOT_FOUND),
+		word(errorv1.ErrorReason_ERROR_REASON_NOTHING_ATTACHED),
+		word(errorv1.ErrorReason_ERROR_REASON_NO_SUBSCRIPTION),
+		word(errorv1.ErrorReason_ERROR_REASON_INTEGRATION_DELETING):
+		return err
+	default:
+		return fmt.Errorf("%w: %w", errRegistry, err)
+	}
+}

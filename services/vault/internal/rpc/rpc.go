@@ -1,0 +1,110 @@
+// Package rpc serves the vault's API: it turns messages into the domain's terms, has the hub, the store and the registry do
+// what they do, and turns results and refusals back. What a field may hold is checked before by the server's chain, as the
+// protos say; what the protos cannot say is checked here.
+package rpc
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+
+	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
+	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
+	"phasekey.dev/pkg/grpcserver"
+	"phasekey.dev/pkg/mtls"
+	"phasekey.dev/services/vault/internal/credential"
+	"phasekey.dev/services/vault/internal/delivery"
+	"phasekey.dev/services/vault/internal/grant"
+	"phasekey.dev/services/vault/internal/store"
+)
+
+// grants keeps grants; see store.Store.
+type grants interface {
+	CreateGrant(ctx context.Context, now time.Time, g grant.Grant, token grant.Hash, request store.GrantRequest, caller store.Caller) (grant.Grant, error)
+	RepeatGrant(ctx context.Context, now time.Time, account string, token grant.Hash, request store.GrantRequest, caller store.Caller) (g grant.Grant, found bool, err error)
+	Grant(ctx context.Context, account, uid string) (grant.Grant, error)
+	Grants(ctx context.Context, account, after string, limit int) ([]grant.Grant, error)
+	ExtendGrant(ctx context.Context, now time.Time, account, uid string, end time.Time, caller store.Caller) (grant.Grant, error)
+	RevokeGrant(ctx context.Context, now time.Time, account, uid string, caller store.Caller) (grant.Grant, error)
+}
+
+// hub delivers; see delivery.Hub.
+type hub interface {
+	Stream(ctx context.Context, r delivery.Request, send func(delivery.Delivery) error) error
+	Fetch(ctx context.Context, r delivery.Request) (delivery.Delivery, error)
+	CloseLease(ctx context.Context, r delivery.Request) error
+}
+
+// resolver is the part of the registry's AttachmentService that grants are made by.
+type resolver interface {
+	ResolveAccess(ctx context.Context, in *registryv1.ResolveAccessRequest, opts ...grpc.CallOption) (*registryv1.ResolveAccessResponse, error)
+}
+
+// prober asks a customer's tenant whether it knows the application, or says what it last answered.
+type prober interface {
+	Probe(ctx context.Context, integrationName string) (credential.Probe, error)
+}
+
+// Config is what the services are made from.
+type Config struct {
+	Grants   grants
+	Hub      hub
+	Resolver resolver
+	Prober   prober
+	// Changed is called after something was changed that streams must hear of, so that they hear sooner.
+	Changed func()
+}
+
+// Register returns the function that registers the services for the platform's services and operators.
+func Register(cfg Config) func(grpc.ServiceRegistrar) {
+	return func(to grpc.ServiceRegistrar) {
+		vaultv1.RegisterGrantServiceServer(to, grantService{grants: cfg.Grants, resolver: cfg.Resolver, changed: cfg.Changed})
+		vaultv1.RegisterAccessServiceServer(to, accessService{prober: cfg.Prober})
+		RegisterRunners(cfg)(to)
+	}
+}
+
+// RegisterRunners returns the function that registers what runners may call.
+func RegisterRunners(cfg Config) func(grpc.ServiceRegistrar) {
+	return func(to grpc.ServiceRegistrar) {
+		vaultv1.RegisterCredentialServiceServer(to, credentialService{hub: cfg.Hub, changed: cfg.Changed})
+	}
+}
+
+// callerOf is whom the audit names.
+func callerOf(ctx context.Context) store.Caller {
+	caller := store.Caller{RequestID: grpcserver.RequestID(ctx)}
+	if info, ok := tlsOf(ctx); ok {
+		if id, err := mtls.IDFromState(info.State); err == nil {
+			caller.Identity = id
+		}
+	}
+	return caller
+}
+
+// certificateOf is the SHA-256 of the caller's certificate in lower-case hexadecimal; empty without one.
+func certificateOf(ctx context.Context) string {
+	info, ok := tlsOf(ctx)
+	if !ok || len(info.State.PeerCertificates) == 0 {
+		return ""
+	}
+	sum := sha256.Sum256(info.State.PeerCertificates[0].Raw)
+	return hex.EncodeToString(sum[:])
+}
+
+func tlsOf(ctx context.Context) (credentials.TLSInfo, bool) {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return credentials.TLSInfo{}, false
+	}
+	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	return info, ok
+}
+
+// clock is the time as the database has it, in whole microseconds, so that what is answered now and what is read later agree.
+func clock() time.Time { return time.Now().Truncate(time.Microsecond) }
