@@ -34,7 +34,8 @@ type Config struct {
 	Limits       grpcserver.Limits     `yaml:"limits"`
 	Registry     Upstream              `yaml:"registry"`
 	Vault        Upstream              `yaml:"vault"`
-	// Clouds are where Microsoft's clouds are, by the names that integrations give them.
+	// Clouds are where Microsoft's clouds are, by the names that integrations give them. What a file says replaces the
+	// default map as a whole.
 	Clouds map[string]Cloud `yaml:"clouds"`
 	// ProbeInterval is the least time between two questions to the vault about one integration: at least ten seconds,
 	// unless Development.
