@@ -54,6 +54,9 @@ func parse(args []string, help io.Writer) (options, error) {
 	if (o.cert == "") != (o.key == "") {
 		return o, errors.New("-cert and -key go together")
 	}
+	if o.life.low <= 0 {
+		return o, errors.New("-token-life must be above zero")
+	}
 	return o, nil
 }
 
