@@ -186,7 +186,7 @@ func (a *App) deliver(clouds entra.Clouds) {
 	}
 	cfg := delivery.Config{
 		Store:  a.store,
-		Issuer: issuer.New(issuer.Config{Minter: clouds, Keyring: a.keyring, Metrics: a.metrics}),
+		Issuer: issuer.New(issuer.Config{Minter: clouds, Keyring: a.keyring, Prober: a.store, Log: a.log, Metrics: a.metrics}),
 		Clouds: known, Log: a.log, Metrics: a.metrics,
 	}
 	if a.hints != nil {

@@ -17,6 +17,7 @@ import (
 	"phasekey.dev/services/vault/internal/grant"
 	"phasekey.dev/services/vault/internal/issuer"
 	"phasekey.dev/services/vault/internal/lease"
+	"phasekey.dev/services/vault/internal/rotation"
 )
 
 var (
@@ -55,11 +56,15 @@ func table() rpcerr.Table {
 		row(grant.ErrInUse, codes.AlreadyExists, errorv1.ErrorReason_ERROR_REASON_GRANT_IN_USE),
 		row(grant.ErrRequestIDReused, codes.AlreadyExists, errorv1.ErrorReason_ERROR_REASON_REQUEST_ID_REUSED),
 		row(errPageToken, codes.InvalidArgument, errorv1.ErrorReason_ERROR_REASON_INVALID_PAGE_TOKEN),
+		row(rotation.ErrDeleting, codes.FailedPrecondition, errorv1.ErrorReason_ERROR_REASON_INTEGRATION_DELETING),
 		later(delivery.ErrDraining, errorv1.ErrorReason_ERROR_REASON_DRAINING),
 		later(issuer.ErrConsentMissing, errorv1.ErrorReason_ERROR_REASON_CONSENT_MISSING),
 		later(issuer.ErrNotReady, errorv1.ErrorReason_ERROR_REASON_CREDENTIAL_NOT_READY),
 		later(lease.ErrVersionGone, errorv1.ErrorReason_ERROR_REASON_CREDENTIAL_NOT_READY),
 		later(delivery.ErrCloudUnknown, errorv1.ErrorReason_ERROR_REASON_CREDENTIAL_NOT_READY),
+		later(rotation.ErrNotReady, errorv1.ErrorReason_ERROR_REASON_CREDENTIAL_NOT_READY),
+		later(rotation.ErrNoCloud, errorv1.ErrorReason_ERROR_REASON_CREDENTIAL_NOT_READY),
+		later(rotation.ErrEntra, errorv1.ErrorReason_ERROR_REASON_ENTRA_UNAVAILABLE),
 		later(issuer.ErrEntra, errorv1.ErrorReason_ERROR_REASON_ENTRA_UNAVAILABLE),
 		later(grant.ErrBehind, errorv1.ErrorReason_ERROR_REASON_ENTITLEMENT_STALE),
 		later(grant.ErrStale, errorv1.ErrorReason_ERROR_REASON_ENTITLEMENT_STALE),
@@ -84,7 +89,7 @@ func statusOf(err error) error {
 
 // statusAbout is statusOf for an error about the resource of that name.
 func statusAbout(err error, name string) error {
-	if errors.Is(err, grant.ErrNotFound) {
+	if errors.Is(err, grant.ErrNotFound) || errors.Is(err, sqldb.ErrNoRows) {
 		return rpcerr.New(codes.NotFound, word(errorv1.ErrorReason_ERROR_REASON_RESOURCE_NOT_FOUND), "no such resource", rpcerr.Metadata("name", name))
 	}
 	return statusOf(err)
