@@ -100,6 +100,10 @@ func classify(ctx context.Context, err error) error {
 		}
 		return fmt.Errorf("%w: %w", cause, err)
 	}
+	// Whatever a server says instead of letting us in, we have no database: it may be closed for new connections (55000), or be gone (3D000).
+	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
 		return classifyPostgres(pg, err)
 	}
@@ -171,9 +175,6 @@ func columnsOfMessage(message string) (table string, columns []string) {
 func lostConnection(err error) bool {
 	if errors.Is(err, driver.ErrBadConn) || errors.Is(err, sql.ErrConnDone) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
 		errors.Is(err, net.ErrClosed) || pgconn.Timeout(err) {
-		return true
-	}
-	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
 		return true
 	}
 	_, ok := errors.AsType[net.Error](err)
