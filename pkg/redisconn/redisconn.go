@@ -160,6 +160,7 @@ func LogTo(log *slog.Logger) { redis.SetLogger(libraryLog{log}) }
 
 type libraryLog struct{ log *slog.Logger }
 
+// Printf is what the library calls.
 func (l libraryLog) Printf(ctx context.Context, format string, args ...any) {
 	l.log.DebugContext(ctx, "redis library", "text", fmt.Sprintf(format, args...))
 }

@@ -104,6 +104,7 @@ type linkConn struct {
 	link *Link
 }
 
+// Write sends, unless everything vanishes.
 func (c *linkConn) Write(p []byte) (int, error) {
 	if c.link.current() == stalled {
 		return len(p), nil
@@ -111,6 +112,7 @@ func (c *linkConn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
+// Read receives, unless answers vanish.
 func (c *linkConn) Read(p []byte) (int, error) {
 	for {
 		n, err := c.Conn.Read(p)
@@ -120,6 +122,7 @@ func (c *linkConn) Read(p []byte) (int, error) {
 	}
 }
 
+// Close has the link forget the connection.
 func (c *linkConn) Close() error {
 	c.link.mu.Lock()
 	defer c.link.mu.Unlock()

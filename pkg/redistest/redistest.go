@@ -90,7 +90,7 @@ func Server(t testing.TB) *Redis {
 		config: redisconn.Config{Addrs: []string{socket}},
 	}
 	if err := r.answers(t.Context()); err != nil {
-		log, _ := os.ReadFile(filepath.Join(folder, "log")) //nolint:gosec // ours
+		log, _ := os.ReadFile(filepath.Join(folder, "log"))
 		t.Fatalf("start redis-server: %v\n%s", err, log)
 	}
 	return r

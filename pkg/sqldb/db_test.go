@@ -95,7 +95,7 @@ func TestTx_IsAllOrNothing(t *testing.T) {
 				if err := insert("c", "eu", "third", 3)(ctx, tx); err != nil {
 					return err
 				}
-				panic("in the middle")
+				panic("in the middle") //nolint:forbidigo // what is tested
 			})
 		}()
 		if diff := cmp.Diff(map[string]int64{"a": 1}, balances(t, db)); diff != "" {
@@ -429,7 +429,7 @@ func TestDB_LivesInABubble(t *testing.T) {
 		for i := range 3 {
 			all.Go(func() {
 				err := db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
-					time.Sleep(10 * time.Minute) // fake time passes although a transaction is open and two wait for it
+					<-time.After(10 * time.Minute) // fake time passes although a transaction is open and two wait for it
 					return insert(fmt.Sprint(i), "eu", fmt.Sprint(i), 0)(ctx, tx)
 				})
 				if err != nil {

@@ -154,6 +154,7 @@ type row struct {
 	row *sql.Row
 }
 
+// Scan copies the row's columns.
 func (r row) Scan(dest ...any) error { return classify(r.ctx, r.row.Scan(dest...)) }
 
 // Rows is the result of Query: Next before each Scan, Err after the last, Close always.

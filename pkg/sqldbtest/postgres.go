@@ -182,8 +182,8 @@ func launch() (_ *server, err error) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
-	initdb := exec.CommandContext(ctx, filepath.Join(programs, "initdb"), "--pgdata="+filepath.Join(folder, "data"), "--username=postgres",
-		"--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions") //nolint:gosec // found above
+	initdb := exec.CommandContext(ctx, filepath.Join(programs, "initdb"), "--pgdata="+filepath.Join(folder, "data"), "--username=postgres", //nolint:gosec // found above
+		"--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions")
 	initdb.Dir = folder
 	initdb.Env = environment()
 	initdb.SysProcAttr = &syscall.SysProcAttr{Credential: owner}
@@ -217,7 +217,7 @@ autovacuum = off
 	}
 	s := &server{folder: folder, alive: alive, templates: map[string]string{}}
 	if err := s.connect(ctx); err != nil {
-		log, _ := os.ReadFile(filepath.Join(folder, "log")) //nolint:gosec // ours
+		log, _ := os.ReadFile(filepath.Join(folder, "log"))
 		_ = alive.Close()
 		_ = command.Wait()
 		return nil, fmt.Errorf("start PostgreSQL: %w\n%s", err, log)
@@ -226,7 +226,7 @@ autovacuum = off
 }
 
 func appendTo(name, text string) error {
-	file, err := os.OpenFile(name, os.O_APPEND|os.O_WRONLY, 0) //nolint:gosec // ours
+	file, err := os.OpenFile(name, os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,8 @@ replace (
 )
 
 require (
+	github.com/google/go-cmp v0.7.0
+	gocloud.dev v0.47.0
 	phasekey.dev/gen v0.0.0
 	phasekey.dev/pkg v0.0.0
 )
@@ -54,7 +56,6 @@ require (
 	go.opentelemetry.io/otel/sdk/metric v1.46.0 // indirect
 	go.opentelemetry.io/otel/trace v1.46.0 // indirect
 	go.uber.org/atomic v1.12.0 // indirect
-	gocloud.dev v0.47.0 // indirect
 	golang.org/x/crypto v0.58.0 // indirect
 	golang.org/x/net v0.62.0 // indirect
 	golang.org/x/sync v0.24.0 // indirect

@@ -93,7 +93,7 @@ func (e *Elector) Run(ctx context.Context, serve election.Serve) error {
 			c.stop(context.WithoutCancel(ctx))
 			return nil
 		case end := <-c.ended:
-			c.settle(end)
+			c.settle(ctx, end)
 			timer.Reset(0)
 		case <-timer.C:
 			timer.Reset(c.round(ctx))
@@ -132,7 +132,7 @@ func (c *campaign) round(ctx context.Context) time.Duration {
 	share := (c.config.Shards + members - 1) / members
 	c.shed(share)
 	now := time.Now()
-	for _, shard := range rand.Perm(c.config.Shards) {
+	for _, shard := range rand.Perm(c.config.Shards) { //nolint:gosec // spreads contenders, guards nothing
 		if len(c.held) >= share {
 			break
 		}
@@ -176,21 +176,21 @@ func (c *campaign) shed(share int) {
 }
 
 // settle notes how a term ended.
-func (c *campaign) settle(end end) {
+func (c *campaign) settle(ctx context.Context, end end) {
 	delete(c.held, end.shard)
 	log := c.config.Log.With("shard", end.shard)
 	switch {
 	case errors.Is(end.err, election.ErrFenced):
 		// Somebody else is master, and needs no competition.
 		c.barred[end.shard] = time.Now().Add(c.config.TTL + rand.N(c.config.TTL/2)) //nolint:gosec // spreads contenders, guards nothing
-		log.Warn("mastership fenced", "error", end.err)
+		log.WarnContext(ctx, "mastership fenced", "error", end.err)
 	case end.cause == nil:
 		c.barred[end.shard] = time.Now().Add(jitter(c.config.TTL / 2))
-		log.Warn("mastership given up", "error", end.err)
+		log.WarnContext(ctx, "mastership given up", "error", end.err)
 	case errors.Is(end.cause, election.ErrLost):
-		log.Warn("mastership lost", "error", end.err)
+		log.WarnContext(ctx, "mastership lost", "error", end.err)
 	default:
-		log.Info("mastership resigned", "error", end.err)
+		log.InfoContext(ctx, "mastership resigned", "error", end.err)
 	}
 }
 
@@ -200,10 +200,10 @@ func (c *campaign) stop(ctx context.Context) {
 		t.cancel(election.ErrResigned)
 	}
 	for len(c.held) > 0 {
-		c.settle(<-c.ended)
+		c.settle(ctx, <-c.ended)
 	}
 	if err := c.locks.leave(ctx); err != nil {
-		c.config.Log.Warn("leaving the election failed, the entry will expire", "error", err)
+		c.config.Log.WarnContext(ctx, "leaving the election failed, the entry will expire", "error", err)
 	}
 }
 
@@ -212,9 +212,9 @@ func (c *campaign) hear(ctx context.Context, err error) {
 	if silent := err != nil; silent != c.silent && ctx.Err() == nil {
 		c.silent = silent
 		if silent {
-			c.config.Log.Warn("redis does not answer, no shards can be taken", "error", err)
+			c.config.Log.WarnContext(ctx, "redis does not answer, no shards can be taken", "error", err)
 		} else {
-			c.config.Log.Info("redis answers again")
+			c.config.Log.InfoContext(ctx, "redis answers again")
 		}
 	}
 }

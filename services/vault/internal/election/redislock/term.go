@@ -58,7 +58,7 @@ func (c *campaign) begin(ctx context.Context, shard int, since instant) *term {
 		err, cause := c.keep(ctx, t, shard, served)
 		// Only a lock that is still ours is released; if that fails it expires.
 		if releaseErr := c.locks.release(context.WithoutCancel(ctx), shard); releaseErr != nil {
-			c.config.Log.Warn("releasing a lock failed, it will expire", "shard", shard, "error", releaseErr)
+			c.config.Log.WarnContext(ctx, "releasing a lock failed, it will expire", "shard", shard, "error", releaseErr)
 		}
 		cancel(election.ErrResigned)
 		c.ended <- end{shard: shard, err: err, cause: cause}
@@ -72,7 +72,7 @@ func (c *campaign) work(ctx context.Context, shard int) error {
 	if err != nil {
 		return fmt.Errorf("take shard %d: %w", shard, err)
 	}
-	c.config.Log.Info("mastership taken", "shard", m.Shard, "epoch", m.Epoch, "holder", m.Holder)
+	c.config.Log.InfoContext(ctx, "mastership taken", "shard", m.Shard, "epoch", m.Epoch, "holder", m.Holder)
 	return c.serve(ctx, m)
 }
 

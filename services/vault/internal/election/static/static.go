@@ -71,14 +71,14 @@ func (e *Elector) run(ctx context.Context, shard int, serve election.Serve) {
 	for ctx.Err() == nil {
 		err := e.term(ctx, shard, serve)
 		if ctx.Err() != nil {
-			log.Info("mastership resigned", "error", err)
+			log.InfoContext(ctx, "mastership resigned", "error", err)
 			return
 		}
 		wait := e.config.Backoff/2 + rand.N(e.config.Backoff/4+1) //nolint:gosec // spreads contenders, guards nothing
 		if errors.Is(err, election.ErrFenced) {
 			wait += e.config.Backoff / 2
 		}
-		log.Warn("mastership given up", "error", err, "again_in", wait)
+		log.WarnContext(ctx, "mastership given up", "error", err, "again_in", wait)
 		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
@@ -97,6 +97,6 @@ func (e *Elector) term(ctx context.Context, shard int, serve election.Serve) err
 	if err != nil {
 		return fmt.Errorf("take shard %d: %w", shard, err)
 	}
-	e.config.Log.Info("mastership taken", "shard", m.Shard, "epoch", m.Epoch, "holder", m.Holder)
+	e.config.Log.InfoContext(ctx, "mastership taken", "shard", m.Shard, "epoch", m.Epoch, "holder", m.Holder)
 	return serve(termCtx, m)
 }
