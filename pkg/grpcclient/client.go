@@ -83,7 +83,6 @@ func Dial(cfg Config) (*grpc.ClientConn, error) {
 		grpc.WithDisableServiceConfig(),
 		grpc.WithChainUnaryInterceptor(unary(timeout)),
 		grpc.WithChainStreamInterceptor(stream),
-		grpc.WithSharedWriteBuffer(true),
 		grpc.WithReadBufferSize(readBufferBytes),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxRecvBytes)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),

@@ -26,7 +26,7 @@ import (
 // authenticates the grant itself. No Identity may have it.
 const RoleGrant = "grant"
 
-// AllAccounts, as an identity's account, stands for all of them.
+// AllAccounts stands for all accounts in an identity's list.
 const AllAccounts = "*"
 
 // The errors of New and Run; the text around them says more.
@@ -210,7 +210,6 @@ func (s *Server) options() []grpc.ServerOption {
 		grpc.MaxSendMsgSize(maxSendBytes),
 		grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.MaxConcurrentStreams(maxStreams),
-		grpc.SharedWriteBuffer(true),
 		grpc.ReadBufferSize(readBufferBytes),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			Time: keepaliveTime, Timeout: keepaliveTimeout, MaxConnectionAge: connectionAge,
@@ -246,7 +245,9 @@ func (s *Server) Run(ctx context.Context) error {
 		// Serve waits for the handlers too.
 		return err
 	}
-	<-served
+	if err := <-served; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+		return fmt.Errorf("grpc server %s: serve: %w", s.cfg.Name, err)
+	}
 	return nil
 }
 

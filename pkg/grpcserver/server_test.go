@@ -76,7 +76,7 @@ func call(t *testing.T, conn *grpc.ClientConn, method, request string, opts ...g
 }
 
 // open opens a stream and sends the first request.
-func open(t *testing.T, ctx context.Context, conn *grpc.ClientConn, method, request string) grpc.ClientStream {
+func open(ctx context.Context, t *testing.T, conn *grpc.ClientConn, method, request string) grpc.ClientStream {
 	t.Helper()
 	stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, notetest.Method(method))
 	if err != nil {
@@ -319,7 +319,7 @@ func TestAccountLimits(t *testing.T) {
 						_, err := call(t, conn, method, tt.request)
 						return err
 					}
-					return open(t, t.Context(), conn, method, tt.request).RecvMsg(notetest.Note(""))
+					return open(t.Context(), t, conn, method, tt.request).RecvMsg(notetest.Note(""))
 				}
 				if err := try(limited); tt.ok && err != nil {
 					t.Errorf("%s: %v", method, err)
@@ -354,7 +354,7 @@ func TestAccountLimits_LaterMessages(t *testing.T) {
 			}
 		}
 	}}))
-	stream := open(t, t.Context(), srv.Dial(t, platform), "Chat", `name: "accounts/acme/notes/1"`)
+	stream := open(t.Context(), t, srv.Dial(t, platform), "Chat", `name: "accounts/acme/notes/1"`)
 	for _, step := range []struct {
 		send string
 		code codes.Code
@@ -395,7 +395,7 @@ func TestStream_SendsNothingBeforeFirstMessage(t *testing.T) {
 	srv := grpctest.Start(t, config(notetest.Service{Chat: func(stream grpc.ServerStream) error {
 		return stream.SendMsg(notetest.Note(`text: "unasked"`))
 	}}))
-	stream := open(t, t.Context(), srv.Dial(t, platform), "Chat", `name: "accounts/acme/notes/1"`)
+	stream := open(t.Context(), t, srv.Dial(t, platform), "Chat", `name: "accounts/acme/notes/1"`)
 	want(t, stream.RecvMsg(notetest.Note("")), codes.Internal, rpcerr.ReasonInternal)
 }
 
@@ -415,7 +415,7 @@ func TestValidation(t *testing.T) {
 	conn := srv.Dial(t, operator)
 	request := `name: "nonsense" page_size: 101 note { text: "` + strings.Repeat("x", 101) + `" }`
 	_, unary := call(t, conn, "Create", request)
-	stream := open(t, t.Context(), conn, "Watch", request).RecvMsg(notetest.Note(""))
+	stream := open(t.Context(), t, conn, "Watch", request).RecvMsg(notetest.Note(""))
 	for _, err := range []error{unary, stream} {
 		want(t, err, codes.InvalidArgument, rpcerr.ReasonInvalidFields)
 		var fields []string
@@ -455,7 +455,7 @@ func TestErrors_Masked(t *testing.T) {
 		{"an error that nobody mapped", func(context.Context) error { return errors.New(text) }, codes.Internal, rpcerr.ReasonInternal, "internal error"},
 		{"a status that means our fault", func(context.Context) error { return status.Error(codes.Internal, text) }, codes.Internal, rpcerr.ReasonInternal, "internal error"},
 		{"an unknown status", func(context.Context) error { return status.Error(codes.Unknown, text) }, codes.Internal, rpcerr.ReasonInternal, "internal error"},
-		{"a panic", func(context.Context) error { panic(text) }, codes.Internal, rpcerr.ReasonInternal, "internal error"},
+		{"a panic", func(context.Context) error { panic(text) }, codes.Internal, rpcerr.ReasonInternal, "internal error"}, //nolint:forbidigo // what is tested
 		{"a mapped error with text around it", func(context.Context) error {
 			return fmt.Errorf("%s: %w", text, rpcerr.New(codes.NotFound, "RESOURCE_NOT_FOUND", "no such note"))
 		}, codes.NotFound, "RESOURCE_NOT_FOUND", "no such note"},
@@ -479,7 +479,7 @@ func TestErrors_Masked(t *testing.T) {
 			conn := srv.Dial(t, operator)
 			var trailer metadata.MD
 			_, unary := call(t, conn, "Get", "", grpc.Trailer(&trailer))
-			stream := open(t, t.Context(), conn, "Watch", "").RecvMsg(notetest.Note(""))
+			stream := open(t.Context(), t, conn, "Watch", "").RecvMsg(notetest.Note(""))
 			for _, err := range []error{unary, stream} {
 				want(t, err, tt.code, tt.reason)
 				if got := status.Convert(err).Message(); got != tt.text {
@@ -569,7 +569,7 @@ func TestRateLimit(t *testing.T) {
 		srv := grpctest.Start(t, cfg)
 		limited, other, nobody, stranger := srv.Dial(t, platform), srv.Dial(t, operator), srv.Dial(t, ""), srv.Dial(t, stranger)
 		const mine = `parent: "accounts/acme"`
-		limit := func(conn *grpc.ClientConn, method string, n int) error {
+		limit := func(conn *grpc.ClientConn, method string, n int, after time.Duration) {
 			t.Helper()
 			for range n {
 				if _, err := call(t, conn, method, mine); err != nil {
@@ -578,29 +578,28 @@ func TestRateLimit(t *testing.T) {
 			}
 			_, err := call(t, conn, method, mine)
 			want(t, err, codes.ResourceExhausted, rpcerr.ReasonRateLimited)
-			return err
+			if got := rpcerr.RetryDelay(err); got != after {
+				t.Errorf("told to come back in %s, want %s", got, after)
+			}
 		}
-		err := limit(limited, "Get", 2)
-		if got := rpcerr.RetryDelay(err); got != 10*time.Second {
-			t.Errorf("told to come back in %s", got)
-		}
-		limit(other, "Get", 2) // not another's bucket
-		time.Sleep(10 * time.Second)
-		limit(limited, "Get", 1)
+		limit(limited, "Get", 2, 10*time.Second)
+		limit(other, "Get", 2, 10*time.Second) // not another's bucket
+		<-time.After(10 * time.Second)
+		limit(limited, "Get", 1, 10*time.Second)
 		for range 50 {
 			if _, err := call(t, limited, "Create", mine); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if err := open(t, t.Context(), limited, "Watch", mine).RecvMsg(notetest.Note("")); err != nil {
+		if err := open(t.Context(), t, limited, "Watch", mine).RecvMsg(notetest.Note("")); err != nil {
 			t.Fatal(err)
 		}
-		want(t, open(t, t.Context(), limited, "Watch", mine).RecvMsg(notetest.Note("")), codes.ResourceExhausted, rpcerr.ReasonRateLimited)
+		want(t, open(t.Context(), t, limited, "Watch", mine).RecvMsg(notetest.Note("")), codes.ResourceExhausted, rpcerr.ReasonRateLimited)
 		// All callers without a known identity at one address share a bucket.
 		if _, err := call(t, stranger, "Fetch", ""); err != nil {
 			t.Fatal(err)
 		}
-		limit(nobody, "Fetch", 2)
+		limit(nobody, "Fetch", 2, time.Second)
 	})
 }
 
@@ -614,7 +613,7 @@ func TestTimes(t *testing.T) {
 			},
 			Watch: func(_ *dynamicpb.Message, stream grpc.ServerStream) error {
 				for range 3 {
-					time.Sleep(50 * time.Minute)
+					<-time.After(50 * time.Minute)
 					if err := stream.SendMsg(notetest.Note("")); err != nil {
 						return err
 					}
@@ -637,7 +636,7 @@ func TestTimes(t *testing.T) {
 			t.Errorf("the caller's own deadline of an hour: took %s", took)
 		}
 		began = time.Now()
-		stream := open(t, t.Context(), conn, "Get", "") // a stream call sets no deadline
+		stream := open(t.Context(), t, conn, "Get", "") // a stream call sets no deadline
 		want(t, stream.RecvMsg(notetest.Note("")), codes.DeadlineExceeded, "")
 		if took := time.Since(began); took != 5*time.Second {
 			t.Errorf("the default: took %s", took)
@@ -645,7 +644,7 @@ func TestTimes(t *testing.T) {
 
 		t.Log("a stream lives as long as something is said on it")
 		began = time.Now()
-		stream = open(t, t.Context(), conn, "Watch", "")
+		stream = open(t.Context(), t, conn, "Watch", "")
 		for range 3 {
 			if err := stream.RecvMsg(notetest.Note("")); err != nil {
 				t.Fatal(err)
@@ -721,7 +720,7 @@ func TestRun_Drains(t *testing.T) {
 		cfg := config(notetest.Service{
 			Get: func(ctx context.Context, _ *dynamicpb.Message) (*dynamicpb.Message, error) {
 				close(unaryRuns)
-				time.Sleep(3 * time.Second)
+				<-time.After(3 * time.Second)
 				return notetest.Note(`text: "finished"`), ctx.Err()
 			},
 			Watch: func(_ *dynamicpb.Message, stream grpc.ServerStream) error {
@@ -735,7 +734,7 @@ func TestRun_Drains(t *testing.T) {
 		cfg.OnDrain = func(context.Context) { close(hook) }
 		srv := grpctest.Start(t, cfg)
 		conn := srv.Dial(t, operator)
-		stream := open(t, t.Context(), conn, "Watch", "")
+		stream := open(t.Context(), t, conn, "Watch", "")
 		if err := stream.RecvMsg(notetest.Note("")); err != nil {
 			t.Fatal(err)
 		}
@@ -883,7 +882,7 @@ func TestAccessLog_Canaries(t *testing.T) {
 			for _, method := range []string{"Create", "Get"} {
 				_ = conn.Invoke(ctx, notetest.Method(method), notetest.Request(request), notetest.Note(""))
 			}
-			_ = open(t, ctx, conn, "Watch", request).RecvMsg(notetest.Note(""))
+			_ = open(ctx, t, conn, "Watch", request).RecvMsg(notetest.Note(""))
 			if err := srv.Stop(); err != nil {
 				t.Fatal(err)
 			}

@@ -65,7 +65,7 @@ func TestStart_FailsOnStuckHandlers(t *testing.T) {
 				go func() {
 					called <- conn.Invoke(t.Context(), notetest.Method("Get"), notetest.Request(""), notetest.Note(""))
 				}()
-				time.Sleep(time.Second)
+				<-time.After(time.Second)
 				if tt.stopsItself {
 					if err := srv.Stop(); !errors.Is(err, grpcserver.ErrDrain) {
 						t.Errorf("got %v", err)
@@ -78,7 +78,9 @@ func TestStart_FailsOnStuckHandlers(t *testing.T) {
 					t.Errorf("the test failed with %q", r.errors)
 				}
 				close(release)
-				<-called
+				if err := <-called; err == nil {
+					t.Error("the call outlived its server")
+				}
 			})
 		})
 	}

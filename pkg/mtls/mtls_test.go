@@ -351,12 +351,7 @@ func TestWorkloadAPI(t *testing.T) {
 	first, second := authority(t), authority(t)
 	agent := &fakeWorkloadAPI{changed: make(chan struct{})}
 	agent.set(svid(t, files(t, first, "vault", serverID), serverID))
-	dir, err := os.MkdirTemp("", "spire")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	socket := filepath.Join(dir, "agent.sock")
+	socket := filepath.Join(t.TempDir(), "agent.sock")
 	listener, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
@@ -396,7 +391,9 @@ func TestWorkloadAPI(t *testing.T) {
 		t.Error(err)
 	}
 	srv.Stop()
-	<-served
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
 }
 
 // syncBuffer is a log that a test waits for.

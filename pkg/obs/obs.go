@@ -110,7 +110,9 @@ func MetricsTask(ln net.Listener, tlsConfig *tls.Config, g prometheus.Gatherer, 
 			// A scraper that reads slowly does not hold the process.
 			_ = srv.Close()
 		}
-		<-served
+		if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("serve metrics: %w", err)
+		}
 		return nil
 	}
 	return task.Task{Name: "metrics", Run: run, Grace: 5 * time.Second}, nil

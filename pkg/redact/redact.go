@@ -183,6 +183,8 @@ func attr(a slog.Attr) slog.Attr {
 		if safe, changed := plain(reflect.ValueOf(v.Any()), maxDepth); changed {
 			v = slog.AnyValue(safe)
 		}
+	default:
+		// Numbers, texts and times are what they are.
 	}
 	return slog.Attr{Key: a.Key, Value: v}
 }

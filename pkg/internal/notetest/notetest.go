@@ -75,23 +75,22 @@ var file = sync.OnceValue(func() protoreflect.FileDescriptor {
 	// Their descriptors are dependencies.
 	_, _, _ = annotations.E_Resource, validate.E_Field, anypb.File_google_protobuf_any_proto
 	fdp := &descriptorpb.FileDescriptorProto{}
-	if err := prototext.Unmarshal([]byte(source), fdp); err != nil {
-		panic(fmt.Sprintf("notetest: %v", err))
-	}
+	must(prototext.Unmarshal([]byte(source), fdp))
 	fd, err := protodesc.NewFile(fdp, protoregistry.GlobalFiles)
-	if err != nil {
-		panic(fmt.Sprintf("notetest: %v", err))
-	}
-	if err := protoregistry.GlobalFiles.RegisterFile(fd); err != nil {
-		panic(fmt.Sprintf("notetest: %v", err))
-	}
+	must(err)
+	must(protoregistry.GlobalFiles.RegisterFile(fd))
 	for i := range fd.Messages().Len() {
-		if err := protoregistry.GlobalTypes.RegisterMessage(dynamicpb.NewMessageType(fd.Messages().Get(i))); err != nil {
-			panic(fmt.Sprintf("notetest: %v", err))
-		}
+		must(protoregistry.GlobalTypes.RegisterMessage(dynamicpb.NewMessageType(fd.Messages().Get(i))))
 	}
 	return fd
 })
+
+// must is for what is written in the source: if it is wrong, so is every test.
+func must(err error) {
+	if err != nil {
+		panic(fmt.Sprintf("notetest: %v", err)) //nolint:forbidigo // test support, and a bug of the test
+	}
+}
 
 // Descriptor is the service's.
 func Descriptor() protoreflect.ServiceDescriptor { return file().Services().Get(0) }
@@ -99,9 +98,7 @@ func Descriptor() protoreflect.ServiceDescriptor { return file().Services().Get(
 // Message makes a message (Note or Request) from its text form.
 func Message(name, text string) *dynamicpb.Message {
 	m := dynamicpb.NewMessage(file().Messages().ByName(protoreflect.Name(name)))
-	if err := prototext.Unmarshal([]byte(text), m); err != nil {
-		panic(fmt.Sprintf("notetest: %s: %v", text, err))
-	}
+	must(prototext.Unmarshal([]byte(text), m))
 	return m
 }
 
