@@ -274,13 +274,3 @@ func (s Standing) Check(now time.Time) error {
 		return nil
 	}
 }
-
-// Final tells whether err says that what is held by the grant is not to be used any more.
-func Final(err error) bool {
-	for _, final := range []error{ErrRevoked, ErrExpired, ErrDetached, ErrIntegrationDeleted, ErrCertificate} {
-		if errors.Is(err, final) {
-			return true
-		}
-	}
-	return false
-}

@@ -23,16 +23,6 @@ var (
 	ErrVersionGone = errors.New("credential version is no longer usable")
 )
 
-// State is where a lease is in its life.
-type State int
-
-// The states there are.
-const (
-	Open State = iota + 1
-	Closed
-	Expired
-)
-
 // Lease is one runner instance's delivery under a grant.
 type Lease struct {
 	UID      string
@@ -45,18 +35,6 @@ type Lease struct {
 	DeliverTime time.Time
 	// CloseTime is zero while it is open.
 	CloseTime time.Time
-}
-
-// State is where the lease is; it ends with its grant.
-func (l Lease) State(now, grantEnd time.Time) State {
-	switch {
-	case !l.CloseTime.IsZero():
-		return Closed
-	case !now.Before(grantEnd):
-		return Expired
-	default:
-		return Open
-	}
 }
 
 // Admit decides on a delivery to an instance: it returns the instance's lease as it is after the delivery, and whether that

@@ -1,0 +1,83 @@
+package grant_test
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"phasekey.dev/services/vault/internal/grant"
+)
+
+func TestMint_TokensAreRecognisedAndHidden(t *testing.T) {
+	token, hash := grant.Mint()
+	text := token.Expose()
+	if !strings.HasPrefix(text, "pkg_") || len(text) != 53 {
+		t.Errorf("token %q, want pkg_ and 49 more", text)
+	}
+	if strings.Contains(fmt.Sprintf("%v %+v %#v", token, token, token), text) {
+		t.Error("token prints itself")
+	}
+	got, err := grant.ParseToken(text)
+	if err != nil || !got.Equal(hash) || hash != grant.Hash(sha256.Sum256([]byte(text))) {
+		t.Errorf("ParseToken: hash equal %v, error %v", got.Equal(hash), err)
+	}
+	other, otherHash := grant.Mint()
+	if other.Equal(token) || otherHash.Equal(hash) {
+		t.Error("two tokens are the same")
+	}
+}
+
+func TestParseToken_RefusesWhatIsNone(t *testing.T) {
+	token, _ := grant.Mint()
+	text := token.Expose()
+	swapped := []byte(text)
+	swapped[10], swapped[11] = 'A', 'B'
+	if text[10] == 'A' && text[11] == 'B' {
+		swapped[10] = 'C'
+	}
+	last := text[:len(text)-1] + "0"
+	if last == text {
+		last = text[:len(text)-1] + "1"
+	}
+	for name, bad := range map[string]string{
+		"empty":             "",
+		"prefix only":       "pkg_",
+		"other prefix":      "pkh_" + text[4:],
+		"too short":         text[:len(text)-1],
+		"too long":          text + "0",
+		"wrong digit":       string(swapped),
+		"wrong checksum":    last,
+		"foreign character": text[:20] + "-" + text[21:],
+		"line break":        text[:len(text)-1] + "\n",
+		"not ascii":         text[:20] + "é" + text[22:],
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := grant.ParseToken(bad); !errors.Is(err, grant.ErrUnknown) {
+				t.Errorf("error %v, want ErrUnknown", err)
+			}
+		})
+	}
+}
+
+func FuzzParseToken(f *testing.F) {
+	f.Add("")
+	f.Add("pkg_")
+	f.Add("pkg_0000000000000000000000000000000000000000000000000")
+	f.Add("pkg_" + strings.Repeat("z", 49))
+	token, _ := grant.Mint()
+	f.Add(token.Expose())
+	f.Fuzz(func(t *testing.T, text string) {
+		hash, err := grant.ParseToken(text)
+		if err != nil {
+			if !errors.Is(err, grant.ErrUnknown) || (text != "" && strings.Contains(err.Error(), text)) {
+				t.Fatalf("error %v", err)
+			}
+			return
+		}
+		if len(text) != 53 || hash != grant.Hash(sha256.Sum256([]byte(text))) {
+			t.Fatal("accepted what no Mint makes")
+		}
+	})
+}

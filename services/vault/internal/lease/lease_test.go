@@ -1,0 +1,50 @@
+package lease_test
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"phasekey.dev/services/vault/internal/lease"
+)
+
+var now = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+
+func held(instance string, closed bool) lease.Lease {
+	l := lease.Lease{UID: "l-" + instance, GrantUID: "g", InstanceID: instance, Generation: 3, OpenTime: now.Add(-time.Hour), DeliverTime: now.Add(-time.Minute)}
+	if closed {
+		l.CloseTime = now.Add(-time.Second)
+	}
+	return l
+}
+
+func TestAdmit(t *testing.T) {
+	four := []lease.Lease{held("a", false), held("b", false), held("c", false), held("d", false)}
+	resumed := held("b", false)
+	resumed.Generation, resumed.DeliverTime = 4, now
+	fresh := lease.Lease{UID: "new", GrantUID: "g", InstanceID: "e", Generation: 1, OpenTime: now, DeliverTime: now}
+	for _, tt := range []struct {
+		name     string
+		held     []lease.Lease
+		instance string
+		want     lease.Lease
+		opened   bool
+		err      error
+	}{
+		{"first", nil, "e", fresh, true, nil},
+		{"fourth", four[:3], "e", fresh, true, nil},
+		{"fifth", four, "e", lease.Lease{}, false, lease.ErrTooMany},
+		{"resumed among four", four, "b", resumed, false, nil},
+		{"closed ones do not count", []lease.Lease{four[0], four[1], four[2], held("d", true)}, "e", fresh, true, nil},
+		{"own one is closed", []lease.Lease{held("e", true)}, "e", lease.Lease{}, false, lease.ErrClosed},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got, opened, err := lease.Admit(now, tt.held, "new", "g", tt.instance)
+			if !errors.Is(err, tt.err) || opened != tt.opened || !cmp.Equal(got, tt.want) {
+				t.Errorf("got %+v, %v, %v; want %+v, %v, %v", got, opened, err, tt.want, tt.opened, tt.err)
+			}
+		})
+	}
+}
