@@ -99,12 +99,13 @@ type ConsentSession struct {
 	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
 	// Where it is.
 	State ConsentSession_State `protobuf:"varint,20,opt,name=state,proto3,enum=phasekey.broker.v1.ConsentSession_State" json:"state,omitempty"`
-	// Where the administrator consents. Present once the application is ready. It carries no secret, but whoever follows
-	// it acts in this session.
+	// Where the administrator consents. Present in STATE_AWAITING_CONSENT only. Whoever follows it acts in this session, so
+	// it is not logged.
 	ConsentUri string `protobuf:"bytes,21,opt,name=consent_uri,json=consentUri,proto3" json:"consent_uri,omitempty"`
 	// The service principal's object ID in the customer's tenant, once completed.
 	ServicePrincipalObjectId string `protobuf:"bytes,22,opt,name=service_principal_object_id,json=servicePrincipalObjectId,proto3" json:"service_principal_object_id,omitempty"`
-	// What the customer's tenant last said, for example `AADSTS700016`; empty before the first answer and when completed.
+	// What the customer's tenant last said, for example `AADSTS700016`; INTEGRATION_DELETED or INTEGRATION_DELETING when
+	// that ended the session; empty before the first answer and when completed.
 	LastRefusal string `protobuf:"bytes,23,opt,name=last_refusal,json=lastRefusal,proto3" json:"last_refusal,omitempty"`
 	// When it was created.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,24,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
@@ -211,15 +212,15 @@ var File_phasekey_broker_v1_consent_session_proto protoreflect.FileDescriptor
 
 const file_phasekey_broker_v1_consent_session_proto_rawDesc = "" +
 	"\n" +
-	"(phasekey/broker/v1/consent_session.proto\x12\x12phasekey.broker.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x92\a\n" +
+	"(phasekey/broker/v1/consent_session.proto\x12\x12phasekey.broker.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x95\a\n" +
 	"\x0eConsentSession\x12 \n" +
 	"\x04name\x18\x01 \x01(\tB\f\xe2A\x01\b\xbaH\x05r\x03\x18\xc8\x01R\x04name\x12\xac\x01\n" +
 	"\vintegration\x18\x02 \x01(\tB\x89\x01\xe2A\x02\x02\x05\xfaA#\n" +
 	"!registry.phasekey.dev/Integration\xbaH[rY2W^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/integrations/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\vintegration\x12B\n" +
 	"\vexpire_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampB\x05\xe2A\x02\x01\x05R\n" +
 	"expireTime\x12D\n" +
-	"\x05state\x18\x14 \x01(\x0e2(.phasekey.broker.v1.ConsentSession.StateB\x04\xe2A\x01\x03R\x05state\x12%\n" +
-	"\vconsent_uri\x18\x15 \x01(\tB\x04\xe2A\x01\x03R\n" +
+	"\x05state\x18\x14 \x01(\x0e2(.phasekey.broker.v1.ConsentSession.StateB\x04\xe2A\x01\x03R\x05state\x12(\n" +
+	"\vconsent_uri\x18\x15 \x01(\tB\a\xe2A\x01\x03\x80\x01\x01R\n" +
 	"consentUri\x12C\n" +
 	"\x1bservice_principal_object_id\x18\x16 \x01(\tB\x04\xe2A\x01\x03R\x18servicePrincipalObjectId\x12'\n" +
 	"\flast_refusal\x18\x17 \x01(\tB\x04\xe2A\x01\x03R\vlastRefusal\x12A\n" +
