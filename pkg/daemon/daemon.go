@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -54,21 +55,22 @@ func (p Program[C]) Main() int {
 	defer stop()
 	// From the first signal on the next one has its usual effect.
 	context.AfterFunc(ctx, stop)
-	if err := p.run(ctx, os.Args[1:]); err != nil {
+	if err := p.Run(ctx, os.Args[1:], os.Environ(), os.Stdout); err != nil {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", p.Name, err)
 		return 1
 	}
 	return 0
 }
 
-func (p Program[C]) run(ctx context.Context, args []string) error {
+// Run does what the arguments say, and serves until ctx ends. Args are without the program's name, env is as of os.Environ.
+func (p Program[C]) Run(ctx context.Context, args, env []string, out io.Writer) error {
 	var command *Command[C]
 	if len(args) > 0 {
 		if i := slices.IndexFunc(p.Commands, func(c Command[C]) bool { return c.Name == args[0] }); i >= 0 {
 			command, args = &p.Commands[i], args[1:]
 		}
 	}
-	action, err := confload.Load(p.Name, args, os.Environ(), os.Stdout, p.Config)
+	action, err := confload.Load(p.Name, args, env, out, p.Config)
 	if err != nil || action == confload.Exit {
 		return err
 	}

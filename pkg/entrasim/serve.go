@@ -115,7 +115,7 @@ func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 // Run serves HTTPS on the listener until ctx ends, then finishes what is under
-// way within a few seconds.
+// way within a second, and cuts what is not finished then.
 func (s *Simulator) Run(ctx context.Context, listener net.Listener, config *tls.Config) error {
 	server := &http.Server{
 		Handler:           s.Handler(),
@@ -134,11 +134,11 @@ func (s *Simulator) Run(ctx context.Context, listener net.Listener, config *tls.
 		return fmt.Errorf("serve: %w", err)
 	case <-ctx.Done():
 	}
-	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 4*time.Second)
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
 	err := server.Shutdown(grace)
-	if err != nil {
-		err = errors.Join(fmt.Errorf("stop serving: %w", err), server.Close())
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = server.Close()
 	}
 	<-failed
 	return err

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/protoadapt"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/durationpb"
 )
 
@@ -253,4 +254,15 @@ func Explain(err error) string {
 	}
 	b.WriteString(")")
 	return b.String()
+}
+
+// Word is a reason that an API lists in an enum, as it stands on the wire: the value's name without what the enum's zero value
+// shows to be the prefix. With ERROR_REASON_UNSPECIFIED, ERROR_REASON_DETACHED is "DETACHED".
+func Word(reason protoreflect.Enum) string {
+	values := reason.Descriptor().Values()
+	value := values.ByNumber(reason.Number())
+	if value == nil {
+		return ""
+	}
+	return strings.TrimPrefix(string(value.Name()), strings.TrimSuffix(string(values.ByNumber(0).Name()), "UNSPECIFIED"))
 }

@@ -22,6 +22,7 @@ import (
 	brokerv1 "phasekey.dev/gen/phasekey/broker/v1"
 	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
+	"phasekey.dev/pkg/daemon"
 	"phasekey.dev/pkg/grpcclient"
 	"phasekey.dev/pkg/grpcserver"
 	"phasekey.dev/pkg/mtls"
@@ -60,13 +61,7 @@ type App struct {
 	metrics  *task.Task // nil: not served
 
 	metricsAddr net.Addr
-	closers     []closer
-}
-
-// closer is something to release, after everything that was opened later.
-type closer struct {
-	name  string
-	close func() error
+	held        daemon.Held
 }
 
 // New opens the database, the key and the certificates, binds the listeners, and starts nothing. When it fails it leaves
@@ -78,7 +73,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *App, err error) 
 	a := &App{cfg: cfg, log: log}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, a.Close())
+			err = errors.Join(err, a.held.Close())
 		}
 	}()
 	if err := a.openStore(ctx); err != nil {
@@ -91,7 +86,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *App, err error) 
 	if a.tls, err = mtls.Open(ctx, cfg.TLS, log); err != nil {
 		return nil, err
 	}
-	a.own("tls", a.tls.Close)
+	a.held.Own("tls", a.tls.Close)
 	if err := a.dial(); err != nil {
 		return nil, err
 	}
@@ -111,18 +106,13 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *App, err error) 
 	return a, nil
 }
 
-// own has Close release something.
-func (a *App) own(name string, close func() error) {
-	a.closers = append(a.closers, closer{name, close})
-}
-
 func (a *App) openStore(ctx context.Context) error {
 	db, err := sqldb.Open(ctx, a.cfg.Database, store.Migrations())
 	if err != nil {
 		return err
 	}
 	a.db, a.store = db, store.New(db)
-	a.own("database", db.Close)
+	a.held.Own("database", db.Close)
 	for _, name := range db.NewerMigrations() {
 		a.log.WarnContext(ctx, "the database has a migration of a newer release", slog.String("migration", name))
 	}
@@ -138,7 +128,7 @@ func (a *App) dial() (err error) {
 	if err != nil {
 		return fmt.Errorf("registry: %w", err)
 	}
-	a.own("registry", a.registry.Close)
+	a.held.Own("registry", a.registry.Close)
 	a.vault, err = grpcclient.Dial(grpcclient.Config{
 		Target: a.cfg.Vault.Target, TLS: a.tls.ClientConfig(a.cfg.Vault.ID), Timeout: upstreamTimeout,
 		Services: []protoreflect.ServiceDescriptor{vaultv1.File_phasekey_vault_v1_access_service_proto.Services().ByName("AccessService")},
@@ -146,13 +136,13 @@ func (a *App) dial() (err error) {
 	if err != nil {
 		return fmt.Errorf("vault: %w", err)
 	}
-	a.own("vault", a.vault.Close)
+	a.held.Own("vault", a.vault.Close)
 	return nil
 }
 
 // listen binds the addresses and makes the servers.
 func (a *App) listen(ctx context.Context, service *rpc.Service, metrics *prometheus.Registry) error {
-	ln, err := a.bind(ctx, "listen", a.cfg.Listen)
+	ln, err := a.held.Listen(ctx, "listen", a.cfg.Listen)
 	if err != nil {
 		return err
 	}
@@ -173,7 +163,7 @@ func (a *App) listen(ctx context.Context, service *rpc.Service, metrics *prometh
 	if a.cfg.MetricsListen == "" {
 		return nil
 	}
-	mln, err := a.bind(ctx, "metrics_listen", a.cfg.MetricsListen)
+	mln, err := a.held.Listen(ctx, "metrics_listen", a.cfg.MetricsListen)
 	if err != nil {
 		return err
 	}
@@ -188,20 +178,6 @@ func (a *App) listen(ctx context.Context, service *rpc.Service, metrics *prometh
 	}
 	a.metrics = &serve
 	return nil
-}
-
-func (a *App) bind(ctx context.Context, key, address string) (net.Listener, error) {
-	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", key, err)
-	}
-	a.own(key, func() error {
-		if err := ln.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
-			return err
-		}
-		return nil // the server that had it closes it too
-	})
-	return ln, nil
 }
 
 func isLoopback(a net.Addr) bool {
@@ -240,21 +216,11 @@ func (a *App) Run(ctx context.Context) error {
 		}},
 	)
 	err := task.Run(ctx, a.log, tasks...)
-	return errors.Join(err, a.Close())
+	return errors.Join(err, a.held.Close())
 }
 
 // Close releases what New opened, the last first. Run does so itself.
-func (a *App) Close() error {
-	var problems []error
-	for len(a.closers) > 0 {
-		last := a.closers[len(a.closers)-1]
-		a.closers = a.closers[:len(a.closers)-1]
-		if err := last.close(); err != nil {
-			problems = append(problems, fmt.Errorf("close %s: %w", last.name, err))
-		}
-	}
-	return errors.Join(problems...)
-}
+func (a *App) Close() error { return a.held.Close() }
 
 // ready says what is missing for the broker to do its work. The three are asked at the same time, for they share a deadline.
 func (a *App) ready(ctx context.Context) error {

@@ -49,7 +49,7 @@ func TestRun_ChecksTheConfiguration(t *testing.T) {
 				t.Fatal(err)
 			}
 			var out bytes.Buffer
-			err := run(t.Context(), append([]string{"--config=" + path, "--check-config"}, tc.args...), nil, &out)
+			err := program().Run(t.Context(), append([]string{"--config=" + path, "--check-config"}, tc.args...), nil, &out)
 			text := out.String()
 			if tc.fails {
 				var problems *confload.Error
@@ -75,7 +75,7 @@ func TestRun_DoesNotStartWithoutWhatItNeeds(t *testing.T) {
 	if err := os.WriteFile(path, []byte(file), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	err := run(context.Background(), []string{"--config=" + path}, nil, &bytes.Buffer{})
+	err := program().Run(context.Background(), []string{"--config=" + path}, nil, &bytes.Buffer{})
 	if err == nil || !strings.Contains(err.Error(), "broker.pem") {
 		t.Errorf("without certificates: error %v", err)
 	}

@@ -7,17 +7,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 
+	errorv1 "phasekey.dev/gen/phasekey/error/v1"
 	"phasekey.dev/pkg/rpcerr"
 	"phasekey.dev/services/broker/internal/consent"
-)
-
-// Reasons, as phasekey.error.v1.ErrorReason lists them.
-const (
-	reasonNotFound      = "RESOURCE_NOT_FOUND"
-	reasonRequestReused = "REQUEST_ID_REUSED"
-	reasonDeleting      = "INTEGRATION_DELETING"
-	reasonRateLimited   = "RATE_LIMITED"
-	reasonUnavailable   = "DEPENDENCY_UNAVAILABLE"
 )
 
 const (
@@ -32,17 +24,18 @@ const keyIntegration = "integration"
 // table says what the domain's errors are on the wire, about the resource of that name.
 func table(name string) rpcerr.Table {
 	about := func(error) []proto.Message { return []proto.Message{rpcerr.Metadata("name", name)} }
+	deleting := rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_INTEGRATION_DELETING)
 	return rpcerr.Table{
-		{Target: consent.ErrNotFound, Code: codes.NotFound, Reason: reasonNotFound, Details: about},
-		{Target: consent.ErrIntegrationNotFound, Code: codes.NotFound, Reason: reasonNotFound, Details: about},
-		{Target: consent.ErrIntegrationDeleting, Code: codes.FailedPrecondition, Reason: reasonDeleting, Details: func(error) []proto.Message {
-			return []proto.Message{rpcerr.Precondition(reasonDeleting, name, "create another integration")}
+		{Target: consent.ErrNotFound, Code: codes.NotFound, Reason: rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_RESOURCE_NOT_FOUND), Details: about},
+		{Target: consent.ErrIntegrationNotFound, Code: codes.NotFound, Reason: rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_RESOURCE_NOT_FOUND), Details: about},
+		{Target: consent.ErrIntegrationDeleting, Code: codes.FailedPrecondition, Reason: deleting, Details: func(error) []proto.Message {
+			return []proto.Message{rpcerr.Precondition(deleting, name, "create another integration")}
 		}},
-		{Target: consent.ErrRequestIDReused, Code: codes.AlreadyExists, Reason: reasonRequestReused},
-		{Target: consent.ErrTooManyOpen, Code: codes.ResourceExhausted, Reason: reasonRateLimited, Details: func(error) []proto.Message {
+		{Target: consent.ErrRequestIDReused, Code: codes.AlreadyExists, Reason: rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_REQUEST_ID_REUSED)},
+		{Target: consent.ErrTooManyOpen, Code: codes.ResourceExhausted, Reason: rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_TOO_MANY_CONSENT_SESSIONS), Details: func(error) []proto.Message {
 			return []proto.Message{rpcerr.Metadata("name", name), rpcerr.Retry(retryOpen)}
 		}},
-		{Target: consent.ErrUnavailable, Code: codes.Unavailable, Reason: reasonUnavailable, Details: func(error) []proto.Message {
+		{Target: consent.ErrUnavailable, Code: codes.Unavailable, Reason: rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_DEPENDENCY_UNAVAILABLE), Details: func(error) []proto.Message {
 			return []proto.Message{rpcerr.Retry(retryUnavailable)}
 		}},
 	}

@@ -339,7 +339,7 @@ func TestCreateConsentSession_LimitsOpenOnes(t *testing.T) {
 			}
 		}
 		_, err := c.CreateConsentSession(t.Context(), create("ready"))
-		check(t, err, codes.ResourceExhausted, "RATE_LIMITED")
+		check(t, err, codes.ResourceExhausted, "TOO_MANY_CONSENT_SESSIONS")
 		if rpcerr.RetryDelay(err) <= 0 {
 			t.Error("no word on when to come back")
 		}

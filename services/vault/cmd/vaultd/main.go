@@ -11,9 +11,11 @@ import (
 	"phasekey.dev/services/vault/app"
 )
 
-func main() {
+func main() { os.Exit(program().Main()) }
+
+func program() daemon.Program[*app.Config] {
 	cfg := app.DefaultConfig()
-	os.Exit(daemon.Program[*app.Config]{
+	return daemon.Program[*app.Config]{
 		Name:    "vaultd",
 		Config:  &cfg,
 		Logging: func(c *app.Config) obs.LogConfig { return c.Log },
@@ -21,7 +23,8 @@ func main() {
 			return app.New(ctx, *c, log)
 		},
 		Commands: []daemon.Command[*app.Config]{
+			// Makes the file of the key-encryption key, once.
 			{Name: "init", Run: func(ctx context.Context, c *app.Config, _ *slog.Logger) error { return app.Init(ctx, *c) }},
 		},
-	}.Main())
+	}
 }

@@ -145,7 +145,7 @@ func (s *Stack) openSimulator(ctx context.Context, before Endpoints) error {
 	at := sim.Endpoints()
 	s.endpoints.Login, s.endpoints.Graph, s.endpoints.ResourceManager = at.Login, at.Graph, at.ResourceManager
 	s.endpoints.SimulatorAdmin, s.endpoints.HomeTenant = at.Admin, s.world.HomeTenant
-	s.tasks = append(s.tasks, task.Task{Name: "simulator", Grace: drain, Run: func(ctx context.Context) error {
+	s.tasks = append(s.tasks, task.Task{Name: "simulator", Grace: 2 * drain, Run: func(ctx context.Context) error {
 		return sim.Run(ctx, ln, tlsConfig.HTTPSConfig())
 	}})
 	return nil
