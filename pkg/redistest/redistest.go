@@ -133,7 +133,7 @@ func (r *Redis) Link(t testing.TB) *Link {
 const retryNap = 1100 * time.Millisecond
 
 // timeout is a link's patience with an answer, in redisconn's proportion to tests' short locks.
-const timeout = 100 * time.Millisecond
+const timeout = 250 * time.Millisecond
 
 func (l *Link) client(dial func(context.Context) (net.Conn, error)) redis.UniversalClient {
 	return redis.NewUniversalClient(&redis.UniversalOptions{

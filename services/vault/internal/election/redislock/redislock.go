@@ -188,7 +188,7 @@ func (c *campaign) settle(ctx context.Context, end end) {
 		c.barred[end.shard] = time.Now().Add(jitter(c.config.TTL / 2))
 		log.WarnContext(ctx, "mastership given up", "error", end.err)
 	case errors.Is(end.cause, election.ErrLost):
-		log.WarnContext(ctx, "mastership lost", "error", end.err)
+		log.WarnContext(ctx, "mastership lost", "cause", end.cause, "error", end.err)
 	default:
 		log.InfoContext(ctx, "mastership resigned", "error", end.err)
 	}

@@ -82,6 +82,7 @@ func (c *campaign) keep(ctx context.Context, t *term, shard int, served <-chan e
 	tick := c.config.TTL / 12
 	timer := time.NewTimer(tick)
 	defer timer.Stop()
+	var failure error // of the last attempt to renew
 	for {
 		select {
 		case err := <-served:
@@ -93,24 +94,32 @@ func (c *campaign) keep(ctx context.Context, t *term, shard int, served <-chan e
 		now := c.instant()
 		remains := left(now, t.renewed(), c.config.TTL)
 		if remains > 0 && now.monotonic.Sub(t.renewed().monotonic) >= c.config.TTL/3 {
-			ours, err := c.extend(ctx, shard, remains)
-			switch {
-			case err == nil && ours:
+			var ours bool
+			ours, failure = c.extend(ctx, shard, remains)
+			if failure == nil && !ours {
+				t.cancel(fmt.Errorf("%w: the lock was deleted or is another's", election.ErrLost))
+				continue
+			}
+			if ours {
 				t.renew(now)
-			case err == nil:
-				remains = 0 // deleted, or another's: whose it is now we cannot know
 			}
-			// Otherwise it is tried again at the next tick.
-			if remains > 0 {
-				remains = left(c.instant(), t.renewed(), c.config.TTL)
-			}
+			// After a failure it is tried again at the next tick.
+			remains = left(c.instant(), t.renewed(), c.config.TTL)
 		}
 		if remains <= 0 {
-			t.cancel(election.ErrLost)
+			t.cancel(lost(failure))
 			continue
 		}
 		timer.Reset(min(tick, remains))
 	}
+}
+
+// lost says why a lock was not renewed in time: failure is that of the last attempt, if one failed since the last success.
+func lost(failure error) error {
+	if failure == nil {
+		return fmt.Errorf("%w: no time to renew the lock, as after a pause", election.ErrLost)
+	}
+	return fmt.Errorf("%w: the lock was not renewed in time: %w", election.ErrLost, failure)
 }
 
 func (c *campaign) extend(ctx context.Context, shard int, remains time.Duration) (ours bool, err error) {
