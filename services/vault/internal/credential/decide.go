@@ -151,7 +151,17 @@ func Decide(now time.Time, facts Facts, t Timing) Action {
 			}
 		}
 	}
-	return Wait{Until: p.until}
+	return p.wait()
+}
+
+// wait ends a plan that has nothing to do now. Times are stored in microseconds: rounded up, so that what is due by the store is
+// due here too.
+func (p *plan) wait() Wait {
+	until := p.until
+	if !until.IsZero() {
+		until = until.Add(time.Microsecond - 1).Truncate(time.Microsecond)
+	}
+	return Wait{Until: until}
 }
 
 // transition finds what follows from the facts alone.
@@ -250,7 +260,7 @@ func (p *plan) ensure() Action {
 		}
 	}
 	if missing {
-		return Wait{Until: p.until}
+		return p.wait()
 	}
 	return nil
 }
@@ -310,7 +320,7 @@ func (p *plan) askHome() Action {
 	}
 	spacing := p.t.ProofSpacing
 	if a.HomeProofs == 0 {
-		spacing = p.patience(v.AddTime)
+		spacing = p.patience(v.AddTime, a.HomeTime)
 	}
 	if a.HomeTime.IsZero() || p.due(a.HomeTime.Add(spacing)) {
 		return AskHome{Version: v}
@@ -327,7 +337,7 @@ func (p *plan) prove() Action {
 	}
 	spacing := p.t.ProofSpacing
 	if v.Refusals > 0 {
-		spacing = p.patience(v.PropagateTime)
+		spacing = p.patience(v.PropagateTime, v.ProbeTime)
 	}
 	left := time.Duration(p.t.Proofs-v.Proofs) * p.t.ProofSpacing
 	if p.due(p.settled(v).Add(-left)) && p.due(v.NextTime) && (v.ProbeTime.IsZero() || p.due(v.ProbeTime.Add(spacing))) {
@@ -336,9 +346,10 @@ func (p *plan) prove() Action {
 	return nil
 }
 
-// patience is how long to wait after a refusal that is no surprise: the longer it lasts already, the longer.
-func (p *plan) patience(since time.Time) time.Duration {
-	return max(p.t.ProofSpacing, min(p.now.Sub(since)/10, time.Minute))
+// patience is how long to wait after a refusal that is no surprise: the longer it had lasted already at the last one, the
+// longer. It does not grow while it is waited for.
+func (p *plan) patience(since, last time.Time) time.Duration {
+	return max(p.t.ProofSpacing, min(last.Sub(since)/10, time.Minute))
 }
 
 // ask has the customer's tenant asked whether consent and credential still hold.
@@ -361,7 +372,7 @@ func (p *plan) ask() Action {
 		if a.ConsentTime.After(since) {
 			since = a.ConsentTime
 		}
-		interval = max(p.t.AwaitInterval, min(p.now.Sub(since)/20, p.t.ConsentInterval))
+		interval = max(p.t.AwaitInterval, min(a.ObserveTime.Sub(since)/20, p.t.ConsentInterval))
 	}
 	if p.due(v.NextTime) && (a.ObserveTime.IsZero() || p.due(a.ObserveTime.Add(interval))) {
 		return Ask{Version: v}

@@ -1,0 +1,508 @@
+package rotation_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"phasekey.dev/pkg/secret"
+	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/vault/internal/credential"
+	"phasekey.dev/services/vault/internal/directory"
+	"phasekey.dev/services/vault/internal/election"
+	"phasekey.dev/services/vault/internal/rotation"
+	"phasekey.dev/services/vault/internal/store"
+)
+
+func TestWorker_BringsAnIntegrationToLife(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.entra.lag = 5 * time.Minute
+		s.serve()
+		s.until("replicated", time.Hour, func(f store.Facts) bool { return !f.Application.ReadyTime.IsZero() })
+		time.Sleep(time.Hour)
+		f := s.facts()
+		if len(f.Versions) != 1 || f.Versions[0].State != credential.Staged {
+			t.Errorf("before consent versions are %v", f.Versions)
+		}
+		report, conditions := s.registry.last()
+		if want := "Replicated+ AwaitingConsent AwaitingConsent"; conditions != want {
+			t.Errorf("before consent conditions are %s, want %s", conditions, want)
+		}
+		if report.ClientID == "" || report.ApplicationDisplayName != "Phasekey Network (11111111)" || report.PrincipalObjectID != "" {
+			t.Errorf("report is %+v", report)
+		}
+		f = s.live()
+		time.Sleep(time.Minute)
+		report, conditions = s.registry.last()
+		if want := "Replicated+ PrincipalFound+ Proven+"; conditions != want || report.PrincipalObjectID != "principal" {
+			t.Errorf("afterwards conditions are %s for %s, want %s", conditions, report.PrincipalObjectID, want)
+		}
+		if strings.Contains(string(f.Versions[0].Sealed), canary) || len(f.Versions[0].Sealed) == 0 {
+			t.Error("the text is not stored encrypted")
+		}
+		s.tidy()
+		if err := s.end(); err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	})
+}
+
+func TestWorker_ProvesByOneRequestEach(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.serve()
+		f := s.live()
+		// One request found the consent, eight were proofs.
+		if got := s.entra.grants[f.Versions[0].KeyID]; got != 1+8 {
+			t.Errorf("%d tokens were granted before it was ACTIVE, want 9", got)
+		}
+		if slices.Contains(s.entra.journal, "request ID used again") {
+			t.Error("a request ID was used again")
+		}
+		if got := s.entra.count("add"); got != 1 {
+			t.Errorf("%d passwords were made", got)
+		}
+	})
+}
+
+func TestWorker_DoesNotPromoteWhatFlaps(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		var asked atomic.Int64
+		// Every eighth request in the customer's tenant meets a replica that has never heard of the secret.
+		s.entra.after = func(ctx context.Context, op string) error {
+			if op == "token" && s.entra.consented && asked.Add(1)%8 == 0 {
+				return refuse(directory.SecretRefused, "AADSTS7000215")
+			}
+			return ctx.Err()
+		}
+		s.serve()
+		s.until("replicated", time.Hour, func(f store.Facts) bool { return !f.Application.ReadyTime.IsZero() })
+		s.entra.set(func(d *fakeDirectory) { d.consented = true })
+		time.Sleep(20 * time.Minute)
+		if f := s.facts(); active(f) {
+			t.Errorf("it was promoted: %v", f.Versions)
+		}
+	})
+}
+
+func TestWorker_LosesNoPasswordToALostReply(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.entra.after = func(_ context.Context, op string) error {
+			if op == "add" && s.entra.count("add") <= 2 {
+				return refuse(directory.OutcomeUnknown, "")
+			}
+			return nil
+		}
+		s.serve()
+		s.live()
+		if got := len(s.entra.keys()); got < 3 {
+			t.Fatalf("%d passwords are at Entra, the case is not what it should be", got)
+		}
+		time.Sleep(4 * time.Hour)
+		if got := len(s.entra.keys()); got != 1 {
+			t.Errorf("%d passwords are at Entra after three intervals, want one", got)
+		}
+		s.tidy()
+	})
+}
+
+func TestWorker_RotatesWithOverlap(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.entra.lag = 15 * time.Minute
+		s.serve()
+		first := s.live()
+		time.Sleep(20 * time.Minute)
+		rotated, overlap := 0, time.Duration(0)
+		last := first.Versions[0].ID
+		for range 4 * 24 * 60 {
+			time.Sleep(time.Minute)
+			f := s.facts()
+			v, ok := f.ByState(credential.Active)
+			if !ok || !s.entra.works(v.KeyID) {
+				t.Fatalf("at %s the ACTIVE version does not work everywhere: %v", time.Now(), f.Versions)
+			}
+			if v.ID != last {
+				rotated, last = rotated+1, v.ID
+			}
+			if old, ok := f.ByState(credential.Retiring); ok {
+				overlap += time.Minute
+				if !s.entra.works(old.KeyID) {
+					t.Fatalf("the RETIRING version is gone: %v", f.Versions)
+				}
+			}
+		}
+		if rotated < 3 || rotated > 4 {
+			t.Errorf("%d rotations in four days", rotated)
+		}
+		if least := time.Duration(rotated-1) * 59 * time.Minute; overlap < least {
+			t.Errorf("old and new overlapped for %s, want %s at least", overlap, least)
+		}
+		if got := len(s.entra.keys()); got > 2 {
+			t.Errorf("%d passwords are at Entra", got)
+		}
+		s.tidy()
+	})
+}
+
+func TestWorker_KeepsWhatIsHeld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.serve()
+		held := s.live().Versions[0]
+		hold := func(n int) {
+			s.tx(func(ctx context.Context, tx sqldb.Tx) error {
+				_, err := tx.Exec(ctx, `UPDATE credential_versions SET holders = $2 WHERE id = $1`, held.ID, n)
+				return err
+			})
+		}
+		hold(1)
+		time.Sleep(40 * time.Hour)
+		if f := s.facts(); len(f.Versions) != 2 || f.Versions[0].State != credential.Retiring || !slices.Contains(s.entra.keys(), held.KeyID) {
+			t.Fatalf("versions are %v", f.Versions)
+		}
+		hold(0)
+		s.until("removed", 10*time.Minute, func(store.Facts) bool { return !slices.Contains(s.entra.keys(), held.KeyID) })
+	})
+}
+
+func TestWorker_LosesConsentAndHeals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.serve()
+		s.live()
+		s.entra.set(func(d *fakeDirectory) { d.consented = false })
+		if err := s.store.WantProbe(t.Context(), uid, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(9 * time.Minute)
+		if f := s.facts(); !f.Application.Consented {
+			t.Error("consent is lost within nine minutes")
+		}
+		s.until("lost", 15*time.Minute, func(f store.Facts) bool { return !f.Application.Consented })
+		time.Sleep(time.Second)
+		if _, conditions := s.registry.last(); conditions != "Replicated+ AADSTS700016 ConsentLost" {
+			t.Errorf("conditions are %s", conditions)
+		}
+		// Days go by: the secret is renewed, and not proven in vain.
+		time.Sleep(4 * 24 * time.Hour)
+		s.tidy()
+		s.entra.set(func(d *fakeDirectory) { d.consented = true })
+		s.until("healed", 2*time.Hour, func(f store.Facts) bool {
+			v, ok := f.ByState(credential.Active)
+			return ok && f.Application.Consented && s.entra.works(v.KeyID)
+		})
+		time.Sleep(time.Second)
+		if _, conditions := s.registry.last(); conditions != "Replicated+ PrincipalFound+ Proven+" {
+			t.Errorf("conditions are %s", conditions)
+		}
+	})
+}
+
+func TestWorker_DeletesInOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.serve()
+		s.live()
+		s.entra.set(func(d *fakeDirectory) { d.journal = nil })
+		s.want(store.Integration{Deleting: true})
+		s.until("forgotten", time.Hour, func(f store.Facts) bool { return !f.Application.ForgetTime.IsZero() })
+		if want := []string{"removed", "deleted", "purged"}; !slices.Equal(s.entra.journal, want) {
+			t.Errorf("at Entra happened %v, want %v", s.entra.journal, want)
+		}
+		if report, _ := s.registry.last(); !report.Removed {
+			t.Errorf("the last report is %+v", report)
+		}
+		taken, _ := s.registry.counts()
+		time.Sleep(48 * time.Hour)
+		if again, _ := s.registry.counts(); again != taken {
+			t.Error("it is reported on after it is gone")
+		}
+	})
+}
+
+func TestWorker_DeletesWhatWasNeverMade(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.want(store.Integration{Deleting: true})
+		s.serve()
+		s.until("forgotten", time.Hour, func(f store.Facts) bool { return !f.Application.ForgetTime.IsZero() })
+		if len(s.entra.journal) != 0 {
+			t.Errorf("at Entra happened %v", s.entra.journal)
+		}
+	})
+}
+
+// TestWorker_AFencedMasterChangesNothing takes the shard over while Graph makes a password.
+func TestWorker_AFencedMasterChangesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		var before store.Facts
+		s.entra.after = func(context.Context, string) error {
+			if s.entra.count("add") == 1 {
+				s.take()
+				before = s.facts()
+			}
+			return nil
+		}
+		s.serve()
+		if err := <-s.served; !errors.Is(err, election.ErrFenced) {
+			t.Fatalf("Serve: %v, want ErrFenced", err)
+		}
+		if after := s.facts(); fmt.Sprint(after) != fmt.Sprint(before) {
+			t.Errorf("the fenced master changed\n%v to\n%v", before, after)
+		}
+		if got := s.entra.count("add"); got != 1 {
+			t.Errorf("it went on to make %d passwords", got)
+		}
+	})
+}
+
+// TestWorker_SurvivesADeathAnywhere lets the master die before and after each request, and after each step that streams hear
+// of: whatever it was about to write is refused, as if it had been killed. The next one goes on.
+func TestWorker_SurvivesADeathAnywhere(t *testing.T) {
+	for _, where := range []string{"before", "after", "notified"} {
+		t.Run(where, func(t *testing.T) {
+			for n, more := 1, true; more; n++ {
+				more = dies(t, where, n)
+				if !more && n < 10 {
+					t.Fatalf("there were only %d places to die at", n)
+				}
+			}
+		})
+	}
+}
+
+// dies has the master die at the nth place of a life from making to rotation and deletion. It reports whether there was one.
+func dies(t *testing.T, where string, n int) (died bool) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.config.Timing = credential.Development()
+		s.entra.lag = 2 * time.Second
+		var place atomic.Int64
+		death := func() error {
+			if place.Add(1) != int64(n) {
+				return nil
+			}
+			died = true
+			s.take()
+			return refuse(directory.OutcomeUnknown, "")
+		}
+		hook := func(context.Context, string) error { return death() }
+		switch where {
+		case "before":
+			s.entra.before = hook
+		case "after":
+			s.entra.after = hook
+		case "notified":
+			s.config.Notify = func(string) { _ = death() }
+		}
+		s.want(store.Integration{RotationPeriod: 2 * time.Minute})
+		s.serve()
+		masters := make(chan struct{})
+		stop := make(chan struct{})
+		go func() { // the next master, whenever one dies
+			defer close(masters)
+			for {
+				select {
+				case err := <-s.served:
+					if !errors.Is(err, election.ErrFenced) {
+						t.Errorf("place %d: Serve: %v", n, err)
+					}
+					s.serve()
+				case <-stop:
+					return
+				}
+			}
+		}()
+		first := s.live().Versions[0]
+		f := s.until("rotated", 20*time.Minute, func(f store.Facts) bool {
+			v, ok := f.ByState(credential.Active)
+			return ok && v.Number > first.Number
+		})
+		if v, _ := f.ByState(credential.Active); !s.entra.works(v.KeyID) || s.entra.grants[v.KeyID] < s.config.Timing.Proofs {
+			t.Errorf("place %d: the ACTIVE version was not proven", n)
+		}
+		time.Sleep(time.Minute)
+		// A look between two steps would see one half; so look until it is tidy, for a while.
+		s.until("tidy", time.Minute, func(f store.Facts) bool { return len(s.entra.keys()) <= 2 && len(f.Strays) == 0 })
+		if len(s.entra.apps) != 1 {
+			t.Errorf("place %d: %d applications were made", n, len(s.entra.apps))
+		}
+		s.want(store.Integration{Deleting: true})
+		s.until("forgotten", 10*time.Minute, func(f store.Facts) bool { return !f.Application.ForgetTime.IsZero() })
+		if got := s.entra.keys(); len(got) != 0 {
+			t.Errorf("place %d: passwords %v are left", n, got)
+		}
+		close(stop)
+		<-masters
+		if err := s.end(); err != nil {
+			t.Errorf("place %d: Serve: %v", n, err)
+		}
+	})
+	return died
+}
+
+func TestWorker_StartsNothingWithTooLittleMastership(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		left := 7 * time.Second
+		s.serve(func(ctx context.Context) context.Context {
+			return election.WithLeft(ctx, func() time.Duration { return left })
+		})
+		time.Sleep(time.Hour)
+		if len(s.entra.calls) != 0 {
+			t.Errorf("requests were made: %v", s.entra.calls)
+		}
+		left = time.Minute
+		s.until("made", time.Hour, func(f store.Facts) bool { return f.Application.ObjectID != "" })
+	})
+}
+
+func TestWorker_ObeysRetryAfter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		var asked []time.Time
+		s.entra.before = func(_ context.Context, op string) error {
+			if op != "add" {
+				return nil
+			}
+			asked = append(asked, time.Now())
+			if len(asked) <= 3 {
+				return &directory.Error{Op: op, Class: directory.Throttled, Code: "TooManyRequests", RetryAfter: 5 * time.Minute, Err: errors.New("throttled")}
+			}
+			return nil
+		}
+		s.serve()
+		f := s.live()
+		for i := range asked[1:] {
+			if gap := asked[i+1].Sub(asked[i]); gap < 5*time.Minute {
+				t.Errorf("attempt %d came %s after the one before", i+2, gap)
+			}
+		}
+		if len(asked) != 4 || f.LastNumber != 1 {
+			t.Errorf("%d attempts for %d versions, want 4 for one", len(asked), f.LastNumber)
+		}
+	})
+}
+
+func TestWorker_ShortensLivesForAPolicy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		limited := &limitedDirectory{fakeDirectory: s.entra, limit: 20 * time.Hour}
+		s.config.Clouds = rotation.Clouds{"public": limited}
+		s.serve()
+		f := s.live()
+		if life := f.Versions[0].Life(); life > limited.limit {
+			t.Errorf("it lives for %s", life)
+		}
+		time.Sleep(3 * 24 * time.Hour)
+		if f := s.facts(); !active(f) || f.LastNumber < 4 {
+			t.Errorf("after three days there were %d versions: %v", f.LastNumber, f.Versions)
+		}
+	})
+}
+
+// limitedDirectory has a policy on the life of passwords.
+type limitedDirectory struct {
+	*fakeDirectory
+	limit time.Duration
+}
+
+func (d *limitedDirectory) AddPassword(ctx context.Context, objectID, displayName string, end time.Time) (directory.Password, secret.Text, error) {
+	if time.Until(end) > d.limit {
+		return directory.Password{}, secret.Text{}, refuse(directory.LifetimeRefused, "CredentialInvalidLifetimeAsPerAppPolicy")
+	}
+	return d.fakeDirectory.AddPassword(ctx, objectID, displayName, end)
+}
+
+func TestWorker_ReportsWhatIsNewUntilItIsTaken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.registry.set(errors.New("registry is down"))
+		s.serve()
+		s.live() // without the registry
+		time.Sleep(time.Hour)
+		if taken, refused := s.registry.counts(); taken != 0 || refused < 10 || refused > 10_000 {
+			t.Errorf("%d reports were taken, %d refused", taken, refused)
+		}
+		s.registry.set(nil)
+		time.Sleep(time.Minute)
+		if _, conditions := s.registry.last(); conditions != "Replicated+ PrincipalFound+ Proven+" {
+			t.Errorf("conditions are %s", conditions)
+		}
+		taken, _ := s.registry.counts()
+		if err := s.end(); err != nil {
+			t.Fatal(err)
+		}
+		s.serve() // another master, who knows what was taken
+		time.Sleep(12 * time.Hour)
+		if again, _ := s.registry.counts(); again != taken {
+			t.Errorf("what is known was reported %d times more", again-taken)
+		}
+		s.registry.set(fmt.Errorf("report: %w", election.ErrFenced))
+		s.want(store.Integration{Deleting: true})
+		if err := <-s.served; !errors.Is(err, election.ErrFenced) {
+			t.Errorf("Serve: %v, want ErrFenced", err)
+		}
+	})
+}
+
+// TestWorker_ClassifiesEveryRefusal lets each class be the answer to every proof: none is taken for a grant, and each has a
+// name of its own in the metrics.
+func TestWorker_ClassifiesEveryRefusal(t *testing.T) {
+	names := map[string]directory.Class{}
+	for class := directory.Unclassified; class <= directory.Malformed; class++ {
+		synctest.Test(t, func(t *testing.T) {
+			s := newStage(t)
+			s.serve()
+			s.until("replicated", time.Hour, func(f store.Facts) bool { return !f.Application.ReadyTime.IsZero() })
+			s.entra.set(func(d *fakeDirectory) { d.consented = true })
+			s.until("propagating", time.Hour, func(f store.Facts) bool {
+				_, ok := f.ByState(credential.Propagating)
+				return ok
+			})
+			s.entra.set(func(d *fakeDirectory) {
+				d.after = func(_ context.Context, op string) error {
+					if op == "token" {
+						return refuse(class, "Code")
+					}
+					return nil
+				}
+			})
+			time.Sleep(10 * time.Minute)
+			if f := s.facts(); active(f) {
+				t.Errorf("class %d promotes: %v", class, f.Versions)
+			}
+			families, err := s.metrics.Gather()
+			if err != nil {
+				t.Fatal(err)
+			}
+			seen := ""
+			for _, family := range families {
+				for _, m := range family.GetMetric() {
+					labels := map[string]string{}
+					for _, l := range m.GetLabel() {
+						labels[l.GetName()] = l.GetValue()
+					}
+					if labels["op"] == "prove" && labels["class"] != "ok" {
+						seen = labels["class"]
+					}
+				}
+			}
+			if other, twice := names[seen]; seen == "" || twice {
+				t.Errorf("class %d is called %q, as is class %d", class, seen, other)
+			}
+			names[seen] = class
+		})
+	}
+}
