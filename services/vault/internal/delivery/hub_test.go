@@ -1,0 +1,722 @@
+package delivery_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"phasekey.dev/pkg/obs"
+	"phasekey.dev/pkg/secret"
+	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/vault/internal/credential"
+	"phasekey.dev/services/vault/internal/delivery"
+	"phasekey.dev/services/vault/internal/grant"
+	"phasekey.dev/services/vault/internal/issuer"
+	"phasekey.dev/services/vault/internal/lease"
+	"phasekey.dev/services/vault/internal/store"
+)
+
+const arm = "https://management.azure.com"
+
+// fakeStore is a database with one grant and one integration.
+type fakeStore struct {
+	mu         sync.Mutex
+	token      grant.Hash
+	standing   grant.Standing
+	versions   []store.Live
+	audiences  []string
+	changes    []store.Change
+	forgotten  int64 // changes up to here are forgotten
+	down       bool
+	closed     bool
+	generation int64
+	delivered  []store.Delivery
+	used       int
+	reads      int
+	goneOnce   bool // the next delivery finds its version gone
+}
+
+func (f *fakeStore) GrantByToken(_ context.Context, token grant.Hash) (grant.Grant, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case f.down:
+		return grant.Grant{}, sqldb.ErrUnavailable
+	case token != f.token:
+		return grant.Grant{}, grant.ErrUnknown
+	}
+	return f.standing.Grant, nil
+}
+
+func (f *fakeStore) UseGrant(_ context.Context, now time.Time, _ grant.Hash) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.used++
+	f.standing.Grant.UseTime = now
+	return nil
+}
+
+func (f *fakeStore) Entitlement(context.Context, string, string) (store.Entitlement, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.reads++
+	if f.down {
+		return store.Entitlement{}, sqldb.ErrUnavailable
+	}
+	e := store.Entitlement{
+		Standing: f.standing, Versions: slices.Clone(f.versions),
+		Integration: store.Integration{UID: "uid", TenantID: "tenant", Cloud: "public", AllowedAudiences: f.audiences},
+	}
+	if f.closed {
+		e.Lease.CloseTime = time.Now()
+	}
+	return e, nil
+}
+
+func (f *fakeStore) Deliver(_ context.Context, now time.Time, d store.Delivery) (lease.Lease, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.down {
+		return lease.Lease{}, sqldb.ErrUnavailable
+	}
+	if err := f.standing.Check(now); err != nil {
+		return lease.Lease{}, err
+	}
+	usable := slices.ContainsFunc(f.versions, func(v store.Live) bool { return v.ID == d.VersionID })
+	if !usable || f.goneOnce {
+		f.goneOnce = false
+		return lease.Lease{}, lease.ErrVersionGone
+	}
+	f.generation++
+	f.delivered = append(f.delivered, d)
+	return lease.Lease{UID: "lease", Generation: f.generation}, nil
+}
+
+func (f *fakeStore) CloseLease(context.Context, time.Time, string, string, store.Caller) error {
+	f.change("", "g1", func(f *fakeStore) { f.closed = true })
+	return nil
+}
+
+func (f *fakeStore) Changes(_ context.Context, after int64, limit int) ([]store.Change, int64, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.down {
+		return nil, 0, sqldb.ErrUnavailable
+	}
+	newest := int64(len(f.changes))
+	from := max(after, f.forgotten)
+	if limit == 0 || newest <= from {
+		return nil, newest, nil
+	}
+	return slices.Clone(f.changes[from:min(newest, from+int64(limit))]), newest, nil
+}
+
+// change does something to the rows and notes it, as one transaction.
+func (f *fakeStore) change(integrationUID, grantUID string, do func(f *fakeStore)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	do(f)
+	f.changes = append(f.changes, store.Change{Seq: int64(len(f.changes)) + 1, IntegrationUID: integrationUID, GrantUID: grantUID})
+}
+
+func (f *fakeStore) do(do func(f *fakeStore)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	do(f)
+}
+
+// fakeIssuer keeps a token a version for as long as it is told.
+type fakeIssuer struct {
+	mu      sync.Mutex
+	kept    map[string]issuer.Token
+	minted  int
+	err     error
+	dropped []string
+}
+
+func (f *fakeIssuer) Issue(_ context.Context, r issuer.Request) (issuer.Token, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	v, now := r.Versions[0], time.Now()
+	key := v.ID + r.Audience
+	if kept, ok := f.kept[key]; ok && now.Before(kept.RenewTime) {
+		return kept, nil
+	}
+	if f.err != nil {
+		if kept, ok := f.kept[key]; ok && now.Add(time.Minute).Before(kept.ExpireTime) {
+			return kept, nil
+		}
+		return issuer.Token{}, f.err
+	}
+	f.minted++
+	f.kept[key] = issuer.Token{
+		Text: secret.New(fmt.Sprint("CANARY-", f.minted)), IssueTime: now, RenewTime: now.Add(30 * time.Minute), ExpireTime: now.Add(time.Hour),
+		RequestID: fmt.Sprint("asked-", f.minted), VersionID: v.ID, VersionNumber: v.Number,
+	}
+	return f.kept[key], nil
+}
+
+func (f *fakeIssuer) Drop(id string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.dropped = append(f.dropped, id)
+}
+
+func (f *fakeIssuer) fail(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.err = err
+}
+
+// got is one message a reader took, and when.
+type got struct {
+	delivery.Delivery
+	at time.Duration
+}
+
+// world is a hub with a stream.
+type world struct {
+	t       *testing.T
+	began   time.Time
+	store   *fakeStore
+	issuer  *fakeIssuer
+	hints   chan string
+	hub     *delivery.Hub
+	stop    context.CancelFunc
+	request delivery.Request
+	log     *bytes.Buffer
+
+	mu      sync.Mutex
+	taken   []got
+	block   chan struct{} // when not nil, the reader waits for it with each message
+	err     error
+	ended   time.Duration
+	hasEnd  bool
+	lastLen int
+}
+
+func live(number int64) store.Live {
+	return store.Live{Version: credential.Version{ID: fmt.Sprint("v", number), Number: number, IntegrationUID: "uid", State: credential.Active}, ClientID: "client"}
+}
+
+// inBubble runs a case in a bubble whose goroutines must all have ended with it.
+func inBubble(t *testing.T, test func(w *world)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		now := time.Now()
+		token, hash := grant.Mint()
+		g, err := grant.New(now, "g1", grant.Request{Account: "acme", Project: "accounts/acme/projects/network", Phase: grant.Planning, Run: "r", ExpireTime: now.Add(10 * time.Hour)},
+			grant.Resolution{IntegrationUID: "uid", ProjectUID: "network", SubscriptionID: "sub", Incarnation: "registry", Revision: 5})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := &world{
+			t: t, began: now,
+			store: &fakeStore{
+				token: hash, versions: []store.Live{live(1)}, audiences: []string{"https://vault.azure.net"},
+				standing: grant.Standing{Grant: g, Incarnation: "registry", Revision: 5, BookmarkTime: now.Add(24 * time.Hour), IntegrationLives: true, ProjectLives: true, Attached: true},
+			},
+			issuer: &fakeIssuer{kept: map[string]issuer.Token{}}, hints: make(chan string), log: &bytes.Buffer{},
+			request: delivery.Request{Token: token, InstanceID: "instance"},
+		}
+		w.hub = delivery.New(delivery.Config{
+			Store: w.store, Issuer: w.issuer, Hints: w.hints, Log: obs.NewLogger(w.log, slog.LevelDebug, obs.FormatText),
+			Clouds: map[string]delivery.Cloud{"public": {ResourceManager: arm, Environment: "public"}},
+		})
+		ctx, stop := context.WithCancel(t.Context())
+		w.stop = stop
+		done := make(chan error, 1)
+		go func() { done <- w.hub.Run(ctx) }()
+		test(w)
+		stop()
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+		if strings.Contains(w.log.String(), "CANARY") || strings.Contains(w.log.String(), token.Expose()) {
+			t.Errorf("a secret was logged: %s", w.log)
+		}
+	})
+}
+
+// open opens the stream; it ends with ctx at the latest.
+func (w *world) open() context.CancelFunc {
+	ctx, cancel := context.WithCancel(w.t.Context())
+	go func() {
+		err := w.hub.Stream(ctx, w.request, func(d delivery.Delivery) error {
+			w.mu.Lock()
+			block := w.block
+			w.mu.Unlock()
+			if block != nil {
+				<-block
+			}
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.taken = append(w.taken, got{d, time.Since(w.began)})
+			return nil
+		})
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.err, w.ended, w.hasEnd = err, time.Since(w.began), true
+	}()
+	synctest.Wait()
+	return cancel
+}
+
+// after lets time pass.
+func (w *world) after(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+// took checks what the reader took since the last call: "REASON version generation" each.
+func (w *world) took(step string, want ...string) {
+	w.t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var have []string
+	for _, m := range w.taken[w.lastLen:] {
+		have = append(have, fmt.Sprintf("%s v%d %d", m.Reason, m.Version, m.Generation))
+	}
+	w.lastLen = len(w.taken)
+	if !slices.Equal(have, want) {
+		w.t.Errorf("%s: took %q, want %q", step, have, want)
+	}
+}
+
+// last is the newest message.
+func (w *world) last() got {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.taken[len(w.taken)-1]
+}
+
+// end checks that the stream is up (want nil), or how it ended.
+func (w *world) end(step string, want error) {
+	w.t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.hasEnd != (want != nil) || !errors.Is(w.err, want) {
+		w.t.Errorf("%s: ended %v with %v, want %v", step, w.hasEnd, w.err, want)
+	}
+}
+
+func TestHub_FirstMessageIsTheWholeState(t *testing.T) {
+	inBubble(t, func(w *world) {
+		defer w.open()()
+		w.took("at once", "INITIAL v1 1")
+		d := w.last()
+		if d.at != 0 {
+			t.Errorf("sent after %v", d.at)
+		}
+		want := delivery.Delivery{
+			LeaseUID: "lease", Generation: 1, Version: 1, Phase: grant.Planning, Access: grant.Read, Reason: delivery.Initial,
+			IssueTime: w.began, RefreshTime: w.began.Add(30 * time.Minute), ExpireTime: w.began.Add(time.Hour), GrantExpireTime: w.began.Add(10 * time.Hour),
+			Cloud: "public", TenantID: "tenant", ClientID: "client", SubscriptionID: "sub", Audience: arm, Token: d.Token,
+			Environment: map[string]string{
+				"ARM_TENANT_ID": "tenant", "ARM_CLIENT_ID": "client", "ARM_SUBSCRIPTION_ID": "sub", "ARM_ENVIRONMENT": "public",
+				"AZURE_TENANT_ID": "tenant", "AZURE_CLIENT_ID": "client", "ARM_RESOURCE_PROVIDER_REGISTRATIONS": "none",
+			},
+		}
+		if diff := cmp.Diff(want, d.Delivery, cmp.Comparer(secret.Text.Equal)); diff != "" || d.Token.Expose() != "CANARY-1" {
+			t.Errorf("message differs: %s", diff)
+		}
+		record := w.store.delivered[0]
+		if record.VersionID != "v1" || record.ClientRequestID != "asked-1" || record.Reason != "INITIAL" || record.Audience != arm {
+			t.Errorf("recorded %+v", record)
+		}
+		if w.store.used != 1 {
+			t.Errorf("first use noted %d times", w.store.used)
+		}
+	})
+}
+
+func TestHub_StreamsFollowWhatChanges(t *testing.T) {
+	type step struct {
+		name string
+		do   func(w *world)
+		wait time.Duration
+		took []string
+		end  error
+	}
+	rotate := func(w *world) {
+		w.store.change("uid", "", func(f *fakeStore) { f.versions = []store.Live{live(2), live(1)} })
+	}
+	initial := step{name: "open", took: []string{"INITIAL v1 1"}}
+	within := pollInterval
+	for _, tt := range []struct {
+		name  string
+		steps []step
+	}{
+		{"refreshed before it expires, again and again", []step{
+			initial,
+			{name: "not yet", wait: 30*time.Minute - time.Second},
+			{name: "refresh time", wait: time.Second, took: []string{"REFRESH v1 2"}},
+			{name: "next", wait: 30 * time.Minute, took: []string{"REFRESH v1 3"}},
+		}},
+		{"rotated", []step{
+			initial,
+			{name: "new version", do: rotate, wait: within, took: []string{"ROTATED v2 2"}},
+			{name: "old one removed", do: func(w *world) {
+				w.store.change("uid", "", func(f *fakeStore) { f.versions = []store.Live{live(2)} })
+			}, wait: within},
+		}},
+		{"revoked while open", []step{
+			initial,
+			{name: "revoked", do: func(w *world) {
+				w.store.change("", "g1", func(f *fakeStore) { f.standing.Grant.RevokeTime = time.Now() })
+			}, wait: within, end: grant.ErrRevoked},
+		}},
+		{"detached", []step{
+			initial,
+			{name: "detached", do: func(w *world) { w.store.change("uid", "", func(f *fakeStore) { f.standing.Attached = false }) }, wait: within, end: grant.ErrDetached},
+		}},
+		{"integration deleted", []step{
+			initial,
+			{name: "deleted", do: func(w *world) {
+				w.store.change("uid", "", func(f *fakeStore) { f.standing.IntegrationLives = false })
+			}, wait: within, end: grant.ErrIntegrationDeleted},
+		}},
+		{"lease closed", []step{
+			initial,
+			{name: "closed", do: func(w *world) {
+				if err := w.hub.CloseLease(w.t.Context(), w.request); err != nil {
+					w.t.Error(err)
+				}
+			}, wait: within, end: lease.ErrClosed},
+		}},
+		{"expired at the very moment", []step{
+			initial,
+			{name: "a moment before", wait: 10*time.Hour - time.Microsecond, took: refreshes(19)},
+			{name: "at the moment", wait: time.Microsecond, end: grant.ErrExpired},
+		}},
+		{"extended", []step{
+			initial,
+			{name: "extended", do: func(w *world) {
+				w.store.change("", "g1", func(f *fakeStore) { f.standing.Grant.ExpireTime = w.began.Add(11 * time.Hour) })
+			}, wait: within, took: []string{"REFRESH v1 2"}},
+			{name: "at the old end", wait: 10*time.Hour - within, took: refreshesFrom(3, 20)},
+			{name: "at the new end", wait: time.Hour, took: refreshesFrom(23, 1), end: grant.ErrExpired},
+		}},
+		{"other integrations' and grants' changes", []step{
+			initial,
+			{name: "foreign", do: func(w *world) {
+				w.store.change("other", "", func(f *fakeStore) { f.standing.Attached = false })
+				w.store.change("", "g2", func(*fakeStore) {})
+			}, wait: 10 * within},
+		}},
+		{"changes forgotten meanwhile", []step{
+			initial,
+			{name: "gap", do: func(w *world) {
+				w.store.change("uid", "", func(f *fakeStore) { f.standing.Attached = false })
+				w.store.change("other", "", func(f *fakeStore) { f.forgotten = 1 })
+			}, wait: within, end: grant.ErrDetached},
+		}},
+		{"database restored from a backup", []step{
+			{name: "open", do: func(w *world) { rotate(w); rotate(w) }, took: []string{"INITIAL v2 1"}, wait: within},
+			{name: "restored", do: func(w *world) {
+				w.store.do(func(f *fakeStore) { f.changes, f.standing.Attached = nil, false })
+			}, wait: within, end: grant.ErrDetached},
+		}},
+		{"audience allowed no longer", []step{
+			{name: "open", do: func(w *world) { w.request.Audience = "https://vault.azure.net/" }, took: []string{"INITIAL v1 1"}},
+			{name: "no longer", do: func(w *world) { w.store.change("uid", "", func(f *fakeStore) { f.audiences = nil }) }, wait: within, end: delivery.ErrAudienceNotAllowed},
+		}},
+		{"consent lost at a rotation", []step{
+			initial,
+			{name: "lost", do: func(w *world) { w.issuer.fail(issuer.ErrConsentMissing); rotate(w) }, wait: within, end: issuer.ErrConsentMissing},
+		}},
+		{"no version left", []step{
+			initial,
+			{name: "gone", do: func(w *world) { w.store.change("uid", "", func(f *fakeStore) { f.versions = nil }) }, wait: within, end: issuer.ErrNotReady},
+		}},
+		{"registry silent for long", []step{
+			initial,
+			{name: "silence alone changes nothing", do: func(w *world) {
+				w.store.do(func(f *fakeStore) { f.standing.BookmarkTime = w.began })
+			}, wait: 20 * time.Minute},
+			{name: "nothing new is delivered", wait: 10 * time.Minute, end: grant.ErrStale},
+		}},
+		{"entra away over a refresh", []step{
+			initial,
+			{name: "away", do: func(w *world) { w.issuer.fail(issuer.ErrEntra) }, wait: 40 * time.Minute},
+			{name: "back", do: func(w *world) { w.issuer.fail(nil) }, wait: 10 * time.Second, took: []string{"REFRESH v1 2"}},
+		}},
+		{"entra away until what is held has expired", []step{
+			initial,
+			{name: "a moment before", do: func(w *world) { w.issuer.fail(issuer.ErrEntra) }, wait: time.Hour - time.Microsecond},
+			{name: "expired", wait: time.Microsecond, end: issuer.ErrEntra},
+		}},
+		{"database away over a rotation and a refresh", []step{
+			initial,
+			{name: "away", do: func(w *world) { rotate(w); w.store.do(func(f *fakeStore) { f.down = true }) }, wait: 45 * time.Minute},
+			{name: "back", do: func(w *world) { w.store.do(func(f *fakeStore) { f.down = false }) }, wait: 10 * time.Second, took: []string{"ROTATED v2 2"}},
+		}},
+		{"database away until what is held has expired", []step{
+			initial,
+			{name: "a moment before", do: func(w *world) { w.store.do(func(f *fakeStore) { f.down = true }) }, wait: time.Hour - time.Microsecond},
+			{name: "expired", wait: time.Microsecond, end: sqldb.ErrUnavailable},
+		}},
+		{"database away at the grant's end", []step{
+			{name: "open", do: func(w *world) {
+				w.store.do(func(f *fakeStore) { f.standing.Grant.ExpireTime = w.began.Add(20 * time.Minute) })
+			}, took: []string{"INITIAL v1 1"}},
+			{name: "at its end", do: func(w *world) { w.store.do(func(f *fakeStore) { f.down = true }) }, wait: 20 * time.Minute, end: grant.ErrExpired},
+		}},
+		{"version taken back between mint and record", []step{
+			initial,
+			{name: "rotated twice", do: func(w *world) { w.store.do(func(f *fakeStore) { f.goneOnce = true }); rotate(w) }, wait: within, took: []string{"ROTATED v2 2"}},
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inBubble(t, func(w *world) {
+				w.after(0)
+				for i, s := range tt.steps {
+					if s.do != nil {
+						s.do(w)
+					}
+					if i == 0 {
+						defer w.open()()
+					}
+					w.after(s.wait)
+					w.took(s.name, s.took...)
+					w.end(s.name, s.end)
+				}
+			})
+		})
+	}
+}
+
+// pollInterval is how soon a change must be heard without a hint.
+const pollInterval = time.Second
+
+func refreshes(n int) []string { return refreshesFrom(2, n) }
+
+func refreshesFrom(generation, n int) (all []string) {
+	for i := range n {
+		all = append(all, fmt.Sprint("REFRESH v1 ", generation+i))
+	}
+	return all
+}
+
+func TestHub_HintsAndNudgesMakeItSooner(t *testing.T) {
+	for name, sooner := range map[string]func(w *world){
+		"hint":  func(w *world) { w.hints <- "anything" },
+		"nudge": func(w *world) { w.hub.Nudge() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(w *world) {
+				defer w.open()()
+				w.after(pollInterval / 3)
+				w.store.change("", "g1", func(f *fakeStore) { f.standing.Grant.RevokeTime = time.Now() })
+				w.after(0)
+				w.end("before", nil)
+				sooner(w)
+				w.after(0)
+				w.end("after", grant.ErrRevoked)
+			})
+		})
+	}
+	t.Run("hints that end", func(t *testing.T) {
+		inBubble(t, func(w *world) {
+			defer w.open()()
+			close(w.hints)
+			w.after(0)
+			w.store.change("", "g1", func(f *fakeStore) { f.standing.Grant.RevokeTime = time.Now() })
+			w.after(pollInterval)
+			w.end("by polling", grant.ErrRevoked)
+		})
+	})
+}
+
+func TestHub_SlowReaderGetsTheNewestStateAlone(t *testing.T) {
+	inBubble(t, func(w *world) {
+		w.block = make(chan struct{})
+		defer w.open()()
+		for number := int64(2); number <= 6; number++ {
+			w.store.change("uid", "", func(f *fakeStore) { f.versions = []store.Live{live(number), live(number - 1)} })
+			w.after(2 * pollInterval)
+		}
+		w.took("not reading")
+		w.mu.Lock()
+		block := w.block
+		w.block = nil
+		w.mu.Unlock()
+		close(block)
+		w.after(0)
+		w.took("reading", "INITIAL v1 1", "ROTATED v6 2")
+		if !slices.Equal(w.issuer.dropped, []string{"v1"}) {
+			t.Errorf("dropped %v", w.issuer.dropped)
+		}
+	})
+}
+
+func TestHub_WaitsForTheProjection(t *testing.T) {
+	behind := func(w *world) { w.store.do(func(f *fakeStore) { f.standing.Revision, f.standing.Attached = 4, false }) }
+	t.Run("reached in time", func(t *testing.T) {
+		inBubble(t, func(w *world) {
+			behind(w)
+			defer w.open()()
+			w.after(5 * time.Second)
+			w.took("behind")
+			w.store.change("uid", "", func(f *fakeStore) { f.standing.Revision, f.standing.Attached = 5, true })
+			w.after(time.Second)
+			w.took("reached", "INITIAL v1 1")
+		})
+	})
+	t.Run("not reached", func(t *testing.T) {
+		inBubble(t, func(w *world) {
+			behind(w)
+			defer w.open()()
+			w.after(10*time.Second - 1)
+			w.end("patient", nil)
+			w.after(1)
+			w.end("no longer", grant.ErrBehind)
+			if _, err := w.hub.Fetch(w.t.Context(), w.request); !errors.Is(err, grant.ErrBehind) {
+				t.Errorf("fetch: %v", err)
+			}
+		})
+	})
+	t.Run("caller gone", func(t *testing.T) {
+		inBubble(t, func(w *world) {
+			behind(w)
+			cancel := w.open()
+			cancel()
+			w.after(0)
+			w.end("gone", context.Canceled)
+		})
+	})
+}
+
+func TestHub_RefusesBeforeAnythingIsMinted(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		change func(w *world)
+		want   error
+	}{
+		{"no token", func(w *world) { w.request.Token = secret.Text{} }, grant.ErrUnknown},
+		{"no such token", func(w *world) { w.request.Token, _ = grant.Mint() }, grant.ErrUnknown},
+		{"another certificate", func(w *world) { w.store.standing.Grant.CertificateSHA256 = "ab" }, grant.ErrCertificate},
+		{"another certificate, revoked", func(w *world) {
+			w.store.standing.Grant.CertificateSHA256, w.store.standing.Grant.RevokeTime = "ab", w.began
+		}, grant.ErrCertificate},
+		{"revoked", func(w *world) { w.store.standing.Grant.RevokeTime = w.began }, grant.ErrRevoked},
+		{"expired", func(w *world) { w.store.standing.Grant.ExpireTime = w.began }, grant.ErrExpired},
+		{"detached", func(w *world) { w.store.standing.Attached = false }, grant.ErrDetached},
+		{"stale", func(w *world) { w.store.standing.BookmarkTime = w.began.Add(-time.Hour) }, grant.ErrStale},
+		{"closed", func(w *world) { w.store.closed = true }, lease.ErrClosed},
+		{"no version", func(w *world) { w.store.versions = nil }, issuer.ErrNotReady},
+		{"audience", func(w *world) { w.request.Audience = "https://graph.microsoft.com" }, delivery.ErrAudienceNotAllowed},
+		{"database away", func(w *world) { w.store.down = true }, sqldb.ErrUnavailable},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inBubble(t, func(w *world) {
+				w.store.do(func(*fakeStore) { tt.change(w) })
+				defer w.open()()
+				w.end("stream", tt.want)
+				if _, err := w.hub.Fetch(w.t.Context(), w.request); !errors.Is(err, tt.want) {
+					t.Errorf("fetch: %v, want %v", err, tt.want)
+				}
+				if w.issuer.minted != 0 || len(w.store.delivered) != 0 {
+					t.Errorf("%d minted, %d recorded", w.issuer.minted, len(w.store.delivered))
+				}
+			})
+		})
+	}
+}
+
+func TestHub_NothingLeavesUnrecorded(t *testing.T) {
+	inBubble(t, func(w *world) {
+		// The database is lost between the reading and the recording.
+		w.hub = delivery.New(delivery.Config{
+			Store: losing{w.store}, Issuer: w.issuer, Log: slog.New(slog.DiscardHandler),
+			Clouds: map[string]delivery.Cloud{"public": {ResourceManager: arm}},
+		})
+		if d, err := w.hub.Fetch(w.t.Context(), w.request); !errors.Is(err, sqldb.ErrUnavailable) || !d.Token.IsZero() {
+			t.Errorf("fetched %+v, %v", d, err)
+		}
+		defer w.open()()
+		w.took("stream")
+		w.end("stream", sqldb.ErrUnavailable)
+	})
+}
+
+// losing is a database that takes no records.
+type losing struct{ *fakeStore }
+
+func (losing) Deliver(context.Context, time.Time, store.Delivery) (lease.Lease, error) {
+	return lease.Lease{}, fmt.Errorf("%w: %w", sqldb.ErrUnavailable, sqldb.ErrUnknownOutcome)
+}
+
+func TestHub_FetchIsOfTheSameLease(t *testing.T) {
+	inBubble(t, func(w *world) {
+		defer w.open()()
+		request := w.request
+		request.Audience = "https://vault.azure.net/"
+		d, err := w.hub.Fetch(w.t.Context(), request)
+		if err != nil || d.LeaseUID != "lease" || d.Generation != 2 || d.Audience != "https://vault.azure.net" || d.Reason != delivery.Initial {
+			t.Errorf("fetched %+v, %v", d, err)
+		}
+		w.after(30 * time.Minute)
+		w.took("stream", "INITIAL v1 1", "REFRESH v1 3")
+	})
+}
+
+func TestHub_DrainTellsAllAndTakesNone(t *testing.T) {
+	inBubble(t, func(w *world) {
+		const streams = 10
+		var ended [streams]time.Duration
+		var group sync.WaitGroup
+		for i := range streams {
+			group.Go(func() {
+				if err := w.hub.Stream(w.t.Context(), w.request, func(delivery.Delivery) error { return nil }); !errors.Is(err, delivery.ErrDraining) {
+					t.Errorf("stream %d: %v", i, err)
+				}
+				ended[i] = time.Since(w.began)
+			})
+		}
+		w.after(time.Second)
+		ctx, cancel := context.WithTimeout(w.t.Context(), 5*time.Second)
+		defer cancel()
+		// Both listeners drain.
+		group.Go(func() { w.hub.Drain(ctx) })
+		w.hub.Drain(ctx)
+		group.Wait()
+		if took := time.Since(w.began) - time.Second; took > time.Second {
+			t.Errorf("took %v", took)
+		}
+		slices.Sort(ended[:])
+		if len(slices.Compact(ended[:])) < streams {
+			t.Errorf("ended at once: %v", ended)
+		}
+		defer w.open()()
+		w.end("afterwards", delivery.ErrDraining)
+	})
+	inBubble(t, func(w *world) {
+		w.hub.Drain(w.t.Context()) // returns although there is no deadline: nothing is to be waited for
+	})
+}
+
+func TestHub_DrainDoesNotWaitForEver(t *testing.T) {
+	inBubble(t, func(w *world) {
+		w.block = make(chan struct{})
+		defer w.open()()
+		defer close(w.block)
+		w.after(0)
+		ctx, cancel := context.WithTimeout(w.t.Context(), 3*time.Second)
+		defer cancel()
+		w.hub.Drain(ctx)
+		if took := time.Since(w.began); took != 3*time.Second {
+			t.Errorf("took %v", took)
+		}
+	})
+}
