@@ -7,6 +7,7 @@ package daemon
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -17,8 +18,11 @@ import (
 	"slices"
 	"syscall"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"phasekey.dev/pkg/confload"
 	"phasekey.dev/pkg/obs"
+	"phasekey.dev/pkg/task"
 )
 
 // Service is opened and ready to run, once.
@@ -116,6 +120,26 @@ func (h *Held) Listen(ctx context.Context, key, address string) (net.Listener, e
 		return nil
 	})
 	return ln, nil
+}
+
+// ListenMetrics binds the address for metrics and liveness, and returns the task that serves them: over HTTPS beyond
+// loopback. An empty address is no task and no error.
+func (h *Held) ListenMetrics(ctx context.Context, key, address string, https *tls.Config, g prometheus.Gatherer, log *slog.Logger) ([]task.Task, net.Addr, error) {
+	if address == "" {
+		return nil, nil, nil
+	}
+	ln, err := h.Listen(ctx, key, address)
+	if err != nil {
+		return nil, nil, err
+	}
+	if tcp, ok := ln.Addr().(*net.TCPAddr); ok && tcp.IP.IsLoopback() {
+		https = nil
+	}
+	serve, err := obs.MetricsTask(ln, https, g, log)
+	if err != nil {
+		return nil, nil, err
+	}
+	return []task.Task{serve}, ln.Addr(), nil
 }
 
 // Close releases everything, the last first, and returns all that went wrong. Afterwards nothing is held.

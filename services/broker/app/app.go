@@ -7,7 +7,6 @@ package app
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -58,7 +57,7 @@ type App struct {
 	vault    *grpc.ClientConn
 	prover   *prover.Prover
 	server   *grpcserver.Server
-	metrics  *task.Task // nil: not served
+	metrics  []task.Task
 
 	metricsAddr net.Addr
 	held        daemon.Held
@@ -160,29 +159,8 @@ func (a *App) listen(ctx context.Context, service *rpc.Service, metrics *prometh
 	if err != nil {
 		return err
 	}
-	if a.cfg.MetricsListen == "" {
-		return nil
-	}
-	mln, err := a.held.Listen(ctx, "metrics_listen", a.cfg.MetricsListen)
-	if err != nil {
-		return err
-	}
-	a.metricsAddr = mln.Addr()
-	var secure *tls.Config
-	if !isLoopback(mln.Addr()) {
-		secure = a.tls.HTTPSConfig()
-	}
-	serve, err := obs.MetricsTask(mln, secure, metrics, a.log)
-	if err != nil {
-		return err
-	}
-	a.metrics = &serve
-	return nil
-}
-
-func isLoopback(a net.Addr) bool {
-	tcp, ok := a.(*net.TCPAddr)
-	return ok && tcp.IP.IsLoopback()
+	a.metrics, a.metricsAddr, err = a.held.ListenMetrics(ctx, "metrics_listen", a.cfg.MetricsListen, a.tls.HTTPSConfig(), metrics, a.log)
+	return err
 }
 
 func clouds(configured map[string]Cloud) map[string]consent.Cloud {
@@ -205,9 +183,7 @@ func (a *App) Run(ctx context.Context) error {
 		{Name: "tls", Run: a.tls.Run},
 		{Name: "purge", Run: a.purge},
 	}
-	if a.metrics != nil {
-		tasks = append(tasks, *a.metrics)
-	}
+	tasks = append(tasks, a.metrics...)
 	tasks = append(tasks,
 		task.Task{Name: "prover", Run: a.prover.Run},
 		task.Task{Name: "server", Run: a.server.Run, Grace: a.cfg.Drain + 2*time.Second},

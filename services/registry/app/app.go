@@ -6,7 +6,6 @@ package app
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -16,6 +15,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	optionsv1 "phasekey.dev/gen/phasekey/options/v1"
+	"phasekey.dev/pkg/daemon"
 	"phasekey.dev/pkg/grpcserver"
 	"phasekey.dev/pkg/mtls"
 	"phasekey.dev/pkg/obs"
@@ -44,16 +45,10 @@ type App struct {
 	hub     *watch.Hub
 	tls     *mtls.Source
 	server  *grpcserver.Server
-	metrics *task.Task // nil: not served
+	metrics []task.Task
 
 	metricsAddr net.Addr
-	closers     []closer
-}
-
-// closer is something to release, after everything that was opened later.
-type closer struct {
-	name  string
-	close func() error
+	held        daemon.Held
 }
 
 // New opens the database and the certificates, binds the listeners, and starts nothing. When it fails it leaves nothing
@@ -65,7 +60,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *App, err error) 
 	a := &App{cfg: cfg, log: log}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, a.Close())
+			err = errors.Join(err, a.held.Close())
 		}
 	}()
 	if err := a.openStore(ctx); err != nil {
@@ -74,7 +69,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *App, err error) 
 	if a.tls, err = mtls.Open(ctx, cfg.TLS, log); err != nil {
 		return nil, err
 	}
-	a.own("tls", a.tls.Close)
+	a.held.Own("tls", a.tls.Close)
 	metrics := obs.NewRegistry("registry")
 	a.hub, err = watch.New(watch.Config{
 		Source: a.store, Log: log, Metrics: metrics, Poll: cfg.PollInterval, Bookmark: cfg.BookmarkInterval,
@@ -88,17 +83,12 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *App, err error) 
 	return a, nil
 }
 
-// own has Close release something.
-func (a *App) own(name string, release func() error) {
-	a.closers = append(a.closers, closer{name, release})
-}
-
 func (a *App) openStore(ctx context.Context) error {
 	db, err := sqldb.Open(ctx, a.cfg.Database, store.Migrations())
 	if err != nil {
 		return err
 	}
-	a.own("database", db.Close)
+	a.held.Own("database", db.Close)
 	for _, name := range db.NewerMigrations() {
 		a.log.WarnContext(ctx, "the database has a migration of a newer release", slog.String("migration", name))
 	}
@@ -108,14 +98,14 @@ func (a *App) openStore(ctx context.Context) error {
 
 // listen binds the addresses and makes the servers.
 func (a *App) listen(ctx context.Context, metrics *prometheus.Registry) error {
-	ln, err := a.bind(ctx, "listen", a.cfg.Listen)
+	ln, err := a.held.Listen(ctx, "listen", a.cfg.Listen)
 	if err != nil {
 		return err
 	}
 	a.server, err = grpcserver.New(grpcserver.Config{
 		Name: "registry", Listener: ln, TLS: a.tls.ServerConfig(mtls.Required), Log: a.log, Metrics: metrics,
 		Register:   rpc.Register(rpc.Config{Store: a.store, Watcher: a.hub, Rules: rules(a.cfg)}),
-		Policy:     rpc.Policy,
+		Policy:     grpcserver.OptionPolicy(optionsv1.E_Callers),
 		Identities: a.cfg.Identities,
 		Limits:     a.cfg.Limits,
 		Reflection: true,
@@ -124,43 +114,8 @@ func (a *App) listen(ctx context.Context, metrics *prometheus.Registry) error {
 	if err != nil {
 		return err
 	}
-	if a.cfg.MetricsListen == "" {
-		return nil
-	}
-	mln, err := a.bind(ctx, "metrics_listen", a.cfg.MetricsListen)
-	if err != nil {
-		return err
-	}
-	a.metricsAddr = mln.Addr()
-	var secure *tls.Config
-	if !isLoopback(mln.Addr()) {
-		secure = a.tls.HTTPSConfig()
-	}
-	serve, err := obs.MetricsTask(mln, secure, metrics, a.log)
-	if err != nil {
-		return err
-	}
-	a.metrics = &serve
-	return nil
-}
-
-func (a *App) bind(ctx context.Context, key, address string) (net.Listener, error) {
-	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", key, err)
-	}
-	a.own(key, func() error {
-		if err := ln.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
-			return err
-		}
-		return nil // the server that had it closes it too
-	})
-	return ln, nil
-}
-
-func isLoopback(a net.Addr) bool {
-	tcp, ok := a.(*net.TCPAddr)
-	return ok && tcp.IP.IsLoopback()
+	a.metrics, a.metricsAddr, err = a.held.ListenMetrics(ctx, "metrics_listen", a.cfg.MetricsListen, a.tls.HTTPSConfig(), metrics, a.log)
+	return err
 }
 
 func rules(cfg Config) integration.Rules {
@@ -183,9 +138,7 @@ func (a *App) Run(ctx context.Context) error {
 		{Name: "tls", Run: a.tls.Run},
 		{Name: "forget", Run: a.forget},
 	}
-	if a.metrics != nil {
-		tasks = append(tasks, *a.metrics)
-	}
+	tasks = append(tasks, a.metrics...)
 	tasks = append(tasks,
 		task.Task{Name: "watch", Run: a.hub.Run},
 		task.Task{Name: "server", Run: a.server.Run, Grace: a.cfg.Drain + serverGrace},
@@ -194,21 +147,11 @@ func (a *App) Run(ctx context.Context) error {
 		}},
 	)
 	err := task.Run(ctx, a.log, tasks...)
-	return errors.Join(err, a.Close())
+	return errors.Join(err, a.held.Close())
 }
 
 // Close releases what New opened, the last first. Run does so itself.
-func (a *App) Close() error {
-	var problems []error
-	for len(a.closers) > 0 {
-		last := a.closers[len(a.closers)-1]
-		a.closers = a.closers[:len(a.closers)-1]
-		if err := last.close(); err != nil {
-			problems = append(problems, fmt.Errorf("close %s: %w", last.name, err))
-		}
-	}
-	return errors.Join(problems...)
-}
+func (a *App) Close() error { return a.held.Close() }
 
 // forget removes old changes, and the results of old requests, from time to time.
 func (a *App) forget(ctx context.Context) error {

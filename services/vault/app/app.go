@@ -7,7 +7,6 @@ package app
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -75,7 +74,7 @@ type App struct {
 	prober   *rotation.Prober
 	feed     *feed.Feed
 
-	serveMetrics *task.Task // nil: not served
+	serveMetrics []task.Task
 }
 
 // New opens the database, the keys, the certificates and the clouds, binds the listeners, and starts nothing. When it fails
@@ -84,6 +83,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *App, err error) 
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}
+	redisconn.LogTo(log)
 	a := &App{cfg: cfg, log: log, metrics: obs.NewRegistry("vault")}
 	defer func() {
 		if err != nil {
@@ -145,7 +145,7 @@ func (a *App) openStore(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if a.db, err = sqldb.Open(ctx, a.cfg.Database, migrations); err != nil {
+	if a.db, err = sqldb.Open(ctx, a.cfg.database(), migrations); err != nil {
 		return err
 	}
 	a.held.Own("database", a.db.Close)
@@ -304,22 +304,8 @@ func (a *App) listen(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if a.cfg.MetricsListen == "" {
-		return nil
-	}
-	if ln, err = a.held.Listen(ctx, "metrics_listen", a.cfg.MetricsListen); err != nil {
-		return err
-	}
-	var secure *tls.Config
-	if tcp, ok := ln.Addr().(*net.TCPAddr); !ok || !tcp.IP.IsLoopback() {
-		secure = a.tls.HTTPSConfig()
-	}
-	serve, err := obs.MetricsTask(ln, secure, a.metrics, a.log)
-	if err != nil {
-		return err
-	}
-	a.serveMetrics = &serve
-	return nil
+	a.serveMetrics, _, err = a.held.ListenMetrics(ctx, "metrics_listen", a.cfg.MetricsListen, a.tls.HTTPSConfig(), a.metrics, a.log)
+	return err
 }
 
 // streamIdle is off: a stream of credentials says something only when they change, and ends with its grant.
@@ -334,10 +320,7 @@ func (a *App) RunnersAddr() net.Addr { return a.runners.Addr() }
 // Run serves until ctx ends, then stops in order and closes everything: streams are told to go elsewhere, then masterships
 // are resigned, then stores are closed. It returns the first failure.
 func (a *App) Run(ctx context.Context) error {
-	tasks := []task.Task{{Name: "tls", Run: a.tls.Run}}
-	if a.serveMetrics != nil {
-		tasks = append(tasks, *a.serveMetrics)
-	}
+	tasks := append([]task.Task{{Name: "tls", Run: a.tls.Run}}, a.serveMetrics...)
 	if a.hints != nil {
 		tasks = append(tasks, task.Task{Name: "hints", Run: a.hints.Run})
 	}

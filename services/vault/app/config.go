@@ -124,6 +124,8 @@ const (
 	minLockTTL    = time.Second
 	maxLockTTL    = 5 * time.Minute
 	maxPrefixSize = 40
+	// waitsPerTTL is how many waits for the database fit into a lock's life, unless configured otherwise.
+	waitsPerTTL = 6
 )
 
 // Validate returns all problems at once, each naming its key.
@@ -154,6 +156,13 @@ func (c Config) Validate() error {
 		add("redirect_uri", errors.New("must be an https URL without query and fragment"))
 	}
 	add("database", c.Database.Validate())
+	for key, wait := range map[string]time.Duration{
+		"database.lock_timeout": c.Database.LockTimeout, "database.idle_in_transaction_timeout": c.Database.IdleInTransactionTimeout,
+	} {
+		if wait >= c.Election.LockTTL/5 {
+			add(key, errors.New("must be under a fifth of election.lock_ttl"))
+		}
+	}
 	if !c.Election.StaticMaster && len(c.Redis.Addrs) == 0 {
 		add("redis.addrs", errors.New("required without election.static_master"))
 	}
@@ -188,6 +197,20 @@ func (c Config) Validate() error {
 		add("drain", errors.New("must be positive"))
 	}
 	return errors.Join(problems...)
+}
+
+// database is the database's configuration with waits that suit the locks: a take-over waits for a former master's open
+// transaction, so that must be over well before the lock's life is.
+func (c Config) database() sqldb.Config {
+	out := c.Database
+	patience := c.Election.LockTTL / waitsPerTTL
+	if out.LockTimeout == 0 {
+		out.LockTimeout = min(patience, 2*time.Second)
+	}
+	if out.IdleInTransactionTimeout == 0 {
+		out.IdleInTransactionTimeout = min(patience, 3*time.Second)
+	}
+	return out
 }
 
 func (c Cloud) problems() map[string]error {

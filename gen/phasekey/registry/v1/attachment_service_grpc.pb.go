@@ -63,7 +63,7 @@ type AttachmentServiceClient interface {
 	DeleteAttachment(ctx context.Context, in *DeleteAttachmentRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
 	// Says which integration a project gets in a phase, and at which revision that was true.
 	// Caller: the vault; the platform or an operator, within its accounts.
-	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND, NOTHING_ATTACHED, NO_SUBSCRIPTION, INTEGRATION_DELETING.
+	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND, NOTHING_ATTACHED, NO_SUBSCRIPTION.
 	ResolveAccess(ctx context.Context, in *ResolveAccessRequest, opts ...grpc.CallOption) (*ResolveAccessResponse, error)
 }
 
@@ -170,7 +170,7 @@ type AttachmentServiceServer interface {
 	DeleteAttachment(context.Context, *DeleteAttachmentRequest) (*emptypb.Empty, error)
 	// Says which integration a project gets in a phase, and at which revision that was true.
 	// Caller: the vault; the platform or an operator, within its accounts.
-	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND, NOTHING_ATTACHED, NO_SUBSCRIPTION, INTEGRATION_DELETING.
+	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND, NOTHING_ATTACHED, NO_SUBSCRIPTION.
 	ResolveAccess(context.Context, *ResolveAccessRequest) (*ResolveAccessResponse, error)
 	mustEmbedUnimplementedAttachmentServiceServer()
 }

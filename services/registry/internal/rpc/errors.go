@@ -2,7 +2,6 @@ package rpc
 
 import (
 	"errors"
-	"strings"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
@@ -18,7 +17,7 @@ import (
 // table says what each refusal is on the wire.
 func table() rpcerr.Table {
 	row := func(target error, code codes.Code, reason errorv1.ErrorReason) rpcerr.Row {
-		return rpcerr.Row{Target: target, Code: code, Reason: strings.TrimPrefix(reason.String(), "ERROR_REASON_"), Details: details}
+		return rpcerr.Row{Target: target, Code: code, Reason: rpcerr.Word(reason), Details: details}
 	}
 	return rpcerr.Table{
 		row(resource.ErrInvalid, codes.InvalidArgument, errorv1.ErrorReason_ERROR_REASON_INVALID_FIELDS),

@@ -542,3 +542,30 @@ func describe(m *registryv1.WatchResponse) []string {
 	}
 	return all
 }
+
+func TestUpdate_NeedsNoMoreThanItsMask(t *testing.T) {
+	w := newWorld(t)
+	project := w.project(t, "acme", "stack")
+	integration := w.integration(t, "acme", "net")
+	attachment := w.attachment(t, project.GetName(), integration.GetName())
+	ctx := t.Context()
+
+	i, err := w.platform.integrations.UpdateIntegration(ctx, &registryv1.UpdateIntegrationRequest{
+		Integration: &registryv1.Integration{Name: integration.GetName(), AllowedAudiences: []string{"https://vault.azure.net"}}, UpdateMask: paths("allowed_audiences"),
+	})
+	if err != nil || len(i.GetAllowedAudiences()) != 1 || i.GetDisplayName() != integration.GetDisplayName() {
+		t.Errorf("integration: %v, %v", i, err)
+	}
+	p, err := w.platform.projects.UpdateProject(ctx, &registryv1.UpdateProjectRequest{
+		Project: &registryv1.Project{Name: project.GetName(), DisplayName: "Stack"}, UpdateMask: paths("display_name"),
+	})
+	if err != nil || p.GetDisplayName() != "Stack" || p.GetKind() != project.GetKind() {
+		t.Errorf("project: %v, %v", p, err)
+	}
+	a, err := w.platform.attachments.UpdateAttachment(ctx, &registryv1.UpdateAttachmentRequest{
+		Attachment: &registryv1.Attachment{Name: attachment.GetName(), SubscriptionId: subscription}, UpdateMask: paths("subscription_id"),
+	})
+	if err != nil || a.GetSubscriptionId() != subscription || a.GetIntegration() != integration.GetName() {
+		t.Errorf("attachment: %v, %v", a, err)
+	}
+}

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	optionsv1 "phasekey.dev/gen/phasekey/options/v1"
 	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
 	typev1 "phasekey.dev/gen/phasekey/type/v1"
 	"phasekey.dev/pkg/grpcserver"
@@ -82,7 +83,7 @@ func newWorld(t *testing.T) *world {
 	all := []string{grpcserver.AllAccounts}
 	server := grpctest.Start(t, grpctest.Config{
 		Register: rpc.Register(rpc.Config{Store: s, Watcher: hub, Rules: integration.Rules{HomeTenants: []string{homeTenant}}}),
-		Policy:   rpc.Policy,
+		Policy:   grpcserver.OptionPolicy(optionsv1.E_Callers),
 		Log:      slog.New(slog.DiscardHandler),
 		Identities: []grpcserver.Identity{
 			{ID: "spiffe://phasekey.dev/platform", Role: "platform", Accounts: all},
