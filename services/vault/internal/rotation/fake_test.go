@@ -385,6 +385,8 @@ type stage struct {
 	stop     context.CancelFunc
 	served   chan error
 	revision int64
+	// look is how often until looks.
+	look time.Duration
 }
 
 type syncBuffer struct {
@@ -413,7 +415,7 @@ func newStage(t *testing.T) *stage {
 	}
 	s := &stage{
 		t: t, db: sqldbtest.SQLite(t, migrations), entra: newFakeDirectory(), registry: &fakeRegistry{}, log: &syncBuffer{},
-		metrics: prometheus.NewRegistry(),
+		metrics: prometheus.NewRegistry(), look: time.Second,
 	}
 	s.store = store.New(s.db)
 	s.tx(func(ctx context.Context, tx sqldb.Tx) error { return fence.Configure(ctx, tx, 1) })
@@ -500,7 +502,7 @@ func (s *stage) facts() store.Facts {
 // until waits in fake time for something to be so.
 func (s *stage) until(what string, limit time.Duration, so func(f store.Facts) bool) store.Facts {
 	s.t.Helper()
-	for end := time.Now().Add(limit); ; time.Sleep(time.Second) {
+	for end := time.Now().Add(limit); ; time.Sleep(s.look) {
 		f := s.facts()
 		if so(f) {
 			return f
