@@ -236,7 +236,8 @@ func inBubble(t *testing.T, test func(w *world)) {
 		ctx, stop := context.WithCancel(t.Context())
 		w.stop = stop
 		done := make(chan error, 1)
-		go func() { done <- w.hub.Run(ctx) }()
+		hub := w.hub // a case may put another one in its place
+		go func() { done <- hub.Run(ctx) }()
 		test(w)
 		stop()
 		if err := <-done; err != nil {

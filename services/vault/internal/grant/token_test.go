@@ -71,7 +71,8 @@ func FuzzParseToken(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
 		hash, err := grant.ParseToken(text)
 		if err != nil {
-			if !errors.Is(err, grant.ErrUnknown) || (text != "" && strings.Contains(err.Error(), text)) {
+			// The very error, with nothing of the text in it.
+			if err != grant.ErrUnknown { //nolint:errorlint // that it is not wrapped is the point
 				t.Fatalf("error %v", err)
 			}
 			return

@@ -37,17 +37,22 @@ func overTheCounter(t *testing.T, test func(c *counter)) {
 	}
 	sqldbtest.Run(t, migrations, func(t *testing.T, db *sqldb.DB) {
 		c := &counter{t: t, db: db, store: store.New(db)}
-		c.project(5, start, store.Wanted{
-			Integrations: []store.Integration{{UID: "uid", Name: "accounts/acme/integrations/read", TenantID: "tenant", Cloud: "public", AllowedAudiences: []string{"https://vault.azure.net"}}},
-			Projects:     []store.Project{{UID: "network", Name: "accounts/acme/projects/network"}},
-			Attachments:  []store.Attachment{{UID: "att", IntegrationUID: "uid", ProjectUID: "network", Reads: true}},
-		})
-		c.exec(`INSERT INTO applications (integration_uid, shard, next_time, client_id) VALUES ('uid', 0, 0, 'client')`)
-		c.version("v1", 1, "RETIRING")
-		c.version("v2", 2, "ACTIVE")
-		c.version("v3", 3, "PROPAGATING")
+		c.furnish()
 		test(c)
 	})
+}
+
+func (c *counter) furnish() {
+	c.t.Helper()
+	c.project(5, start, store.Wanted{
+		Integrations: []store.Integration{{UID: "uid", Name: "accounts/acme/integrations/read", TenantID: "tenant", Cloud: "public", AllowedAudiences: []string{"https://vault.azure.net"}}},
+		Projects:     []store.Project{{UID: "network", Name: "accounts/acme/projects/network"}},
+		Attachments:  []store.Attachment{{UID: "att", IntegrationUID: "uid", ProjectUID: "network", Reads: true}},
+	})
+	c.exec(`INSERT INTO applications (integration_uid, shard, next_time, client_id) VALUES ('uid', 0, 0, 'client')`)
+	c.version("v1", 1, "RETIRING")
+	c.version("v2", 2, "ACTIVE")
+	c.version("v3", 3, "PROPAGATING")
 }
 
 func (c *counter) exec(query string, args ...any) {
@@ -538,6 +543,78 @@ func TestStore_NothingIsRecordedAfterARevocationReturned(t *testing.T) {
 			c.t.Errorf("last record %q", got[len(got)-1])
 		}
 	})
+}
+
+// SQLite's transactions take turns anyway. On PostgreSQL a delivery is held up here between its look at the entitlement and
+// its commit, by a record of the same number that is not committed; a revocation must then wait for it.
+func TestStore_RevocationWaitsForADeliveryThatWasEntitled(t *testing.T) {
+	migrations, err := store.Migrations()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &counter{t: t, db: sqldbtest.Postgres(t, migrations)}
+	c.store = store.New(c.db)
+	c.furnish()
+	c.grant("g1")
+	if _, err := c.store.Deliver(t.Context(), start, order("g1", "instance", "v2")); err != nil {
+		t.Fatal(err)
+	}
+	other := store.New(c.db) // another replica, with records of its own
+
+	var delivered, revoked error
+	var group sync.WaitGroup
+	deliveryDone, revocationDone := make(chan struct{}), make(chan struct{})
+	rollBack := errors.New("roll back")
+	err = c.db.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error {
+		if _, err := tx.Exec(ctx, `INSERT INTO audit_events SELECT writer, seq + 1, time, kind, actor, request_id, account, grant_uid, lease_uid, instance_id,
+			generation, integration_uid, project_uid, version_id, reason, audience, client_request_id, expire_time
+			FROM audit_events WHERE kind = 'CredentialDelivered'`); err != nil {
+			return err
+		}
+		group.Go(func() {
+			defer close(deliveryDone)
+			_, delivered = c.store.Deliver(ctx, start, order("g1", "instance", "v2"))
+		})
+		c.waiting(ctx, 1, deliveryDone)
+		group.Go(func() {
+			defer close(revocationDone)
+			_, revoked = other.RevokeGrant(ctx, start, "acme", "g1", platform)
+		})
+		c.waiting(ctx, 2, revocationDone)
+		select {
+		case <-revocationDone:
+			t.Error("revocation returned while a delivery was under way")
+		default:
+		}
+		return rollBack
+	})
+	if !errors.Is(err, rollBack) {
+		t.Fatal(err)
+	}
+	group.Wait()
+	if delivered != nil || revoked != nil {
+		t.Errorf("delivery: %v, revocation: %v", delivered, revoked)
+	}
+}
+
+// waiting returns when so many of PostgreSQL's connections wait for a lock, or done is closed.
+func (c *counter) waiting(ctx context.Context, want int, done <-chan struct{}) {
+	c.t.Helper()
+	for have := 0; have < want; {
+		select {
+		case <-done:
+			return
+		case <-ctx.Done():
+			c.t.Fatal(ctx.Err())
+		default:
+		}
+		err := c.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+			return tx.QueryRow(ctx, `SELECT COUNT(*) FROM pg_locks WHERE NOT granted`).Scan(&have)
+		})
+		if err != nil {
+			c.t.Fatal(err)
+		}
+	}
 }
 
 func TestStore_TokenIsReplacedOrUsedNeverBoth(t *testing.T) {
