@@ -236,7 +236,7 @@ func (l *loader) file(root reflect.Value) bool {
 	if path == "" {
 		return true
 	}
-	b, err := os.ReadFile(path)
+	b, err := os.ReadFile(path) //nolint:gosec // the file that the operator names
 	if err != nil {
 		l.problem("%v", err)
 		return false

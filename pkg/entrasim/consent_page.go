@@ -31,9 +31,7 @@ func signInPage(c *call, q *consentRequest, notice string) reply {
 
 func consentPage(c *call, q *consentRequest) reply {
 	permissions := []string{"Sign in and read user profile"}
-	for _, name := range grantedRoles(q.App)[graphAppID] {
-		permissions = append(permissions, name)
-	}
+	permissions = append(permissions, grantedRoles(q.App)[graphAppID]...)
 	return showPage(c, http.StatusOK, page{Title: "Permissions requested", Request: q, Permissions: permissions})
 }
 

@@ -212,7 +212,7 @@ func (s *Simulator) CreatePlatform(n NewPlatform) (Platform, error) {
 	}
 	for _, role := range n.Roles {
 		if !slices.Contains([]string{roleReadWriteOwnedBy, roleReadWriteAll, roleReadAll}, role) {
-			return Platform{}, fmt.Errorf("Graph permission %q is not one the simulator knows: %w", role, ErrInvalid)
+			return Platform{}, fmt.Errorf("permission %q of Graph is not one the simulator knows: %w", role, ErrInvalid)
 		}
 	}
 	if n.SecretLife <= 0 {

@@ -38,8 +38,6 @@ type call struct {
 
 	// token is the verified bearer token, on the planes that have one.
 	token *accessToken
-	// denied is what became of a bearer token that is no good.
-	denied *reply
 	// run carries the request out.
 	run func(*call) reply
 	// fail answers in the plane's error envelope.
@@ -140,7 +138,9 @@ func (s *Simulator) Run(ctx context.Context, listener net.Listener, config *tls.
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = server.Close()
 	}
-	<-failed
+	if served := <-failed; !errors.Is(served, http.ErrServerClosed) {
+		err = errors.Join(err, served)
+	}
 	return err
 }
 

@@ -58,8 +58,8 @@ type accessToken struct {
 	AIO      string   `json:"aio"`
 	AppID    string   `json:"appid"`
 	AppACR   string   `json:"appidacr"`
-	IdP      string   `json:"idp"`
-	IdType   string   `json:"idtyp"`
+	IDP      string   `json:"idp"`
+	IDType   string   `json:"idtyp"`
 	ObjectID string   `json:"oid"`
 	Roles    []string `json:"roles,omitempty"`
 	Subject  string   `json:"sub"`
@@ -83,9 +83,9 @@ func (s *Simulator) mint(dice *chance.Dice, now time.Time, p *principal, resourc
 	life := dice.Between(s.config.TokenLife.Min, s.config.TokenLife.Max).Truncate(time.Second)
 	issuer := issuerPrefix + p.Tenant + "/"
 	claims := accessToken{
-		Audience: audience, Issuer: issuer, IdP: issuer,
+		Audience: audience, Issuer: issuer, IDP: issuer,
 		IssuedAt: now.Unix(), From: now.Unix(), Expires: now.Add(life).Unix(),
-		AIO: "E2" + dice.Text(22, letters), AppID: p.AppID, AppACR: "1", IdType: "app",
+		AIO: "E2" + dice.Text(22, letters), AppID: p.AppID, AppACR: "1", IDType: "app",
 		ObjectID: p.ID, Subject: p.ID, TenantID: p.Tenant, Roles: p.Roles[resource.appID],
 		UTI: dice.Text(22, letters), Version: "1.0",
 	}

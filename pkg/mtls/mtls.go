@@ -188,7 +188,7 @@ func (s *Source) reload() (changed bool, err error) {
 		if name == "" {
 			continue
 		}
-		if got[i], err = os.ReadFile(name); err != nil {
+		if got[i], err = os.ReadFile(name); err != nil { //nolint:gosec // the file that the configuration names
 			// Try again next time, even if the contents come back as they were.
 			s.read = [3][]byte{}
 			return false, err

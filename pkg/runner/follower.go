@@ -113,7 +113,7 @@ func (f *follower) run(ctx context.Context) error {
 			}
 		case <-f.overdue.C:
 			if f.delivers() {
-				f.warn(ctx, "vault is overdue, opening another stream", nil)
+				f.warn(ctx, overdue, nil)
 				f.open(ctx, start)
 			}
 		case e := <-f.events:
@@ -275,12 +275,18 @@ func (f *follower) again(ctx context.Context, now time.Time, s *stream, err erro
 	f.fails++
 	f.retry.Reset(wait)
 	if !draining {
-		f.warn(ctx, "no stream to the vault, keeping what is held", err)
+		f.warn(ctx, noStream, err)
 	}
 }
 
+// The two things that are worth a warning.
+const (
+	overdue  = "vault is overdue, opening another stream"
+	noStream = "no stream to the vault, keeping what is held"
+)
+
 // warn logs at warning level, at debug level what was said for the same reason since the last delivery: a long outage is
-// one line.
+// one line. The message is one of the two above.
 func (f *follower) warn(ctx context.Context, message string, err error) {
 	why := message
 	if st, ok := rpcerr.FromError(err); ok {
@@ -291,9 +297,9 @@ func (f *follower) warn(ctx context.Context, message string, err error) {
 		level = slog.LevelDebug
 	}
 	f.warned = why
-	if err == nil {
-		f.r.cfg.Log.Log(ctx, level, message)
-		return
+	var attrs []any
+	if err != nil {
+		attrs = append(attrs, slog.String("error", rpcerr.Explain(err)))
 	}
-	f.r.cfg.Log.Log(ctx, level, message, slog.String("error", rpcerr.Explain(err)))
+	f.r.cfg.Log.Log(ctx, level, message, attrs...) //nolint:sloglint // one of two constants
 }

@@ -117,7 +117,9 @@ func (l *Loopback) Run(ctx context.Context) error {
 	if err := srv.Shutdown(stop); err != nil {
 		_ = srv.Close()
 	}
-	<-served
+	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve loopback: %w", err)
+	}
 	return nil
 }
 
@@ -148,7 +150,7 @@ func (l *Loopback) serve(w http.ResponseWriter, r *http.Request) {
 	header.Set("X-Content-Type-Options", "nosniff")
 	answer, refused := l.answer(r)
 	if refused == nil {
-		_ = json.NewEncoder(w).Encode(answer)
+		_ = json.NewEncoder(w).Encode(answer) //nolint:gosec // handing out the token is what this endpoint is for
 		return
 	}
 	switch refused.status {

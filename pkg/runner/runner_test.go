@@ -136,7 +136,9 @@ func (w *world) run(grant string, conn grpc.ClientConnInterface) {
 // stop ends the runner and looks for secrets in its log.
 func (w *world) stop() {
 	w.cancel()
-	<-w.ran
+	if err := <-w.ran; err != nil {
+		w.t.Logf("the runner ended: %v", err)
+	}
 	if out := w.log.String(); strings.Contains(out, grantCanary) || strings.Contains(out, tokenCanary) {
 		w.t.Errorf("secret in the log:\n%s", out)
 	}
@@ -289,7 +291,7 @@ func TestRunner_Stream(t *testing.T) {
 			noStream(19 * time.Second), within(2 * time.Second)}},
 		{"a draining vault is left at once", []step{accept(), send(1), pass(time.Minute), end(draining), holds(1), within(time.Millisecond), send(2), holds(2)}},
 		{"vaults that all drain are not hammered", []step{accept(), send(1), pass(time.Minute), end(draining),
-			step{"a hundred seconds of draining", func(w *world) {
+			{"a hundred seconds of draining", func(w *world) {
 				opened, stop := 0, time.After(100*time.Second)
 				for opened <= 60 {
 					select {
@@ -315,13 +317,13 @@ func TestRunner_Stream(t *testing.T) {
 			end(vaultError(codes.Unavailable, errorv1.ErrorReason_ERROR_REASON_CONSENT_MISSING)), holds(1), within(time.Second)}},
 		{"revocation is final", []step{accept(), send(1), holds(1), end(revoked), over("GRANT_REVOKED"), noStream(time.Hour)}},
 		{"revocation before the first message is final", []step{accept(), end(revoked), over("GRANT_REVOKED")}},
-		{"a message without a credential changes nothing", []step{accept(), send(1), step{"send nil", func(w *world) { w.s.Send(nil) }},
+		{"a message without a credential changes nothing", []step{accept(), send(1), {"send nil", func(w *world) { w.s.Send(nil) }},
 			holds(1), within(time.Second), send(2), holds(2)}},
 		{"a message without a token changes nothing", []step{accept(), send(1), sendThis("no material", func(c *vaultv1.Credential) { c.Material = nil }),
 			holds(1), within(time.Second), send(2), holds(2)}},
 		{"a message without an end changes nothing", []step{accept(), send(1), sendThis("no expire_time", func(c *vaultv1.Credential) { c.ExpireTime = nil }),
 			holds(1), within(time.Second)}},
-		{"a message that has expired changes nothing", []step{accept(), send(1), sendThis("expired", func(c *vaultv1.Credential) { c.ExpireTime = c.IssueTime }),
+		{"a message that has expired changes nothing", []step{accept(), send(1), sendThis("expired", func(c *vaultv1.Credential) { c.ExpireTime = c.GetIssueTime() }),
 			holds(1), within(time.Second)}},
 		{"a vault that says nothing is left", []step{accept(), noStream(59 * time.Second), within(2 * time.Second), oldIsGone(true), send(1), holds(1)}},
 		{"an overdue vault is doubled, and let go of when the other delivers", []step{accept(), send(1), noStream(45 * time.Minute),
@@ -330,7 +332,7 @@ func TestRunner_Stream(t *testing.T) {
 			within(time.Second), end(unavailable), within(time.Second), send(2), holds(2)}},
 		{"the first message of a new stream may be older", []step{accept(), send(5), pass(time.Minute), end(unavailable), accept(), send(4), holds(5), send(6), holds(6)}},
 		{"another lease starts counting anew", []step{accept(), send(5), pass(time.Minute), end(unavailable), accept(),
-			step{"send 1 of another lease", func(w *world) { w.s.Send(with(credential(1), func(c *vaultv1.Credential) { c.Lease = "lease-2" })) }}, holds(1)}},
+			{"send 1 of another lease", func(w *world) { w.s.Send(with(credential(1), func(c *vaultv1.Credential) { c.Lease = "lease-2" })) }}, holds(1)}},
 	}
 	for _, r := range []errorv1.ErrorReason{
 		errorv1.ErrorReason_ERROR_REASON_GRANT_REVOKED, errorv1.ErrorReason_ERROR_REASON_GRANT_EXPIRED,

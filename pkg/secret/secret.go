@@ -47,7 +47,7 @@ func New(s string) Text {
 // ReadFile hides the contents of a file, without trailing line breaks. An empty file is ErrEmpty, so that a mount
 // which is not there yet does not become an empty password.
 func ReadFile(path string) (Text, error) {
-	f, err := os.Open(path)
+	f, err := os.Open(path) //nolint:gosec // the file that the configuration names
 	if err != nil {
 		return Text{}, fmt.Errorf("read secret: %w", err)
 	}

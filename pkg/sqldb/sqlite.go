@@ -59,7 +59,7 @@ func openSQLite(ctx context.Context, config Config, steps []migration) (_ *DB, e
 // lockFile takes the lock that says "this process has the database". It is a file of its own because closing any descriptor of the database
 // file would drop the POSIX locks SQLite holds on it. The file stays behind: removing it would let two processes lock two files of one name.
 func lockFile(name string) (*os.File, error) {
-	lock, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
+	lock, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600) //nolint:gosec // the file that the configuration names
 	if err != nil {
 		return nil, err
 	}
@@ -75,7 +75,7 @@ func lockFile(name string) (*os.File, error) {
 
 // private makes the file, if it is not there, and closes it to everyone else. SQLite gives the files it keeps beside it the same mode.
 func private(file string) error {
-	f, err := os.OpenFile(file, os.O_CREATE|os.O_RDWR, 0o600)
+	f, err := os.OpenFile(file, os.O_CREATE|os.O_RDWR, 0o600) //nolint:gosec // the folder of the database
 	if err != nil {
 		return err
 	}

@@ -45,7 +45,7 @@ type token struct {
 func scan(text string) ([]token, error) {
 	var out []token
 	for i := 0; i < len(text); {
-		switch b := text[i]; {
+		switch b := text[i]; { //nolint:staticcheck // the default case below is a range
 		case b == ' ' || b == '\t':
 			i++
 		case b == '(' || b == ')' || b == ',' || b == ':':

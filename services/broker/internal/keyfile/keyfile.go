@@ -83,7 +83,7 @@ func read(path string) (consent.Key, error) {
 	if info.Mode().Perm()&othersMode != 0 {
 		return consent.Key{}, fmt.Errorf("%w, not %#o", ErrExposed, info.Mode().Perm())
 	}
-	raw, err := os.ReadFile(path)
+	raw, err := os.ReadFile(path) //nolint:gosec // the file that the configuration names
 	if err != nil {
 		return consent.Key{}, err
 	}

@@ -20,7 +20,7 @@ const asShell = "TEST_AS_SHELL"
 func shell(args []string) int {
 	signal.Ignore(syscall.SIGTTOU)
 	_ = os.Unsetenv(asShell)
-	job := exec.Command(args[0], args[1:]...) //nolint:gosec,noctx // a child of a test
+	job := exec.Command(args[0], args[1:]...) //nolint:noctx // a child of a test
 	job.Stdin, job.Stdout, job.Stderr = os.Stdin, os.Stdout, os.Stderr
 	job.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Foreground: true, Ctty: 0}
 	if err := job.Start(); err != nil {

@@ -16,7 +16,7 @@ const (
 	// Consented: the customer's tenant has a service principal of the application.
 	Consented ConditionType = "CONSENTED"
 	// CredentialReady: a proven credential is live.
-	CredentialReady ConditionType = "CREDENTIAL_READY"
+	CredentialReady ConditionType = "CREDENTIAL_READY" //nolint:gosec // the name of a condition
 )
 
 // conditionTypes is the order in which conditions are kept.

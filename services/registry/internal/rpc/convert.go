@@ -21,7 +21,7 @@ const (
 	prefixConditionType   = "TYPE_"
 	prefixConditionStatus = "STATUS_"
 	prefixProjectKind     = "KIND_"
-	prefixCredentialKind  = "CREDENTIAL_KIND_"
+	prefixCredentialKind  = "CREDENTIAL_KIND_" //nolint:gosec // the names of conditions
 	prefixAccess          = "ACCESS_"
 	prefixPhase           = "PHASE_"
 	unspecified           = "UNSPECIFIED"

@@ -1,11 +1,11 @@
 package rpc
 
 import (
+	"google.golang.org/grpc"
+
 	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
 	"phasekey.dev/services/registry/internal/change"
 	"phasekey.dev/services/registry/internal/resource"
-
-	"google.golang.org/grpc"
 )
 
 // watchService implements registryv1.WatchServiceServer.

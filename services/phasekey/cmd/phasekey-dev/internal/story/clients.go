@@ -100,21 +100,21 @@ func (c *customer) consent(ctx context.Context, page string) (refusal string, er
 	if err != nil {
 		return "", err
 	}
-	if _, _, err := c.do(ctx, http.MethodGet, page, "", nil); err != nil {
+	if _, err := c.do(ctx, http.MethodGet, page, "", nil); err != nil {
 		return "", err
 	}
 	form := u.Query()
 	form.Set("username", c.world.Administrator)
 	form.Set("decision", "accept")
 	u.RawQuery = ""
-	response, body, err := c.do(ctx, http.MethodPost, u.String(), "application/x-www-form-urlencoded", strings.NewReader(form.Encode()))
+	answer, err := c.do(ctx, http.MethodPost, u.String(), "application/x-www-form-urlencoded", strings.NewReader(form.Encode()))
 	if err != nil {
 		return "", err
 	}
-	if response.StatusCode != http.StatusFound {
-		return code(body), nil
+	if answer.status != http.StatusFound {
+		return code(answer.body), nil
 	}
-	back, err := response.Location()
+	back, err := url.Parse(answer.location)
 	if err != nil {
 		return "", err
 	}
@@ -126,10 +126,9 @@ func (c *customer) consent(ctx context.Context, page string) (refusal string, er
 
 // assign gives a principal a role on the subscription.
 func (c *customer) assign(ctx context.Context, principal, role string) error {
-	_, err := c.ask(ctx, http.MethodPost, "/roleAssignments", map[string]string{
+	return c.ask(ctx, http.MethodPost, "/roleAssignments", map[string]string{
 		"scope": "/subscriptions/" + c.world.Subscription, "principalId": principal, "role": role,
 	}, nil)
-	return err
 }
 
 // principalName is what the customer's tenant calls an application's service principal.
@@ -138,48 +137,57 @@ func (c *customer) principalName(ctx context.Context, clientID string) (string, 
 		DisplayName string `json:"displayName"`
 	}
 	query := url.Values{"tenant": {c.world.CustomerTenant}, "clientId": {clientID}}
-	_, err := c.ask(ctx, http.MethodGet, "/principals?"+query.Encode(), nil, &out)
+	err := c.ask(ctx, http.MethodGet, "/principals?"+query.Encode(), nil, &out)
 	return out.DisplayName, err
 }
 
-func (c *customer) ask(ctx context.Context, method, path string, in, out any) (int, error) {
+func (c *customer) ask(ctx context.Context, method, path string, in, out any) error {
 	var payload io.Reader
 	if in != nil {
 		text, err := json.Marshal(in)
 		if err != nil {
-			return 0, err
+			return err
 		}
 		payload = bytes.NewReader(text)
 	}
-	response, body, err := c.do(ctx, method, c.admin+path, "application/json", payload)
+	got, err := c.do(ctx, method, c.admin+path, "application/json", payload)
 	if err != nil {
-		return 0, err
+		return err
 	}
-	if response.StatusCode != http.StatusOK {
-		return response.StatusCode, fmt.Errorf("%s %s: %s: %s", method, path, response.Status, body)
+	if got.status != http.StatusOK {
+		return fmt.Errorf("%s %s: status %d: %s", method, path, got.status, got.body)
 	}
 	if out == nil {
-		return response.StatusCode, nil
+		return nil
 	}
-	return response.StatusCode, json.Unmarshal(body, out)
+	return json.Unmarshal(got.body, out)
 }
 
-func (c *customer) do(ctx context.Context, method, where, contentType string, body io.Reader) (*http.Response, []byte, error) {
+// answer is an HTTP answer, read.
+type answer struct {
+	status   int
+	location string
+	body     []byte
+}
+
+func (c *customer) do(ctx context.Context, method, where, contentType string, body io.Reader) (answer, error) {
 	request, err := http.NewRequestWithContext(ctx, method, where, body)
 	if err != nil {
-		return nil, nil, err
+		return answer{}, err
 	}
 	if contentType != "" {
 		request.Header.Set("Content-Type", contentType)
 	}
 	response, err := c.http.Do(request)
 	if err != nil {
-		return nil, nil, err
+		return answer{}, err
 	}
-	defer func() { _ = response.Body.Close() }()
-	text, err := io.ReadAll(io.LimitReader(response.Body, 1<<20))
-	return response, text, err
+	text, err := io.ReadAll(io.LimitReader(response.Body, maxPage))
+	return answer{response.StatusCode, response.Header.Get("Location"), text}, errors.Join(err, response.Body.Close())
 }
+
+// maxPage bounds what is read of an answer.
+const maxPage = 1 << 20
 
 // code finds the AADSTS code on a page.
 func code(page []byte) string {

@@ -217,6 +217,8 @@ func (t *teller) consentTo(ctx context.Context, i *integration) error {
 			return nil
 		case brokerv1.ConsentSession_STATE_EXPIRED:
 			return fmt.Errorf("the session of %s has expired", i.id)
+		default:
+			// Waiting.
 		}
 	}
 }
