@@ -13,11 +13,11 @@ import (
 )
 
 var (
-	// ErrDraining: this replica is stopping. Another one serves.
+	// ErrDraining means that this replica is stopping. Another one serves.
 	ErrDraining = errors.New("replica is stopping")
-	// ErrAudienceNotAllowed: an AudienceError.
+	// ErrAudienceNotAllowed is every AudienceError.
 	ErrAudienceNotAllowed = errors.New("integration does not allow the audience")
-	// ErrCloudUnknown: the integration is in a cloud that the configuration does not have.
+	// ErrCloudUnknown means that the integration is in a cloud that the configuration does not have.
 	ErrCloudUnknown = errors.New("cloud is not configured")
 )
 

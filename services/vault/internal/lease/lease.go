@@ -15,11 +15,11 @@ import (
 const MaxPerGrant = 4
 
 var (
-	// ErrClosed: the instance closed its lease. Final.
+	// ErrClosed means that the instance closed its lease. Final.
 	ErrClosed = errors.New("lease was closed")
-	// ErrTooMany: so many other instances hold leases of the grant.
+	// ErrTooMany means that so many other instances hold leases of the grant.
 	ErrTooMany = errors.New("four runner instances hold leases of the grant")
-	// ErrVersionGone: the credential version that was to be delivered is neither active nor retiring any more. The newer one is.
+	// ErrVersionGone means that the credential version that was to be delivered is neither active nor retiring any more. The newer one is.
 	ErrVersionGone = errors.New("credential version is no longer usable")
 )
 

@@ -178,7 +178,9 @@ func inBubble(t *testing.T, test func(v *vault)) {
 		go func() { done <- v.hub.Run(ctx) }()
 		v.stop = sync.OnceFunc(func() {
 			cancel()
-			<-done
+			if err := <-done; err != nil {
+				t.Errorf("run hub: %v", err)
+			}
 		})
 		test(v)
 		v.stop()
@@ -460,13 +462,13 @@ func TestGrants_List(t *testing.T) {
 				}
 				have = append(have, g.GetName())
 			}
-			if req.PageToken = resp.GetNextPageToken(); req.PageToken == "" {
+			if req.PageToken = resp.GetNextPageToken(); req.GetPageToken() == "" {
 				if pages != 3 {
 					v.t.Errorf("%d pages", pages)
 				}
 				break
 			}
-			_, err = v.operator.ListGrants(v.t.Context(), &vaultv1.ListGrantsRequest{Parent: "accounts/other", PageToken: req.PageToken})
+			_, err = v.operator.ListGrants(v.t.Context(), &vaultv1.ListGrantsRequest{Parent: "accounts/other", PageToken: req.GetPageToken()})
 			refused(v.t, "another list's token", err, codes.InvalidArgument, "INVALID_PAGE_TOKEN")
 		}
 		if !slices.Equal(have, want) {

@@ -18,7 +18,7 @@ const (
 	GrantExtended       AuditKind = "GrantExtended"
 	GrantRevoked        AuditKind = "GrantRevoked"
 	LeaseOpened         AuditKind = "LeaseOpened"
-	CredentialDelivered AuditKind = "CredentialDelivered"
+	CredentialDelivered AuditKind = "CredentialDelivered" //nolint:gosec // a kind of event, no credential
 	LeaseClosed         AuditKind = "LeaseClosed"
 )
 
