@@ -68,7 +68,7 @@ func Server(t testing.TB) *Redis {
 	if err != nil {
 		t.Fatal(err)
 	}
-	command := exec.Command("/bin/sh", "-c", keeper, "keeper", program, folder) //nolint:gosec // found above
+	command := exec.Command("/bin/sh", "-c", keeper, "keeper", program, folder)
 	alive, err := command.StdinPipe()
 	if err != nil {
 		t.Fatal(err)

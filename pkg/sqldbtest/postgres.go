@@ -182,7 +182,7 @@ func launch() (_ *server, err error) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
-	initdb := exec.CommandContext(ctx, filepath.Join(programs, "initdb"), "--pgdata="+filepath.Join(folder, "data"), "--username=postgres", //nolint:gosec // found above
+	initdb := exec.CommandContext(ctx, filepath.Join(programs, "initdb"), "--pgdata="+filepath.Join(folder, "data"), "--username=postgres",
 		"--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions")
 	initdb.Dir = folder
 	initdb.Env = environment()
@@ -203,7 +203,7 @@ autovacuum = off
 	if err := appendTo(filepath.Join(folder, "data", "postgresql.conf"), settings); err != nil {
 		return nil, err
 	}
-	command := exec.Command("/bin/sh", "-c", keeper, "keeper", programs, folder) //nolint:gosec // found above
+	command := exec.Command("/bin/sh", "-c", keeper, "keeper", programs, folder)
 	command.Dir = folder
 	command.Env = environment()
 	// A group of its own, so that Ctrl-C at a terminal reaches the test and not the server, which would answer with a slow, orderly end.
