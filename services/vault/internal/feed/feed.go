@@ -75,7 +75,7 @@ func (f *Feed) Run(ctx context.Context) error {
 	pause := firstPause
 	anew := false
 	for ctx.Err() == nil {
-		progressed, err := f.follow(ctx, anew)
+		progressed, interruption := f.follow(ctx, anew)
 		if ctx.Err() != nil {
 			break
 		}
@@ -83,15 +83,15 @@ func (f *Feed) Run(ctx context.Context) error {
 			pause = firstPause
 		}
 		// The registry's database was replaced, or has forgotten our cursor.
-		anew = status.Code(err) == codes.OutOfRange
-		f.config.Log.WarnContext(ctx, "following the registry was interrupted", "error", err, "list_again", anew, "pause", pause)
+		anew = status.Code(interruption) == codes.OutOfRange
+		f.config.Log.WarnContext(ctx, "following the registry was interrupted", "error", interruption, "list_again", anew, "pause", pause)
 		select {
 		case <-ctx.Done():
-		case <-time.After(pause/2 + rand.N(pause/2)):
+		case <-time.After(pause/2 + rand.N(pause/2)): //nolint:gosec // jitter
 		}
 		pause = min(2*pause, maxPause)
 	}
-	return nil
+	return nil //nolint:nilerr // interruptions were logged, and ended by following again
 }
 
 // follow goes on from where the copy is, or lists anew, until something breaks. It tells whether the copy got anywhere.
@@ -189,7 +189,7 @@ func (f *Feed) list(ctx context.Context) (*snapshot, error) {
 		for _, i := range page.GetIntegrations() {
 			whole.integrations[i.GetUid()] = integration(i, page.GetRevision(), f.config.Shard)
 		}
-		if integrations.PageToken = page.GetNextPageToken(); integrations.PageToken == "" {
+		if integrations.PageToken = page.GetNextPageToken(); page.GetNextPageToken() == "" {
 			break
 		}
 	}
@@ -203,7 +203,7 @@ func (f *Feed) list(ctx context.Context) (*snapshot, error) {
 		for _, p := range page.GetProjects() {
 			whole.projects[p.GetUid()] = project(p, page.GetRevision())
 		}
-		if projects.PageToken = page.GetNextPageToken(); projects.PageToken == "" {
+		if projects.PageToken = page.GetNextPageToken(); page.GetNextPageToken() == "" {
 			break
 		}
 	}
@@ -217,7 +217,7 @@ func (f *Feed) list(ctx context.Context) (*snapshot, error) {
 		for _, a := range page.GetAttachments() {
 			whole.attachments[a.GetUid()] = attachment(a, page.GetRevision())
 		}
-		if attachments.PageToken = page.GetNextPageToken(); attachments.PageToken == "" {
+		if attachments.PageToken = page.GetNextPageToken(); page.GetNextPageToken() == "" {
 			return whole, nil
 		}
 	}

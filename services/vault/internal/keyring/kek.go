@@ -111,7 +111,7 @@ func readKey(location *url.URL) (key [keySize]byte, err error) {
 	if err != nil {
 		return key, err
 	}
-	file, err := os.Open(path)
+	file, err := os.Open(path) //nolint:gosec // the file that the configuration names
 	if errors.Is(err, fs.ErrNotExist) {
 		return key, fmt.Errorf("%s: %w", path, ErrKeyMissing)
 	}
