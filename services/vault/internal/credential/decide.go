@@ -361,7 +361,7 @@ func (p *plan) ask() Action {
 	}
 	var interval time.Duration
 	switch {
-	case f.Probe.WantTime.After(a.ObserveTime), v.State == Active && v.Refusals > 0 && v.Works(p.now, p.t), p.sweepWaits():
+	case !f.Probe.WantTime.Equal(a.SeenWantTime), v.State == Active && v.Refusals > 0 && v.Works(p.now, p.t), p.sweepWaits():
 		interval = p.t.ProbeSpacing
 	case a.Consented && a.ConsentRefusals > 0:
 		interval = max(p.t.ProbeSpacing, p.t.ConsentWindow/time.Duration(max(1, p.t.ConsentFailures-1)))

@@ -78,8 +78,8 @@ type Application struct {
 	// PrincipalObjectID is that principal, from the first token on.
 	PrincipalObjectID string
 	// ObserveTime is when the last word of the tenant was taken in. SeenProbeTime is the time of the last Probe that was, by the
-	// clock of whoever asked.
-	ObserveTime, SeenProbeTime time.Time
+	// clock of whoever asked; SeenWantTime likewise that of the last wish which was met.
+	ObserveTime, SeenProbeTime, SeenWantTime time.Time
 	// ConsentRefusals counts refusals in a row for want of consent, from ConsentRefusedSince on; ConsentCode is the last
 	// one's AADSTS code.
 	ConsentRefusals     int

@@ -61,7 +61,7 @@ func (f Facts) Ensured(now time.Time, made MadeApplication) Change {
 	var c Change
 	if a.ObjectID != "" && a.ObjectID != made.ObjectID {
 		fresh := Application{IntegrationUID: a.IntegrationUID, EnsureSendTime: a.EnsureSendTime, ActivateTime: a.ActivateTime,
-			ReportDigest: a.ReportDigest, ReportTime: a.ReportTime, SeenProbeTime: f.Probe.Time, LifeLimit: a.LifeLimit}
+			ReportDigest: a.ReportDigest, ReportTime: a.ReportTime, SeenProbeTime: f.Probe.Time, SeenWantTime: f.Probe.WantTime, LifeLimit: a.LifeLimit}
 		a = fresh
 		c.ReplaceStrays = true
 		for _, v := range f.Versions {
@@ -321,7 +321,7 @@ func (f Facts) Observed(now time.Time, t Timing) Change {
 // master's own: the clock of whoever asked may differ.
 func (f Facts) heard(now time.Time, t Timing, v Version, p Probe) Change {
 	a := f.Application
-	a.ObserveTime = now
+	a.ObserveTime, a.SeenWantTime = now, f.Probe.WantTime
 	known := v.ID != ""
 	v.ProbeTime, v.Attempts, v.NextTime = now, 0, time.Time{}
 	switch p.Finding {

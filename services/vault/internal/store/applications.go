@@ -230,7 +230,7 @@ const applicationColumns = `integration_uid, object_id, client_id, display_name,
 	foreign_passwords, missing_reads, missing_time, home_proofs, home_time, ready_time, consented, consent_time, principal_object_id,
 	observe_time, consent_refusals, consent_refused_since, consent_code, failures, failure_code, retry_time, add_failures, add_code,
 	add_retry_time, life_limit, delete_time, purge_time, forget_time, report_digest, report_time, activate_time,
-	seen_probe_time`
+	seen_probe_time, seen_want_time`
 
 // scanApplication reads a row that begins with applicationColumns; more are further columns.
 func scanApplication(row sqldb.Row, more ...any) (credential.Application, error) {
@@ -244,7 +244,7 @@ func scanApplication(row sqldb.Row, more ...any) (credential.Application, error)
 		&consented, at{&a.ConsentTime}, &a.PrincipalObjectID, at{&a.ObserveTime}, &a.ConsentRefusals, at{&a.ConsentRefusedSince},
 		&a.ConsentCode, &a.Failures, &a.FailureCode, at{&a.NextTime}, &a.AddFailures, &a.AddCode, at{&a.AddNextTime}, &limit,
 		at{&a.DeleteTime}, at{&a.PurgeTime}, at{&a.ForgetTime}, &a.ReportDigest, at{&a.ReportTime},
-		at{&a.ActivateTime}, at{&a.SeenProbeTime}}
+		at{&a.ActivateTime}, at{&a.SeenProbeTime}, at{&a.SeenWantTime}}
 	err := row.Scan(append(columns, more...)...)
 	a.Consented = consented != 0
 	a.LifeLimit = time.Duration(limit) * time.Microsecond
@@ -258,13 +258,13 @@ func (tx masterTx) saveApplication(ctx context.Context, uid string, a credential
 		sqldb.Micros(a.ObserveTime), a.ConsentRefusals, sqldb.Micros(a.ConsentRefusedSince), a.ConsentCode, a.Failures, a.FailureCode,
 		sqldb.Micros(a.NextTime), a.AddFailures, a.AddCode, sqldb.Micros(a.AddNextTime), a.LifeLimit.Microseconds(),
 		sqldb.Micros(a.DeleteTime), sqldb.Micros(a.PurgeTime), sqldb.Micros(a.ForgetTime), a.ReportDigest, sqldb.Micros(a.ReportTime),
-		sqldb.Micros(a.ActivateTime), sqldb.Micros(a.SeenProbeTime)}
+		sqldb.Micros(a.ActivateTime), sqldb.Micros(a.SeenProbeTime), sqldb.Micros(a.SeenWantTime)}
 	saved, err := tx.Exec(ctx, `UPDATE applications SET object_id = $2, client_id = $3, display_name = $4, spec_digest = $5,
 		ensure_send_time = $6, ensure_time = $7, read_time = $8, write_time = $9, foreign_passwords = $10, missing_reads = $11,
 		missing_time = $12, home_proofs = $13, home_time = $14, ready_time = $15, consented = $16, consent_time = $17,
 		principal_object_id = $18, observe_time = $19, consent_refusals = $20, consent_refused_since = $21, consent_code = $22,
 		failures = $23, failure_code = $24, retry_time = $25, add_failures = $26, add_code = $27, add_retry_time = $28, life_limit = $29,
-		delete_time = $30, purge_time = $31, forget_time = $32, report_digest = $33, report_time = $34, activate_time = $35, seen_probe_time = $36
+		delete_time = $30, purge_time = $31, forget_time = $32, report_digest = $33, report_time = $34, activate_time = $35, seen_probe_time = $36, seen_want_time = $37
 		WHERE integration_uid = $1`, args...)
 	if err != nil {
 		return fmt.Errorf("save application: %w", err)

@@ -26,6 +26,7 @@ CREATE TABLE applications (
 	principal_object_id   TEXT   NOT NULL DEFAULT '',
 	observe_time          BIGINT NOT NULL DEFAULT 0,
 	seen_probe_time       BIGINT NOT NULL DEFAULT 0,
+	seen_want_time        BIGINT NOT NULL DEFAULT 0,
 	consent_refusals      BIGINT NOT NULL DEFAULT 0,
 	consent_refused_since BIGINT NOT NULL DEFAULT 0,
 	consent_code          TEXT   NOT NULL DEFAULT '',
