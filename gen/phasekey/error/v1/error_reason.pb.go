@@ -92,10 +92,8 @@ const (
 	ErrorReason_ERROR_REASON_LEASE_CLOSED ErrorReason = 46
 	// RESOURCE_EXHAUSTED. Four runner instances hold leases of this grant.
 	ErrorReason_ERROR_REASON_TOO_MANY_LEASES ErrorReason = 47
-	// PERMISSION_DENIED. The integration does not allow this audience; `metadata.audience` says which one was asked for.
+	// PERMISSION_DENIED, not final. The integration does not allow this audience; `metadata.audience` says which one was asked for.
 	ErrorReason_ERROR_REASON_AUDIENCE_NOT_ALLOWED ErrorReason = 48
-	// PERMISSION_DENIED. The integration's delivery policy does not allow this material.
-	ErrorReason_ERROR_REASON_MATERIAL_NOT_ALLOWED ErrorReason = 49
 	// UNAVAILABLE. The integration has no proven credential yet, or none now. Keep what is valid and come back.
 	ErrorReason_ERROR_REASON_CREDENTIAL_NOT_READY ErrorReason = 50
 	// UNAVAILABLE. The customer's tenant does not know the application now: consent is missing or was withdrawn.
@@ -151,7 +149,6 @@ var (
 		46: "ERROR_REASON_LEASE_CLOSED",
 		47: "ERROR_REASON_TOO_MANY_LEASES",
 		48: "ERROR_REASON_AUDIENCE_NOT_ALLOWED",
-		49: "ERROR_REASON_MATERIAL_NOT_ALLOWED",
 		50: "ERROR_REASON_CREDENTIAL_NOT_READY",
 		51: "ERROR_REASON_CONSENT_MISSING",
 		52: "ERROR_REASON_ENTRA_UNAVAILABLE",
@@ -194,7 +191,6 @@ var (
 		"ERROR_REASON_LEASE_CLOSED":              46,
 		"ERROR_REASON_TOO_MANY_LEASES":           47,
 		"ERROR_REASON_AUDIENCE_NOT_ALLOWED":      48,
-		"ERROR_REASON_MATERIAL_NOT_ALLOWED":      49,
 		"ERROR_REASON_CREDENTIAL_NOT_READY":      50,
 		"ERROR_REASON_CONSENT_MISSING":           51,
 		"ERROR_REASON_ENTRA_UNAVAILABLE":         52,
@@ -238,7 +234,8 @@ var File_phasekey_error_v1_error_reason_proto protoreflect.FileDescriptor
 
 const file_phasekey_error_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
-	"$phasekey/error/v1/error_reason.proto\x12\x11phasekey.error.v1*\x8d\v\n" +
+	"$phasekey/error/v1/error_reason.proto\x12\x11phasekey.error.v1*\xe6\n" +
+	"\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1f\n" +
 	"\x1bERROR_REASON_INVALID_FIELDS\x10\x01\x12#\n" +
@@ -272,7 +269,6 @@ const file_phasekey_error_v1_error_reason_proto_rawDesc = "" +
 	"\x19ERROR_REASON_LEASE_CLOSED\x10.\x12 \n" +
 	"\x1cERROR_REASON_TOO_MANY_LEASES\x10/\x12%\n" +
 	"!ERROR_REASON_AUDIENCE_NOT_ALLOWED\x100\x12%\n" +
-	"!ERROR_REASON_MATERIAL_NOT_ALLOWED\x101\x12%\n" +
 	"!ERROR_REASON_CREDENTIAL_NOT_READY\x102\x12 \n" +
 	"\x1cERROR_REASON_CONSENT_MISSING\x103\x12\"\n" +
 	"\x1eERROR_REASON_ENTRA_UNAVAILABLE\x104\x12\"\n" +

@@ -38,7 +38,7 @@ type CredentialServiceClient interface {
 	// as long as the grant lives. A slow reader gets the newest state, never a queue. A broken stream closes nothing: open
 	// another one with the same instance ID.
 	// Caller: the holder of a grant.
-	// Errors: INVALID_FIELDS, GRANT_UNKNOWN, the final ones, TOO_MANY_LEASES, AUDIENCE_NOT_ALLOWED, MATERIAL_NOT_ALLOWED,
+	// Errors: INVALID_FIELDS, GRANT_UNKNOWN, the final ones, TOO_MANY_LEASES, AUDIENCE_NOT_ALLOWED,
 	// RATE_LIMITED; UNAVAILABLE with CREDENTIAL_NOT_READY, CONSENT_MISSING, ENTRA_UNAVAILABLE, ENTITLEMENT_STALE,
 	// DEPENDENCY_UNAVAILABLE or DRAINING.
 	StreamCredentials(ctx context.Context, in *StreamCredentialsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[StreamCredentialsResponse], error)
@@ -115,7 +115,7 @@ type CredentialServiceServer interface {
 	// as long as the grant lives. A slow reader gets the newest state, never a queue. A broken stream closes nothing: open
 	// another one with the same instance ID.
 	// Caller: the holder of a grant.
-	// Errors: INVALID_FIELDS, GRANT_UNKNOWN, the final ones, TOO_MANY_LEASES, AUDIENCE_NOT_ALLOWED, MATERIAL_NOT_ALLOWED,
+	// Errors: INVALID_FIELDS, GRANT_UNKNOWN, the final ones, TOO_MANY_LEASES, AUDIENCE_NOT_ALLOWED,
 	// RATE_LIMITED; UNAVAILABLE with CREDENTIAL_NOT_READY, CONSENT_MISSING, ENTRA_UNAVAILABLE, ENTITLEMENT_STALE,
 	// DEPENDENCY_UNAVAILABLE or DRAINING.
 	StreamCredentials(*StreamCredentialsRequest, grpc.ServerStreamingServer[StreamCredentialsResponse]) error

@@ -16,7 +16,6 @@ var hints = map[string]string{
 	"CERTIFICATE_MISMATCH":   "the grant is bound to another client certificate: give that one with --cert and --key",
 	"LEASE_CLOSED":           "the lease was closed or revoked: have the platform make a new grant",
 	"TOO_MANY_LEASES":        "four runners hold this grant already: end one, or make another grant",
-	"MATERIAL_NOT_ALLOWED":   "the integration's delivery policy does not allow access tokens: change the policy",
 	"AUDIENCE_NOT_ALLOWED":   "the integration does not allow this audience: add it to its allowed token audiences",
 	"CREDENTIAL_NOT_READY":   "the integration has no proven credential yet: wait until its condition CredentialReady is true",
 	"CONSENT_MISSING":        "the customer's administrator has not consented, or has withdrawn it: send them a consent session's link",
