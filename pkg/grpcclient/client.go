@@ -46,6 +46,9 @@ const (
 type Config struct {
 	// Target is a gRPC target: "host:port", or "dns:///name:port" to spread calls over the name's addresses.
 	Target string
+	// OneServer keeps to one of the target's addresses, chosen at random, for as long as it answers: for clients that are many
+	// and each hold one stream. False connects to all of them and spreads the calls.
+	OneServer bool
 	// TLS is the transport's security, from mtls.Source.ClientConfig, which names the server's SPIFFE ID.
 	TLS *tls.Config
 	// Credentials, for tests only, replaces TLS.
@@ -68,7 +71,7 @@ func Dial(cfg Config) (*grpc.ClientConn, error) {
 	if creds == nil {
 		creds = credentials.NewTLS(cfg.TLS)
 	}
-	service, err := serviceConfig(cfg.Services)
+	service, err := serviceConfig(cfg.Services, cfg.OneServer)
 	if err != nil {
 		return nil, fmt.Errorf("dial %s: %w", cfg.Target, err)
 	}
@@ -146,8 +149,8 @@ type retryPolicy struct {
 	RetryableStatusCodes []string `json:"retryableStatusCodes"`
 }
 
-// serviceConfig is gRPC's service config: calls spread over all addresses, and reads repeated.
-func serviceConfig(services []protoreflect.ServiceDescriptor) (string, error) {
+// serviceConfig is gRPC's service config: calls spread over all addresses, unless one is enough, and reads repeated.
+func serviceConfig(services []protoreflect.ServiceDescriptor, oneServer bool) (string, error) {
 	type methodConfig struct {
 		Name        []methodName `json:"name"`
 		RetryPolicy retryPolicy  `json:"retryPolicy"`
@@ -156,6 +159,9 @@ func serviceConfig(services []protoreflect.ServiceDescriptor) (string, error) {
 		LoadBalancing []map[string]any `json:"loadBalancingConfig"`
 		Methods       []methodConfig   `json:"methodConfig,omitempty"`
 	}{LoadBalancing: []map[string]any{{"round_robin": map[string]any{}}}}
+	if oneServer {
+		config.LoadBalancing = []map[string]any{{"pick_first": map[string]any{"shuffleAddressList": true}}}
+	}
 	if reads := readMethods(services); len(reads) > 0 {
 		config.Methods = []methodConfig{{Name: reads, RetryPolicy: retryPolicy{
 			MaxAttempts: 3, InitialBackoff: "0.1s", MaxBackoff: "1s", BackoffMultiplier: 2,

@@ -66,6 +66,10 @@ func demo(o *options) *cobra.Command {
 		Short: "Play the life of two integrations once, and judge it",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			if !c.Flags().Changed("log-level") {
+				// The story has waits and refusals in it on purpose.
+				o.level = slog.LevelError
+			}
 			return play(c.Context(), *o, phasekey)
 		},
 	}

@@ -135,7 +135,7 @@ func runExec(ctx context.Context, p Process, f *execFlags, args []string) error 
 		return err
 	}
 	defer func() { _ = source.Close() }()
-	conn, err := grpcclient.Dial(grpcclient.Config{Target: f.vault, TLS: source.ClientConfig(f.vaultID)})
+	conn, err := grpcclient.Dial(grpcclient.Config{Target: f.vault, OneServer: true, TLS: source.ClientConfig(f.vaultID)})
 	if err != nil {
 		return err
 	}
