@@ -24,9 +24,10 @@ type call struct {
 	caller Identity
 	known  bool // caller is set: the configuration knows the peer
 
-	handle func() error   // what the chain ends in
-	touch  func()         // called with each message of a stream, for the idle limit; may be nil
-	checks []messageCheck // on each received message
+	arrival *arrival       // of its first message
+	handle  func() error   // what the chain ends in
+	touch   func()         // called with each message of a stream, for the idle limit; may be nil
+	checks  []messageCheck // on each received message
 
 	mu sync.Mutex // for streams: RecvMsg and SendMsg may run at once
 	// first is the first message received.
@@ -111,7 +112,7 @@ func (s *Server) begin(ctx context.Context, full string) (*call, error) {
 	if m == nil {
 		return nil, rpcerr.New(codes.PermissionDenied, rpcerr.ReasonCallerNotAllowed, "nobody may call this method")
 	}
-	return &call{ctx: ctx, method: m, began: time.Now()}, nil
+	return &call{ctx: ctx, method: m, began: time.Now(), arrival: arrivalOf(ctx)}, nil
 }
 
 // unary runs the chain around a unary call.
@@ -122,6 +123,7 @@ func (s *Server) unary(
 	if err != nil {
 		return nil, err
 	}
+	c.arrival.done()
 	msg, ok := req.(proto.Message)
 	if !ok {
 		return nil, rpcerr.New(codes.Internal, rpcerr.ReasonInternal, internalMessage)
@@ -167,6 +169,7 @@ func (s *checkedStream) RecvMsg(m any) error {
 	if err := s.ServerStream.RecvMsg(m); err != nil {
 		return err
 	}
+	s.c.arrival.done()
 	if s.c.touch != nil {
 		s.c.touch()
 	}

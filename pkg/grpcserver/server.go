@@ -39,15 +39,18 @@ var (
 
 // Sizes and times that are the same for all our servers.
 const (
-	maxRecvBytes     = 1 << 20
-	maxSendBytes     = 8 << 20
-	maxHeaderBytes   = 16 << 10
-	maxStreams       = 10_000 // per connection
-	readBufferBytes  = 4 << 10
-	handshakeTime    = 20 * time.Second
-	keepaliveTime    = time.Minute
-	keepaliveTimeout = 20 * time.Second
-	minClientPing    = 10 * time.Second
+	maxRecvBytes   = 1 << 20
+	maxSendBytes   = 8 << 20
+	maxHeaderBytes = 16 << 10
+	maxStreams     = 10_000 // per connection
+	// A stranger's connection may have fewer, and does not stay without any: there may be many such connections.
+	maxStrangerStreams = 1000
+	strangerIdle       = time.Minute
+	readBufferBytes    = 4 << 10
+	handshakeTime      = 20 * time.Second
+	keepaliveTime      = time.Minute
+	keepaliveTimeout   = 20 * time.Second
+	minClientPing      = 10 * time.Second
 	// connectionAge makes clients resolve and authenticate again; streams on an older connection go on.
 	connectionAge = 30 * time.Minute
 	// cutoff is how long handlers may take to return once they have been cut off.
@@ -90,7 +93,8 @@ type Config struct {
 	Reflection bool
 	// Limits are the rates of calls; zero values mean the defaults.
 	Limits Limits
-	// Timeout is given to unary calls that come without a deadline; zero means 30 s.
+	// Timeout is given to unary calls that come without a deadline, and is how long any call may take to send its first
+	// message; zero means 30 s.
 	Timeout time.Duration
 	// StreamIdle ends a stream on which neither side has sent anything for so long (UNAVAILABLE, STREAM_IDLE); zero
 	// means two hours, negative never. There is no absolute deadline.
@@ -201,19 +205,23 @@ func (s *Server) options() []grpc.ServerOption {
 	if creds == nil {
 		creds = credentials.NewTLS(s.cfg.TLS)
 	}
+	alive := keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout, MaxConnectionAge: connectionAge}
+	streams := uint32(maxStreams)
+	if s.cfg.AnonymousOK {
+		alive.MaxConnectionIdle, streams = strangerIdle, maxStrangerStreams
+	}
 	return []grpc.ServerOption{
 		grpc.Creds(creds),
 		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(s.stream),
+		grpc.InTapHandle(s.awaitFirst),
 		grpc.ConnectionTimeout(handshakeTime),
 		grpc.MaxRecvMsgSize(maxRecvBytes),
 		grpc.MaxSendMsgSize(maxSendBytes),
 		grpc.MaxHeaderListSize(maxHeaderBytes),
-		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.MaxConcurrentStreams(streams),
 		grpc.ReadBufferSize(readBufferBytes),
-		grpc.KeepaliveParams(keepalive.ServerParameters{
-			Time: keepaliveTime, Timeout: keepaliveTimeout, MaxConnectionAge: connectionAge,
-		}),
+		grpc.KeepaliveParams(alive),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minClientPing, PermitWithoutStream: true}),
 		// Stopping means that handlers have returned, since stores are closed next.
 		grpc.WaitForHandlers(true),

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
@@ -653,6 +654,56 @@ func TestTimes(t *testing.T) {
 		want(t, stream.RecvMsg(notetest.Note("")), codes.Unavailable, rpcerr.ReasonStreamIdle)
 		if took := time.Since(began); took != 3*50*time.Minute+time.Hour {
 			t.Errorf("took %s", took)
+		}
+	})
+}
+
+// TestSilentCallers opens calls and never sends their message, which takes no token of any bucket: on the runners' listener
+// anybody can, as often as they like.
+func TestSilentCallers(t *testing.T) {
+	t.Parallel()
+	tests := []struct{ name, method string }{{"unary", "Fetch"}, {"stream", "Watch"}}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				cfg := config(notetest.Service{})
+				cfg.AnonymousOK, cfg.Timeout, cfg.StreamIdle = true, 5*time.Second, -1
+				srv := grpctest.Start(t, cfg)
+				ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+				defer cancel()
+				began := time.Now()
+				stream, err := srv.Dial(t, "").NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true},
+					notetest.Method(tt.method))
+				if err != nil {
+					t.Fatal(err)
+				}
+				want(t, stream.RecvMsg(notetest.Note("")), codes.Canceled, "")
+				if took := time.Since(began); took != 5*time.Second {
+					t.Errorf("took %s", took)
+				}
+			})
+		})
+	}
+}
+
+// TestIdleConnections checks that strangers' connections without a call do not stay.
+func TestIdleConnections(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		cfg := config(notetest.Service{})
+		cfg.AnonymousOK = true
+		conn := grpctest.Start(t, cfg).Dial(t, "")
+		conn.Connect()
+		for conn.GetState() != connectivity.Ready {
+			if !conn.WaitForStateChange(t.Context(), conn.GetState()) {
+				t.Fatal("never connected")
+			}
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+		defer cancel()
+		if !conn.WaitForStateChange(ctx, connectivity.Ready) {
+			t.Error("still connected after five minutes")
 		}
 	})
 }
