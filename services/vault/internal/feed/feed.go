@@ -36,6 +36,8 @@ const (
 	pageSize    = 1000
 )
 
+var errSilent = fmt.Errorf("the registry was silent for %s", silence)
+
 // Registry is what the feed asks of the registry: its generated clients.
 type Registry struct {
 	Integrations registryv1.IntegrationServiceClient
@@ -49,6 +51,7 @@ type projection interface {
 	Projection(ctx context.Context) (store.Projection, error)
 	AdvanceProjection(ctx context.Context, now time.Time, at store.Projection, changed store.Wanted) error
 	ReplaceProjection(ctx context.Context, now time.Time, at store.Projection, all store.Wanted) error
+	ForgetCursor(ctx context.Context, cursor string) error
 }
 
 // Config is what a Feed needs; all of it is required.
@@ -73,18 +76,15 @@ func New(config Config) *Feed { return &Feed{config: config} }
 // Run follows the registry until ctx ends; it returns nil then, and never otherwise.
 func (f *Feed) Run(ctx context.Context) error {
 	pause := firstPause
-	anew := false
 	for ctx.Err() == nil {
-		progressed, interruption := f.follow(ctx, anew)
+		progressed, interruption := f.follow(ctx)
 		if ctx.Err() != nil {
 			break
 		}
 		if progressed {
 			pause = firstPause
 		}
-		// The registry's database was replaced, or has forgotten our cursor.
-		anew = status.Code(interruption) == codes.OutOfRange
-		f.config.Log.WarnContext(ctx, "following the registry was interrupted", "error", interruption, "list_again", anew, "pause", pause)
+		f.config.Log.WarnContext(ctx, "following the registry was interrupted", "error", interruption, "pause", pause)
 		select {
 		case <-ctx.Done():
 		case <-time.After(pause/2 + rand.N(pause/2)): //nolint:gosec // jitter
@@ -94,23 +94,23 @@ func (f *Feed) Run(ctx context.Context) error {
 	return nil //nolint:nilerr // interruptions were logged, and ended by following again
 }
 
-// follow goes on from where the copy is, or lists anew, until something breaks. It tells whether the copy got anywhere.
-func (f *Feed) follow(ctx context.Context, anew bool) (progressed bool, err error) {
+// follow goes on from where the copy is, or lists everything, until something breaks. It tells whether the copy got anywhere.
+func (f *Feed) follow(ctx context.Context) (progressed bool, err error) {
 	at, err := f.config.Store.Projection(ctx)
 	if err != nil {
 		return false, err
 	}
 	cursor := at.Cursor
 	var whole *snapshot
-	if anew || cursor == "" {
+	if cursor == "" {
 		if whole, err = f.list(ctx); err != nil {
 			return false, err
 		}
 		cursor = whole.cursor
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	watchdog := time.AfterFunc(silence, cancel)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	watchdog := time.AfterFunc(silence, func() { cancel(errSilent) })
 	defer watchdog.Stop()
 	stream, err := f.config.Registry.Watch.Watch(ctx, &registryv1.WatchRequest{Cursor: cursor})
 	if err != nil {
@@ -118,8 +118,12 @@ func (f *Feed) follow(ctx context.Context, anew bool) (progressed bool, err erro
 	}
 	for {
 		message, err := receive(stream)
+		if status.Code(err) == codes.OutOfRange {
+			// The registry's database was replaced or restored, or has forgotten what came after our cursor.
+			return progressed, errors.Join(err, f.config.Store.ForgetCursor(ctx, cursor))
+		}
 		if err != nil {
-			return progressed, err
+			return progressed, errors.Join(err, context.Cause(ctx))
 		}
 		watchdog.Reset(silence)
 		switch {

@@ -16,7 +16,7 @@ type Projection struct {
 	Incarnation string
 	// Revision is the one up to which everything is here.
 	Revision int64
-	// Cursor resumes watching there.
+	// Cursor resumes watching there; empty when nothing can be resumed, and everything must be listed.
 	Cursor string
 	// BookmarkTime is when the registry last said so.
 	BookmarkTime time.Time
@@ -138,13 +138,26 @@ func (s *Store) AdvanceProjection(ctx context.Context, now time.Time, at Project
 	return nil
 }
 
-// ReplaceProjection makes all the whole truth at at.Revision, unless as much is here already.
+// ForgetCursor notes that the registry has refused to go on from this cursor: what is here may be older than what it
+// remembers, or be of a history that it has lost. Another cursor, which a replica has brought meanwhile, stays.
+func (s *Store) ForgetCursor(ctx context.Context, cursor string) error {
+	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+		_, err := tx.Exec(ctx, `UPDATE projection SET cursor = '' WHERE singleton = 1 AND cursor = $1`, cursor)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("forget cursor: %w", err)
+	}
+	return nil
+}
+
+// ReplaceProjection makes all the whole truth at at.Revision, unless as much is here already, with a cursor to go on from.
 func (s *Store) ReplaceProjection(ctx context.Context, now time.Time, at Projection, all Wanted) error {
 	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
 		n, err := tx.Exec(ctx, `INSERT INTO projection (singleton, incarnation, revision, cursor, bookmark_time) VALUES (1, $1, $2, $3, $4)
 			ON CONFLICT (singleton) DO UPDATE SET incarnation = excluded.incarnation, revision = excluded.revision,
 				cursor = excluded.cursor, bookmark_time = excluded.bookmark_time
-			WHERE projection.incarnation <> excluded.incarnation OR projection.revision < excluded.revision`,
+			WHERE projection.incarnation <> excluded.incarnation OR projection.revision < excluded.revision OR projection.cursor = ''`,
 			at.Incarnation, at.Revision, at.Cursor, sqldb.Micros(at.BookmarkTime))
 		if err != nil || n == 0 {
 			return err
