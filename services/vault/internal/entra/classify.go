@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/runtime"
-	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
 	abstractions "github.com/microsoft/kiota-abstractions-go"
 	"github.com/microsoftgraph/msgraph-sdk-go/models/odataerrors"
 
@@ -49,20 +48,20 @@ var aadsts = map[int]directory.Class{
 	500011:  directory.Malformed,
 }
 
-// tokenError says what a refusal by the token service means. A token request changes nothing, so one without an answer is
-// Transient, never OutcomeUnknown.
-func tokenError(op string, err error) *directory.Error {
-	out := &directory.Error{Op: op, Class: directory.Transient, Err: err}
-	var failed *azidentity.AuthenticationFailedError
-	if !errors.As(err, &failed) || failed.RawResponse == nil {
+// tokenError says what a refusal by the token service means; response is nil without a refusal, and why is all that can be
+// said when the answer does not say it. A token request changes nothing, so one without an answer is Transient, never
+// OutcomeUnknown.
+func tokenError(response *http.Response, why error) *directory.Error {
+	out := &directory.Error{Op: opToken, Class: directory.Transient, Err: why}
+	if response == nil {
 		return out
 	}
-	out.RetryAfter = retryAfter(failed.RawResponse.Header.Get("Retry-After"))
+	out.RetryAfter = retryAfter(response.Header.Get("Retry-After"))
 	var body struct {
 		Codes []int  `json:"error_codes"`
 		Text  string `json:"error_description"`
 	}
-	if payload, readErr := runtime.Payload(failed.RawResponse); readErr == nil && json.Unmarshal(payload, &body) == nil && len(body.Codes) > 0 {
+	if payload, readErr := runtime.Payload(response); readErr == nil && json.Unmarshal(payload, &body) == nil && len(body.Codes) > 0 {
 		code := body.Codes[0]
 		out.Code = "AADSTS" + strconv.Itoa(code)
 		out.Err = errors.New(firstLine(body.Text))
@@ -72,7 +71,7 @@ func tokenError(op string, err error) *directory.Error {
 		}
 		out.Class = directory.Unclassified
 	}
-	switch status := failed.RawResponse.StatusCode; {
+	switch status := response.StatusCode; {
 	case status == http.StatusTooManyRequests:
 		out.Class = directory.Throttled
 	case status >= 500:
@@ -105,15 +104,16 @@ func graphError(op string, write bool, err error) *directory.Error {
 	}
 	out := &directory.Error{Op: op, Class: open, Err: err}
 
-	var own *azidentity.AuthenticationFailedError
+	var own *directory.Error
 	if errors.As(err, &own) {
 		// The request was never sent. That our own credential is refused says nothing about the integration's.
-		refused := tokenError(op, err)
+		refused := *own
+		refused.Op = op
 		if refused.Class != directory.Throttled && refused.Class != directory.Transient {
 			refused.Class = directory.Denied
 		}
 		refused.Err = fmt.Errorf("the platform's own credential: %w", refused.Err)
-		return refused
+		return &refused
 	}
 	if errors.Is(err, errForeignHost) {
 		out.Class = directory.Malformed

@@ -27,7 +27,7 @@ func (c Clouds) In(cloud string) (*Directory, error) {
 func (c Clouds) Token(ctx context.Context, cloud string, request directory.TokenRequest) (directory.Token, error) {
 	d, err := c.In(cloud)
 	if err != nil {
-		return directory.Token{}, &directory.Error{Op: "request token", Class: directory.Malformed, Err: err}
+		return directory.Token{}, &directory.Error{Op: opToken, Class: directory.Malformed, Err: err}
 	}
 	return d.Token(ctx, request)
 }

@@ -132,11 +132,15 @@ func origin(audience string, u *url.URL) string {
 }
 
 func (d *Directory) credential(tenant, client string, text secret.Text, options policy.ClientOptions) (azcore.TokenCredential, error) {
-	return azidentity.NewClientSecretCredential(tenant, client, text.Expose(), &azidentity.ClientSecretCredentialOptions{
+	made, err := azidentity.NewClientSecretCredential(tenant, client, text.Expose(), &azidentity.ClientSecretCredentialOptions{
 		ClientOptions: options,
 		// Discovery asks the public cloud's login host, whichever cloud is meant.
 		DisableInstanceDiscovery: true,
 	})
+	if err != nil {
+		return nil, err
+	}
+	return quiet{made}, nil
 }
 
 // transport carries requests to the cloud's own hosts and nowhere else. With fresh set, every request gets a connection of
@@ -168,10 +172,13 @@ type guard struct {
 
 func (g *guard) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.URL.Scheme != "https" || !slices.Contains(g.hosts, r.URL.Host) {
-		return nil, fmt.Errorf("%w: %s", errForeignHost, r.URL.Host)
+		err := fmt.Errorf("%w: %s", errForeignHost, r.URL.Host)
+		testify(r, err)
+		return nil, err
 	}
 	response, err := g.next.RoundTrip(r)
 	if err != nil {
+		testify(r, err)
 		return nil, err
 	}
 	response.Body = struct {

@@ -350,3 +350,72 @@ func TestToken_EndsWithItsContext(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// mangled is a transport that answers POSTs to hosts of a kind itself, in the request's own words or in others.
+type mangled struct {
+	next   http.RoundTripper
+	host   string
+	status int
+	body   string // empty: the request's own
+}
+
+func (m mangled) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.Method != http.MethodPost || !strings.HasPrefix(r.URL.Host, m.host) {
+		return m.next.RoundTrip(r)
+	}
+	body := m.body
+	if body == "" {
+		sent, err := io.ReadAll(r.Body)
+		if err != nil {
+			return nil, err
+		}
+		body = string(sent)
+	}
+	return &http.Response{
+		StatusCode: m.status, Header: http.Header{"Content-Type": {"application/json"}}, ContentLength: int64(len(body)),
+		Body: io.NopCloser(strings.NewReader(body)), Request: r,
+	}, nil
+}
+
+// TestErrors_QuoteNoAnswer has answers cut off, and what stands between us and the service echo the request: the SDKs' errors
+// quote what they could not read, and errors go into logs.
+func TestErrors_QuoteNoAnswer(t *testing.T) {
+	w := newWorld(t)
+	const canary = "canary-8d21"
+	token := func(dir *entra.Directory) error {
+		_, err := dir.Token(t.Context(), directory.TokenRequest{
+			TenantID: w.customer, ClientID: uuid.NewString(), Secret: secret.New(canary), Audience: resourceManager,
+		})
+		return err
+	}
+	password := func(dir *entra.Directory) error {
+		_, _, err := dir.AddPassword(t.Context(), uuid.NewString(), "intent-1", time.Now().Add(time.Hour))
+		return err
+	}
+	for _, test := range []struct {
+		name  string
+		how   mangled
+		call  func(*entra.Directory) error
+		class directory.Class
+	}{
+		{"token, cut off", mangled{host: "login.", status: 200, body: `{"token_type":"Bearer","expires_in":3599,"access_token":"` + canary}, token, directory.Transient},
+		{"token, of another shape", mangled{host: "login.", status: 200, body: `{"expires_in":{},"access_token":"` + canary + `"}`}, token, directory.Transient},
+		{"request for a token, echoed with an error", mangled{host: "login.", status: 502}, token, directory.Transient},
+		{"request for a token, echoed with a refusal", mangled{host: "login.", status: 400}, token, directory.Unclassified},
+		{"password, cut off", mangled{host: "graph.", status: 200, body: `{"keyId":"` + uuid.NewString() + `","secretText":"` + canary}, password, directory.OutcomeUnknown},
+		{"password, of another shape", mangled{host: "graph.", status: 200, body: `{"keyId":[],"secretText":"` + canary + `"}`}, password, directory.OutcomeUnknown},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			test.how.next = w.sim.Transport()
+			err := test.call(w.directory(t, test.how))
+			if directory.ClassOf(err) != test.class {
+				t.Errorf("class %v: %v", directory.ClassOf(err), err)
+			}
+			for ; err != nil; err = errors.Unwrap(err) {
+				if strings.Contains(fmt.Sprintf("%+v", err), canary) {
+					t.Errorf("the error shows the secret: %v", err)
+				}
+			}
+		})
+	}
+}

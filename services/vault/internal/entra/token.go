@@ -17,7 +17,6 @@ import (
 // Token asks a tenant for a token by one request, with a credential object and a connection of its own: a retained object
 // answers from its cache, which proves nothing. Errors are *directory.Error.
 func (d *Directory) Token(ctx context.Context, request directory.TokenRequest) (directory.Token, error) {
-	const op = "request token"
 	options := d.authority
 	options.Transport = &http.Client{Transport: d.transport(true)}
 	if request.RequestID != "" {
@@ -25,12 +24,12 @@ func (d *Directory) Token(ctx context.Context, request directory.TokenRequest) (
 	}
 	credential, err := d.credential(request.TenantID, request.ClientID, request.Secret, options)
 	if err != nil {
-		return directory.Token{}, &directory.Error{Op: op, Class: directory.Malformed, Err: err}
+		return directory.Token{}, &directory.Error{Op: opToken, Class: directory.Malformed, Err: err}
 	}
 	issued := time.Now()
 	token, err := credential.GetToken(ctx, policy.TokenRequestOptions{Scopes: []string{strings.TrimSuffix(request.Audience, "/") + "/.default"}})
 	if err != nil {
-		return directory.Token{}, tokenError(op, err)
+		return directory.Token{}, err
 	}
 	return directory.Token{
 		Text:              secret.New(token.Token),
