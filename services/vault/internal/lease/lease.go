@@ -38,7 +38,7 @@ type Lease struct {
 }
 
 // Admit decides on a delivery to an instance: it returns the instance's lease as it is after the delivery, and whether that
-// opened it, as uid. held are all leases of the grant, the closed ones too.
+// opened it, as uid. held are the grant's open leases, and the instance's own, open or closed.
 func Admit(now time.Time, held []Lease, uid, grantUID, instanceID string) (admitted Lease, opened bool, err error) {
 	mine := slices.IndexFunc(held, func(l Lease) bool { return l.InstanceID == instanceID })
 	if mine >= 0 {

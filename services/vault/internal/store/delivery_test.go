@@ -505,6 +505,37 @@ func TestStore_FourLeasesWhoeverComesAtOnce(t *testing.T) {
 	})
 }
 
+// TestStore_ClosedLeasesCostNothing is against a runner that opens and closes leases for as long as its grant lives, and thereby
+// would slow the one connection of SQLite for everybody.
+func TestStore_ClosedLeasesCostNothing(t *testing.T) {
+	overTheCounter(t, func(c *counter) {
+		c.grant("g1")
+		deliver := func() float64 {
+			return testing.AllocsPerRun(5, func() {
+				if _, err := c.store.Deliver(c.t.Context(), start, order("g1", "a", "v2")); err != nil {
+					c.t.Error(err)
+				}
+			})
+		}
+		before := deliver()
+		err := c.db.Tx(c.t.Context(), func(ctx context.Context, tx sqldb.Tx) error {
+			for i := range 2000 {
+				if _, err := tx.Exec(ctx, `INSERT INTO leases (uid, grant_uid, instance_id, generation, open_time, deliver_time, close_time)
+					VALUES ($1, 'g1', $1, 1, 1, 1, 1)`, fmt.Sprint("over-", i)); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		if after := deliver(); after > 2*before {
+			c.t.Errorf("a delivery allocates %v times beside closed leases, %v without", after, before)
+		}
+	})
+}
+
 func TestStore_NothingIsRecordedAfterARevocationReturned(t *testing.T) {
 	overTheCounter(t, func(c *counter) {
 		ctx := c.t.Context()

@@ -117,7 +117,10 @@ func (s *Store) Deliver(ctx context.Context, now time.Time, d Delivery) (lease.L
 		if err != nil {
 			return err
 		}
-		held, err := sqldb.Collect(ctx, tx, scanLease, `SELECT `+leaseColumns+` FROM leases WHERE grant_uid = $1`, d.GrantUID)
+		// Whoever has the grant can open and close leases all day: those that are over must not make the others slow.
+		held, err := sqldb.Collect(ctx, tx, scanLease, `SELECT `+leaseColumns+` FROM leases WHERE grant_uid = $1 AND close_time = 0
+			UNION ALL SELECT `+leaseColumns+` FROM leases WHERE grant_uid = $1 AND instance_id = $2 AND close_time <> 0`,
+			d.GrantUID, d.InstanceID)
 		if err != nil {
 			return err
 		}

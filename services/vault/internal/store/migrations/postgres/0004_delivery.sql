@@ -37,6 +37,7 @@ CREATE TABLE leases (
 	close_time   BIGINT NOT NULL -- 0 means open
 );
 CREATE UNIQUE INDEX leases_by_instance ON leases (grant_uid, instance_id);
+CREATE INDEX leases_open ON leases (grant_uid) WHERE close_time = 0;
 
 -- What happened, by which replica's process (the writer) it was recorded, without gaps in each writer's numbers.
 CREATE TABLE audit_writers (
