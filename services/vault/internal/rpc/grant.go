@@ -175,5 +175,10 @@ func timeOf(field string, t *timestamppb.Timestamp) (time.Time, error) {
 	if err := t.CheckValid(); err != nil {
 		return time.Time{}, rpcerr.Invalid(field, "must be a time between the years 1 and 9999")
 	}
-	return t.AsTime(), nil
+	at := t.AsTime().Truncate(time.Microsecond)
+	if at.IsZero() {
+		// The first moment there is would read as none, and none as the default.
+		return time.Time{}, rpcerr.Invalid(field, grant.ErrPast.Error())
+	}
+	return at, nil
 }

@@ -358,6 +358,7 @@ func TestGrants_CreateRefuses(t *testing.T) {
 		{name: "too far", request: request(func(r *vaultv1.CreateGrantRequest) {
 			r.Grant.ExpireTime = &timestamppb.Timestamp{Seconds: 9_000_000_000}
 		}), code: codes.InvalidArgument, reason: "INVALID_FIELDS", field: "grant.expire_time"},
+		{name: "the first moment there is", request: request(func(r *vaultv1.CreateGrantRequest) { r.Grant.ExpireTime = timestamppb.New(time.Time{}) }), code: codes.InvalidArgument, reason: "INVALID_FIELDS", field: "grant.expire_time"},
 		{name: "no time at all", request: request(func(r *vaultv1.CreateGrantRequest) { r.Grant.ExpireTime = &timestamppb.Timestamp{Nanos: -1} }), code: codes.InvalidArgument, reason: "INVALID_FIELDS", field: "grant.expire_time"},
 		{name: "by an operator", request: request(), operator: true, code: codes.PermissionDenied, reason: "CALLER_NOT_ALLOWED"},
 		{name: "no such project", request: request(), registry: deny(codes.NotFound, "RESOURCE_NOT_FOUND"), code: codes.NotFound, reason: "RESOURCE_NOT_FOUND"},
@@ -496,6 +497,8 @@ func TestGrants_ExtendAndRevoke(t *testing.T) {
 		}
 		_, err = extend(g.GetName(), 30*time.Hour)
 		refused(v.t, "too far", err, codes.InvalidArgument, "INVALID_FIELDS")
+		_, err = v.platform.ExtendGrant(ctx, &vaultv1.ExtendGrantRequest{Name: g.GetName(), ExpireTime: timestamppb.New(time.Time{})})
+		refused(v.t, "the first moment there is", err, codes.InvalidArgument, "INVALID_FIELDS")
 		_, err = extend("accounts/acme/grants/none", time.Hour)
 		refused(v.t, "no such grant", err, codes.NotFound, "RESOURCE_NOT_FOUND")
 		_, err = v.operator.ExtendGrant(ctx, &vaultv1.ExtendGrantRequest{Name: g.GetName(), ExpireTime: g.GetExpireTime()})
