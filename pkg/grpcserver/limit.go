@@ -29,7 +29,13 @@ type Limits struct {
 	// Anonymous is for callers without a known identity; default 2000/s with a burst of 20000: many runners may
 	// stand behind one address.
 	Anonymous Limit `yaml:"anonymous"`
+	// AnonymousCalls is how many calls of callers without a known identity may be in progress at once, per source address as
+	// above: a stream may last, so a rate alone bounds nothing. Zero means 20000, negative no limit.
+	AnonymousCalls int `yaml:"anonymous_calls"`
 }
+
+// defaultAnonymousCalls is as many runners as may stand behind one address.
+const defaultAnonymousCalls = 20_000
 
 // maxBuckets bounds the memory for buckets: an attacker may have many addresses.
 const maxBuckets = 16 << 10
@@ -49,6 +55,9 @@ type limits struct {
 
 	mu      sync.Mutex
 	buckets map[bucketKey]*rate.Limiter
+	// going are the calls in progress of callers without a known identity, by source; at most most.
+	going map[string]int
+	most  int
 }
 
 // newLimits fills in the defaults.
@@ -65,7 +74,13 @@ func newLimits(l Limits) *limits {
 		}
 		return l
 	}
+	most := l.AnonymousCalls
+	if most == 0 {
+		most = defaultAnonymousCalls
+	}
 	return &limits{
+		going: map[string]int{},
+		most:  most,
 		sizes: map[class]Limit{
 			classRead:      fill(l.Read, 5000, 10_000),
 			classWrite:     fill(l.Write, 2000, 4000),
@@ -88,6 +103,26 @@ func (l *limits) take(now time.Time, who string, c class) (wait time.Duration, o
 	}
 	missing := 1 - b.TokensAt(now)
 	return time.Duration(missing / size.PerSecond * float64(time.Second)), false
+}
+
+// enter counts one more call of a source; false when it has as many as it may. Whoever was let in leaves.
+func (l *limits) enter(source string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.most >= 0 && l.going[source] >= l.most {
+		return false
+	}
+	l.going[source]++
+	return true
+}
+
+// leave ends what enter began.
+func (l *limits) leave(source string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.going[source]--; l.going[source] == 0 {
+		delete(l.going, source)
+	}
 }
 
 // bucket returns a caller's bucket. When there are too many, full ones are forgotten, for a new one is full too; if

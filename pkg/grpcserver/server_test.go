@@ -658,6 +658,43 @@ func TestTimes(t *testing.T) {
 	})
 }
 
+// TestAnonymousCalls_AtOnce opens streams that last, health's too, which no rate bounds.
+func TestAnonymousCalls_AtOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		cfg := config(notetest.Service{})
+		cfg.AnonymousOK, cfg.Limits.AnonymousCalls = true, 2
+		srv := grpctest.Start(t, cfg)
+		watch := func(id string) (context.CancelFunc, error) {
+			ctx, cancel := context.WithCancel(t.Context())
+			t.Cleanup(cancel)
+			stream, err := grpc_health_v1.NewHealthClient(srv.Dial(t, id)).Watch(ctx, &grpc_health_v1.HealthCheckRequest{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = stream.Recv()
+			return cancel, err
+		}
+		var end context.CancelFunc
+		for range 2 {
+			var err error
+			if end, err = watch(""); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_, err := watch("")
+		want(t, err, codes.ResourceExhausted, rpcerr.ReasonRateLimited)
+		if _, err := watch(operator); err != nil {
+			t.Errorf("a known identity: %v", err)
+		}
+		end()
+		synctest.Wait()
+		if _, err := watch(""); err != nil {
+			t.Errorf("after one has ended: %v", err)
+		}
+	})
+}
+
 // TestSilentCallers opens calls and never sends their message, which takes no token of any bucket: on the runners' listener
 // anybody can, as often as they like.
 func TestSilentCallers(t *testing.T) {

@@ -240,7 +240,7 @@ func (s *Server) authorize(c *call, next func() error) error {
 	}
 }
 
-// rateLimit takes a token from the caller's bucket.
+// rateLimit takes a token from the caller's bucket, and counts the calls that strangers have in progress.
 func (s *Server) rateLimit(c *call, next func() error) error {
 	who, class := c.caller.ID, c.method.class
 	if !c.known {
@@ -249,6 +249,13 @@ func (s *Server) rateLimit(c *call, next func() error) error {
 	if wait, ok := s.limits.take(time.Now(), who, class); !ok {
 		return rpcerr.New(codes.ResourceExhausted, rpcerr.ReasonRateLimited, "too many calls", rpcerr.Retry(wait))
 	}
+	if c.known {
+		return next()
+	}
+	if !s.limits.enter(who) {
+		return rpcerr.New(codes.ResourceExhausted, rpcerr.ReasonRateLimited, "too many calls at once", rpcerr.Retry(time.Second))
+	}
+	defer s.limits.leave(who)
 	return next()
 }
 
