@@ -7,7 +7,6 @@ package hint
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"time"
 
@@ -55,9 +54,7 @@ func (h *Hints) Run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
-			if err := subscription.Close(); err != nil {
-				return fmt.Errorf("unsubscribe from hints: %w", err)
-			}
+			_ = subscription.Close() // it fails for a connection that was broken already
 			return nil
 		case <-messages:
 			select {
