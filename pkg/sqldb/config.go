@@ -142,12 +142,13 @@ func onThisMachine(host string) bool {
 	return ip != nil && ip.IsLoopback()
 }
 
-var passwordKey = regexp.MustCompile(`(?i)(^|\s)password\s*=`)
+// passwordKey finds a password, or that of a client key.
+var passwordKey = regexp.MustCompile(`(?i)(^|\s)(ssl)?password\s*=`)
 
 func hasPassword(dsn string) bool {
 	if u, err := url.Parse(dsn); err == nil && u.Scheme != "" {
 		_, inUser := u.User.Password()
-		return inUser || u.Query().Has("password")
+		return inUser || u.Query().Has("password") || u.Query().Has("sslpassword")
 	}
 	return passwordKey.MatchString(dsn)
 }

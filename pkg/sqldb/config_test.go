@@ -31,6 +31,8 @@ func TestConfig_Validate(t *testing.T) {
 		{"no password", sqldb.Config{Driver: "postgres", DSN: "postgres://u@db.example/x?sslmode=verify-full"}, []string{"password_file"}},
 		{"password in the URL", sqldb.Config{Driver: "postgres", DSN: "postgres://u:hunter2@127.0.0.1/x"}, []string{"password_file"}},
 		{"password among the parameters", sqldb.Config{Driver: "postgres", DSN: "postgres://u@127.0.0.1/x?password=hunter2"}, []string{"password_file"}},
+		{"a key's password among the parameters", sqldb.Config{Driver: "postgres", DSN: "postgres://u@127.0.0.1/x?sslpassword=hunter2"}, []string{"password_file"}},
+		{"a key's password as a key", sqldb.Config{Driver: "postgres", DSN: "host=127.0.0.1 sslpassword=hunter2"}, []string{"password_file"}},
 		{"password as a key", sqldb.Config{Driver: "postgres", DSN: "host=127.0.0.1 Password = hunter2"}, []string{"password_file"}},
 		{"several at once", sqldb.Config{Driver: "sqlite", MaxConns: -1, LockTimeout: -1}, []string{"path", "max_conns", "lock_timeout"}},
 	} {
