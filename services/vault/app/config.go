@@ -4,9 +4,11 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -131,8 +133,17 @@ const (
 // Validate returns all problems at once, each naming its key.
 func (c Config) Validate() error {
 	var problems []error
-	add := func(key string, err error) {
-		if err != nil {
+	var add func(key string, err error)
+	add = func(key string, err error) {
+		var several interface{ Unwrap() []error }
+		switch {
+		case err == nil:
+		case errors.As(err, &several):
+			// Each problem is a line of its own, with its key.
+			for _, one := range several.Unwrap() {
+				add(key, one)
+			}
+		default:
 			problems = append(problems, fmt.Errorf("%s: %w", key, err))
 		}
 	}
@@ -156,14 +167,12 @@ func (c Config) Validate() error {
 		add("redirect_uri", errors.New("must be an https URL without query and fragment"))
 	}
 	add("database", c.Database.Validate())
-	for key, wait := range map[string]time.Duration{
-		"database.lock_timeout": c.Database.LockTimeout, "database.idle_in_transaction_timeout": c.Database.IdleInTransactionTimeout,
-	} {
-		if wait >= c.Election.LockTTL/5 {
-			add(key, errors.New("must be under a fifth of election.lock_ttl"))
-		}
-	}
-	if !c.Election.StaticMaster && len(c.Redis.Addrs) == 0 {
+	add("database.lock_timeout", c.Election.checkWait(c.Database.LockTimeout))
+	add("database.idle_in_transaction_timeout", c.Election.checkWait(c.Database.IdleInTransactionTimeout))
+	switch {
+	case len(c.Redis.Addrs) > 0:
+		add("redis", c.Redis.Validate())
+	case !c.Election.StaticMaster:
 		add("redis.addrs", errors.New("required without election.static_master"))
 	}
 	add("tls", c.TLS.Validate())
@@ -179,9 +188,10 @@ func (c Config) Validate() error {
 	if len(c.Clouds) == 0 {
 		add("clouds", errRequired)
 	}
-	for name, cloud := range c.Clouds {
-		for key, err := range cloud.problems() {
-			add("clouds."+name+"."+key, err)
+	for _, name := range slices.Sorted(maps.Keys(c.Clouds)) {
+		problems := c.Clouds[name].problems()
+		for _, key := range slices.Sorted(maps.Keys(problems)) {
+			add("clouds."+name+"."+key, problems[key])
 		}
 	}
 	if c.Election.Shards < 1 || c.Election.Shards > maxShards {
@@ -190,13 +200,19 @@ func (c Config) Validate() error {
 	if c.Election.LockTTL < minLockTTL || c.Election.LockTTL > maxLockTTL {
 		add("election.lock_ttl", fmt.Errorf("must be from %s to %s", minLockTTL, maxLockTTL))
 	}
-	if err := c.Timing.Validate(c.Development); err != nil {
-		problems = append(problems, fmt.Errorf("timing: %w", err))
-	}
+	add("timing", c.Timing.Validate(c.Development))
 	if c.Drain <= 0 {
 		add("drain", errors.New("must be positive"))
 	}
 	return errors.Join(problems...)
+}
+
+// checkWait refuses a wait for the database that a lock's life has no room for.
+func (e Election) checkWait(wait time.Duration) error {
+	if wait > 0 && wait >= e.LockTTL/5 {
+		return errors.New("must be under a fifth of election.lock_ttl")
+	}
+	return nil
 }
 
 // database is the database's configuration with waits that suit the locks: a take-over waits for a former master's open
