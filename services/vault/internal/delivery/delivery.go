@@ -15,6 +15,8 @@ import (
 var (
 	// ErrDraining means that this replica is stopping. Another one serves.
 	ErrDraining = errors.New("replica is stopping")
+	// ErrTooManyStreams means that the same runner instance has opened newer streams, more than it has a use for.
+	ErrTooManyStreams = errors.New("runner instance has too many newer streams")
 	// ErrAudienceNotAllowed is every AudienceError.
 	ErrAudienceNotAllowed = errors.New("integration does not allow the audience")
 	// ErrCloudUnknown means that the integration is in a cloud that the configuration does not have.

@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -33,6 +34,9 @@ const (
 	pollEvery   = time.Second
 	pollTimeout = 5 * time.Second
 	pollLimit   = 1000
+	// maxStreams is how many streams one runner instance may have: the one it reads, the one it opens before it lets go of
+	// that, and broken ones that nobody has noticed yet. Each costs a delivery, on record, at every change.
+	maxStreams = 4
 	// drainStep is how far apart streams are told to go, so that they do not all come back at once elsewhere.
 	drainStep = 20 * time.Millisecond
 )
@@ -74,16 +78,24 @@ type Hub struct {
 
 	mu       sync.Mutex
 	streams  map[*stream]struct{}
+	byLease  map[leaseKey][]*stream // those that were not told to go, the oldest first
 	draining bool
 	empty    chan struct{} // closed when draining and the last stream has left
 }
 
 // stream is one live stream. Its handler's goroutine is the only one it has.
 type stream struct {
-	grantUID       string
+	lease          leaseKey
 	integrationUID string
 	wake           chan struct{} // holds one
-	drain          chan struct{} // closed to end it
+	end            chan struct{} // closed to end it
+	why            error         // its end's reason; set before end is closed
+}
+
+// leaseKey is whose streams they are.
+type leaseKey struct {
+	grantUID   string
+	instanceID string
 }
 
 // New makes a Hub.
@@ -92,6 +104,7 @@ func New(config Config) *Hub {
 		config:  config,
 		nudged:  make(chan struct{}, 1),
 		streams: make(map[*stream]struct{}),
+		byLease: make(map[leaseKey][]*stream),
 		empty:   make(chan struct{}),
 		deliveries: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "phasekey_vault_deliveries_total",
@@ -161,7 +174,9 @@ func (h *Hub) Drain(ctx context.Context) {
 			step = min(step, time.Until(deadline)/2/time.Duration(len(all)))
 		}
 		for _, s := range all {
-			close(s.drain)
+			h.mu.Lock()
+			h.tell(s, ErrDraining)
+			h.mu.Unlock()
 			pause(ctx, step)
 		}
 	}
@@ -180,10 +195,11 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-func (h *Hub) join(g grant.Grant) (*stream, error) {
+// join adds a stream. When the instance has too many, its oldest one ends.
+func (h *Hub) join(g grant.Grant, instanceID string) (*stream, error) {
 	s := &stream{
-		grantUID: g.UID, integrationUID: g.IntegrationUID,
-		wake: make(chan struct{}, 1), drain: make(chan struct{}),
+		lease: leaseKey{g.UID, instanceID}, integrationUID: g.IntegrationUID,
+		wake: make(chan struct{}, 1), end: make(chan struct{}),
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -191,13 +207,38 @@ func (h *Hub) join(g grant.Grant) (*stream, error) {
 		return nil, ErrDraining
 	}
 	h.streams[s] = struct{}{}
+	if same := h.byLease[s.lease]; len(same) >= maxStreams {
+		h.tell(same[0], ErrTooManyStreams)
+	}
+	h.byLease[s.lease] = append(h.byLease[s.lease], s)
 	return s, nil
+}
+
+// tell has a stream end, unless it was told before. The lock is held.
+func (h *Hub) tell(s *stream, why error) {
+	if s.why != nil {
+		return
+	}
+	s.why = why
+	close(s.end)
+	h.forget(s)
+}
+
+// forget takes a stream from its lease's. The lock is held.
+func (h *Hub) forget(s *stream) {
+	same := slices.DeleteFunc(h.byLease[s.lease], func(o *stream) bool { return o == s })
+	if len(same) == 0 {
+		delete(h.byLease, s.lease)
+		return
+	}
+	h.byLease[s.lease] = same
 }
 
 func (h *Hub) leave(s *stream) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.streams, s)
+	h.forget(s)
 	if h.draining && len(h.streams) == 0 {
 		close(h.empty)
 	}
@@ -217,7 +258,7 @@ func (h *Hub) wake(changes []store.Change, everything bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for s := range h.streams {
-		if !everything && !grants[s.grantUID] && !integrations[s.integrationUID] {
+		if !everything && !grants[s.lease.grantUID] && !integrations[s.integrationUID] {
 			continue
 		}
 		select {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -672,6 +673,58 @@ func TestHub_FetchIsOfTheSameLease(t *testing.T) {
 	})
 }
 
+// TestHub_AnInstanceHasFewStreams is against a runner that opens stream after stream: each costs a delivery at every change.
+func TestHub_AnInstanceHasFewStreams(t *testing.T) {
+	inBubble(t, func(w *world) {
+		ctx, cancel := context.WithCancel(w.t.Context())
+		var group sync.WaitGroup
+		var mu sync.Mutex
+		ended := make(map[string]error)
+		open := func(name, instance string) {
+			request := w.request
+			request.InstanceID = instance
+			group.Go(func() {
+				err := w.hub.Stream(ctx, request, func(delivery.Delivery) error { return nil })
+				mu.Lock()
+				defer mu.Unlock()
+				ended[name] = err
+			})
+			synctest.Wait()
+		}
+		check := func(step string, want ...string) {
+			w.t.Helper()
+			mu.Lock()
+			defer mu.Unlock()
+			if got := slices.Sorted(maps.Keys(ended)); !slices.Equal(got, want) {
+				w.t.Errorf("%s: ended %q, want %q", step, got, want)
+			}
+		}
+		for _, name := range []string{"1", "2", "3", "4"} {
+			open(name, "instance")
+		}
+		open("other", "another")
+		check("four, and another instance's")
+		open("5", "instance")
+		open("6", "instance")
+		check("two more", "1", "2")
+		for name, err := range ended {
+			if !errors.Is(err, delivery.ErrTooManyStreams) {
+				w.t.Errorf("%s ended with %v", name, err)
+			}
+		}
+		cancel()
+		group.Wait()
+		ctx, cancel = context.WithCancel(w.t.Context())
+		clear(ended)
+		for _, name := range []string{"7", "8", "9", "10"} {
+			open(name, "instance")
+		}
+		check("four again, after all have left")
+		cancel()
+		group.Wait()
+	})
+}
+
 func TestHub_DrainTellsAllAndTakesNone(t *testing.T) {
 	inBubble(t, func(w *world) {
 		const streams = 10
@@ -679,7 +732,9 @@ func TestHub_DrainTellsAllAndTakesNone(t *testing.T) {
 		var group sync.WaitGroup
 		for i := range streams {
 			group.Go(func() {
-				if err := w.hub.Stream(w.t.Context(), w.request, func(delivery.Delivery) error { return nil }); !errors.Is(err, delivery.ErrDraining) {
+				request := w.request
+				request.InstanceID = fmt.Sprint("instance-", i)
+				if err := w.hub.Stream(w.t.Context(), request, func(delivery.Delivery) error { return nil }); !errors.Is(err, delivery.ErrDraining) {
 					t.Errorf("stream %d: %v", i, err)
 				}
 				ended[i] = time.Since(w.began)

@@ -59,7 +59,7 @@ func (h *Hub) Stream(ctx context.Context, r Request, send func(Delivery) error) 
 	if err != nil {
 		return err
 	}
-	s, err := h.join(g)
+	s, err := h.join(g, r.InstanceID)
 	if err != nil {
 		return err
 	}
@@ -146,8 +146,8 @@ func (h *Hub) first(ctx context.Context, r Request, g grant.Grant, s *stream) (h
 		case <-s.wake:
 		case <-patience.C:
 			return holding{}, err
-		case <-s.drain:
-			return holding{}, ErrDraining
+		case <-s.end:
+			return holding{}, s.why
 		case <-ctx.Done():
 			return holding{}, ctx.Err()
 		}
@@ -195,8 +195,8 @@ func (s *stream) wait(ctx context.Context, held holding) error {
 		return nil
 	case <-t.C:
 		return nil
-	case <-s.drain:
-		return ErrDraining
+	case <-s.end:
+		return s.why
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -218,7 +218,7 @@ func (h *Hub) renew(ctx context.Context, r Request, s *stream, held *holding) (h
 	ctx, cancel := context.WithDeadline(ctx, limit)
 	defer cancel()
 
-	e, err := h.entitlement(ctx, s.grantUID, r.InstanceID)
+	e, err := h.entitlement(ctx, s.lease.grantUID, r.InstanceID)
 	if err != nil {
 		return holding{}, err
 	}

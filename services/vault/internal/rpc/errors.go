@@ -47,6 +47,7 @@ func table() rpcerr.Table {
 		denied(grant.ErrCertificate, errorv1.ErrorReason_ERROR_REASON_CERTIFICATE_MISMATCH),
 		denied(lease.ErrClosed, errorv1.ErrorReason_ERROR_REASON_LEASE_CLOSED),
 		row(grant.ErrUnknown, codes.Unauthenticated, errorv1.ErrorReason_ERROR_REASON_GRANT_UNKNOWN),
+		row(delivery.ErrTooManyStreams, codes.ResourceExhausted, errorv1.ErrorReason_ERROR_REASON_RATE_LIMITED, rpcerr.Retry(retryAfter)),
 		row(lease.ErrTooMany, codes.ResourceExhausted, errorv1.ErrorReason_ERROR_REASON_TOO_MANY_LEASES),
 		{
 			Target: delivery.ErrAudienceNotAllowed, Code: codes.PermissionDenied,
