@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	brokerv1 "phasekey.dev/gen/phasekey/broker/v1"
+	optionsv1 "phasekey.dev/gen/phasekey/options/v1"
 	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
 	"phasekey.dev/pkg/daemon"
@@ -91,10 +92,13 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *App, err error) 
 	}
 	metrics := obs.NewRegistry("broker")
 	registry := upstream.NewRegistry(a.registry)
-	a.prover = prover.New(prover.Config{
+	a.prover, err = prover.New(prover.Config{
 		Store: a.store, Registry: registry, Vault: upstream.NewVault(a.vault), Log: log, Metrics: metrics,
 		Pace: consent.Pace{Probe: cfg.ProbeInterval, Poll: cfg.PollInterval, MaxBackoff: max(maxBackoff, cfg.ProbeInterval)},
 	})
+	if err != nil {
+		return nil, err
+	}
 	service := rpc.New(rpc.Config{
 		Store: a.store, Registry: registry, Log: log, MaxOpen: cfg.MaxOpenSessions, Poll: cfg.WatchInterval,
 		Links: consent.Links{Key: key, Clouds: clouds(cfg.Clouds), RedirectURI: cfg.PublicURL + RedirectPath},
@@ -148,7 +152,7 @@ func (a *App) listen(ctx context.Context, service *rpc.Service, metrics *prometh
 	a.server, err = grpcserver.New(grpcserver.Config{
 		Name: "broker", Listener: ln, TLS: a.tls.ServerConfig(mtls.Required), Log: a.log, Metrics: metrics,
 		Register:   func(r grpc.ServiceRegistrar) { brokerv1.RegisterConsentServiceServer(r, service) },
-		Policy:     rpc.Policy,
+		Policy:     grpcserver.OptionPolicy(optionsv1.E_Callers),
 		Identities: a.cfg.Identities,
 		Limits:     a.cfg.Limits,
 		Reflection: true,

@@ -31,8 +31,8 @@ var (
 // othersMode are the permissions of everybody but the owner.
 const othersMode = 0o077
 
-// Ledger remembers which key a database began with.
-type Ledger interface {
+// ledger remembers which key a database began with.
+type ledger interface {
 	// StateKey returns the fingerprint, nil if there is none.
 	StateKey(ctx context.Context) ([]byte, error)
 	// RecordStateKey records a fingerprint unless there is one, and returns the one there is.
@@ -40,12 +40,12 @@ type Ledger interface {
 }
 
 // Open reads the key, or makes the file when neither it nor a recorded fingerprint exists.
-func Open(ctx context.Context, path string, ledger Ledger) (consent.Key, error) {
-	key, made, err := load(ctx, path, ledger)
+func Open(ctx context.Context, path string, in ledger) (consent.Key, error) {
+	key, made, err := load(ctx, path, in)
 	if err != nil {
 		return consent.Key{}, fmt.Errorf("open key file %s: %w", path, err)
 	}
-	recorded, err := ledger.RecordStateKey(ctx, key.Fingerprint())
+	recorded, err := in.RecordStateKey(ctx, key.Fingerprint())
 	if err != nil {
 		return consent.Key{}, fmt.Errorf("open key file %s: %w", path, err)
 	}
@@ -59,12 +59,12 @@ func Open(ctx context.Context, path string, ledger Ledger) (consent.Key, error) 
 	return key, nil
 }
 
-func load(ctx context.Context, path string, ledger Ledger) (key consent.Key, made bool, err error) {
+func load(ctx context.Context, path string, in ledger) (key consent.Key, made bool, err error) {
 	key, err = read(path)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return key, false, err
 	}
-	recorded, err := ledger.StateKey(ctx)
+	recorded, err := in.StateKey(ctx)
 	if err != nil {
 		return consent.Key{}, false, err
 	}

@@ -13,6 +13,7 @@ package prover
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"sync"
@@ -24,28 +25,28 @@ import (
 	"phasekey.dev/services/broker/internal/consent"
 )
 
-// Store keeps the sessions; its methods are as package store describes them.
-type Store interface {
+// store keeps the sessions; its methods are as package store describes them.
+type store interface {
 	Due(ctx context.Context, now time.Time, limit int) ([]string, error)
 	Claim(ctx context.Context, now, until time.Time, uid string) (consent.Claim, error)
 	Settle(ctx context.Context, c consent.Claim, decide func(consent.Target, []consent.Session) (consent.Target, []consent.Session)) error
 }
 
-// Registry says how integrations are: ErrIntegrationNotFound means that there is none; any other error, no answer.
-type Registry interface {
+// registry says how integrations are: ErrIntegrationNotFound means that there is none; any other error, no answer.
+type registry interface {
 	Integration(ctx context.Context, name string) (consent.Integration, error)
 }
 
-// Vault asks an integration's tenant. Any error means that there is no answer.
-type Vault interface {
+// vault asks an integration's tenant. Any error means that there is no answer.
+type vault interface {
 	ProbeConsent(ctx context.Context, integration string) (consent.Proof, error)
 }
 
 // Config is what a Prover is made from.
 type Config struct {
-	Store    Store
-	Registry Registry
-	Vault    Vault
+	Store    store
+	Registry registry
+	Vault    vault
 	Log      *slog.Logger
 	// Metrics is where the prover's metrics are registered; nil registers none.
 	Metrics prometheus.Registerer
@@ -73,8 +74,8 @@ type Prover struct {
 	ended  *prometheus.CounterVec
 }
 
-// New returns a prover; it starts nothing.
-func New(cfg Config) *Prover {
+// New returns a prover; it starts nothing. It fails if the metrics cannot be registered.
+func New(cfg Config) (*Prover, error) {
 	if cfg.RoundTimeout == 0 {
 		cfg.RoundTimeout = defaultRoundTimeout
 	}
@@ -95,10 +96,15 @@ func New(cfg Config) *Prover {
 			Help: "Consent sessions by how they ended: completed or expired.",
 		}, []string{"state"}),
 	}
-	if cfg.Metrics != nil {
-		cfg.Metrics.MustRegister(p.probes, p.ended)
+	if cfg.Metrics == nil {
+		return p, nil
 	}
-	return p
+	for _, c := range []prometheus.Collector{p.probes, p.ended} {
+		if err := cfg.Metrics.Register(c); err != nil {
+			return nil, fmt.Errorf("register prover metrics: %w", err)
+		}
+	}
+	return p, nil
 }
 
 // Run works until ctx ends, then finishes the rounds at hand, whose questions are called off. It returns nil.

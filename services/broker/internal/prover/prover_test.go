@@ -164,11 +164,20 @@ func (w *world) open(life time.Duration) consent.Name {
 	return s.Name
 }
 
+func made(t *testing.T, cfg prover.Config) *prover.Prover {
+	t.Helper()
+	p, err := prover.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
 // start runs a prover until the returned function is called, which waits for its end.
 func (w *world) start(metrics prometheus.Registerer) (stop func()) {
 	ctx, cancel := context.WithCancel(w.t.Context())
 	ended := make(chan error, 1)
-	p := prover.New(prover.Config{
+	p := made(w.t, prover.Config{
 		Store: w.store, Registry: w.registry, Vault: w.vault, Log: slog.New(slog.DiscardHandler), Metrics: metrics,
 		Pace: consent.Pace{Probe: interval, Poll: 2 * time.Second, MaxBackoff: time.Minute},
 	})
@@ -451,7 +460,7 @@ func TestProver_KilledInTheMiddleOfAQuestion(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		name := w.open(time.Hour)
 		ctx, kill := context.WithCancel(t.Context())
-		dying := prover.New(prover.Config{
+		dying := made(t, prover.Config{
 			Store: &deadStore{Store: w.store}, Registry: w.registry, Vault: w.vault, Log: slog.New(slog.DiscardHandler),
 			Pace: consent.Pace{Probe: interval, Poll: 2 * time.Second, MaxBackoff: time.Minute},
 		})
@@ -479,7 +488,7 @@ func TestProver_KilledInTheMiddleOfAQuestion(t *testing.T) {
 }
 
 // deadStore is that of a replica which dies before it can settle.
-type deadStore struct{ prover.Store }
+type deadStore struct{ *store.Store }
 
 func (s *deadStore) Settle(context.Context, consent.Claim, func(consent.Target, []consent.Session) (consent.Target, []consent.Session)) error {
 	return errAway
@@ -491,7 +500,7 @@ func TestProver_DatabaseComesBack(t *testing.T) {
 		w.vault.change(func(v *fakeVault) { v.proof = consent.Proof{Consented: true, PrincipalObjectID: "oid"} })
 		away := &awayStore{Store: w.store, until: time.Now().Add(time.Minute)}
 		ctx, cancel := context.WithCancel(t.Context())
-		p := prover.New(prover.Config{
+		p := made(t, prover.Config{
 			Store: away, Registry: w.registry, Vault: w.vault, Log: slog.New(slog.DiscardHandler),
 			Pace: consent.Pace{Probe: interval, Poll: 2 * time.Second, MaxBackoff: time.Minute},
 		})
@@ -514,7 +523,7 @@ func TestProver_DatabaseComesBack(t *testing.T) {
 
 // awayStore does not answer for a while.
 type awayStore struct {
-	prover.Store
+	*store.Store
 	until time.Time
 }
 

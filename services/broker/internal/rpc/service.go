@@ -13,22 +13,22 @@ import (
 	"phasekey.dev/services/broker/internal/consent"
 )
 
-// Store keeps the sessions; its methods are as package store describes them.
-type Store interface {
+// store keeps the sessions; its methods are as package store describes them.
+type store interface {
 	Replay(ctx context.Context, now time.Time, r consent.Request) (consent.Session, error)
 	Create(ctx context.Context, now time.Time, s consent.Session, stateHash []byte, r consent.Request, limit int) (consent.Session, error)
 	Get(ctx context.Context, name consent.Name) (consent.Session, error)
 }
 
-// Registry says how integrations are: consent.ErrIntegrationNotFound means that there is none.
-type Registry interface {
+// registry says how integrations are: consent.ErrIntegrationNotFound means that there is none.
+type registry interface {
 	Integration(ctx context.Context, name string) (consent.Integration, error)
 }
 
 // Config is what a Service is made from.
 type Config struct {
-	Store    Store
-	Registry Registry
+	Store    store
+	Registry registry
 	Links    consent.Links
 	Log      *slog.Logger
 	// MaxOpen is how many sessions of one integration may be open at once.
@@ -39,7 +39,8 @@ type Config struct {
 
 // Service implements ConsentService.
 type Service struct {
-	brokerv1.UnimplementedConsentServiceServer
+	// A method that the API gets and the Service lacks does not compile.
+	brokerv1.UnsafeConsentServiceServer
 
 	cfg Config
 }

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	brokerv1 "phasekey.dev/gen/phasekey/broker/v1"
+	optionsv1 "phasekey.dev/gen/phasekey/options/v1"
 	"phasekey.dev/pkg/grpcserver"
 	"phasekey.dev/pkg/grpctest"
 	"phasekey.dev/pkg/rpcerr"
@@ -60,7 +61,7 @@ func (r *fakeRegistry) Integration(_ context.Context, name string) (consent.Inte
 
 // failingStore answers every call with one error, if there is one.
 type failingStore struct {
-	rpc.Store
+	*store.Store
 	mu  sync.Mutex
 	err error
 }
@@ -132,7 +133,7 @@ func inBubble(t *testing.T, test func(t *testing.T, w *world)) {
 		}
 		w.failing = &failingStore{Store: w.store}
 		cfg := grpctest.Config{
-			Policy:     rpc.Policy,
+			Policy:     grpcserver.OptionPolicy(optionsv1.E_Callers),
 			StreamIdle: -1, // as app has it
 			Identities: []grpcserver.Identity{
 				{ID: platform, Role: "platform", Accounts: []string{"acme"}},

@@ -15,14 +15,12 @@ import (
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/status"
 
+	errorv1 "phasekey.dev/gen/phasekey/error/v1"
 	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
 	"phasekey.dev/pkg/rpcerr"
 	"phasekey.dev/services/broker/internal/consent"
 )
-
-// reasonNotFound is the registry's, for a resource that does not exist.
-const reasonNotFound = "RESOURCE_NOT_FOUND"
 
 // publicCloud is what an integration that names no cloud lives in.
 const publicCloud = "public"
@@ -41,7 +39,7 @@ func NewRegistry(conn grpc.ClientConnInterface) *Registry {
 // registry does not answer.
 func (r *Registry) Integration(ctx context.Context, name string) (consent.Integration, error) {
 	found, err := r.client.GetIntegration(ctx, &registryv1.GetIntegrationRequest{Name: name})
-	if status.Code(err) == codes.NotFound && rpcerr.Reason(err) == reasonNotFound {
+	if status.Code(err) == codes.NotFound && rpcerr.Reason(err) == rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_RESOURCE_NOT_FOUND) {
 		return consent.Integration{}, consent.ErrIntegrationNotFound
 	}
 	if err != nil {
