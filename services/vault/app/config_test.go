@@ -23,7 +23,10 @@ func complete() app.Config {
 	cfg.Database = sqldb.Config{Driver: sqldb.DriverSQLite, Path: "/var/lib/phasekey/vault.db"}
 	cfg.Redis = redisconn.Config{Addrs: []string{"127.0.0.1:6379"}}
 	cfg.TLS = mtls.Config{CertFile: "vault.pem", KeyFile: "vault-key.pem", CAFile: "ca.pem"}
-	cfg.Identities = []grpcserver.Identity{{ID: "spiffe://phasekey.dev/platform", Role: "platform", Accounts: []string{"*"}}}
+	cfg.Identities = []grpcserver.Identity{
+		{ID: "spiffe://phasekey.dev/platform", Role: "platform", Accounts: []string{"*"}},
+		{ID: "spiffe://phasekey.dev/broker", Role: "broker", Accounts: []string{"*"}},
+	}
 	cfg.Registry = app.Upstream{Target: "127.0.0.1:1", ID: "spiffe://phasekey.dev/registry"}
 	cfg.Clouds = map[string]app.Cloud{"public": {
 		LoginURL: "https://login.example.com", GraphURL: "https://graph.example.com", ResourceManagerURL: "https://management.example.com",
