@@ -1,6 +1,8 @@
 package grpcserver
 
 import (
+	"errors"
+	"fmt"
 	"math"
 	"net/netip"
 	"sync"
@@ -32,6 +34,21 @@ type Limits struct {
 	// AnonymousCalls is how many calls of callers without a known identity may be in progress at once, per source address as
 	// above: a stream may last, so a rate alone bounds nothing. Zero means 20000, negative no limit.
 	AnonymousCalls int `yaml:"anonymous_calls"`
+}
+
+// Validate reports all that is wrong with the limits. A bucket that holds nothing would refuse every call.
+func (l Limits) Validate() error {
+	var errs []error
+	check := func(name string, limit Limit) {
+		if limit.Burst < 0 {
+			errs = append(errs, fmt.Errorf("%s.burst: must not be negative", name))
+		}
+	}
+	check("read", l.Read)
+	check("write", l.Write)
+	check("stream", l.Stream)
+	check("anonymous", l.Anonymous)
+	return errors.Join(errs...)
 }
 
 // defaultAnonymousCalls is as many runners as may stand behind one address.

@@ -126,7 +126,7 @@ func (c Config) validate() error {
 		need(c.AnonymousOK || c.TLS.ClientAuth == tls.RequireAndVerifyClientCert, "TLS does not require client certificates")
 		need(!c.AnonymousOK || c.TLS.ClientAuth >= tls.VerifyClientCertIfGiven, "TLS does not verify client certificates")
 	}
-	errs = append(errs, ValidateIdentities(c.Identities))
+	errs = append(errs, ValidateIdentities(c.Identities), c.Limits.Validate())
 	return errors.Join(errs...)
 }
 

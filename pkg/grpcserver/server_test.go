@@ -157,6 +157,11 @@ func TestNew_Refuses(t *testing.T) {
 			},
 		},
 		{
+			name:   "buckets that hold nothing",
+			change: func(c *grpcserver.Config) { c.Limits.Read.Burst, c.Limits.Anonymous.Burst = -1, -2 },
+			want:   []string{"read.burst", "anonymous.burst"},
+		},
+		{
 			name:   "no transport security",
 			change: func(c *grpcserver.Config) { c.Credentials = nil },
 			want:   []string{"either TLS or credentials"},

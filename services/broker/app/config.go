@@ -135,6 +135,7 @@ func (c Config) Validate() error {
 	if err := grpcserver.ValidateIdentities(c.Identities); err != nil {
 		problems = append(problems, err) // names its key itself
 	}
+	add("limits", c.Limits.Validate())
 	if len(c.Clouds) == 0 {
 		add("clouds", errRequired)
 	}

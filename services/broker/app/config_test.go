@@ -53,6 +53,7 @@ func TestConfig_Validate(t *testing.T) {
 		{"no clouds", func(c *app.Config) { c.Clouds = nil }, []string{"clouds"}},
 		{"not a SPIFFE ID", func(c *app.Config) { c.Vault.ID = "vault" }, []string{"vault.id"}},
 		{"too many sessions", func(c *app.Config) { c.MaxOpenSessions = 1001 }, []string{"max_open_sessions"}},
+		{"limits that let nobody in", func(c *app.Config) { c.Limits.Read.Burst, c.Limits.Write.Burst = -1, -1 }, []string{"limits", "limits"}},
 		{"an identity without accounts", func(c *app.Config) { c.Identities[0].Accounts = nil }, []string{"identities[0]"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

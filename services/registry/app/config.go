@@ -97,6 +97,7 @@ func (c Config) Validate() error {
 	if err := grpcserver.ValidateIdentities(c.Identities); err != nil {
 		problems = append(problems, err) // names its keys itself
 	}
+	add("limits", c.Limits.Validate())
 	add("poll_interval", checkSpan(c.PollInterval, minPollInterval, maxPollInterval))
 	add("bookmark_interval", checkSpan(c.BookmarkInterval, bookmarkPolls*c.PollInterval, maxBookmarkInterval))
 	add("drain", checkSpan(c.Drain, time.Millisecond, maxDrain))
