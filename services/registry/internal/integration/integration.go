@@ -145,7 +145,7 @@ type Integration struct {
 	ApplicationDisplayName   string
 	ClientID                 string
 	ServicePrincipalObjectID string
-	// Conditions has at most one of each type, in the order of ConditionTypes.
+	// Conditions has at most one of each type, in the order of conditionTypes.
 	Conditions []Condition
 	// EverActive remembers that it worked once, which is what tells DEGRADED from not ready yet.
 	EverActive bool

@@ -67,6 +67,9 @@ func details(err error) []proto.Message {
 			all = append(all, rpcerr.Field(v.Field, v.Description))
 		}
 	}
+	if errors.Is(err, resource.ErrPageToken) {
+		all = append(all, rpcerr.Field("page_token", "must be the next_page_token of the same list"))
+	}
 	if errors.Is(err, integration.ErrHomeTenant) {
 		all = append(all, rpcerr.Field("integration.tenant_id", "must not be a home tenant"))
 	}

@@ -206,6 +206,6 @@ var (
 	callerRefused = refusal{code: codes.PermissionDenied, reason: "CALLER_NOT_ALLOWED"}
 	otherAccount  = refusal{code: codes.PermissionDenied, reason: "ACCOUNT_NOT_ALLOWED"}
 	unknownCaller = refusal{code: codes.Unauthenticated, reason: "IDENTITY_UNKNOWN"}
-	badPageToken  = refusal{code: codes.InvalidArgument, reason: "INVALID_PAGE_TOKEN"}
+	badPageToken  = refusal{code: codes.InvalidArgument, reason: "INVALID_PAGE_TOKEN", fields: []string{"page_token"}}
 	badCursor     = refusal{code: codes.OutOfRange, reason: "CURSOR_OUT_OF_RANGE"}
 )
