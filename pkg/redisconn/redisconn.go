@@ -42,7 +42,7 @@ type Config struct {
 	Username string `yaml:"username"`
 	// PasswordFile holds the password. It is read for every connection, so a changed password needs no restart.
 	PasswordFile string `yaml:"password_file"`
-	// SentinelPasswordFile holds the Sentinels' own password. It is read once.
+	// SentinelPasswordFile holds the Sentinels' own password, which those beyond this machine need as servers do. It is read once.
 	SentinelPasswordFile string `yaml:"sentinel_password_file"`
 
 	// TLS is needed for any server that is neither on a loopback address nor behind a Unix socket.
@@ -87,6 +87,9 @@ func (c Config) Validate() error {
 		}
 		if !c.TLS || c.PasswordFile == "" {
 			add("tls, password_file: %q: %w", addr, ErrInsecure)
+		}
+		if c.MasterName != "" && c.SentinelPasswordFile == "" {
+			add("sentinel_password_file: %q: %w", addr, ErrInsecure)
 		}
 	}
 	if !c.TLS && (c.CAFile != "" || c.CertFile != "" || c.KeyFile != "" || c.ServerName != "") {
