@@ -18,29 +18,14 @@ const (
 	commitTimeout = 10 * time.Second
 )
 
-// TxOptions changes how a transaction runs. The zero value is what Tx does.
-type TxOptions struct {
-	// Isolation is PostgreSQL's; READ COMMITTED when zero. SQLite's transactions are serializable whatever it says.
-	Isolation sql.IsolationLevel
-}
-
-// Tx runs fn in a transaction that may write, and commits it when fn returns nil. On PostgreSQL it is READ COMMITTED: each statement sees what was committed
+// Tx runs fn in a transaction that may write, and commits it when fn returns nil. On PostgreSQL it is READ COMMITTED, unless the database's own default is stricter: each statement sees what was committed
 // when it began, and an UPDATE or DELETE waits for whoever holds its row, then judges the row anew.
 //
 // fn runs again, after a short random delay, up to six times in all, when the database undid the transaction in favour of another; so it must not change
 // anything outside the transaction that a second run would get wrong. Any other error rolls back and is returned, fn's own unchanged. ErrUnavailable and ErrUnknownOutcome say what they
 // mean. When ctx ends before the commit nothing has happened, and its error is returned.
 func (db *DB) Tx(ctx context.Context, fn func(ctx context.Context, tx Tx) error) error {
-	return db.TxWith(ctx, TxOptions{}, fn)
-}
-
-// TxWith is Tx with options.
-func (db *DB) TxWith(ctx context.Context, options TxOptions, fn func(ctx context.Context, tx Tx) error) error {
-	isolation := options.Isolation
-	if db.driver == DriverSQLite {
-		isolation = sql.LevelDefault
-	}
-	return db.run(ctx, sql.TxOptions{Isolation: isolation}, fn)
+	return db.run(ctx, sql.TxOptions{}, fn)
 }
 
 // ReadTx runs fn in a transaction in which every statement sees the same moment, and which must not write. Otherwise it is as Tx.
