@@ -26,6 +26,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
+
+	"phasekey.dev/pkg/obs"
 )
 
 // defaultReload is how often files are read again, unless the configuration says otherwise.
@@ -160,9 +162,9 @@ func (s *Source) Run(ctx context.Context) error {
 		changed, err := s.reload()
 		switch {
 		case err != nil:
-			s.log.ErrorContext(ctx, "certificate files cannot be used, keeping the previous ones", slog.Any("error", err))
+			s.log.ErrorContext(ctx, "certificate files cannot be used, keeping the previous ones", slog.Any(obs.KeyError, err))
 		case changed:
-			s.log.InfoContext(ctx, "certificate files reloaded", slog.String("file", s.cfg.CertFile))
+			s.log.InfoContext(ctx, "certificate files reloaded", slog.String(obs.KeyFile, s.cfg.CertFile))
 		}
 	}
 }

@@ -4,7 +4,6 @@ package obs
 const (
 	KeyService   = "service"
 	KeyListener  = "listener"
-	KeyTask      = "task"
 	KeyMethod    = "method"
 	KeyCode      = "code"
 	KeyReason    = "reason"
@@ -18,6 +17,5 @@ const (
 	KeyDuration  = "duration"
 	KeyFile      = "file"
 	KeyConfig    = "config"
-	KeyAccount   = "account"
 	KeyResource  = "resource"
 )

@@ -28,19 +28,13 @@ func (e *FinalError) Unwrap() error { return e.err }
 
 // finalReasons are the reasons after which a grant delivers nothing any more, each with the one code that it counts with.
 var finalReasons = map[string]codes.Code{
-	reason(errorv1.ErrorReason_ERROR_REASON_GRANT_REVOKED):        codes.PermissionDenied,
-	reason(errorv1.ErrorReason_ERROR_REASON_GRANT_EXPIRED):        codes.PermissionDenied,
-	reason(errorv1.ErrorReason_ERROR_REASON_DETACHED):             codes.PermissionDenied,
-	reason(errorv1.ErrorReason_ERROR_REASON_INTEGRATION_DELETED):  codes.PermissionDenied,
-	reason(errorv1.ErrorReason_ERROR_REASON_CERTIFICATE_MISMATCH): codes.PermissionDenied,
-	reason(errorv1.ErrorReason_ERROR_REASON_LEASE_CLOSED):         codes.PermissionDenied,
-	reason(errorv1.ErrorReason_ERROR_REASON_GRANT_UNKNOWN):        codes.Unauthenticated,
-}
-
-// reason is how a reason stands on the wire.
-func reason(r errorv1.ErrorReason) string {
-	const prefix = "ERROR_REASON_"
-	return r.String()[len(prefix):]
+	rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_GRANT_REVOKED):        codes.PermissionDenied,
+	rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_GRANT_EXPIRED):        codes.PermissionDenied,
+	rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_DETACHED):             codes.PermissionDenied,
+	rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_INTEGRATION_DELETED):  codes.PermissionDenied,
+	rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_CERTIFICATE_MISMATCH): codes.PermissionDenied,
+	rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_LEASE_CLOSED):         codes.PermissionDenied,
+	rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_GRANT_UNKNOWN):        codes.Unauthenticated,
 }
 
 // asFinal returns the FinalError for an error of the vault's, nil for every other error. A refusal without a reason of

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/connectivity"
 
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
+	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/rpcerr"
 )
 
@@ -299,7 +300,7 @@ func (f *follower) warn(ctx context.Context, message string, err error) {
 	f.warned = why
 	var attrs []any
 	if err != nil {
-		attrs = append(attrs, slog.String("error", rpcerr.Explain(err)))
+		attrs = append(attrs, slog.String(obs.KeyError, rpcerr.Explain(err)))
 	}
 	f.r.cfg.Log.Log(ctx, level, message, attrs...) //nolint:sloglint // one of two constants
 }

@@ -19,6 +19,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/rpcerr"
 	"phasekey.dev/pkg/secret"
 )
@@ -160,7 +161,7 @@ func (l *Loopback) serve(w http.ResponseWriter, r *http.Request) {
 		header.Set("Allow", http.MethodGet)
 	}
 	l.cfg.Log.WarnContext(r.Context(), "request for a token refused",
-		slog.Int("status", refused.status), slog.String("reason", refused.code), slog.String("description", refused.description))
+		slog.Int("status", refused.status), slog.String(obs.KeyReason, refused.code), slog.String("description", refused.description))
 	w.WriteHeader(refused.status)
 	_ = json.NewEncoder(w).Encode(map[string]string{
 		"error":             refused.code,

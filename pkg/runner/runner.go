@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc"
 
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
+	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/secret"
 )
 
@@ -104,7 +105,7 @@ func (r *Runner) closeLease(ctx context.Context) {
 	defer cancel()
 	_, err := r.client.CloseLease(ctx, &vaultv1.CloseLeaseRequest{InstanceId: r.instance}, r.bearer)
 	if err != nil {
-		r.cfg.Log.InfoContext(ctx, "lease not closed, it ends with its grant", slog.Any("error", err))
+		r.cfg.Log.InfoContext(ctx, "lease not closed, it ends with its grant", slog.Any(obs.KeyError, err))
 	}
 }
 

@@ -168,7 +168,7 @@ func runExec(ctx context.Context, p Process, f *execFlags, args []string) error 
 	case result := <-ended:
 		// Whatever failed while stopping, the command has ended as it has ended.
 		if err != nil {
-			log.WarnContext(ctx, "not stopped cleanly", slog.Any("error", err))
+			log.WarnContext(ctx, "not stopped cleanly", slog.Any(obs.KeyError, err))
 		}
 		return result
 	default:
@@ -286,7 +286,7 @@ func (x *execution) watch(ctx context.Context, terminate context.CancelFunc) {
 	if !errors.As(x.runner.Err(), &final) {
 		return
 	}
-	x.log.ErrorContext(ctx, "no more credentials for this command", slog.String("reason", final.Reason),
+	x.log.ErrorContext(ctx, "no more credentials for this command", slog.String(obs.KeyReason, final.Reason),
 		slog.String("on_revoke", x.f.onRevoke), slog.String("hint", hint(final.Reason)))
 	if x.f.onRevoke == onRevokeTerminate {
 		terminate()
