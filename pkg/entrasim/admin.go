@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
@@ -74,6 +75,9 @@ func (s *Simulator) routeAdmin(c *call) {
 		c.operation = "admin " + pattern
 	}
 	c.run = func(c *call) reply {
+		if !s.config.OpenAdmin && remote(c.RemoteAddr) {
+			return c.fail(http.StatusForbidden, "NotLocal", "The admin API answers only the machine it runs on.")
+		}
 		if !found {
 			return c.fail(http.StatusNotFound, "NotFound", "There is no "+clip(pattern, 128)+" here.")
 		}
@@ -153,4 +157,14 @@ func parseQuery(v url.Values) (Query, error) {
 		return Query{}, fmt.Errorf("journal query: %w: %w", ErrInvalid, err)
 	}
 	return q, nil
+}
+
+// remote reports whether an address is another machine's; a request that came
+// by no socket has none.
+func remote(addr string) bool {
+	if addr == "" {
+		return false
+	}
+	from, err := netip.ParseAddrPort(addr)
+	return err != nil || !from.Addr().Unmap().IsLoopback()
 }

@@ -2,6 +2,7 @@ package entrasim_test
 
 import (
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"strings"
 	"testing"
@@ -95,4 +96,35 @@ func TestAdmin_TheWholeStoryOverHTTP(t *testing.T) {
 	admin("GET", "/journal?after=x", "", 400)
 	admin("GET", "/nothing", "", 404)
 	admin("PUT", "/tenants", "", 404)
+}
+
+func TestAdmin_AnswersThisMachineOnly(t *testing.T) {
+	for _, tt := range []struct {
+		name, from string
+		open       bool
+		status     int
+	}{
+		{"this machine", "127.0.0.1:40000", false, http.StatusOK},
+		{"this machine by IPv6", "[::1]:40000", false, http.StatusOK},
+		{"this machine by an IPv6 socket", "[::ffff:127.0.0.1]:40000", false, http.StatusOK},
+		{"another machine", "192.0.2.1:40000", false, http.StatusForbidden},
+		{"no address", "@", false, http.StatusForbidden},
+		{"another machine, opened", "192.0.2.1:40000", true, http.StatusOK},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			sim := open(t, entrasim.Config{OpenAdmin: tt.open})
+			for _, method := range []string{http.MethodGet, http.MethodPost} {
+				r := httptest.NewRequest(method, "/admin/tenants", strings.NewReader("{}"))
+				r.RemoteAddr = tt.from
+				out := httptest.NewRecorder()
+				sim.Handler().ServeHTTP(out, r)
+				if out.Code != tt.status {
+					t.Errorf("%s: %d %s, want %d", method, out.Code, out.Body, tt.status)
+				}
+			}
+			if made := len(sim.Tenants()); (made > 0) != (tt.status == http.StatusOK) {
+				t.Errorf("%d tenants were made", made)
+			}
+		})
+	}
 }

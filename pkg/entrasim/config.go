@@ -65,6 +65,9 @@ type Config struct {
 	// ConsentRace answers a second consent in the same tenant with AADSTS650051
 	// while the first has not replicated, instead of finding the principal.
 	ConsentRace bool
+	// OpenAdmin has the admin API answer other machines too. It asks nobody who
+	// they are, so without this only this machine is answered.
+	OpenAdmin bool
 	// SigningKey signs access tokens when the state holds no key yet; nil
 	// makes one, which takes a noticeable moment.
 	SigningKey *rsa.PrivateKey

@@ -51,6 +51,7 @@ func FuzzHandler(f *testing.F) {
 		}
 		r := httptest.NewRequest(http.MethodGet, "/", strings.NewReader(body))
 		r.Method, r.URL, r.Host = method, where, "127.0.0.1"
+		r.RemoteAddr = "127.0.0.1:1"
 		r.Header.Set("Authorization", "Bearer "+bearer)
 		r.Header.Set("Prefer", prefer)
 		out := httptest.NewRecorder()

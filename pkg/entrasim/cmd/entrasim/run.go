@@ -24,7 +24,7 @@ type options struct {
 	seed                                          uint64
 	replicas                                      int
 	lag, life                                     span
-	secretFirst, race, verbose                    bool
+	secretFirst, race, openAdmin, verbose         bool
 }
 
 func parse(args []string, help io.Writer) (options, error) {
@@ -44,6 +44,7 @@ func parse(args []string, help io.Writer) (options, error) {
 	f.Var(&o.life, "token-life", "life of access tokens, a fixed `duration` or shortest-longest")
 	f.BoolVar(&o.secretFirst, "secret-before-principal", false, "check the secret before missing the principal")
 	f.BoolVar(&o.race, "consent-race", false, "answer an early second consent with AADSTS650051")
+	f.BoolVar(&o.openAdmin, "open-admin", false, "answer the admin API, which asks nobody who they are, to other machines too")
 	f.BoolVar(&o.verbose, "verbose", false, "log more")
 	if err := f.Parse(args); err != nil {
 		return o, err
@@ -91,7 +92,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) (err error) 
 	sim, err := entrasim.New(entrasim.Config{
 		Seed: o.seed, StateDir: o.state, Replicas: o.replicas, BaseURL: o.base, Log: log,
 		Lags: entrasim.Lag(o.lag.low, o.lag.high), TokenLife: entrasim.Range{Min: o.life.low, Max: o.life.high},
-		SecretBeforePrincipal: o.secretFirst, ConsentRace: o.race,
+		SecretBeforePrincipal: o.secretFirst, ConsentRace: o.race, OpenAdmin: o.openAdmin,
 	})
 	if err != nil {
 		return err
