@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -273,6 +274,20 @@ func (d *fakeDirectory) count(op string) int {
 	return d.calls[op]
 }
 
+// granted is how many tokens were given for a password in the customer's tenant.
+func (d *fakeDirectory) granted(key string) int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.grants[key]
+}
+
+// happened is what changed, in order.
+func (d *fakeDirectory) happened() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.journal)
+}
+
 // keys are the passwords of all applications that are not deleted.
 func (d *fakeDirectory) keys() []string {
 	d.mu.Lock()
@@ -381,7 +396,8 @@ type stage struct {
 	registry *fakeRegistry
 	log      *syncBuffer
 	config   rotation.Config
-	metrics  *prometheus.Registry
+	// metrics are the latest worker's.
+	metrics  atomic.Pointer[prometheus.Registry]
 	stop     context.CancelFunc
 	served   chan error
 	revision int64
@@ -414,15 +430,14 @@ func newStage(t *testing.T) *stage {
 		t.Fatal(err)
 	}
 	s := &stage{
-		t: t, db: sqldbtest.SQLite(t, migrations), entra: newFakeDirectory(), registry: &fakeRegistry{}, log: &syncBuffer{},
-		metrics: prometheus.NewRegistry(), look: time.Second,
+		t: t, db: sqldbtest.SQLite(t, migrations), entra: newFakeDirectory(), registry: &fakeRegistry{}, log: &syncBuffer{}, look: 15 * time.Second,
 	}
 	s.store = store.New(s.db)
 	s.tx(func(ctx context.Context, tx sqldb.Tx) error { return fence.Configure(ctx, tx, 1) })
 	s.config = rotation.Config{
 		Store: s.store, Clouds: rotation.Clouds{"public": s.entra}, Keyring: fakeKeyring{}, Reporter: s.registry,
 		Timing: credential.Production(), DeploymentID: "test", NamePrefix: "Phasekey", RedirectURI: "https://broker.example/callback",
-		Log: slog.New(slog.NewTextHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug})), Metrics: s.metrics, Poll: 10 * time.Minute,
+		Log: slog.New(slog.NewTextHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug})), Poll: 10 * time.Minute,
 	}
 	s.want(store.Integration{Deleting: false})
 	t.Cleanup(func() {
@@ -466,20 +481,25 @@ func (s *stage) take() (m election.Mastership) {
 // serve starts a worker as a new master, until end or the test's.
 func (s *stage) serve(edit ...func(ctx context.Context) context.Context) {
 	s.t.Helper()
-	config := s.config
-	w, err := rotation.New(config)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	s.config.Metrics = nil // registered once
 	ctx, cancel := context.WithCancel(s.t.Context())
 	for _, e := range edit {
 		ctx = e(ctx)
 	}
-	m := s.take()
 	s.stop, s.served = cancel, make(chan error, 1)
 	served := s.served
-	go func() { served <- w.Serve(ctx, m) }()
+	go func() { served <- s.serveOnce(ctx) }()
+}
+
+// serveOnce is a worker's whole time as a new master.
+func (s *stage) serveOnce(ctx context.Context) error {
+	config := s.config
+	config.Metrics = prometheus.NewRegistry()
+	s.metrics.Store(config.Metrics.(*prometheus.Registry))
+	w, err := rotation.New(config)
+	if err != nil {
+		return err
+	}
+	return w.Serve(ctx, s.take())
 }
 
 // end stops the worker and returns what Serve did.

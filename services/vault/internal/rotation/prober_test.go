@@ -82,7 +82,7 @@ func TestProber_LeavesStatesToTheMaster(t *testing.T) {
 			t.Errorf("a probe changed %+v", f)
 		}
 		s.serve()
-		s.until("consented", time.Second, func(f store.Facts) bool { return f.Application.Consented })
+		s.until("consented", time.Minute, func(f store.Facts) bool { return f.Application.Consented })
 		s.until("active", 10*time.Minute, active)
 	})
 }

@@ -74,8 +74,15 @@ func (s *Store) Facts(ctx context.Context, uid string) (Facts, error) {
 	var out Facts
 	err := s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
 		out = Facts{}
-		if out.Application, err = scanApplication(tx.QueryRow(ctx, `SELECT `+applicationColumns+`, touches FROM applications
-			WHERE integration_uid = $1`, uid), &out.Touches); err != nil {
+		p := &out.Probe
+		if out.Application, err = scanApplication(tx.QueryRow(ctx, `SELECT `+applicationColumns+`, applications.touches,
+				COALESCE((SELECT MAX(number) FROM credential_versions WHERE integration_uid = $1), 0),
+				COALESCE((SELECT incarnation FROM projection WHERE singleton = 1), ''),
+				COALESCE(p.time, 0), COALESCE(p.version_id, ''), COALESCE(p.finding, ''), COALESCE(p.code, ''),
+				COALESCE(p.principal_object_id, ''), COALESCE(p.want_time, 0)
+			FROM applications LEFT JOIN consent_probes p ON p.integration_uid = applications.integration_uid
+			WHERE applications.integration_uid = $1`, uid), &out.Touches, &out.LastNumber, &out.Incarnation,
+			at{&p.Time}, &p.VersionID, &p.Finding, &p.Code, &p.PrincipalObjectID, at{&p.WantTime}); err != nil {
 			return err
 		}
 		out.Wanted.UID = uid
@@ -86,27 +93,16 @@ func (s *Store) Facts(ctx context.Context, uid string) (Facts, error) {
 		case !errors.Is(err, sqldb.ErrNoRows):
 			return err
 		}
-		err = tx.QueryRow(ctx, `SELECT incarnation FROM projection WHERE singleton = 1`).Scan(&out.Incarnation)
-		if err != nil && !errors.Is(err, sqldb.ErrNoRows) {
-			return err
-		}
 		if out.Versions, err = sqldb.Collect(ctx, tx, func(row sqldb.Row) (credential.Version, error) { return scanVersion(row) },
 			`SELECT `+versionColumns+` FROM credential_versions WHERE integration_uid = $1
 				AND (state NOT IN ('REVOKED', 'ABANDONED') OR (state = 'ABANDONED' AND key_id <> '' AND remove_time = 0))
 				ORDER BY number`, uid); err != nil {
 			return err
 		}
-		if err := tx.QueryRow(ctx, `SELECT COALESCE(MAX(number), 0) FROM credential_versions WHERE integration_uid = $1`, uid).
-			Scan(&out.LastNumber); err != nil {
-			return err
-		}
-		if out.Strays, err = sqldb.Collect(ctx, tx, func(row sqldb.Row) (p credential.Stray, err error) {
+		out.Strays, err = sqldb.Collect(ctx, tx, func(row sqldb.Row) (p credential.Stray, err error) {
 			err = row.Scan(&p.KeyID, &p.Name, at{&p.FirstTime}, at{&p.LastTime})
 			return p, err
-		}, `SELECT key_id, name, first_time, last_time FROM stray_passwords WHERE integration_uid = $1 ORDER BY key_id`, uid); err != nil {
-			return err
-		}
-		out.Probe, err = readProbe(ctx, tx, uid)
+		}, `SELECT key_id, name, first_time, last_time FROM stray_passwords WHERE integration_uid = $1 ORDER BY key_id`, uid)
 		return err
 	})
 	if err != nil {
@@ -226,11 +222,16 @@ func (tx masterTx) replaceStrays(ctx context.Context, step Step) error {
 	return err
 }
 
-const applicationColumns = `integration_uid, object_id, client_id, display_name, spec_digest, ensure_send_time, ensure_time, read_time, write_time,
-	foreign_passwords, missing_reads, missing_time, home_proofs, home_time, ready_time, consented, consent_time, principal_object_id,
-	observe_time, consent_refusals, consent_refused_since, consent_code, failures, failure_code, retry_time, add_failures, add_code,
-	add_retry_time, life_limit, delete_time, purge_time, forget_time, report_digest, report_time, activate_time,
-	seen_probe_time, seen_want_time`
+const applicationColumns = `applications.integration_uid, applications.object_id, applications.client_id, applications.display_name,
+	applications.spec_digest, applications.ensure_send_time, applications.ensure_time, applications.read_time,
+	applications.write_time, applications.foreign_passwords, applications.missing_reads, applications.missing_time,
+	applications.home_proofs, applications.home_time, applications.ready_time, applications.consented,
+	applications.consent_time, applications.principal_object_id, applications.observe_time, applications.consent_refusals,
+	applications.consent_refused_since, applications.consent_code, applications.failures, applications.failure_code,
+	applications.retry_time, applications.add_failures, applications.add_code, applications.add_retry_time,
+	applications.life_limit, applications.delete_time, applications.purge_time, applications.forget_time,
+	applications.report_digest, applications.report_time, applications.activate_time, applications.seen_probe_time,
+	applications.seen_want_time`
 
 // scanApplication reads a row that begins with applicationColumns; more are further columns.
 func scanApplication(row sqldb.Row, more ...any) (credential.Application, error) {
