@@ -6,6 +6,8 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -152,18 +154,35 @@ func TestExec_StopsAndContinuesForTheShell(t *testing.T) {
 	screen.waitFor(t, "child: continued")
 	_, _ = io.WriteString(keys, "\x03")
 	screen.waitFor(t, "child: interrupt")
-	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", cmd.Process.Pid, cmd.Process.Pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var phasekey int
-	if _, err := fmt.Sscan(string(children), &phasekey); err != nil {
-		t.Fatal(err)
-	}
-	_ = unix.Kill(phasekey, unix.SIGTERM)
+	_ = unix.Kill(onlyChild(t, cmd.Process.Pid), unix.SIGTERM)
 	screen.waitFor(t, "child: foreground at last true")
 	screen.waitFor(t, "shell: exit 4, the job has the terminal: true")
 	_ = cmd.Wait()
+}
+
+// onlyChild is a process's one child. The kernel lists it below the thread that started it, which may be any.
+func onlyChild(t *testing.T, pid int) int {
+	t.Helper()
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var children []string
+	for _, thread := range threads {
+		listed, err := os.ReadFile(thread)
+		if err != nil {
+			t.Fatal(err)
+		}
+		children = append(children, strings.Fields(string(listed))...)
+	}
+	if len(children) != 1 {
+		t.Fatalf("%d has the children %v, want one", pid, children)
+	}
+	child, err := strconv.Atoi(children[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return child
 }
 
 func TestExec_SharesTheTerminalInAPipeline(t *testing.T) {
