@@ -304,8 +304,13 @@ func (t *turn) read(ctx context.Context) error {
 		if f.Kind != credential.Missing {
 			return t.failed(now, f)
 		}
+		level := slog.LevelError
+		if now.Before(t.facts.Application.EnsureTime.Add(t.w.config.Timing.PropagationLimit)) {
+			// A replica that has not heard of it yet.
+			level = slog.LevelDebug
+		}
 		if t.facts.Application.ObjectID != "" && !t.facts.Wanted.Deleting {
-			t.log.ErrorContext(ctx, "application is not found at Entra")
+			t.log.Log(ctx, level, "application is not found at Entra")
 		}
 		return t.facts.ReadMissed(now)
 	})
