@@ -185,6 +185,9 @@ func (c Config) Validate() error {
 	if err := grpcserver.ValidateIdentities(c.Identities); err != nil {
 		problems = append(problems, err) // names its key itself
 	}
+	if err := c.Limits.Validate(); err != nil {
+		problems = append(problems, err) // names its keys itself
+	}
 	if len(c.Clouds) == 0 {
 		add("clouds", errRequired)
 	}
