@@ -27,7 +27,7 @@ dev: build ## Start everything in one process and stay up; state in .build/dev
 .PHONY: build
 build: ## Build all commands into .bin
 	@mkdir -p $(BIN)
-	@tools/progress.sh go build -v -trimpath -o $(BIN)/ ./services/registry/cmd/... ./services/broker/cmd/... ./services/vault/cmd/... ./services/phasekey/cmd/... ./pkg/entrasim/cmd/...
+	@tools/progress.sh go build -v -o $(BIN)/ ./services/registry/cmd/... ./services/broker/cmd/... ./services/vault/cmd/... ./services/phasekey/cmd/... ./pkg/entrasim/cmd/...
 
 .PHONY: test
 test: setup proto-check generate-check lint modules ## Everything that CI runs

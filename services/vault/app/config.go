@@ -185,9 +185,7 @@ func (c Config) Validate() error {
 	if err := grpcserver.ValidateIdentities(c.Identities); err != nil {
 		problems = append(problems, err) // names its key itself
 	}
-	if err := c.Limits.Validate(); err != nil {
-		problems = append(problems, err) // names its keys itself
-	}
+	add("limits", c.Limits.Validate())
 	if len(c.Clouds) == 0 {
 		add("clouds", errRequired)
 	}
