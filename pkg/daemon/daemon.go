@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"phasekey.dev/pkg/confload"
+	"phasekey.dev/pkg/loopback"
 	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/task"
 )
@@ -132,7 +133,7 @@ func (h *Held) ListenMetrics(ctx context.Context, key, address string, https *tl
 	if err != nil {
 		return nil, nil, err
 	}
-	if tcp, ok := ln.Addr().(*net.TCPAddr); ok && tcp.IP.IsLoopback() {
+	if loopback.Address(ln.Addr().String()) {
 		https = nil
 	}
 	serve, err := obs.MetricsTask(ln, https, g, log)

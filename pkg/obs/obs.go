@@ -23,6 +23,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"phasekey.dev/pkg/loopback"
 	"phasekey.dev/pkg/task"
 )
 
@@ -74,7 +75,7 @@ func ReadBuild() Build {
 // the listener, which it closes at the end. Without tlsConfig the listener must be on loopback, else ErrPlaintext.
 func MetricsTask(ln net.Listener, tlsConfig *tls.Config, g prometheus.Gatherer, log *slog.Logger) (task.Task, error) {
 	if tlsConfig == nil {
-		if !loopback(ln.Addr()) {
+		if !loopback.Address(ln.Addr().String()) {
 			return task.Task{}, fmt.Errorf("listen on %s: %w", ln.Addr(), ErrPlaintext)
 		}
 	} else {
@@ -116,17 +117,4 @@ func MetricsTask(ln net.Listener, tlsConfig *tls.Config, g prometheus.Gatherer, 
 		return nil
 	}
 	return task.Task{Name: "metrics", Run: run, Grace: 5 * time.Second}, nil
-}
-
-// loopback reports whether an address cannot be reached from another machine.
-func loopback(a net.Addr) bool {
-	if a.Network() == "unix" {
-		return true
-	}
-	host, _, err := net.SplitHostPort(a.String())
-	if err != nil {
-		return false
-	}
-	ip := net.ParseIP(host)
-	return ip != nil && ip.IsLoopback()
 }

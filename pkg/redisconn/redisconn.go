@@ -19,6 +19,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/maintnotifications"
 
+	"phasekey.dev/pkg/loopback"
 	"phasekey.dev/pkg/secret"
 )
 
@@ -82,7 +83,7 @@ func (c Config) Validate() error {
 				continue
 			}
 		}
-		if onThisMachine(addr) {
+		if loopback.Address(addr) {
 			continue
 		}
 		if !c.TLS || c.PasswordFile == "" {
@@ -180,7 +181,7 @@ func (c Config) dialer(timeout time.Duration) (func(ctx context.Context, network
 		dial = (&tls.Dialer{NetDialer: plain, Config: config}).DialContext
 	}
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
-		if !onThisMachine(addr) && (!c.TLS || c.PasswordFile == "") {
+		if !loopback.Address(addr) && (!c.TLS || c.PasswordFile == "") {
 			return nil, fmt.Errorf("connect to %s: %w", addr, ErrInsecure)
 		}
 		return dial(ctx, network, addr)
@@ -213,19 +214,4 @@ func (c Config) tlsConfig() (*tls.Config, error) {
 		}
 	}
 	return config, nil
-}
-
-func onThisMachine(addr string) bool {
-	if strings.HasPrefix(addr, "/") {
-		return true
-	}
-	host, _, err := net.SplitHostPort(addr)
-	if err != nil {
-		return false
-	}
-	if host == "localhost" {
-		return true
-	}
-	ip := net.ParseIP(host)
-	return ip != nil && ip.IsLoopback()
 }

@@ -3,13 +3,13 @@ package sqldb
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/url"
 	"regexp"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"phasekey.dev/pkg/loopback"
 )
 
 // The engines a Config may name.
@@ -121,7 +121,7 @@ func (c Config) checkTransport(parsed *pgx.ConnConfig) error {
 		attempts = append(attempts, attempt{f.Host, f.TLSConfig != nil && !f.TLSConfig.InsecureSkipVerify})
 	}
 	for _, a := range attempts {
-		if onThisMachine(a.host) {
+		if loopback.Host(a.host) {
 			continue
 		}
 		if !a.verified {
@@ -132,14 +132,6 @@ func (c Config) checkTransport(parsed *pgx.ConnConfig) error {
 		}
 	}
 	return nil
-}
-
-func onThisMachine(host string) bool {
-	if strings.HasPrefix(host, "/") || strings.HasPrefix(host, "@") || host == "localhost" {
-		return true
-	}
-	ip := net.ParseIP(host)
-	return ip != nil && ip.IsLoopback()
 }
 
 // passwordKey finds a password, or that of a client key.
