@@ -83,7 +83,6 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *App, err error) 
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}
-	redisconn.LogTo(log)
 	a := &App{cfg: cfg, log: log, metrics: obs.NewRegistry("vault")}
 	defer func() {
 		if err != nil {

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"phasekey.dev/pkg/obs"
+	"phasekey.dev/pkg/redisconn"
 	"phasekey.dev/services/phasekey/cmd/phasekey-dev/internal/stack"
 	"phasekey.dev/services/phasekey/cmd/phasekey-dev/internal/story"
 )
@@ -56,7 +57,9 @@ func serve(ctx context.Context, o options) error {
 }
 
 func open(ctx context.Context, o options) (*stack.Stack, error) {
-	return stack.Open(ctx, stack.Config{Dir: o.dir, Seed: o.seed, Log: obs.NewLogger(os.Stderr, o.level, obs.FormatText)})
+	log := obs.NewLogger(os.Stderr, o.level, obs.FormatText)
+	redisconn.LogTo(log)
+	return stack.Open(ctx, stack.Config{Dir: o.dir, Seed: o.seed, Log: log})
 }
 
 func demo(o *options) *cobra.Command {

@@ -8,6 +8,7 @@ import (
 
 	"phasekey.dev/pkg/daemon"
 	"phasekey.dev/pkg/obs"
+	"phasekey.dev/pkg/redisconn"
 	"phasekey.dev/services/vault/app"
 )
 
@@ -20,6 +21,7 @@ func program() daemon.Program[*app.Config] {
 		Config:  &cfg,
 		Logging: func(c *app.Config) obs.LogConfig { return c.Log },
 		Open: func(ctx context.Context, c *app.Config, log *slog.Logger) (daemon.Service, error) {
+			redisconn.LogTo(log)
 			return app.New(ctx, *c, log)
 		},
 		Commands: []daemon.Command[*app.Config]{
