@@ -50,7 +50,7 @@ const (
 	defaultStatementTimeout         = 30 * time.Second
 )
 
-// Validate returns all problems of the configuration at once. It reads no file and opens no connection.
+// Validate returns all problems of the configuration at once. It opens no connection, and of files reads only the certificates that a DSN names.
 func (c Config) Validate() error {
 	var problems []error
 	add := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
