@@ -9,7 +9,6 @@ import (
 
 	"phasekey.dev/pkg/secret"
 	"phasekey.dev/services/vault/internal/grant"
-	"phasekey.dev/services/vault/internal/store"
 )
 
 var (
@@ -57,7 +56,7 @@ type Request struct {
 	InstanceID        string
 	// Audience is empty for the cloud's Resource Manager.
 	Audience string
-	Caller   store.Caller
+	Caller   grant.Caller
 }
 
 // Delivery is the whole of what a runner holds: each replaces the one before it entirely.

@@ -103,7 +103,7 @@ func (f *fakeStore) Deliver(_ context.Context, now time.Time, d store.Delivery) 
 	return lease.Lease{UID: "lease", Generation: f.generation}, nil
 }
 
-func (f *fakeStore) CloseLease(context.Context, time.Time, string, string, store.Caller) error {
+func (f *fakeStore) CloseLease(context.Context, time.Time, string, string, grant.Caller) error {
 	f.change("", "g1", func(f *fakeStore) { f.closed = true })
 	return nil
 }

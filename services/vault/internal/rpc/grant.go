@@ -14,7 +14,6 @@ import (
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
 	"phasekey.dev/pkg/rpcerr"
 	"phasekey.dev/services/vault/internal/grant"
-	"phasekey.dev/services/vault/internal/store"
 )
 
 // grantService implements vaultv1.GrantServiceServer.
@@ -32,7 +31,7 @@ func (s grantService) CreateGrant(ctx context.Context, req *vaultv1.CreateGrantR
 		return nil, err
 	}
 	token, hash := grant.Mint()
-	request := store.GrantRequest{ID: strings.ToLower(req.GetRequestId()), Fingerprint: asked.Fingerprint()}
+	request := grant.RequestKey{ID: strings.ToLower(req.GetRequestId()), Fingerprint: asked.Fingerprint()}
 	// A repeat is answered from what there is, whatever the registry would say now, or whether it answers.
 	if request.ID != "" && !req.GetValidateOnly() {
 		g, found, err := s.grants.RepeatGrant(ctx, now, asked.Account, hash, request, callerOf(ctx))

@@ -20,17 +20,16 @@ import (
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/delivery"
 	"phasekey.dev/services/vault/internal/grant"
-	"phasekey.dev/services/vault/internal/store"
 )
 
 // grants keeps grants; see store.Store.
 type grants interface {
-	CreateGrant(ctx context.Context, now time.Time, g grant.Grant, token grant.Hash, request store.GrantRequest, caller store.Caller) (grant.Grant, error)
-	RepeatGrant(ctx context.Context, now time.Time, account string, token grant.Hash, request store.GrantRequest, caller store.Caller) (g grant.Grant, found bool, err error)
+	CreateGrant(ctx context.Context, now time.Time, g grant.Grant, token grant.Hash, request grant.RequestKey, caller grant.Caller) (grant.Grant, error)
+	RepeatGrant(ctx context.Context, now time.Time, account string, token grant.Hash, request grant.RequestKey, caller grant.Caller) (g grant.Grant, found bool, err error)
 	Grant(ctx context.Context, account, uid string) (grant.Grant, error)
 	Grants(ctx context.Context, account, after string, limit int) ([]grant.Grant, error)
-	ExtendGrant(ctx context.Context, now time.Time, account, uid string, end time.Time, caller store.Caller) (grant.Grant, error)
-	RevokeGrant(ctx context.Context, now time.Time, account, uid string, caller store.Caller) (grant.Grant, error)
+	ExtendGrant(ctx context.Context, now time.Time, account, uid string, end time.Time, caller grant.Caller) (grant.Grant, error)
+	RevokeGrant(ctx context.Context, now time.Time, account, uid string, caller grant.Caller) (grant.Grant, error)
 }
 
 // hub delivers; see delivery.Hub.
@@ -77,8 +76,8 @@ func RegisterRunners(cfg Config) func(grpc.ServiceRegistrar) {
 }
 
 // callerOf is whom the audit names.
-func callerOf(ctx context.Context) store.Caller {
-	caller := store.Caller{RequestID: grpcserver.RequestID(ctx)}
+func callerOf(ctx context.Context) grant.Caller {
+	caller := grant.Caller{RequestID: grpcserver.RequestID(ctx)}
 	if info, ok := tlsOf(ctx); ok {
 		if id, err := mtls.IDFromState(info.State); err == nil {
 			caller.Identity = id

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/vault/internal/grant"
 )
 
 // AuditKind is what an audit event records.
@@ -22,14 +23,6 @@ const (
 	LeaseClosed         AuditKind = "LeaseClosed"
 )
 
-// Caller is whom an audit event names.
-type Caller struct {
-	// Identity is the SPIFFE ID; empty for a runner that has none.
-	Identity string
-	// RequestID is the call's, as the log has it.
-	RequestID string
-}
-
 // AuditEvent is one record. It never holds a secret.
 type AuditEvent struct {
 	// Writer is the process that recorded it, Seq its place among that writer's records, from 1, without gaps. Both are
@@ -39,7 +32,7 @@ type AuditEvent struct {
 
 	Time   time.Time
 	Kind   AuditKind
-	Caller Caller
+	Caller grant.Caller
 	// Account is the account's ID.
 	Account        string
 	GrantUID       string

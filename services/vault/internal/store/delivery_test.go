@@ -19,7 +19,7 @@ import (
 	"phasekey.dev/services/vault/internal/store"
 )
 
-var platform = store.Caller{Identity: "spiffe://phasekey.dev/platform", RequestID: "call-1"}
+var platform = grant.Caller{Identity: "spiffe://phasekey.dev/platform", RequestID: "call-1"}
 
 // counter is a vault's database in which the integration "uid" with ACTIVE version v2 and RETIRING version v1 is attached
 // to the project "network" for READ, as of revision 5 of the registry "registry".
@@ -102,7 +102,7 @@ func (c *counter) grant(uid string, change ...func(*grant.Grant)) (grant.Grant, 
 	for _, f := range change {
 		f(&g)
 	}
-	g, err := c.store.CreateGrant(c.t.Context(), start, g, hash, store.GrantRequest{}, platform)
+	g, err := c.store.CreateGrant(c.t.Context(), start, g, hash, grant.RequestKey{}, platform)
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -112,7 +112,7 @@ func (c *counter) grant(uid string, change ...func(*grant.Grant)) (grant.Grant, 
 func order(grantUID, instance, version string) store.Delivery {
 	return store.Delivery{
 		GrantUID: grantUID, InstanceID: instance, VersionID: version, Reason: "INITIAL", Audience: "https://management.azure.com",
-		ClientRequestID: "asked-" + version, ExpireTime: start.Add(time.Hour), Caller: store.Caller{RequestID: "call-2"},
+		ClientRequestID: "asked-" + version, ExpireTime: start.Add(time.Hour), Caller: grant.Caller{RequestID: "call-2"},
 	}
 }
 
@@ -174,8 +174,8 @@ func TestStore_GrantsAreKeptWhole(t *testing.T) {
 func TestStore_RequestID(t *testing.T) {
 	overTheCounter(t, func(c *counter) {
 		ctx := c.t.Context()
-		request := store.GrantRequest{ID: "request", Fingerprint: [32]byte{1}}
-		create := func(now time.Time, uid string, request store.GrantRequest) (grant.Grant, grant.Hash, error) {
+		request := grant.RequestKey{ID: "request", Fingerprint: [32]byte{1}}
+		create := func(now time.Time, uid string, request grant.RequestKey) (grant.Grant, grant.Hash, error) {
 			g, _, hash := c.fresh(uid)
 			g, err := c.store.CreateGrant(ctx, now, g, hash, request, platform)
 			return g, hash, err
@@ -197,7 +197,7 @@ func TestStore_RequestID(t *testing.T) {
 		if err := c.store.UseGrant(ctx, start, old); !errors.Is(err, grant.ErrUnknown) {
 			c.t.Errorf("use of replaced token: %v", err)
 		}
-		if _, _, err := create(start, "g3", store.GrantRequest{ID: "request", Fingerprint: [32]byte{2}}); !errors.Is(err, grant.ErrRequestIDReused) {
+		if _, _, err := create(start, "g3", grant.RequestKey{ID: "request", Fingerprint: [32]byte{2}}); !errors.Is(err, grant.ErrRequestIDReused) {
 			c.t.Errorf("other contents: %v", err)
 		}
 		if err := c.store.UseGrant(ctx, start.Add(time.Second), fresh); err != nil {
@@ -209,7 +209,7 @@ func TestStore_RequestID(t *testing.T) {
 		if g, err := c.store.GrantByToken(ctx, fresh); err != nil || !g.UseTime.Equal(start.Add(time.Second)) {
 			c.t.Errorf("used at %v, %v", g.UseTime, err)
 		}
-		if g, _, err := create(start.Add(24*time.Hour), "g4", store.GrantRequest{ID: "request", Fingerprint: [32]byte{2}}); err != nil || g.UID != "g4" {
+		if g, _, err := create(start.Add(24*time.Hour), "g4", grant.RequestKey{ID: "request", Fingerprint: [32]byte{2}}); err != nil || g.UID != "g4" {
 			c.t.Errorf("a day later: made %q, %v", g.UID, err)
 		}
 		want := []string{"GrantCreated  0 ", "GrantTokenReplaced  0 ", "GrantCreated  0 "}
@@ -229,7 +229,7 @@ func TestStore_SameRequestAtOnceMakesOneGrant(t *testing.T) {
 			g, _, hash := c.fresh(fmt.Sprint("g", i))
 			hashes[i] = hash
 			group.Go(func() {
-				got, err := c.store.CreateGrant(c.t.Context(), start, g, hash, store.GrantRequest{ID: "request"}, platform)
+				got, err := c.store.CreateGrant(c.t.Context(), start, g, hash, grant.RequestKey{ID: "request"}, platform)
 				if err != nil {
 					c.t.Error(err)
 				}
@@ -420,7 +420,7 @@ func TestStore_DeliverRecordsEverythingButTheSecret(t *testing.T) {
 		}
 		got.Time, got.ExpireTime = sqldb.Time(at), sqldb.Time(expire)
 		want := store.AuditEvent{
-			Time: start.Add(time.Second), Kind: store.CredentialDelivered, Caller: store.Caller{RequestID: "call-2"}, Account: "acme", GrantUID: g.UID,
+			Time: start.Add(time.Second), Kind: store.CredentialDelivered, Caller: grant.Caller{RequestID: "call-2"}, Account: "acme", GrantUID: g.UID,
 			LeaseUID: l.UID, InstanceID: "instance", Generation: 1, IntegrationUID: "uid", ProjectUID: "network", VersionID: "v2", Reason: "INITIAL",
 			Audience: "https://management.azure.com", ClientRequestID: "asked-v2", ExpireTime: start.Add(time.Hour),
 		}
@@ -652,7 +652,7 @@ func TestStore_TokenIsReplacedOrUsedNeverBoth(t *testing.T) {
 	overTheCounter(t, func(c *counter) {
 		ctx := c.t.Context()
 		for round := range 10 {
-			request := store.GrantRequest{ID: fmt.Sprint("request-", round)}
+			request := grant.RequestKey{ID: fmt.Sprint("request-", round)}
 			g, _, hash := c.fresh(fmt.Sprint("g", round))
 			if _, err := c.store.CreateGrant(ctx, start, g, hash, request, platform); err != nil {
 				c.t.Fatal(err)

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
@@ -12,17 +11,9 @@ import (
 	"phasekey.dev/services/vault/internal/grant"
 )
 
-// GrantRequest makes repeats of CreateGrant safe. The zero value stands for a request without an ID.
-type GrantRequest struct {
-	// ID is the caller's choice, unique in the account for grant.RequestIDLife.
-	ID string
-	// Fingerprint is of the request's contents.
-	Fingerprint [sha256.Size]byte
-}
-
 // CreateGrant stores a grant and the hash of its token. If a grant of the same request ID exists, that one is returned
 // instead, as by RepeatGrant.
-func (s *Store) CreateGrant(ctx context.Context, now time.Time, g grant.Grant, token grant.Hash, request GrantRequest, caller Caller) (grant.Grant, error) {
+func (s *Store) CreateGrant(ctx context.Context, now time.Time, g grant.Grant, token grant.Hash, request grant.RequestKey, caller grant.Caller) (grant.Grant, error) {
 	var out grant.Grant
 	create := func(ctx context.Context, tx sqldb.Tx) error {
 		if request.ID != "" {
@@ -49,7 +40,7 @@ func (s *Store) CreateGrant(ctx context.Context, now time.Time, g grant.Grant, t
 // RepeatGrant returns the grant that a request made before, and makes token its token instead of the one that nobody has
 // shown yet; found is false when there is no such grant. grant.ErrRequestIDReused when the contents are others,
 // grant.ErrInUse when the token has been shown.
-func (s *Store) RepeatGrant(ctx context.Context, now time.Time, account string, token grant.Hash, request GrantRequest, caller Caller) (g grant.Grant, found bool, err error) {
+func (s *Store) RepeatGrant(ctx context.Context, now time.Time, account string, token grant.Hash, request grant.RequestKey, caller grant.Caller) (g grant.Grant, found bool, err error) {
 	err = s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
 		g, found, err = s.repeat(ctx, tx, now, account, token, request, caller)
 		return err
@@ -60,7 +51,7 @@ func (s *Store) RepeatGrant(ctx context.Context, now time.Time, account string, 
 	return g, found, nil
 }
 
-func (s *Store) repeat(ctx context.Context, tx sqldb.Tx, now time.Time, account string, token grant.Hash, request GrantRequest, caller Caller) (grant.Grant, bool, error) {
+func (s *Store) repeat(ctx context.Context, tx sqldb.Tx, now time.Time, account string, token grant.Hash, request grant.RequestKey, caller grant.Caller) (grant.Grant, bool, error) {
 	if _, err := tx.Exec(ctx, `UPDATE grants SET request_id = NULL WHERE account = $1 AND request_id = $2 AND create_time <= $3`,
 		account, request.ID, sqldb.Micros(now.Add(-grant.RequestIDLife))); err != nil {
 		return grant.Grant{}, false, err
@@ -88,7 +79,7 @@ func (s *Store) repeat(ctx context.Context, tx sqldb.Tx, now time.Time, account 
 	return g, true, s.audit(ctx, tx, grantEvent(now, GrantTokenReplaced, g, caller))
 }
 
-func (s *Store) insertGrant(ctx context.Context, tx sqldb.Tx, now time.Time, g grant.Grant, token grant.Hash, request GrantRequest, caller Caller) error {
+func (s *Store) insertGrant(ctx context.Context, tx sqldb.Tx, now time.Time, g grant.Grant, token grant.Hash, request grant.RequestKey, caller grant.Caller) error {
 	var requestID, fingerprint any
 	if request.ID != "" {
 		requestID, fingerprint = request.ID, request.Fingerprint[:]
@@ -149,7 +140,7 @@ func (s *Store) Grants(ctx context.Context, account, after string, limit int) ([
 }
 
 // ExtendGrant moves the grant's end, as grant.Extend decides.
-func (s *Store) ExtendGrant(ctx context.Context, now time.Time, account, uid string, end time.Time, caller Caller) (grant.Grant, error) {
+func (s *Store) ExtendGrant(ctx context.Context, now time.Time, account, uid string, end time.Time, caller grant.Caller) (grant.Grant, error) {
 	var g grant.Grant
 	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
 		if g, err = lockGrant(ctx, tx, `account = $1 AND uid = $2`, account, uid); err != nil {
@@ -176,7 +167,7 @@ func (s *Store) ExtendGrant(ctx context.Context, now time.Time, account, uid str
 
 // RevokeGrant ends the grant: once it has returned, nothing is recorded as delivered by it any more. A grant that was
 // revoked stays as it is.
-func (s *Store) RevokeGrant(ctx context.Context, now time.Time, account, uid string, caller Caller) (grant.Grant, error) {
+func (s *Store) RevokeGrant(ctx context.Context, now time.Time, account, uid string, caller grant.Caller) (grant.Grant, error) {
 	var g grant.Grant
 	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
 		if g, err = lockGrant(ctx, tx, `account = $1 AND uid = $2`, account, uid); err != nil {
@@ -245,7 +236,7 @@ func scanGrant(row sqldb.Row, more ...any) (grant.Grant, error) {
 	return g, nil
 }
 
-func grantEvent(now time.Time, kind AuditKind, g grant.Grant, caller Caller) AuditEvent {
+func grantEvent(now time.Time, kind AuditKind, g grant.Grant, caller grant.Caller) AuditEvent {
 	return AuditEvent{
 		Time: now, Kind: kind, Caller: caller, Account: g.Account, GrantUID: g.UID, IntegrationUID: g.IntegrationUID,
 		ProjectUID: g.ProjectUID, ExpireTime: g.ExpireTime,

@@ -100,7 +100,7 @@ type Delivery struct {
 	ClientRequestID string
 	// ExpireTime is when it stops working.
 	ExpireTime time.Time
-	Caller     Caller
+	Caller     grant.Caller
 }
 
 // Deliver opens or resumes the instance's lease, counts its generation up, and records the delivery where it finds
@@ -148,7 +148,7 @@ func (s *Store) Deliver(ctx context.Context, now time.Time, d Delivery) (lease.L
 	return delivered, nil
 }
 
-func (s *Store) putLease(ctx context.Context, tx sqldb.Tx, now time.Time, g grant.Grant, l lease.Lease, opened bool, caller Caller) error {
+func (s *Store) putLease(ctx context.Context, tx sqldb.Tx, now time.Time, g grant.Grant, l lease.Lease, opened bool, caller grant.Caller) error {
 	if !opened {
 		_, err := tx.Exec(ctx, `UPDATE leases SET generation = $1, deliver_time = $2 WHERE uid = $3`, l.Generation, sqldb.Micros(l.DeliverTime), l.UID)
 		return err
@@ -176,7 +176,7 @@ func refused(ctx context.Context, tx sqldb.Tx, now time.Time, grantUID string) e
 }
 
 // CloseLease closes the instance's lease. One that never was, or is closed, is closed.
-func (s *Store) CloseLease(ctx context.Context, now time.Time, grantUID, instanceID string, caller Caller) error {
+func (s *Store) CloseLease(ctx context.Context, now time.Time, grantUID, instanceID string, caller grant.Caller) error {
 	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
 		g, err := lockGrant(ctx, tx, `uid = $1`, grantUID)
 		if err != nil {
