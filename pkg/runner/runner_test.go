@@ -506,7 +506,8 @@ func TestRunner_OtherAudiences(t *testing.T) {
 	}
 	get := func(t *testing.T, w *world, audience string) string {
 		t.Helper()
-		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		// More than the longest outage here and the longest wait that may follow it, drawn from up to half a minute.
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		c, err := w.runner.CredentialFor(ctx, audience)
 		if err != nil {
