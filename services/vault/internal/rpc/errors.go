@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -31,7 +30,7 @@ const retryAfter = 2 * time.Second
 // table says what each error is on the wire. The final reasons stand first: they say more than what comes with them.
 func table() rpcerr.Table {
 	row := func(target error, code codes.Code, reason errorv1.ErrorReason, details ...proto.Message) rpcerr.Row {
-		return rpcerr.Row{Target: target, Code: code, Reason: word(reason), Details: func(error) []proto.Message { return details }}
+		return rpcerr.Row{Target: target, Code: code, Reason: rpcerr.Word(reason), Details: func(error) []proto.Message { return details }}
 	}
 	denied := func(target error, reason errorv1.ErrorReason) rpcerr.Row {
 		return row(target, codes.PermissionDenied, reason)
@@ -51,7 +50,7 @@ func table() rpcerr.Table {
 		row(lease.ErrTooMany, codes.ResourceExhausted, errorv1.ErrorReason_ERROR_REASON_TOO_MANY_LEASES),
 		{
 			Target: delivery.ErrAudienceNotAllowed, Code: codes.PermissionDenied,
-			Reason: word(errorv1.ErrorReason_ERROR_REASON_AUDIENCE_NOT_ALLOWED), Details: audienceOf,
+			Reason: rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_AUDIENCE_NOT_ALLOWED), Details: audienceOf,
 		},
 		row(grant.ErrNotFound, codes.NotFound, errorv1.ErrorReason_ERROR_REASON_RESOURCE_NOT_FOUND),
 		row(grant.ErrInUse, codes.AlreadyExists, errorv1.ErrorReason_ERROR_REASON_GRANT_IN_USE),
@@ -74,11 +73,6 @@ func table() rpcerr.Table {
 	}
 }
 
-// word is a reason as it stands on the wire.
-func word(reason errorv1.ErrorReason) string {
-	return strings.TrimPrefix(reason.String(), "ERROR_REASON_")
-}
-
 // statusOf is the status of an error, with the error itself wrapped beside it for the log.
 func statusOf(err error) error {
 	st := table().Status(err)
@@ -91,7 +85,7 @@ func statusOf(err error) error {
 // statusAbout is statusOf for an error about the resource of that name.
 func statusAbout(err error, name string) error {
 	if errors.Is(err, grant.ErrNotFound) || errors.Is(err, sqldb.ErrNoRows) {
-		return rpcerr.New(codes.NotFound, word(errorv1.ErrorReason_ERROR_REASON_RESOURCE_NOT_FOUND), "no such resource", rpcerr.Metadata("name", name))
+		return rpcerr.New(codes.NotFound, rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_RESOURCE_NOT_FOUND), "no such resource", rpcerr.Metadata("name", name))
 	}
 	return statusOf(err)
 }
@@ -110,10 +104,10 @@ func fromRegistry(ctx context.Context, err error) error {
 		return ctx.Err()
 	}
 	switch rpcerr.Reason(err) {
-	case word(errorv1.ErrorReason_ERROR_REASON_RESOURCE_NOT_FOUND),
-		word(errorv1.ErrorReason_ERROR_REASON_NOTHING_ATTACHED),
-		word(errorv1.ErrorReason_ERROR_REASON_NO_SUBSCRIPTION),
-		word(errorv1.ErrorReason_ERROR_REASON_INTEGRATION_DELETING):
+	case rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_RESOURCE_NOT_FOUND),
+		rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_NOTHING_ATTACHED),
+		rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_NO_SUBSCRIPTION),
+		rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_INTEGRATION_DELETING):
 		return err
 	default:
 		return fmt.Errorf("%w: %w", errRegistry, err)
