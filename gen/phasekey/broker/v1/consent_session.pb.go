@@ -38,7 +38,7 @@ const (
 	ConsentSession_STATE_AWAITING_CONSENT ConsentSession_State = 2
 	// Proven.
 	ConsentSession_STATE_COMPLETED ConsentSession_State = 3
-	// Nobody consented in time.
+	// Nobody consented in time, or the integration was deleted.
 	ConsentSession_STATE_EXPIRED ConsentSession_State = 4
 )
 
@@ -97,10 +97,14 @@ type ConsentSession struct {
 	Integration string `protobuf:"bytes,2,opt,name=integration,proto3" json:"integration,omitempty"`
 	// When it ends. At most seven days ahead; absent means 24 hours.
 	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// Where the page leads when the administrator is through: an https URL at one of the broker's configured return origins,
+	// without user information or fragment, at most 2,000 characters. Empty for no such link. Nobody is sent there without
+	// following it.
+	ReturnUri string `protobuf:"bytes,4,opt,name=return_uri,json=returnUri,proto3" json:"return_uri,omitempty"`
 	// Where it is.
 	State ConsentSession_State `protobuf:"varint,20,opt,name=state,proto3,enum=phasekey.broker.v1.ConsentSession_State" json:"state,omitempty"`
-	// Where the administrator consents. Present in STATE_AWAITING_CONSENT only. Whoever follows it acts in this session, so
-	// it is not logged.
+	// The page for the administrator: it says who asks and for what, waits until consent can be given, leads to Entra ID and
+	// shows the result. Present while the session is open. Whoever follows it acts in this session, so it is not logged.
 	ConsentUri string `protobuf:"bytes,21,opt,name=consent_uri,json=consentUri,proto3" json:"consent_uri,omitempty"`
 	// The service principal's object ID in the customer's tenant, once completed.
 	ServicePrincipalObjectId string `protobuf:"bytes,22,opt,name=service_principal_object_id,json=servicePrincipalObjectId,proto3" json:"service_principal_object_id,omitempty"`
@@ -110,7 +114,11 @@ type ConsentSession struct {
 	// When it was created.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,24,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	// When consent was proven; absent before.
-	CompleteTime  *timestamppb.Timestamp `protobuf:"bytes,25,opt,name=complete_time,json=completeTime,proto3" json:"complete_time,omitempty"`
+	CompleteTime *timestamppb.Timestamp `protobuf:"bytes,25,opt,name=complete_time,json=completeTime,proto3" json:"complete_time,omitempty"`
+	// What Entra ID last sent an administrator's browser back with: `APPROVED`, or an error's code, for example `AADSTS65004`
+	// when the administrator declined; empty before. A browser's word, which proves nothing: only the state says that consent
+	// is given.
+	LastCallback  string `protobuf:"bytes,26,opt,name=last_callback,json=lastCallback,proto3" json:"last_callback,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -166,6 +174,13 @@ func (x *ConsentSession) GetExpireTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *ConsentSession) GetReturnUri() string {
+	if x != nil {
+		return x.ReturnUri
+	}
+	return ""
+}
+
 func (x *ConsentSession) GetState() ConsentSession_State {
 	if x != nil {
 		return x.State
@@ -208,17 +223,26 @@ func (x *ConsentSession) GetCompleteTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *ConsentSession) GetLastCallback() string {
+	if x != nil {
+		return x.LastCallback
+	}
+	return ""
+}
+
 var File_phasekey_broker_v1_consent_session_proto protoreflect.FileDescriptor
 
 const file_phasekey_broker_v1_consent_session_proto_rawDesc = "" +
 	"\n" +
-	"(phasekey/broker/v1/consent_session.proto\x12\x12phasekey.broker.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x95\a\n" +
+	"(phasekey/broker/v1/consent_session.proto\x12\x12phasekey.broker.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xee\a\n" +
 	"\x0eConsentSession\x12 \n" +
 	"\x04name\x18\x01 \x01(\tB\f\xe2A\x01\b\xbaH\x05r\x03\x18\xc8\x01R\x04name\x12\xac\x01\n" +
 	"\vintegration\x18\x02 \x01(\tB\x89\x01\xe2A\x02\x02\x05\xfaA#\n" +
 	"!registry.phasekey.dev/Integration\xbaH[rY2W^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/integrations/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\vintegration\x12B\n" +
 	"\vexpire_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampB\x05\xe2A\x02\x01\x05R\n" +
-	"expireTime\x12D\n" +
+	"expireTime\x12,\n" +
+	"\n" +
+	"return_uri\x18\x04 \x01(\tB\r\xe2A\x02\x01\x05\xbaH\x05r\x03\x18\xd0\x0fR\treturnUri\x12D\n" +
 	"\x05state\x18\x14 \x01(\x0e2(.phasekey.broker.v1.ConsentSession.StateB\x04\xe2A\x01\x03R\x05state\x12(\n" +
 	"\vconsent_uri\x18\x15 \x01(\tB\a\xe2A\x01\x03\x80\x01\x01R\n" +
 	"consentUri\x12C\n" +
@@ -226,7 +250,8 @@ const file_phasekey_broker_v1_consent_session_proto_rawDesc = "" +
 	"\flast_refusal\x18\x17 \x01(\tB\x04\xe2A\x01\x03R\vlastRefusal\x12A\n" +
 	"\vcreate_time\x18\x18 \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x03R\n" +
 	"createTime\x12E\n" +
-	"\rcomplete_time\x18\x19 \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x03R\fcompleteTime\"\x85\x01\n" +
+	"\rcomplete_time\x18\x19 \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x03R\fcompleteTime\x12)\n" +
+	"\rlast_callback\x18\x1a \x01(\tB\x04\xe2A\x01\x03R\flastCallback\"\x85\x01\n" +
 	"\x05State\x12\x15\n" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12!\n" +
 	"\x1dSTATE_WAITING_FOR_APPLICATION\x10\x01\x12\x1a\n" +

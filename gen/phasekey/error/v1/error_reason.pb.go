@@ -94,6 +94,10 @@ const (
 	ErrorReason_ERROR_REASON_TOO_MANY_LEASES ErrorReason = 47
 	// PERMISSION_DENIED, not final. The integration does not allow this audience; `metadata.audience` says which one was asked for.
 	ErrorReason_ERROR_REASON_AUDIENCE_NOT_ALLOWED ErrorReason = 48
+	// PERMISSION_DENIED, not final. The integration's delivery_materials do not name this form; `metadata.material` says
+	// which one was asked for.
+	// Example: {"reason": "MATERIAL_NOT_ALLOWED", "domain": "phasekey", "metadata": {"material": "CLIENT_SECRET"}}
+	ErrorReason_ERROR_REASON_MATERIAL_NOT_ALLOWED ErrorReason = 49
 	// UNAVAILABLE. The integration has no proven credential yet, or none now. Keep what is valid and come back.
 	ErrorReason_ERROR_REASON_CREDENTIAL_NOT_READY ErrorReason = 50
 	// UNAVAILABLE. The customer's tenant does not know the application now: consent is missing or was withdrawn.
@@ -109,6 +113,9 @@ const (
 	ErrorReason_ERROR_REASON_DRAINING ErrorReason = 55
 	// UNAVAILABLE. Nothing was said on the stream for two hours. Open it again.
 	ErrorReason_ERROR_REASON_STREAM_IDLE ErrorReason = 56
+	// FAILED_PRECONDITION. A client secret cannot be held until the grant's end, because the secret ends before; the grant may
+	// end at `metadata.latest_expire_time` (RFC 3339) at the latest. Make a shorter grant, or extend this one by less.
+	ErrorReason_ERROR_REASON_HOLD_TOO_LONG ErrorReason = 57
 	// RESOURCE_EXHAUSTED. Too many consent sessions of the integration are open. Use one of them, or wait for one to end.
 	ErrorReason_ERROR_REASON_TOO_MANY_CONSENT_SESSIONS ErrorReason = 60
 	// INTERNAL. A bug of ours; `metadata.request_id` finds it in the server's log.
@@ -149,6 +156,7 @@ var (
 		46: "ERROR_REASON_LEASE_CLOSED",
 		47: "ERROR_REASON_TOO_MANY_LEASES",
 		48: "ERROR_REASON_AUDIENCE_NOT_ALLOWED",
+		49: "ERROR_REASON_MATERIAL_NOT_ALLOWED",
 		50: "ERROR_REASON_CREDENTIAL_NOT_READY",
 		51: "ERROR_REASON_CONSENT_MISSING",
 		52: "ERROR_REASON_ENTRA_UNAVAILABLE",
@@ -156,6 +164,7 @@ var (
 		54: "ERROR_REASON_DEPENDENCY_UNAVAILABLE",
 		55: "ERROR_REASON_DRAINING",
 		56: "ERROR_REASON_STREAM_IDLE",
+		57: "ERROR_REASON_HOLD_TOO_LONG",
 		60: "ERROR_REASON_TOO_MANY_CONSENT_SESSIONS",
 		90: "ERROR_REASON_INTERNAL",
 	}
@@ -191,6 +200,7 @@ var (
 		"ERROR_REASON_LEASE_CLOSED":              46,
 		"ERROR_REASON_TOO_MANY_LEASES":           47,
 		"ERROR_REASON_AUDIENCE_NOT_ALLOWED":      48,
+		"ERROR_REASON_MATERIAL_NOT_ALLOWED":      49,
 		"ERROR_REASON_CREDENTIAL_NOT_READY":      50,
 		"ERROR_REASON_CONSENT_MISSING":           51,
 		"ERROR_REASON_ENTRA_UNAVAILABLE":         52,
@@ -198,6 +208,7 @@ var (
 		"ERROR_REASON_DEPENDENCY_UNAVAILABLE":    54,
 		"ERROR_REASON_DRAINING":                  55,
 		"ERROR_REASON_STREAM_IDLE":               56,
+		"ERROR_REASON_HOLD_TOO_LONG":             57,
 		"ERROR_REASON_TOO_MANY_CONSENT_SESSIONS": 60,
 		"ERROR_REASON_INTERNAL":                  90,
 	}
@@ -234,8 +245,7 @@ var File_phasekey_error_v1_error_reason_proto protoreflect.FileDescriptor
 
 const file_phasekey_error_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
-	"$phasekey/error/v1/error_reason.proto\x12\x11phasekey.error.v1*\xe6\n" +
-	"\n" +
+	"$phasekey/error/v1/error_reason.proto\x12\x11phasekey.error.v1*\xad\v\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1f\n" +
 	"\x1bERROR_REASON_INVALID_FIELDS\x10\x01\x12#\n" +
@@ -269,13 +279,15 @@ const file_phasekey_error_v1_error_reason_proto_rawDesc = "" +
 	"\x19ERROR_REASON_LEASE_CLOSED\x10.\x12 \n" +
 	"\x1cERROR_REASON_TOO_MANY_LEASES\x10/\x12%\n" +
 	"!ERROR_REASON_AUDIENCE_NOT_ALLOWED\x100\x12%\n" +
+	"!ERROR_REASON_MATERIAL_NOT_ALLOWED\x101\x12%\n" +
 	"!ERROR_REASON_CREDENTIAL_NOT_READY\x102\x12 \n" +
 	"\x1cERROR_REASON_CONSENT_MISSING\x103\x12\"\n" +
 	"\x1eERROR_REASON_ENTRA_UNAVAILABLE\x104\x12\"\n" +
 	"\x1eERROR_REASON_ENTITLEMENT_STALE\x105\x12'\n" +
 	"#ERROR_REASON_DEPENDENCY_UNAVAILABLE\x106\x12\x19\n" +
 	"\x15ERROR_REASON_DRAINING\x107\x12\x1c\n" +
-	"\x18ERROR_REASON_STREAM_IDLE\x108\x12*\n" +
+	"\x18ERROR_REASON_STREAM_IDLE\x108\x12\x1e\n" +
+	"\x1aERROR_REASON_HOLD_TOO_LONG\x109\x12*\n" +
 	"&ERROR_REASON_TOO_MANY_CONSENT_SESSIONS\x10<\x12\x19\n" +
 	"\x15ERROR_REASON_INTERNAL\x10ZB,Z*phasekey.dev/gen/phasekey/error/v1;errorv1b\x06proto3"
 

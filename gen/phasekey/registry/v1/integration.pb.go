@@ -232,6 +232,9 @@ type Integration struct {
 	// How often the credential is replaced, one hour to 30 days, jittered by a tenth either way. Absent means 24 hours.
 	// Servers in development mode accept seconds.
 	RotationPeriod *durationpb.Duration `protobuf:"bytes,9,opt,name=rotation_period,json=rotationPeriod,proto3" json:"rotation_period,omitempty"`
+	// The forms in which runners may be given the credential; any other is refused. Empty means MATERIAL_ACCESS_TOKEN alone,
+	// which keeps the secret in the vault.
+	DeliveryMaterials []v1.Material `protobuf:"varint,10,rep,packed,name=delivery_materials,json=deliveryMaterials,proto3,enum=phasekey.type.v1.Material" json:"delivery_materials,omitempty"`
 	// The name of the Entra application and of its service principal in the customer's tenant; unique. Empty until the
 	// vault has made the application.
 	ApplicationDisplayName string `protobuf:"bytes,20,opt,name=application_display_name,json=applicationDisplayName,proto3" json:"application_display_name,omitempty"`
@@ -346,6 +349,13 @@ func (x *Integration) GetAllowedAudiences() []string {
 func (x *Integration) GetRotationPeriod() *durationpb.Duration {
 	if x != nil {
 		return x.RotationPeriod
+	}
+	return nil
+}
+
+func (x *Integration) GetDeliveryMaterials() []v1.Material {
+	if x != nil {
+		return x.DeliveryMaterials
 	}
 	return nil
 }
@@ -499,7 +509,7 @@ var File_phasekey_registry_v1_integration_proto protoreflect.FileDescriptor
 
 const file_phasekey_registry_v1_integration_proto_rawDesc = "" +
 	"\n" +
-	"&phasekey/registry/v1/integration.proto\x12\x14phasekey.registry.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dphasekey/type/v1/access.proto\"\x89\v\n" +
+	"&phasekey/registry/v1/integration.proto\x12\x14phasekey.registry.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dphasekey/type/v1/access.proto\"\xee\v\n" +
 	"\vIntegration\x12 \n" +
 	"\x04name\x18\x01 \x01(\tB\f\xe2A\x01\b\xbaH\x05r\x03\x18\xc8\x01R\x04name\x12\x16\n" +
 	"\x03uid\x18\x02 \x01(\tB\x04\xe2A\x01\x03R\x03uid\x12J\n" +
@@ -509,7 +519,9 @@ const file_phasekey_registry_v1_integration_proto_rawDesc = "" +
 	"\x17default_subscription_id\x18\x06 \x01(\tB\x0f\xe2A\x01\x01\xbaH\b\xd8\x01\x01r\x03\xb0\x01\x01R\x15defaultSubscriptionId\x12X\n" +
 	"\x0fcredential_kind\x18\a \x01(\x0e2 .phasekey.type.v1.CredentialKindB\r\xe2A\x02\x01\x05\xbaH\x05\x82\x01\x02\x10\x01R\x0ecredentialKind\x12n\n" +
 	"\x11allowed_audiences\x18\b \x03(\tBA\xe2A\x02\x01\x06\xbaH9\x92\x016\x10\x14\x18\x01\"0r.\x18\xc8\x012)^(https|api)://[A-Za-z0-9][A-Za-z0-9.-]*$R\x10allowedAudiences\x12Y\n" +
-	"\x0frotation_period\x18\t \x01(\v2\x19.google.protobuf.DurationB\x15\xe2A\x01\x01\xbaH\x0e\xaa\x01\v\"\x05\b\x80\x9a\x9e\x012\x02\b\x01R\x0erotationPeriod\x12>\n" +
+	"\x0frotation_period\x18\t \x01(\v2\x19.google.protobuf.DurationB\x15\xe2A\x01\x01\xbaH\x0e\xaa\x01\v\"\x05\b\x80\x9a\x9e\x012\x02\b\x01R\x0erotationPeriod\x12c\n" +
+	"\x12delivery_materials\x18\n" +
+	" \x03(\x0e2\x1a.phasekey.type.v1.MaterialB\x18\xe2A\x02\x01\x06\xbaH\x10\x92\x01\r\x10\x02\x18\x01\"\a\x82\x01\x04\x10\x01 \x00R\x11deliveryMaterials\x12>\n" +
 	"\x18application_display_name\x18\x14 \x01(\tB\x04\xe2A\x01\x03R\x16applicationDisplayName\x12!\n" +
 	"\tclient_id\x18\x15 \x01(\tB\x04\xe2A\x01\x03R\bclientId\x12C\n" +
 	"\x1bservice_principal_object_id\x18\x16 \x01(\tB\x04\xe2A\x01\x03R\x18servicePrincipalObjectId\x12C\n" +
@@ -571,24 +583,26 @@ var file_phasekey_registry_v1_integration_proto_goTypes = []any{
 	(*Condition)(nil),             // 4: phasekey.registry.v1.Condition
 	(v1.CredentialKind)(0),        // 5: phasekey.type.v1.CredentialKind
 	(*durationpb.Duration)(nil),   // 6: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 7: google.protobuf.Timestamp
+	(v1.Material)(0),              // 7: phasekey.type.v1.Material
+	(*timestamppb.Timestamp)(nil), // 8: google.protobuf.Timestamp
 }
 var file_phasekey_registry_v1_integration_proto_depIdxs = []int32{
 	5,  // 0: phasekey.registry.v1.Integration.credential_kind:type_name -> phasekey.type.v1.CredentialKind
 	6,  // 1: phasekey.registry.v1.Integration.rotation_period:type_name -> google.protobuf.Duration
-	0,  // 2: phasekey.registry.v1.Integration.state:type_name -> phasekey.registry.v1.Integration.State
-	4,  // 3: phasekey.registry.v1.Integration.conditions:type_name -> phasekey.registry.v1.Condition
-	7,  // 4: phasekey.registry.v1.Integration.create_time:type_name -> google.protobuf.Timestamp
-	7,  // 5: phasekey.registry.v1.Integration.update_time:type_name -> google.protobuf.Timestamp
-	7,  // 6: phasekey.registry.v1.Integration.delete_time:type_name -> google.protobuf.Timestamp
-	1,  // 7: phasekey.registry.v1.Condition.type:type_name -> phasekey.registry.v1.Condition.Type
-	2,  // 8: phasekey.registry.v1.Condition.status:type_name -> phasekey.registry.v1.Condition.Status
-	7,  // 9: phasekey.registry.v1.Condition.last_transition_time:type_name -> google.protobuf.Timestamp
-	10, // [10:10] is the sub-list for method output_type
-	10, // [10:10] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	7,  // 2: phasekey.registry.v1.Integration.delivery_materials:type_name -> phasekey.type.v1.Material
+	0,  // 3: phasekey.registry.v1.Integration.state:type_name -> phasekey.registry.v1.Integration.State
+	4,  // 4: phasekey.registry.v1.Integration.conditions:type_name -> phasekey.registry.v1.Condition
+	8,  // 5: phasekey.registry.v1.Integration.create_time:type_name -> google.protobuf.Timestamp
+	8,  // 6: phasekey.registry.v1.Integration.update_time:type_name -> google.protobuf.Timestamp
+	8,  // 7: phasekey.registry.v1.Integration.delete_time:type_name -> google.protobuf.Timestamp
+	1,  // 8: phasekey.registry.v1.Condition.type:type_name -> phasekey.registry.v1.Condition.Type
+	2,  // 9: phasekey.registry.v1.Condition.status:type_name -> phasekey.registry.v1.Condition.Status
+	8,  // 10: phasekey.registry.v1.Condition.last_transition_time:type_name -> google.protobuf.Timestamp
+	11, // [11:11] is the sub-list for method output_type
+	11, // [11:11] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_phasekey_registry_v1_integration_proto_init() }

@@ -202,6 +202,9 @@ const (
 	Material_MATERIAL_UNSPECIFIED Material = 0
 	// A bearer token for one audience, minted by the vault in the customer's tenant. The secret stays in the vault.
 	Material_MATERIAL_ACCESS_TOKEN Material = 1
+	// The client secret itself, for tools that take nothing else. Only where the integration's delivery_materials name it.
+	// While a lease holds it, that version of the secret is not removed.
+	Material_MATERIAL_CLIENT_SECRET Material = 2
 )
 
 // Enum value maps for Material.
@@ -209,10 +212,12 @@ var (
 	Material_name = map[int32]string{
 		0: "MATERIAL_UNSPECIFIED",
 		1: "MATERIAL_ACCESS_TOKEN",
+		2: "MATERIAL_CLIENT_SECRET",
 	}
 	Material_value = map[string]int32{
-		"MATERIAL_UNSPECIFIED":  0,
-		"MATERIAL_ACCESS_TOKEN": 1,
+		"MATERIAL_UNSPECIFIED":   0,
+		"MATERIAL_ACCESS_TOKEN":  1,
+		"MATERIAL_CLIENT_SECRET": 2,
 	}
 )
 
@@ -262,10 +267,11 @@ const file_phasekey_type_v1_access_proto_rawDesc = "" +
 	"\fACCESS_WRITE\x10\x02*T\n" +
 	"\x0eCredentialKind\x12\x1f\n" +
 	"\x1bCREDENTIAL_KIND_UNSPECIFIED\x10\x00\x12!\n" +
-	"\x1dCREDENTIAL_KIND_CLIENT_SECRET\x10\x01*?\n" +
+	"\x1dCREDENTIAL_KIND_CLIENT_SECRET\x10\x01*[\n" +
 	"\bMaterial\x12\x18\n" +
 	"\x14MATERIAL_UNSPECIFIED\x10\x00\x12\x19\n" +
-	"\x15MATERIAL_ACCESS_TOKEN\x10\x01B*Z(phasekey.dev/gen/phasekey/type/v1;typev1b\x06proto3"
+	"\x15MATERIAL_ACCESS_TOKEN\x10\x01\x12\x1a\n" +
+	"\x16MATERIAL_CLIENT_SECRET\x10\x02B*Z(phasekey.dev/gen/phasekey/type/v1;typev1b\x06proto3"
 
 var (
 	file_phasekey_type_v1_access_proto_rawDescOnce sync.Once

@@ -99,7 +99,7 @@ type Credential struct {
 	IssueTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=issue_time,json=issueTime,proto3" json:"issue_time,omitempty"`
 	// When the vault will send the next one at the latest, on a stream; when to fetch again, without one.
 	RefreshTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=refresh_time,json=refreshTime,proto3" json:"refresh_time,omitempty"`
-	// When it stops working.
+	// When it stops working. A client secret may be removed from the grant's end on.
 	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
 	// When the grant ends, and with it the lease.
 	GrantExpireTime *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=grant_expire_time,json=grantExpireTime,proto3" json:"grant_expire_time,omitempty"`
@@ -116,6 +116,7 @@ type Credential struct {
 	// Types that are valid to be assigned to Material:
 	//
 	//	*Credential_AccessToken
+	//	*Credential_ClientSecret
 	Material isCredential_Material `protobuf_oneof:"material"`
 	// What a Terraform provider wants in its environment, besides what the runner's own loopback endpoint adds. No value
 	// is a secret.
@@ -268,6 +269,15 @@ func (x *Credential) GetAccessToken() *AccessToken {
 	return nil
 }
 
+func (x *Credential) GetClientSecret() *ClientSecret {
+	if x != nil {
+		if x, ok := x.Material.(*Credential_ClientSecret); ok {
+			return x.ClientSecret
+		}
+	}
+	return nil
+}
+
 func (x *Credential) GetEnvironment() map[string]string {
 	if x != nil {
 		return x.Environment
@@ -284,7 +294,14 @@ type Credential_AccessToken struct {
 	AccessToken *AccessToken `protobuf:"bytes,20,opt,name=access_token,json=accessToken,proto3,oneof"`
 }
 
+type Credential_ClientSecret struct {
+	// The application's client secret.
+	ClientSecret *ClientSecret `protobuf:"bytes,21,opt,name=client_secret,json=clientSecret,proto3,oneof"`
+}
+
 func (*Credential_AccessToken) isCredential_Material() {}
+
+func (*Credential_ClientSecret) isCredential_Material() {}
 
 // A bearer token for one audience.
 type AccessToken struct {
@@ -341,11 +358,58 @@ func (x *AccessToken) GetToken() string {
 	return ""
 }
 
+// The application's client secret, with which whoever holds it asks Entra ID for tokens in client_id's name. The lease holds
+// that version of the secret: it is not removed before the lease is closed, its grant is revoked, or its grant has ended.
+type ClientSecret struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The secret. It works until it is removed at Entra ID.
+	Secret        string `protobuf:"bytes,1,opt,name=secret,proto3" json:"secret,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClientSecret) Reset() {
+	*x = ClientSecret{}
+	mi := &file_phasekey_vault_v1_credential_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClientSecret) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClientSecret) ProtoMessage() {}
+
+func (x *ClientSecret) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_vault_v1_credential_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClientSecret.ProtoReflect.Descriptor instead.
+func (*ClientSecret) Descriptor() ([]byte, []int) {
+	return file_phasekey_vault_v1_credential_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ClientSecret) GetSecret() string {
+	if x != nil {
+		return x.Secret
+	}
+	return ""
+}
+
 var File_phasekey_vault_v1_credential_proto protoreflect.FileDescriptor
 
 const file_phasekey_vault_v1_credential_proto_rawDesc = "" +
 	"\n" +
-	"\"phasekey/vault/v1/credential.proto\x12\x11phasekey.vault.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dphasekey/type/v1/access.proto\"\xc9\a\n" +
+	"\"phasekey/vault/v1/credential.proto\x12\x11phasekey.vault.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dphasekey/type/v1/access.proto\"\x91\b\n" +
 	"\n" +
 	"Credential\x12\x14\n" +
 	"\x05lease\x18\x01 \x01(\tR\x05lease\x12\x1e\n" +
@@ -367,7 +431,8 @@ const file_phasekey_vault_v1_credential_proto_rawDesc = "" +
 	"\ttenant_id\x18\f \x01(\tR\btenantId\x12\x1b\n" +
 	"\tclient_id\x18\r \x01(\tR\bclientId\x12'\n" +
 	"\x0fsubscription_id\x18\x0e \x01(\tR\x0esubscriptionId\x12C\n" +
-	"\faccess_token\x18\x14 \x01(\v2\x1e.phasekey.vault.v1.AccessTokenH\x00R\vaccessToken\x12P\n" +
+	"\faccess_token\x18\x14 \x01(\v2\x1e.phasekey.vault.v1.AccessTokenH\x00R\vaccessToken\x12F\n" +
+	"\rclient_secret\x18\x15 \x01(\v2\x1f.phasekey.vault.v1.ClientSecretH\x00R\fclientSecret\x12P\n" +
 	"\venvironment\x18\x1e \x03(\v2..phasekey.vault.v1.Credential.EnvironmentEntryR\venvironment\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -381,7 +446,9 @@ const file_phasekey_vault_v1_credential_proto_rawDesc = "" +
 	"\bmaterial\"D\n" +
 	"\vAccessToken\x12\x1a\n" +
 	"\baudience\x18\x01 \x01(\tR\baudience\x12\x19\n" +
-	"\x05token\x18\x02 \x01(\tB\x03\x80\x01\x01R\x05tokenB,Z*phasekey.dev/gen/phasekey/vault/v1;vaultv1b\x06proto3"
+	"\x05token\x18\x02 \x01(\tB\x03\x80\x01\x01R\x05token\"+\n" +
+	"\fClientSecret\x12\x1b\n" +
+	"\x06secret\x18\x01 \x01(\tB\x03\x80\x01\x01R\x06secretB,Z*phasekey.dev/gen/phasekey/vault/v1;vaultv1b\x06proto3"
 
 var (
 	file_phasekey_vault_v1_credential_proto_rawDescOnce sync.Once
@@ -396,31 +463,33 @@ func file_phasekey_vault_v1_credential_proto_rawDescGZIP() []byte {
 }
 
 var file_phasekey_vault_v1_credential_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_phasekey_vault_v1_credential_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_phasekey_vault_v1_credential_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_phasekey_vault_v1_credential_proto_goTypes = []any{
 	(Credential_Reason)(0),        // 0: phasekey.vault.v1.Credential.Reason
 	(*Credential)(nil),            // 1: phasekey.vault.v1.Credential
 	(*AccessToken)(nil),           // 2: phasekey.vault.v1.AccessToken
-	nil,                           // 3: phasekey.vault.v1.Credential.EnvironmentEntry
-	(v1.Phase)(0),                 // 4: phasekey.type.v1.Phase
-	(v1.Access)(0),                // 5: phasekey.type.v1.Access
-	(*timestamppb.Timestamp)(nil), // 6: google.protobuf.Timestamp
+	(*ClientSecret)(nil),          // 3: phasekey.vault.v1.ClientSecret
+	nil,                           // 4: phasekey.vault.v1.Credential.EnvironmentEntry
+	(v1.Phase)(0),                 // 5: phasekey.type.v1.Phase
+	(v1.Access)(0),                // 6: phasekey.type.v1.Access
+	(*timestamppb.Timestamp)(nil), // 7: google.protobuf.Timestamp
 }
 var file_phasekey_vault_v1_credential_proto_depIdxs = []int32{
-	4, // 0: phasekey.vault.v1.Credential.phase:type_name -> phasekey.type.v1.Phase
-	5, // 1: phasekey.vault.v1.Credential.access:type_name -> phasekey.type.v1.Access
-	0, // 2: phasekey.vault.v1.Credential.reason:type_name -> phasekey.vault.v1.Credential.Reason
-	6, // 3: phasekey.vault.v1.Credential.issue_time:type_name -> google.protobuf.Timestamp
-	6, // 4: phasekey.vault.v1.Credential.refresh_time:type_name -> google.protobuf.Timestamp
-	6, // 5: phasekey.vault.v1.Credential.expire_time:type_name -> google.protobuf.Timestamp
-	6, // 6: phasekey.vault.v1.Credential.grant_expire_time:type_name -> google.protobuf.Timestamp
-	2, // 7: phasekey.vault.v1.Credential.access_token:type_name -> phasekey.vault.v1.AccessToken
-	3, // 8: phasekey.vault.v1.Credential.environment:type_name -> phasekey.vault.v1.Credential.EnvironmentEntry
-	9, // [9:9] is the sub-list for method output_type
-	9, // [9:9] is the sub-list for method input_type
-	9, // [9:9] is the sub-list for extension type_name
-	9, // [9:9] is the sub-list for extension extendee
-	0, // [0:9] is the sub-list for field type_name
+	5,  // 0: phasekey.vault.v1.Credential.phase:type_name -> phasekey.type.v1.Phase
+	6,  // 1: phasekey.vault.v1.Credential.access:type_name -> phasekey.type.v1.Access
+	0,  // 2: phasekey.vault.v1.Credential.reason:type_name -> phasekey.vault.v1.Credential.Reason
+	7,  // 3: phasekey.vault.v1.Credential.issue_time:type_name -> google.protobuf.Timestamp
+	7,  // 4: phasekey.vault.v1.Credential.refresh_time:type_name -> google.protobuf.Timestamp
+	7,  // 5: phasekey.vault.v1.Credential.expire_time:type_name -> google.protobuf.Timestamp
+	7,  // 6: phasekey.vault.v1.Credential.grant_expire_time:type_name -> google.protobuf.Timestamp
+	2,  // 7: phasekey.vault.v1.Credential.access_token:type_name -> phasekey.vault.v1.AccessToken
+	3,  // 8: phasekey.vault.v1.Credential.client_secret:type_name -> phasekey.vault.v1.ClientSecret
+	4,  // 9: phasekey.vault.v1.Credential.environment:type_name -> phasekey.vault.v1.Credential.EnvironmentEntry
+	10, // [10:10] is the sub-list for method output_type
+	10, // [10:10] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_phasekey_vault_v1_credential_proto_init() }
@@ -430,6 +499,7 @@ func file_phasekey_vault_v1_credential_proto_init() {
 	}
 	file_phasekey_vault_v1_credential_proto_msgTypes[0].OneofWrappers = []any{
 		(*Credential_AccessToken)(nil),
+		(*Credential_ClientSecret)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -437,7 +507,7 @@ func file_phasekey_vault_v1_credential_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_phasekey_vault_v1_credential_proto_rawDesc), len(file_phasekey_vault_v1_credential_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   3,
+			NumMessages:   4,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

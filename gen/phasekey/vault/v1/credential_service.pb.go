@@ -32,7 +32,7 @@ type StreamCredentialsRequest struct {
 	InstanceId string `protobuf:"bytes,1,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
 	// The form wanted; empty means MATERIAL_ACCESS_TOKEN.
 	Material v1.Material `protobuf:"varint,2,opt,name=material,proto3,enum=phasekey.type.v1.Material" json:"material,omitempty"`
-	// The audience of an access token; empty means the cloud's Resource Manager.
+	// The audience of an access token; empty means the cloud's Resource Manager. No other material has one.
 	Audience      string `protobuf:"bytes,3,opt,name=audience,proto3" json:"audience,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -142,7 +142,7 @@ type FetchCredentialRequest struct {
 	InstanceId string `protobuf:"bytes,1,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
 	// The form wanted; empty means MATERIAL_ACCESS_TOKEN.
 	Material v1.Material `protobuf:"varint,2,opt,name=material,proto3,enum=phasekey.type.v1.Material" json:"material,omitempty"`
-	// The audience of an access token; empty means the cloud's Resource Manager.
+	// The audience of an access token; empty means the cloud's Resource Manager. No other material has one.
 	Audience      string `protobuf:"bytes,3,opt,name=audience,proto3" json:"audience,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -38,8 +38,8 @@ type CredentialServiceClient interface {
 	// as long as the grant lives. A slow reader gets the newest state, never a queue. A broken stream closes nothing: open
 	// another one with the same instance ID.
 	// Caller: the holder of a grant.
-	// Errors: INVALID_FIELDS, GRANT_UNKNOWN, the final ones, TOO_MANY_LEASES, AUDIENCE_NOT_ALLOWED,
-	// RATE_LIMITED; UNAVAILABLE with CREDENTIAL_NOT_READY, CONSENT_MISSING, ENTRA_UNAVAILABLE, ENTITLEMENT_STALE,
+	// Errors: INVALID_FIELDS, GRANT_UNKNOWN, the final ones, TOO_MANY_LEASES, AUDIENCE_NOT_ALLOWED, MATERIAL_NOT_ALLOWED,
+	// HOLD_TOO_LONG, RATE_LIMITED; UNAVAILABLE with CREDENTIAL_NOT_READY, CONSENT_MISSING, ENTRA_UNAVAILABLE, ENTITLEMENT_STALE,
 	// DEPENDENCY_UNAVAILABLE or DRAINING.
 	StreamCredentials(ctx context.Context, in *StreamCredentialsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[StreamCredentialsResponse], error)
 	// Returns the credential once, under the same lease as a stream of the same instance; for one more audience, or for
@@ -47,7 +47,8 @@ type CredentialServiceClient interface {
 	// Caller: the holder of a grant.
 	// Errors: as StreamCredentials.
 	FetchCredential(ctx context.Context, in *FetchCredentialRequest, opts ...grpc.CallOption) (*FetchCredentialResponse, error)
-	// Closes the instance's lease. What was delivered is not to be used any more.
+	// Closes the instance's lease. What was delivered is not to be used any more: a client secret that it held may be removed
+	// from now on.
 	// Caller: the holder of a grant.
 	// Errors: INVALID_FIELDS, GRANT_UNKNOWN, CERTIFICATE_MISMATCH; UNAVAILABLE, DEPENDENCY_UNAVAILABLE.
 	// Idempotent: a lease that never was is closed, and so is one of a grant that has ended.
@@ -115,8 +116,8 @@ type CredentialServiceServer interface {
 	// as long as the grant lives. A slow reader gets the newest state, never a queue. A broken stream closes nothing: open
 	// another one with the same instance ID.
 	// Caller: the holder of a grant.
-	// Errors: INVALID_FIELDS, GRANT_UNKNOWN, the final ones, TOO_MANY_LEASES, AUDIENCE_NOT_ALLOWED,
-	// RATE_LIMITED; UNAVAILABLE with CREDENTIAL_NOT_READY, CONSENT_MISSING, ENTRA_UNAVAILABLE, ENTITLEMENT_STALE,
+	// Errors: INVALID_FIELDS, GRANT_UNKNOWN, the final ones, TOO_MANY_LEASES, AUDIENCE_NOT_ALLOWED, MATERIAL_NOT_ALLOWED,
+	// HOLD_TOO_LONG, RATE_LIMITED; UNAVAILABLE with CREDENTIAL_NOT_READY, CONSENT_MISSING, ENTRA_UNAVAILABLE, ENTITLEMENT_STALE,
 	// DEPENDENCY_UNAVAILABLE or DRAINING.
 	StreamCredentials(*StreamCredentialsRequest, grpc.ServerStreamingServer[StreamCredentialsResponse]) error
 	// Returns the credential once, under the same lease as a stream of the same instance; for one more audience, or for
@@ -124,7 +125,8 @@ type CredentialServiceServer interface {
 	// Caller: the holder of a grant.
 	// Errors: as StreamCredentials.
 	FetchCredential(context.Context, *FetchCredentialRequest) (*FetchCredentialResponse, error)
-	// Closes the instance's lease. What was delivered is not to be used any more.
+	// Closes the instance's lease. What was delivered is not to be used any more: a client secret that it held may be removed
+	// from now on.
 	// Caller: the holder of a grant.
 	// Errors: INVALID_FIELDS, GRANT_UNKNOWN, CERTIFICATE_MISMATCH; UNAVAILABLE, DEPENDENCY_UNAVAILABLE.
 	// Idempotent: a lease that never was is closed, and so is one of a grant that has ended.

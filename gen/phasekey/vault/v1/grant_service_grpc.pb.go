@@ -50,7 +50,7 @@ type GrantServiceClient interface {
 	ListGrants(ctx context.Context, in *ListGrantsRequest, opts ...grpc.CallOption) (*ListGrantsResponse, error)
 	// Moves a live grant's end, for applies that take long; never earlier than it is.
 	// Caller: the platform, within its accounts.
-	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND, GRANT_REVOKED, GRANT_EXPIRED.
+	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND, GRANT_REVOKED, GRANT_EXPIRED, HOLD_TOO_LONG.
 	// Idempotent.
 	ExtendGrant(ctx context.Context, in *ExtendGrantRequest, opts ...grpc.CallOption) (*ExtendGrantResponse, error)
 	// Revokes a grant: its streams end with GRANT_REVOKED at once.
@@ -142,7 +142,7 @@ type GrantServiceServer interface {
 	ListGrants(context.Context, *ListGrantsRequest) (*ListGrantsResponse, error)
 	// Moves a live grant's end, for applies that take long; never earlier than it is.
 	// Caller: the platform, within its accounts.
-	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND, GRANT_REVOKED, GRANT_EXPIRED.
+	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND, GRANT_REVOKED, GRANT_EXPIRED, HOLD_TOO_LONG.
 	// Idempotent.
 	ExtendGrant(context.Context, *ExtendGrantRequest) (*ExtendGrantResponse, error)
 	// Revokes a grant: its streams end with GRANT_REVOKED at once.
