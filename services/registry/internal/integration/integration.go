@@ -44,6 +44,15 @@ type CredentialKind string
 // ClientSecret is the kind of an application with a secret that the vault rotates.
 const ClientSecret CredentialKind = "CLIENT_SECRET"
 
+// Material is a form in which runners may be given the credential.
+type Material string
+
+// The materials there are.
+const (
+	MaterialAccessToken  Material = "ACCESS_TOKEN"
+	MaterialClientSecret Material = "CLIENT_SECRET"
+)
+
 // The values of fields that are left empty.
 const (
 	DefaultCloud          = "public"
@@ -67,10 +76,12 @@ type Spec struct {
 	CredentialKind        CredentialKind
 	AllowedAudiences      []string
 	RotationPeriod        time.Duration
+	// DeliveryMaterials are the forms that are allowed; none stands for MaterialAccessToken alone.
+	DeliveryMaterials []Material
 }
 
 // Normal is the one form of all specs that mean the same: empty fields have their defaults, UUIDs are lower case, the
-// audiences are sorted, durations are whole microseconds.
+// audiences and the materials are sorted, durations are whole microseconds. MaterialAccessToken alone is no materials.
 func (s Spec) Normal() Spec {
 	s.TenantID = strings.ToLower(s.TenantID)
 	s.DefaultSubscriptionID = strings.ToLower(s.DefaultSubscriptionID)
@@ -84,19 +95,28 @@ func (s Spec) Normal() Spec {
 		s.RotationPeriod = DefaultRotationPeriod
 	}
 	s.RotationPeriod = s.RotationPeriod.Truncate(time.Microsecond)
-	s.AllowedAudiences = slices.Clone(s.AllowedAudiences)
-	slices.Sort(s.AllowedAudiences)
-	s.AllowedAudiences = slices.Compact(s.AllowedAudiences)
-	if len(s.AllowedAudiences) == 0 {
-		s.AllowedAudiences = nil
+	s.AllowedAudiences = sorted(s.AllowedAudiences)
+	s.DeliveryMaterials = sorted(s.DeliveryMaterials)
+	if slices.Equal(s.DeliveryMaterials, []Material{MaterialAccessToken}) {
+		s.DeliveryMaterials = nil
 	}
 	return s
 }
 
+// sorted is a set as a list: in order, each once, nil when there is none.
+func sorted[T ~string](set []T) []T {
+	if len(set) == 0 {
+		return nil
+	}
+	set = slices.Clone(set)
+	slices.Sort(set)
+	return slices.Compact(set)
+}
+
 // Equal tells whether two normal specs want the same.
 func (s Spec) Equal(other Spec) bool {
-	audiences := slices.Equal(s.AllowedAudiences, other.AllowedAudiences)
-	return audiences && s.DisplayName == other.DisplayName && s.TenantID == other.TenantID && s.Cloud == other.Cloud &&
+	lists := slices.Equal(s.AllowedAudiences, other.AllowedAudiences) && slices.Equal(s.DeliveryMaterials, other.DeliveryMaterials)
+	return lists && s.DisplayName == other.DisplayName && s.TenantID == other.TenantID && s.Cloud == other.Cloud &&
 		s.DefaultSubscriptionID == other.DefaultSubscriptionID && s.CredentialKind == other.CredentialKind &&
 		s.RotationPeriod == other.RotationPeriod
 }

@@ -137,10 +137,12 @@ func TestSpec_Normal(t *testing.T) {
 	got := integration.Spec{
 		DisplayName: "n", TenantID: strings.ToUpper(tenant), DefaultSubscriptionID: "ABC",
 		AllowedAudiences: []string{"https://b", "https://a", "https://b"}, RotationPeriod: time.Hour + time.Nanosecond,
+		DeliveryMaterials: []integration.Material{"CLIENT_SECRET", "ACCESS_TOKEN", "CLIENT_SECRET"},
 	}.Normal()
 	want := integration.Spec{
 		DisplayName: "n", TenantID: tenant, DefaultSubscriptionID: "abc", Cloud: "public", CredentialKind: integration.ClientSecret,
 		AllowedAudiences: []string{"https://a", "https://b"}, RotationPeriod: time.Hour,
+		DeliveryMaterials: []integration.Material{"ACCESS_TOKEN", "CLIENT_SECRET"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Fatalf("(-want +got):\n%s", diff)
@@ -150,6 +152,15 @@ func TestSpec_Normal(t *testing.T) {
 	}
 	if !got.Equal(got.Normal()) {
 		t.Fatal("what is normal is not normal again")
+	}
+	for _, none := range [][]integration.Material{nil, {}, {"ACCESS_TOKEN"}, {"ACCESS_TOKEN", "ACCESS_TOKEN"}} {
+		if got := (integration.Spec{DeliveryMaterials: none}).Normal().DeliveryMaterials; got != nil {
+			t.Fatalf("%#v became %#v", none, got)
+		}
+	}
+	secret := integration.Spec{DeliveryMaterials: []integration.Material{"CLIENT_SECRET"}}.Normal()
+	if len(secret.DeliveryMaterials) != 1 || secret.Equal(integration.Spec{}.Normal()) {
+		t.Fatalf("the secret alone became %#v", secret.DeliveryMaterials)
 	}
 }
 

@@ -22,6 +22,7 @@ const (
 	prefixConditionStatus = "STATUS_"
 	prefixProjectKind     = "KIND_"
 	prefixCredentialKind  = "CREDENTIAL_KIND_" //nolint:gosec // the names of conditions
+	prefixMaterial        = "MATERIAL_"
 	prefixAccess          = "ACCESS_"
 	prefixPhase           = "PHASE_"
 	unspecified           = "UNSPECIFIED"
@@ -68,6 +69,9 @@ func messageOfIntegration(i integration.Integration) *registryv1.Integration {
 		UpdateTime:               timestampOf(i.UpdateTime),
 		DeleteTime:               timestampOf(i.DeleteTime),
 	}
+	for _, material := range i.Spec.DeliveryMaterials {
+		m.DeliveryMaterials = append(m.DeliveryMaterials, valueOf[typev1.Material](typev1.Material_value, prefixMaterial, material))
+	}
 	for _, c := range i.Conditions {
 		m.Conditions = append(m.Conditions, &registryv1.Condition{
 			Type:               valueOf[registryv1.Condition_Type](registryv1.Condition_Type_value, prefixConditionType, c.Type),
@@ -81,7 +85,7 @@ func messageOfIntegration(i integration.Integration) *registryv1.Integration {
 }
 
 func specOfIntegration(m *registryv1.Integration) integration.Spec {
-	return integration.Spec{
+	spec := integration.Spec{
 		DisplayName:           m.GetDisplayName(),
 		TenantID:              m.GetTenantId(),
 		Cloud:                 m.GetCloud(),
@@ -90,6 +94,10 @@ func specOfIntegration(m *registryv1.Integration) integration.Spec {
 		AllowedAudiences:      m.GetAllowedAudiences(),
 		RotationPeriod:        m.GetRotationPeriod().AsDuration(),
 	}
+	for _, material := range m.GetDeliveryMaterials() {
+		spec.DeliveryMaterials = append(spec.DeliveryMaterials, wordOf[integration.Material](material, prefixMaterial))
+	}
+	return spec
 }
 
 func messageOfProject(p project.Project) *registryv1.Project {

@@ -196,6 +196,15 @@ func TestRefusals(t *testing.T) {
 		{"create integration: only spaces", createIntegration(w.platform, "accounts/acme", "x", changed(func(i *registryv1.Integration) { i.DisplayName = "  " })), invalidFields("integration.display_name")},
 		{"create integration: rotates too often", createIntegration(w.platform, "accounts/acme", "x", changed(func(i *registryv1.Integration) { i.RotationPeriod = durationpb.New(1e9) })), invalidFields("integration.rotation_period")},
 		{"create integration: bad audience", createIntegration(w.platform, "accounts/acme", "x", changed(func(i *registryv1.Integration) { i.AllowedAudiences = []string{"https://good", "http://bad"} })), invalidFields("integration.allowed_audiences[1]")},
+		{"create integration: a material twice", createIntegration(w.platform, "accounts/acme", "x", changed(func(i *registryv1.Integration) {
+			i.DeliveryMaterials = []typev1.Material{typev1.Material_MATERIAL_CLIENT_SECRET, typev1.Material_MATERIAL_CLIENT_SECRET}
+		})), invalidFields("integration.delivery_materials")},
+		{"create integration: no material", createIntegration(w.platform, "accounts/acme", "x", changed(func(i *registryv1.Integration) {
+			i.DeliveryMaterials = []typev1.Material{typev1.Material_MATERIAL_ACCESS_TOKEN, typev1.Material_MATERIAL_UNSPECIFIED}
+		})), invalidFields("integration.delivery_materials[1]")},
+		{"create integration: an unknown material", createIntegration(w.platform, "accounts/acme", "x", changed(func(i *registryv1.Integration) {
+			i.DeliveryMaterials = []typev1.Material{99}
+		})), invalidFields("integration.delivery_materials[0]")},
 		{"create integration: home tenant", createIntegration(w.platform, "accounts/acme", "x", changed(func(i *registryv1.Integration) { i.TenantId = homeTenant })), refusal{code: codes.InvalidArgument, reason: "HOME_TENANT", fields: []string{"integration.tenant_id"}}},
 		{"create integration: home tenant in capitals", createIntegration(w.platform, "accounts/acme", "x", changed(func(i *registryv1.Integration) { i.TenantId = strings.ToUpper(homeTenant) })), refusal{code: codes.InvalidArgument, reason: "HOME_TENANT", fields: []string{"integration.tenant_id"}}},
 		{"create integration: exists", createIntegration(w.platform, "accounts/acme", "reader", newIntegration()), refusal{code: codes.AlreadyExists, reason: "RESOURCE_EXISTS", metadata: "name=" + reader}},
@@ -232,6 +241,9 @@ func TestRefusals(t *testing.T) {
 		{"update integration: star and more", updateIntegration(reader, "", paths("*", "display_name"), func(i *registryv1.Integration) { i.DisplayName = "x" }), invalidFields("update_mask")},
 		{"update integration: another tenant", updateIntegration(reader, "", nil, func(i *registryv1.Integration) { i.TenantId, i.Cloud = subscription, "china" }), invalidFields("integration.cloud", "integration.tenant_id")},
 		{"update integration: another tenant, by star", updateIntegration(reader, "", paths("*"), func(i *registryv1.Integration) { i.TenantId = subscription }), invalidFields("integration.tenant_id")},
+		{"update integration: no material", updateIntegration(reader, "", paths("delivery_materials"), func(i *registryv1.Integration) {
+			i.DeliveryMaterials = []typev1.Material{typev1.Material_MATERIAL_UNSPECIFIED}
+		}), invalidFields("integration.delivery_materials[0]")},
 		{"update integration: only spaces", updateIntegration(reader, "", paths("display_name"), func(i *registryv1.Integration) { i.DisplayName = " " }), invalidFields("integration.display_name")},
 		{"update integration: limited", func(ctx context.Context) error {
 			_, err := w.limited.integrations.UpdateIntegration(ctx, &registryv1.UpdateIntegrationRequest{Integration: changed(func(i *registryv1.Integration) { i.Name = alien })})

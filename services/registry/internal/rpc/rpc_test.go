@@ -46,8 +46,9 @@ func TestIntegration_Lifecycle(t *testing.T) {
 		Parent: "accounts/acme", IntegrationId: "net",
 		Integration: &registryv1.Integration{
 			Name: "accounts/acme/integrations/ignored", DisplayName: "Net", TenantId: strings.ToUpper(tenant),
-			AllowedAudiences: []string{"https://vault.example", "api://app"},
-			Uid:              "ignored", State: registryv1.Integration_STATE_ACTIVE, ClientId: "ignored", Etag: "ignored",
+			AllowedAudiences:  []string{"https://vault.example", "api://app"},
+			DeliveryMaterials: []typev1.Material{typev1.Material_MATERIAL_CLIENT_SECRET, typev1.Material_MATERIAL_ACCESS_TOKEN},
+			Uid:               "ignored", State: registryv1.Integration_STATE_ACTIVE, ClientId: "ignored", Etag: "ignored",
 		},
 	})
 	if err != nil {
@@ -59,7 +60,8 @@ func TestIntegration_Lifecycle(t *testing.T) {
 	want := &registryv1.Integration{
 		Name: "accounts/acme/integrations/net", Uid: created.GetUid(), DisplayName: "Net", TenantId: tenant, Cloud: "public",
 		CredentialKind: typev1.CredentialKind_CREDENTIAL_KIND_CLIENT_SECRET, AllowedAudiences: []string{"api://app", "https://vault.example"},
-		RotationPeriod: durationpb.New(24 * time.Hour), State: registryv1.Integration_STATE_PROVISIONING, Etag: created.GetEtag(),
+		DeliveryMaterials: []typev1.Material{typev1.Material_MATERIAL_ACCESS_TOKEN, typev1.Material_MATERIAL_CLIENT_SECRET},
+		RotationPeriod:    durationpb.New(24 * time.Hour), State: registryv1.Integration_STATE_PROVISIONING, Etag: created.GetEtag(),
 		CreateTime: created.GetCreateTime(), UpdateTime: created.GetCreateTime(),
 	}
 	wantMessage(t, want, created)
@@ -136,6 +138,21 @@ func TestUpdateIntegration_Masks(t *testing.T) {
 		{"the audiences replaced", paths("allowed_audiences"),
 			func(i *registryv1.Integration) { i.AllowedAudiences = []string{"https://c.example"} },
 			func(i *registryv1.Integration) { i.AllowedAudiences = []string{"https://c.example"} }},
+		{"the materials replaced", paths("delivery_materials"),
+			func(i *registryv1.Integration) {
+				i.DeliveryMaterials = []typev1.Material{typev1.Material_MATERIAL_CLIENT_SECRET}
+			},
+			func(i *registryv1.Integration) {
+				i.DeliveryMaterials = []typev1.Material{typev1.Material_MATERIAL_CLIENT_SECRET}
+			}},
+		{"the materials cleared", paths("delivery_materials"),
+			func(i *registryv1.Integration) { i.DisplayName = "New" },
+			func(i *registryv1.Integration) { i.DeliveryMaterials = nil }},
+		{"the materials set to what none means", nil,
+			func(i *registryv1.Integration) {
+				i.DeliveryMaterials = []typev1.Material{typev1.Material_MATERIAL_ACCESS_TOKEN}
+			},
+			func(i *registryv1.Integration) { i.DeliveryMaterials = nil }},
 		{"back to the default period", paths("rotation_period"),
 			func(i *registryv1.Integration) { i.RotationPeriod = nil },
 			func(i *registryv1.Integration) { i.RotationPeriod = durationpb.New(24 * time.Hour) }},
@@ -162,6 +179,7 @@ func TestUpdateIntegration_Masks(t *testing.T) {
 			},
 			func(i *registryv1.Integration) {
 				i.DisplayName, i.DefaultSubscriptionId, i.AllowedAudiences, i.RotationPeriod = "New", "", nil, durationpb.New(24*time.Hour)
+				i.DeliveryMaterials = nil
 			}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -170,6 +188,7 @@ func TestUpdateIntegration_Masks(t *testing.T) {
 				Parent: "accounts/acme", IntegrationId: "net",
 				Integration: changed(func(i *registryv1.Integration) {
 					i.AllowedAudiences, i.RotationPeriod = []string{"https://a.example", "https://b.example"}, durationpb.New(2*time.Hour+time.Millisecond)
+					i.DeliveryMaterials = []typev1.Material{typev1.Material_MATERIAL_ACCESS_TOKEN, typev1.Material_MATERIAL_CLIENT_SECRET}
 				}),
 			})
 			if err != nil {
@@ -445,26 +464,34 @@ func TestWatch_Steps(t *testing.T) {
 		}{
 			{"a bookmark at once", func() {}, nil},
 			{"create", func() { net = w.integration(t, "acme", "net") }, []string{"integration accounts/acme/integrations/net PROVISIONING"}},
+			{"allow the secret to be delivered", func() {
+				if _, err := w.platform.integrations.UpdateIntegration(ctx, &registryv1.UpdateIntegrationRequest{
+					Integration: &registryv1.Integration{Name: net.GetName(), DeliveryMaterials: []typev1.Material{typev1.Material_MATERIAL_CLIENT_SECRET}},
+					UpdateMask:  paths("delivery_materials"),
+				}); err != nil {
+					t.Fatal(err)
+				}
+			}, []string{"integration accounts/acme/integrations/net PROVISIONING CLIENT_SECRET"}},
 			{"a project", func() { w.project(t, "acme", "stack") }, []string{"project accounts/acme/projects/stack"}},
 			{"attach", func() { w.attachment(t, stack, net.GetName()) }, []string{"attachment accounts/acme/projects/stack/attachments/net"}},
 			{"a bookmark while idle", func() { time.Sleep(5 * time.Second) }, nil},
 			{"report", func() {
 				w.report(t, net.GetUid(), &registryv1.Condition{Type: registryv1.Condition_TYPE_APPLICATION_READY, Status: registryv1.Condition_STATUS_TRUE})
-			}, []string{"integration accounts/acme/integrations/net AWAITING_CONSENT"}},
+			}, []string{"integration accounts/acme/integrations/net AWAITING_CONSENT CLIENT_SECRET"}},
 			{"another account", func() { w.project(t, "umbrella", "stack") }, []string{"project accounts/umbrella/projects/stack"}},
 			{"resume after a break", func() { stream = open(cursor) }, nil},
 			{"delete by force", func() {
 				if _, err := w.platform.integrations.DeleteIntegration(ctx, &registryv1.DeleteIntegrationRequest{Name: net.GetName(), Force: true}); err != nil {
 					t.Fatal(err)
 				}
-			}, []string{"attachment accounts/acme/projects/stack/attachments/net deleted", "integration accounts/acme/integrations/net DELETING"}},
+			}, []string{"attachment accounts/acme/projects/stack/attachments/net deleted", "integration accounts/acme/integrations/net DELETING CLIENT_SECRET"}},
 			{"gone", func() {
 				if _, err := w.vault.status.ReportConditions(ctx, &registryv1.ReportConditionsRequest{
 					IntegrationUid: net.GetUid(), Mastership: &registryv1.Mastership{Epoch: 1, Holder: holder}, ApplicationRemoved: true,
 				}); err != nil {
 					t.Fatal(err)
 				}
-			}, []string{"integration accounts/acme/integrations/net DELETING deleted"}},
+			}, []string{"integration accounts/acme/integrations/net DELETING CLIENT_SECRET deleted"}},
 			{"an update of nothing, then a bookmark", func() {
 				if _, err := w.platform.projects.UpdateProject(ctx, &registryv1.UpdateProjectRequest{Project: &registryv1.Project{Name: stack, Kind: registryv1.Project_KIND_STACK}}); err != nil {
 					t.Fatal(err)
@@ -488,7 +515,7 @@ func TestWatch_Steps(t *testing.T) {
 
 		// From the beginning, everything again; from a compacted revision, nothing.
 		got, err := open(first.GetCursor()).Recv()
-		if err != nil || len(got.GetEvents()) != 8 {
+		if err != nil || len(got.GetEvents()) != 9 {
 			t.Fatalf("again: %d events, %v", len(got.GetEvents()), err)
 		}
 		for i, e := range got.GetEvents() {
@@ -530,6 +557,9 @@ func describe(m *registryv1.WatchResponse) []string {
 		switch r := e.GetResource().(type) {
 		case *registryv1.Event_Integration:
 			text = "integration " + r.Integration.GetName() + " " + strings.TrimPrefix(r.Integration.GetState().String(), "STATE_")
+			for _, material := range r.Integration.GetDeliveryMaterials() {
+				text += " " + strings.TrimPrefix(material.String(), "MATERIAL_")
+			}
 		case *registryv1.Event_Project:
 			text = "project " + r.Project.GetName()
 		case *registryv1.Event_Attachment:

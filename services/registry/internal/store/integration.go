@@ -17,15 +17,15 @@ import (
 
 const integrationColumns = `uid, name, display_name, tenant_id, cloud, default_subscription_id, credential_kind, allowed_audiences,
 	rotation_period, application_display_name, client_id, service_principal_object_id, conditions, ever_active, generation,
-	create_time, update_time, delete_time`
+	create_time, update_time, delete_time, delivery_materials`
 
 func scanIntegration(row sqldb.Row) (integration.Integration, error) {
 	var i integration.Integration
-	var name, kind, audiences, conditions string
+	var name, kind, audiences, conditions, materials string
 	var period, created, updated, deleted int64
 	err := row.Scan(&i.UID, &name, &i.Spec.DisplayName, &i.Spec.TenantID, &i.Spec.Cloud, &i.Spec.DefaultSubscriptionID, &kind, &audiences,
 		&period, &i.ApplicationDisplayName, &i.ClientID, &i.ServicePrincipalObjectID, &conditions, &i.EverActive, &i.Generation,
-		&created, &updated, &deleted)
+		&created, &updated, &deleted, &materials)
 	if err != nil {
 		return i, err
 	}
@@ -34,6 +34,9 @@ func scanIntegration(row sqldb.Row) (integration.Integration, error) {
 		return i, fmt.Errorf("integration %s has the impossible name %q", i.UID, name)
 	}
 	if err := decode(audiences, &i.Spec.AllowedAudiences); err != nil {
+		return i, err
+	}
+	if err := decode(materials, &i.Spec.DeliveryMaterials); err != nil {
 		return i, err
 	}
 	var records []conditionRecord
@@ -91,39 +94,43 @@ func existsUnless(err error, name string) error {
 }
 
 func (w *writing) insertIntegration(ctx context.Context, i integration.Integration) error {
-	audiences, conditions, err := lists(i)
+	audiences, materials, conditions, err := lists(i)
 	if err != nil {
 		return err
 	}
 	_, err = w.Exec(ctx, `INSERT INTO integrations (`+integrationColumns+`, writes)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, 1)`,
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, 1)`,
 		i.UID, i.Name.String(), i.Spec.DisplayName, i.Spec.TenantID, i.Spec.Cloud, i.Spec.DefaultSubscriptionID,
 		string(i.Spec.CredentialKind), audiences, i.Spec.RotationPeriod.Microseconds(), i.ApplicationDisplayName, i.ClientID,
 		i.ServicePrincipalObjectID, conditions, i.EverActive, i.Generation,
-		sqldb.Micros(i.CreateTime), sqldb.Micros(i.UpdateTime), sqldb.Micros(i.DeleteTime))
+		sqldb.Micros(i.CreateTime), sqldb.Micros(i.UpdateTime), sqldb.Micros(i.DeleteTime), materials)
 	return err
 }
 
-func lists(i integration.Integration) (audiences, conditions string, err error) {
+func lists(i integration.Integration) (audiences, materials, conditions string, err error) {
 	if audiences, err = encode(i.Spec.AllowedAudiences); err != nil {
-		return "", "", err
+		return "", "", "", err
+	}
+	if materials, err = encode(i.Spec.DeliveryMaterials); err != nil {
+		return "", "", "", err
 	}
 	conditions, err = encode(recordsOfConditions(i.Conditions))
-	return audiences, conditions, err
+	return audiences, materials, conditions, err
 }
 
 // updateIntegration stores what may change of an integration that this transaction has locked, and records the change.
 func (w *writing) updateIntegration(ctx context.Context, i integration.Integration) error {
-	audiences, conditions, err := lists(i)
+	audiences, materials, conditions, err := lists(i)
 	if err != nil {
 		return err
 	}
 	_, err = w.Exec(ctx, `UPDATE integrations SET display_name = $2, default_subscription_id = $3, allowed_audiences = $4,
 		rotation_period = $5, application_display_name = $6, client_id = $7, service_principal_object_id = $8, conditions = $9,
-		ever_active = $10, generation = $11, update_time = $12, delete_time = $13 WHERE uid = $1`,
+		ever_active = $10, generation = $11, update_time = $12, delete_time = $13, delivery_materials = $14
+		WHERE uid = $1`,
 		i.UID, i.Spec.DisplayName, i.Spec.DefaultSubscriptionID, audiences, i.Spec.RotationPeriod.Microseconds(),
 		i.ApplicationDisplayName, i.ClientID, i.ServicePrincipalObjectID, conditions, i.EverActive, i.Generation,
-		sqldb.Micros(i.UpdateTime), sqldb.Micros(i.DeleteTime))
+		sqldb.Micros(i.UpdateTime), sqldb.Micros(i.DeleteTime), materials)
 	if err != nil {
 		return err
 	}

@@ -37,13 +37,14 @@ type integrationRecord struct {
 }
 
 type integrationSpecRecord struct {
-	DisplayName           string   `json:"display_name"`
-	TenantID              string   `json:"tenant_id"`
-	Cloud                 string   `json:"cloud"`
-	DefaultSubscriptionID string   `json:"default_subscription_id,omitempty"`
-	CredentialKind        string   `json:"credential_kind"`
-	AllowedAudiences      []string `json:"allowed_audiences,omitempty"`
-	RotationPeriod        int64    `json:"rotation_period"`
+	DisplayName           string                 `json:"display_name"`
+	TenantID              string                 `json:"tenant_id"`
+	Cloud                 string                 `json:"cloud"`
+	DefaultSubscriptionID string                 `json:"default_subscription_id,omitempty"`
+	CredentialKind        string                 `json:"credential_kind"`
+	AllowedAudiences      []string               `json:"allowed_audiences,omitempty"`
+	RotationPeriod        int64                  `json:"rotation_period"`
+	DeliveryMaterials     []integration.Material `json:"delivery_materials,omitempty"`
 }
 
 type conditionRecord struct {
@@ -104,6 +105,7 @@ func (r integrationRecord) integration() integration.Integration {
 			DisplayName: r.Spec.DisplayName, TenantID: r.Spec.TenantID, Cloud: r.Spec.Cloud,
 			DefaultSubscriptionID: r.Spec.DefaultSubscriptionID, CredentialKind: integration.CredentialKind(r.Spec.CredentialKind),
 			AllowedAudiences: r.Spec.AllowedAudiences, RotationPeriod: durationOf(r.Spec.RotationPeriod),
+			DeliveryMaterials: r.Spec.DeliveryMaterials,
 		},
 		ApplicationDisplayName: r.ApplicationDisplayName, ClientID: r.ClientID, ServicePrincipalObjectID: r.ServicePrincipalObjectID,
 		Conditions: conditionsOf(r.Conditions), EverActive: r.EverActive, Generation: r.Generation,
@@ -115,6 +117,7 @@ func recordOfIntegrationSpec(s integration.Spec) integrationSpecRecord {
 	return integrationSpecRecord{
 		DisplayName: s.DisplayName, TenantID: s.TenantID, Cloud: s.Cloud, DefaultSubscriptionID: s.DefaultSubscriptionID,
 		CredentialKind: string(s.CredentialKind), AllowedAudiences: s.AllowedAudiences, RotationPeriod: s.RotationPeriod.Microseconds(),
+		DeliveryMaterials: s.DeliveryMaterials,
 	}
 }
 

@@ -1,12 +1,15 @@
 package store_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -55,7 +58,10 @@ func attachmentName(p, i string) attachment.Name {
 }
 
 func spec(display string) integration.Spec {
-	return integration.Spec{DisplayName: display, TenantID: tenant, DefaultSubscriptionID: subscription, AllowedAudiences: []string{"https://b.example", "https://a.example"}}
+	return integration.Spec{
+		DisplayName: display, TenantID: tenant, DefaultSubscriptionID: subscription, AllowedAudiences: []string{"https://b.example", "https://a.example"},
+		DeliveryMaterials: []integration.Material{integration.MaterialClientSecret, integration.MaterialAccessToken},
+	}
 }
 
 func makeIntegration(t *testing.T, s *store.Store, id string) integration.Integration {
@@ -155,6 +161,48 @@ func TestStore_IntegrationComesBackAsCreated(t *testing.T) {
 		_, err = s.Integration(t.Context(), integrationName("none"))
 		wantError(t, err, resource.ErrNotFound, "name=accounts/acme/integrations/none")
 	})
+}
+
+// What was stored before there were materials to choose from allows none but access tokens.
+func TestStore_OldIntegrationsNameNoMaterials(t *testing.T) {
+	for engine, config := range map[string]sqldb.Config{"sqlite": sqldbtest.SQLiteConfig(t), "postgres": sqldbtest.PostgresConfig(t)} {
+		t.Run(engine, func(t *testing.T) {
+			ctx := t.Context()
+			first := fstest.MapFS{}
+			for _, folder := range []string{"sqlite", "postgres"} {
+				name := folder + "/0001_registry.sql"
+				text, err := fs.ReadFile(store.Migrations(), name)
+				if err != nil {
+					t.Fatal(err)
+				}
+				first[name] = &fstest.MapFile{Data: text}
+			}
+			old, err := sqldb.Open(ctx, config, first)
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = old.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+				_, err := tx.Exec(ctx, `INSERT INTO integrations (uid, name, display_name, tenant_id, cloud, default_subscription_id, credential_kind,
+					allowed_audiences, rotation_period, application_display_name, client_id, service_principal_object_id, conditions,
+					ever_active, generation, writes, create_time, update_time, delete_time)
+					VALUES ('u', $1, 'old', $2, 'public', '', 'CLIENT_SECRET', 'null', 86400000000, '', '', '', '[]', $3, 1, 1, 1, 1, 0)`,
+					integrationName("old").String(), tenant, false)
+				return err
+			})
+			if err := errors.Join(err, old.Close()); err != nil {
+				t.Fatal(err)
+			}
+			db, err := sqldb.Open(ctx, config, store.Migrations())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = db.Close() }()
+			found, err := open(t, db).Integration(ctx, integrationName("old"))
+			if err != nil || found.Spec.DisplayName != "old" || found.Spec.DeliveryMaterials != nil {
+				t.Fatalf("found %+v, %v", found, err)
+			}
+		})
+	}
 }
 
 func TestStore_RequestIDIsRememberedForADay(t *testing.T) {
@@ -263,12 +311,26 @@ func TestStore_UpdateIntegration(t *testing.T) {
 		}
 		_, err = s.UpdateIntegration(ctx, later, created.Name, created.ETag(), wantDisplayName("again"))
 		wantError(t, err, resource.ErrETagMismatch, "")
+		tokensOnly, err := s.UpdateIntegration(ctx, later, created.Name, "", func(i integration.Integration) (integration.Spec, error) {
+			i.Spec.DeliveryMaterials = nil
+			return i.Spec, nil
+		})
+		if err != nil || tokensOnly.Spec.DeliveryMaterials != nil || tokensOnly.ETag() == updated.ETag() {
+			t.Fatalf("without materials: %+v, %v", tokensOnly, err)
+		}
+		found, err := s.Integration(ctx, created.Name)
+		if diff := cmp.Diff(tokensOnly, found); err != nil || diff != "" {
+			t.Fatalf("found without materials: %v\n%s", err, diff)
+		}
+		if diff := cmp.Diff([]change.Change{{Revision: 3, Integration: &tokensOnly}}, changesAfter(t, s, 2)); diff != "" {
+			t.Fatalf("changes (-want +got):\n%s", diff)
+		}
 		mine := errors.New("refused by the caller")
 		_, err = s.UpdateIntegration(ctx, later, created.Name, "", func(integration.Integration) (integration.Spec, error) { return integration.Spec{}, mine })
 		wantError(t, err, mine, "")
 		_, err = s.UpdateIntegration(ctx, later, integrationName("none"), "", wantDisplayName("x"))
 		wantError(t, err, resource.ErrNotFound, "name=accounts/acme/integrations/none")
-		if head(t, s) != 2 {
+		if head(t, s) != 3 {
 			t.Fatal("a refusal made a revision")
 		}
 	})
