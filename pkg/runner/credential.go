@@ -15,20 +15,24 @@ import (
 // errUnusable is why a message of the vault was not taken: there is nothing in it that could be served.
 var errUnusable = errors.New("unusable credential")
 
-// Credential is what a runner holds at one moment: an access token for one audience and what it belongs to.
+// Credential is what a runner holds at one moment: an access token for one audience, or a client secret, and what it
+// belongs to.
 type Credential struct {
 	// Lease is the lease's ID in the vault. Generation grows with every delivery of the lease.
 	Lease      string
 	Generation int64
-	// Version is the number of the integration's credential version that the token was made with.
+	// Version is the number of the integration's credential version that the token was made with, or that the secret is.
 	Version int64
 	// Phase is what the run is doing, Access what it may do.
 	Phase  typev1.Phase
 	Access typev1.Access
-	// Audience is the resource that takes the token.
+	// Audience is the resource that takes the token. Both are empty where a client secret was asked for.
 	Audience string
 	Token    secret.Text
-	// The token was made at IssueTime, is renewed by RefreshTime, and works until ExpireTime.
+	// ClientSecret is the application's secret, empty unless it was asked for.
+	ClientSecret secret.Text
+	// What is held was made at IssueTime, is renewed by RefreshTime, and works until ExpireTime. A client secret is not
+	// renewed: its times are the grant's end.
 	IssueTime   time.Time
 	RefreshTime time.Time
 	ExpireTime  time.Time
@@ -43,14 +47,17 @@ type Credential struct {
 	Environment map[string]string
 }
 
-// valid reports whether the token works at now, by this machine's clock.
+// valid reports whether what is held works at now, by this machine's clock.
 func (c Credential) valid(now time.Time) bool { return now.Before(c.ExpireTime) }
 
-// newCredential takes a message of the vault apart. It is errUnusable if no token in it works at now.
-func newCredential(now time.Time, m *vaultv1.Credential) (Credential, error) {
-	token := m.GetAccessToken()
+// newCredential takes a message of the vault apart. It is errUnusable if the material that was asked for is not in it, or
+// does not work at now.
+func newCredential(now time.Time, material typev1.Material, m *vaultv1.Credential) (Credential, error) {
+	token, clientSecret := m.GetAccessToken(), m.GetClientSecret()
 	switch {
-	case token.GetToken() == "" || token.GetAudience() == "":
+	case material == typev1.Material_MATERIAL_CLIENT_SECRET && clientSecret.GetSecret() == "":
+		return Credential{}, fmt.Errorf("%w: no client secret in it", errUnusable)
+	case material != typev1.Material_MATERIAL_CLIENT_SECRET && (token.GetToken() == "" || token.GetAudience() == ""):
 		return Credential{}, fmt.Errorf("%w: no access token in it", errUnusable)
 	case m.GetExpireTime().CheckValid() != nil:
 		return Credential{}, fmt.Errorf("%w: no expire_time", errUnusable)
@@ -65,6 +72,7 @@ func newCredential(now time.Time, m *vaultv1.Credential) (Credential, error) {
 		Access:         m.GetAccess(),
 		Audience:       token.GetAudience(),
 		Token:          secret.New(token.GetToken()),
+		ClientSecret:   secret.New(clientSecret.GetSecret()),
 		ExpireTime:     m.GetExpireTime().AsTime(),
 		Cloud:          m.GetCloud(),
 		TenantID:       m.GetTenantId(),

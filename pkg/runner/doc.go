@@ -1,11 +1,12 @@
 // Package runner is the runner's side of Phasekey: it shows a grant to the vault, follows the credential that the vault
-// sends, and serves it to a child process without ever writing it down.
+// sends, and serves or hands it to a child process without ever writing it down.
 //
 // A Runner keeps one stream to the vault. It guarantees that what it returns is valid at that moment by the runner's own
 // clock; that every error short of a final one leaves it serving what it holds for as long as that works, while it comes
 // back with jitter; and that after a final one (FinalError) it returns nothing any more. A Loopback serves a Runner's
 // tokens over HTTP on 127.0.0.1 in the shapes of Azure's managed identities, which the SDKs under Terraform's providers
-// ask again during a run, so a child never notices that tokens change.
+// ask again during a run, so a child never notices that tokens change. A Runner can ask for the client secret instead,
+// which Runner.ClientSecretEnvironment gives to a child that takes nothing else.
 //
 // # What code under the child can reach
 //
@@ -23,6 +24,13 @@
 //
 // Both shapes are for GET from this machine alone, and the Host header must be the literal address, so that no web page
 // gets there by a name that it controls.
+//
+// A child that is given the client secret is another matter. It has the secret in its environment, and so does everything
+// that can read that. Whoever has the secret can ask Entra ID for tokens from anywhere, for any audience, with all that the
+// integration's application may do; neither the vault nor this package sees it. The secret of a lease is not removed before
+// the lease is closed, its grant is revoked or its grant has ended, and not necessarily then: it works until the vault has
+// replaced it. Run must therefore outlive the child. An environment cannot be changed from outside, so a rotation
+// does not reach the child, and need not: the lease holds the version that it was started with.
 //
 // # The one tricky idea
 //

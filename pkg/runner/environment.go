@@ -29,51 +29,79 @@ var kept = []string{
 // another identity, plus what c and this endpoint need. Values of the vault are taken only under names that providers
 // read as theirs: a vault that lies must not choose what a child loads.
 func (l *Loopback) Environment(inherited []string, c Credential) []string {
+	inherited = l.cfg.Runner.harmless(inherited)
+	own := identity(c)
+	base := "http://" + l.addr.String()
+	set(own, "true", "ARM_USE_MSI")
+	set(own, "ManagedIdentityCredential", "AZURE_TOKEN_CREDENTIALS")
+	set(own, base+pathVM, "ARM_MSI_ENDPOINT")
+	set(own, base+pathApp, "MSI_ENDPOINT", "IDENTITY_ENDPOINT")
+	set(own, l.secret.Expose(), "MSI_SECRET", "IDENTITY_HEADER")
+	maps.Copy(own, noProxy(inherited, l.addr.Addr().String()))
+	return overlay(inherited, own)
+}
+
+// ClientSecretEnvironment returns the environment of a child that is given c's client secret itself, by the same rules as
+// Loopback.Environment. The result is a secret: everything that can read the child's environment has it.
+func (r *Runner) ClientSecretEnvironment(inherited []string, c Credential) []string {
+	own := identity(c)
+	set(own, c.ClientSecret.Expose(), "ARM_CLIENT_SECRET", "AZURE_CLIENT_SECRET")
+	set(own, "false", "ARM_USE_MSI")
+	set(own, "EnvironmentCredential", "AZURE_TOKEN_CREDENTIALS")
+	return overlay(r.harmless(inherited), own)
+}
+
+// identity is what both kinds of children are told: whom c belongs to, and how its holder has to behave.
+func identity(c Credential) map[string]string {
 	own := map[string]string{}
 	for name, value := range c.Environment {
 		if strings.HasPrefix(name, "ARM_") || strings.HasPrefix(name, "AZURE_") {
 			own[name] = value
 		}
 	}
-	base := "http://" + l.addr.String()
-	set := func(value string, names ...string) {
-		for _, name := range names {
-			if value != "" {
-				own[name] = value
-			}
-		}
-	}
-	set(c.TenantID, "ARM_TENANT_ID", "AZURE_TENANT_ID")
-	set(c.ClientID, "ARM_CLIENT_ID", "AZURE_CLIENT_ID")
-	set(c.SubscriptionID, "ARM_SUBSCRIPTION_ID", "AZURE_SUBSCRIPTION_ID")
-	set("true", "ARM_USE_MSI")
-	// Should the endpoint refuse, the login of whoever owns this machine is no substitute.
-	set("false", "ARM_USE_CLI")
-	set("ManagedIdentityCredential", "AZURE_TOKEN_CREDENTIALS")
-	set(base+pathVM, "ARM_MSI_ENDPOINT")
-	set(base+pathApp, "MSI_ENDPOINT", "IDENTITY_ENDPOINT")
-	set(l.secret.Expose(), "MSI_SECRET", "IDENTITY_HEADER")
+	set(own, c.TenantID, "ARM_TENANT_ID", "AZURE_TENANT_ID")
+	set(own, c.ClientID, "ARM_CLIENT_ID", "AZURE_CLIENT_ID")
+	set(own, c.SubscriptionID, "ARM_SUBSCRIPTION_ID", "AZURE_SUBSCRIPTION_ID")
+	// Should the credential be refused, the login of whoever owns this machine is no substitute.
+	set(own, "false", "ARM_USE_CLI")
 	if c.Access == typev1.Access_ACCESS_READ {
 		// A reader may not register resource providers, and azurerm fails if it tries.
-		set("none", "ARM_RESOURCE_PROVIDER_REGISTRATIONS")
+		set(own, "none", "ARM_RESOURCE_PROVIDER_REGISTRATIONS")
 	}
+	return own
+}
 
-	grant := l.cfg.Runner.cfg.Grant.Expose()
-	var env []string
-	old := map[string]string{}
-	for _, entry := range inherited {
-		name, value, ok := strings.Cut(entry, "=")
-		switch {
-		case !ok || foreign(name) || strings.Contains(value, grant):
-		case name == "NO_PROXY" || name == "no_proxy":
-			old[name] = value
-		default:
-			if _, ours := own[name]; !ours {
-				env = append(env, entry)
-			}
+// set gives all names a value, unless it is empty.
+func set(own map[string]string, value string, names ...string) {
+	for _, name := range names {
+		if value != "" {
+			own[name] = value
 		}
 	}
-	maps.Copy(own, noProxy(old, l.addr.Addr().String()))
+}
+
+// harmless is what was inherited, less what is ours, says who the child is, or has the grant in it.
+func (r *Runner) harmless(inherited []string) []string {
+	grant := r.cfg.Grant.Expose()
+	var env []string
+	for _, entry := range inherited {
+		name, value, ok := strings.Cut(entry, "=")
+		if ok && !foreign(name) && !strings.Contains(value, grant) {
+			env = append(env, entry)
+		}
+	}
+	return env
+}
+
+// overlay is what was inherited, with own instead of what has the same name.
+func overlay(inherited []string, own map[string]string) []string {
+	var env []string
+	for _, entry := range inherited {
+		name, _, _ := strings.Cut(entry, "=")
+		if _, ours := own[name]; !ours {
+			env = append(env, entry)
+		}
+	}
 	for _, name := range slices.Sorted(maps.Keys(own)) {
 		env = append(env, name+"="+own[name])
 	}
@@ -96,9 +124,17 @@ func foreign(name string) bool {
 
 // noProxy adds a host to both spellings of the variable. Programs read one or the other first, so the one that is missing
 // gets what the other says.
-func noProxy(old map[string]string, host string) map[string]string {
+func noProxy(inherited []string, host string) map[string]string {
+	twins := map[string]string{"NO_PROXY": "no_proxy", "no_proxy": "NO_PROXY"}
+	old := map[string]string{}
+	for _, entry := range inherited {
+		name, value, _ := strings.Cut(entry, "=")
+		if _, ok := twins[name]; ok {
+			old[name] = value
+		}
+	}
 	out := map[string]string{}
-	for name, twin := range map[string]string{"NO_PROXY": "no_proxy", "no_proxy": "NO_PROXY"} {
+	for name, twin := range twins {
 		value, ok := old[name]
 		if !ok {
 			value = old[twin]

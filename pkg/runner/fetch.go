@@ -9,6 +9,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	typev1 "phasekey.dev/gen/phasekey/type/v1"
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
 	"phasekey.dev/pkg/rpcerr"
 )
@@ -26,6 +27,8 @@ var (
 	ErrAudience = errors.New("not an audience: want https://host or api://name")
 	// ErrTooManyAudiences is returned when a child asks for more different ones than it can have a use for.
 	ErrTooManyAudiences = errors.New("too many different audiences")
+	// ErrNoTokens is returned by a runner whose material is the client secret: there are no access tokens under its lease.
+	ErrNoTokens = errors.New("this runner holds a client secret, and no access tokens")
 )
 
 // audiencePattern is the vault's own constraint, so that nonsense stays on this machine.
@@ -42,8 +45,11 @@ type other struct {
 
 // CredentialFor returns a credential for an audience: the streamed one, or one fetched under the same lease and kept until
 // its refresh time. However many ask at once, one call is made. Its errors are those of Credential, ErrAudience,
-// ErrTooManyAudiences, and the vault's refusals (AUDIENCE_NOT_ALLOWED); what may pass is tried again until ctx ends.
+// ErrTooManyAudiences, ErrNoTokens, and the vault's refusals (AUDIENCE_NOT_ALLOWED); what may pass is tried again until ctx ends.
 func (r *Runner) CredentialFor(ctx context.Context, audience string) (Credential, error) {
+	if r.cfg.Material != typev1.Material_MATERIAL_ACCESS_TOKEN {
+		return Credential{}, ErrNoTokens
+	}
 	key := canonicalAudience(audience)
 	if !audiencePattern.MatchString(key) || len(key) > 200 {
 		return Credential{}, ErrAudience
@@ -99,12 +105,13 @@ func (r *Runner) fetch(ctx context.Context, key string, o *other, streamed int64
 	defer cancel()
 	resp, err := r.client.FetchCredential(ctx, &vaultv1.FetchCredentialRequest{
 		InstanceId: r.instance,
+		Material:   r.cfg.Material,
 		Audience:   key,
 	}, r.bearer)
 	if err != nil {
 		return err
 	}
-	c, err := newCredential(time.Now(), resp.GetCredential())
+	c, err := newCredential(time.Now(), r.cfg.Material, resp.GetCredential())
 	if err != nil {
 		return err
 	}

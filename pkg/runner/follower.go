@@ -21,7 +21,8 @@ const (
 	firstMessageTimeout = time.Minute
 	// settled is how long a stream must have delivered for its end to count as a first failure, not as the next in a row.
 	settled = 10 * time.Second
-	// overdueGrace is how long after the refresh time the vault is given before another stream is tried.
+	// overdueGrace is how long after the refresh time the vault is given before another stream is tried, and the shortest
+	// time between two that are tried for that.
 	overdueGrace = 30 * time.Second
 )
 
@@ -163,6 +164,7 @@ func (f *follower) follow(ctx context.Context, cancel context.CancelCauseFunc, i
 	defer silent.Stop()
 	calls, err := f.r.client.StreamCredentials(ctx, &vaultv1.StreamCredentialsRequest{
 		InstanceId: f.r.instance,
+		Material:   f.r.cfg.Material,
 		Audience:   f.r.cfg.Audience,
 	}, f.r.bearer)
 	if err != nil {
@@ -216,7 +218,7 @@ func (f *follower) watch(ctx context.Context, conn connection) {
 // take makes a message what is held, if it is newer, and lets go of the streams that are older than the one it came by.
 func (f *follower) take(ctx context.Context, now time.Time, id int, s *stream, m *vaultv1.Credential) {
 	log := f.r.cfg.Log
-	c, err := newCredential(now, m)
+	c, err := newCredential(now, f.r.cfg.Material, m)
 	if err != nil {
 		// Keep what is held; another stream, later, may say it better.
 		s.cancel()
@@ -241,10 +243,20 @@ func (f *follower) take(ctx context.Context, now time.Time, id int, s *stream, m
 			delete(f.live, older)
 		}
 	}
-	f.overdue.Reset(f.r.state.newest().RefreshTime.Add(overdueGrace).Sub(now))
+	f.expect(now, f.r.state.newest())
 	log.DebugContext(ctx, "credential delivered",
 		slog.Int64("generation", c.Generation), slog.Int64("version", c.Version),
 		slog.String("sent_because", m.GetReason().String()), slog.Time("expire_time", c.ExpireTime))
+}
+
+// expect sets the timer for when the vault will be overdue. It owes nothing more after a credential that is good until the
+// grant's end, a client secret above all: then the stream ends, or tells of a later end.
+func (f *follower) expect(now time.Time, held Credential) {
+	if end := held.GrantExpireTime; !end.IsZero() && !held.RefreshTime.Before(end) {
+		f.overdue.Stop()
+		return
+	}
+	f.overdue.Reset(max(held.RefreshTime.Add(overdueGrace).Sub(now), overdueGrace))
 }
 
 // ended decides what the end of a stream means: an error if it is final, else when to open the next.

@@ -19,6 +19,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	typev1 "phasekey.dev/gen/phasekey/type/v1"
 	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/rpcerr"
 	"phasekey.dev/pkg/secret"
@@ -45,7 +46,7 @@ var guardHeaders = []string{"X-Identity-Header", "X-Ms-Identity"}
 
 // LoopbackConfig is what a Loopback is made from.
 type LoopbackConfig struct {
-	// Runner has the credentials.
+	// Runner has the credentials, access tokens.
 	Runner *Runner
 	// Wait is how long a request waits for a credential; zero means 30 s.
 	Wait time.Duration
@@ -66,8 +67,11 @@ type Loopback struct {
 // Listen takes a free port of 127.0.0.1 and makes a guard secret. Nothing is answered before Run; whoever does not call
 // Run calls Close.
 func Listen(ctx context.Context, cfg LoopbackConfig) (*Loopback, error) {
-	if cfg.Runner == nil || cfg.Log == nil {
+	switch {
+	case cfg.Runner == nil || cfg.Log == nil:
 		return nil, errors.New("listen on loopback: no runner, or no log")
+	case cfg.Runner.cfg.Material != typev1.Material_MATERIAL_ACCESS_TOKEN:
+		return nil, fmt.Errorf("listen on loopback: %w", ErrNoTokens)
 	}
 	if cfg.Wait == 0 {
 		cfg.Wait = defaultWait

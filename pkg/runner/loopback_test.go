@@ -28,6 +28,7 @@ import (
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
 	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/runner"
+	"phasekey.dev/pkg/runner/runnertest"
 )
 
 // endpoint is a world with a loopback endpoint, on real sockets.
@@ -361,21 +362,34 @@ func TestLoopback_Environment(t *testing.T) {
 	if d := cmp.Diff(own, e.env); d != "" {
 		t.Fatal(d)
 	}
-	held, err := e.runner.Credential(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	tests := []struct {
-		name      string
-		inherited []string
-		change    func(*runner.Credential)
-		want      map[string]string // beside or instead of own; "" is absent
-	}{
+	tests := append(environmentCases(),
+		environmentCase{"proxies", []string{"NO_PROXY=a.example, 10.0.0.1"}, nil,
+			map[string]string{"NO_PROXY": "a.example, 10.0.0.1,127.0.0.1", "no_proxy": "a.example, 10.0.0.1,127.0.0.1"}},
+		environmentCase{"proxies with both spellings", []string{"NO_PROXY=a", "no_proxy=b,127.0.0.1"}, nil,
+			map[string]string{"NO_PROXY": "a,127.0.0.1", "no_proxy": "b,127.0.0.1"}},
+		environmentCase{"proxies with the grant in them", []string{"NO_PROXY=" + grantCanary, "no_proxy=b"}, nil,
+			map[string]string{"NO_PROXY": "b,127.0.0.1", "no_proxy": "b,127.0.0.1"}},
+		environmentCase{"no proxies at all", []string{"no_proxy=*"}, nil, map[string]string{"NO_PROXY": "*", "no_proxy": "*"}},
+	)
+	checkEnvironment(t, e.world, own, tests, e.loopback.Environment)
+}
+
+// environmentCase is what is inherited and what of it, and of a credential, a child is told.
+type environmentCase struct {
+	name      string
+	inherited []string
+	change    func(*runner.Credential)
+	want      map[string]string // beside or instead of what a child is told anyway; "" is absent
+}
+
+// environmentCases hold for children with an endpoint and for those with a secret.
+func environmentCases() []environmentCase {
+	return []environmentCase{
 		{"what has nothing to do with it stays", []string{"PATH=/bin", "EMPTY=", "TF_VAR_a=b=c"}, nil,
 			map[string]string{"PATH": "/bin", "TF_VAR_a": "b=c"}},
 		{"ours goes", []string{"PHASEKEY_GRANT_FILE=/run/grant", "PHASEKEY_VAULT=v:1", "SOMETHING=x " + grantCanary + " y"}, nil, nil},
 		{"other identities go", []string{
-			"ARM_CLIENT_SECRET=s", "ARM_CLIENT_ID=other", "ARM_USE_OIDC=true", "ARM_OIDC_TOKEN=t", "ARM_TENANT_ID=other",
+			"ARM_CLIENT_SECRET=s", "ARM_CLIENT_ID=other", "ARM_USE_OIDC=true", "ARM_OIDC_TOKEN=t", "ARM_TENANT_ID=other", "ARM_USE_MSI=x",
 			"AZURE_CLIENT_SECRET=s", "AZURE_FEDERATED_TOKEN_FILE=f", "AZURE_AUTHORITY_HOST=h", "IDENTITY_SERVER_THUMBPRINT=t",
 			"IDENTITY_HEADER=h", "MSI_SECRET=s", "IMDS_ENDPOINT=i", "ARM_SOMETHING_NEW=x",
 		}, nil, nil},
@@ -391,11 +405,15 @@ func TestLoopback_Environment(t *testing.T) {
 			map[string]string{"ARM_ENVIRONMENT": "china"}},
 		{"no subscription", nil, func(c *runner.Credential) { c.SubscriptionID = "" },
 			map[string]string{"ARM_SUBSCRIPTION_ID": "", "AZURE_SUBSCRIPTION_ID": ""}},
-		{"proxies", []string{"NO_PROXY=a.example, 10.0.0.1"}, nil,
-			map[string]string{"NO_PROXY": "a.example, 10.0.0.1,127.0.0.1", "no_proxy": "a.example, 10.0.0.1,127.0.0.1"}},
-		{"proxies with both spellings", []string{"NO_PROXY=a", "no_proxy=b,127.0.0.1"}, nil,
-			map[string]string{"NO_PROXY": "a,127.0.0.1", "no_proxy": "b,127.0.0.1"}},
-		{"no proxies at all", []string{"no_proxy=*"}, nil, map[string]string{"NO_PROXY": "*", "no_proxy": "*"}},
+	}
+}
+
+// checkEnvironment makes the environment of each case and compares it with own, changed by the case.
+func checkEnvironment(t *testing.T, w *world, own map[string]string, tests []environmentCase, environment func([]string, runner.Credential) []string) {
+	t.Helper()
+	held, err := w.runner.Credential(t.Context())
+	if err != nil {
+		t.Fatal(err)
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -406,7 +424,7 @@ func TestLoopback_Environment(t *testing.T) {
 			want := maps.Clone(own)
 			maps.Copy(want, tt.want)
 			got := map[string]string{}
-			for _, entry := range e.loopback.Environment(tt.inherited, c) {
+			for _, entry := range environment(tt.inherited, c) {
 				name, value, _ := strings.Cut(entry, "=")
 				if _, twice := got[name]; twice {
 					t.Errorf("%s is there twice", name)
@@ -422,5 +440,83 @@ func TestLoopback_Environment(t *testing.T) {
 				t.Error("the grant or a token is in the environment")
 			}
 		})
+	}
+}
+
+// newSecretHolder is a world whose runner holds the client secret of version 1 for a client ID.
+func newSecretHolder(t *testing.T, client string) *world {
+	t.Helper()
+	w := &world{t: t, vault: runnertest.New(grantCanary), log: &syncBuffer{}, ran: make(chan error, 1), material: typev1.Material_MATERIAL_CLIENT_SECRET}
+	w.start(grantCanary)
+	t.Cleanup(w.stop)
+	w.vault.Accept(t).Send(with(secretCredential(1, 1), func(c *vaultv1.Credential) { c.ClientId = client }))
+	return w
+}
+
+func TestRunner_ClientSecretEnvironment(t *testing.T) {
+	w := newSecretHolder(t, clientID)
+	own := map[string]string{
+		"ARM_TENANT_ID": "tenant", "ARM_CLIENT_ID": clientID, "ARM_SUBSCRIPTION_ID": "subscription", "ARM_CLIENT_SECRET": secretCanary + "1",
+		"ARM_USE_MSI": "false", "ARM_USE_CLI": "false",
+		"ARM_RESOURCE_PROVIDER_REGISTRATIONS": "none",
+		"AZURE_TENANT_ID":                     "tenant", "AZURE_CLIENT_ID": clientID, "AZURE_SUBSCRIPTION_ID": "subscription",
+		"AZURE_CLIENT_SECRET": secretCanary + "1", "AZURE_TOKEN_CREDENTIALS": "EnvironmentCredential",
+	}
+	tests := append(environmentCases(),
+		environmentCase{"nothing inherited", nil, nil, nil},
+		environmentCase{"proxies stay", []string{"NO_PROXY=a"}, nil, map[string]string{"NO_PROXY": "a"}},
+		environmentCase{"a vault cannot choose another way in", nil,
+			func(c *runner.Credential) {
+				c.Environment = map[string]string{"ARM_USE_MSI": "true", "ARM_CLIENT_SECRET": "other"}
+			}, nil},
+	)
+	checkEnvironment(t, w, own, tests, w.runner.ClientSecretEnvironment)
+}
+
+// transport answers HTTP requests without a network.
+type transport func(*http.Request) (*http.Response, error)
+
+func (do transport) Do(r *http.Request) (*http.Response, error) { return do(r) }
+
+// The real SDK, as a child would use it: nothing but the environment, and Entra ID as its transport.
+func TestRunner_ClientSecretEnvironmentForAzidentity(t *testing.T) {
+	const tenant = "33333333-2222-3333-4444-555555555555"
+	w := newSecretHolder(t, clientID)
+	held, err := w.runner.Credential(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	held.TenantID = tenant
+	for _, entry := range w.runner.ClientSecretEnvironment(nil, held) {
+		name, value, _ := strings.Cut(entry, "=")
+		t.Setenv(name, value)
+	}
+	var asked url.Values
+	entra := transport(func(r *http.Request) (*http.Response, error) {
+		answer := `{"token_type":"Bearer","expires_in":3600,"access_token":"answer"}`
+		if strings.Contains(r.URL.Path, "openid-configuration") {
+			base := "https://login.microsoftonline.com/" + tenant
+			answer = fmt.Sprintf(`{"issuer":%q,"authorization_endpoint":%q,"token_endpoint":%q}`, base+"/v2.0", base+"/oauth2/v2.0/authorize", base+"/oauth2/v2.0/token")
+		}
+		if r.Method == http.MethodPost {
+			if err := r.ParseForm(); err != nil {
+				return nil, err
+			}
+			asked = r.PostForm
+		}
+		return &http.Response{StatusCode: http.StatusOK, Header: http.Header{"Content-Type": {"application/json"}}, Body: io.NopCloser(strings.NewReader(answer)), Request: r}, nil
+	})
+	standard, err := azidentity.NewDefaultAzureCredential(&azidentity.DefaultAzureCredentialOptions{
+		ClientOptions: azcore.ClientOptions{Transport: entra}, DisableInstanceDiscovery: true,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := standard.GetToken(t.Context(), policy.TokenRequestOptions{Scopes: []string{resourceManager + "/.default"}})
+	if err != nil || token.Token != "answer" {
+		t.Fatalf("token: %v", err)
+	}
+	if asked.Get("client_id") != clientID || asked.Get("client_secret") != secretCanary+"1" {
+		t.Errorf("it asked in the name of %s", asked.Get("client_id"))
 	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	typev1 "phasekey.dev/gen/phasekey/type/v1"
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
 	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/secret"
@@ -28,7 +29,10 @@ type Config struct {
 	Conn grpc.ClientConnInterface
 	// Grant is the bearer token that the platform made.
 	Grant secret.Text
-	// Audience is what the streamed token is for; empty means the cloud's Resource Manager.
+	// Material is the form wanted: access tokens, which is what zero means, or the client secret, which is delivered only
+	// where the integration allows it.
+	Material typev1.Material
+	// Audience is what the streamed token is for; empty means the cloud's Resource Manager. A client secret has none.
 	Audience string
 	// Log gets what goes wrong and what changes; never a secret.
 	Log *slog.Logger
@@ -58,6 +62,17 @@ func New(cfg Config) (*Runner, error) {
 	}
 	if cfg.Log == nil {
 		errs = append(errs, errors.New("no log"))
+	}
+	switch cfg.Material {
+	case typev1.Material_MATERIAL_UNSPECIFIED:
+		cfg.Material = typev1.Material_MATERIAL_ACCESS_TOKEN
+	case typev1.Material_MATERIAL_ACCESS_TOKEN:
+	case typev1.Material_MATERIAL_CLIENT_SECRET:
+		if cfg.Audience != "" {
+			errs = append(errs, errors.New("an audience for a client secret, which has none"))
+		}
+	default:
+		errs = append(errs, fmt.Errorf("unknown material %d", cfg.Material))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, fmt.Errorf("make a runner: %w", err)
@@ -90,8 +105,17 @@ func (r *Runner) Run(ctx context.Context) error {
 }
 
 // Credential returns the newest credential, waiting until there is one that works. Its error is a *FinalError after
-// delivery has ended, ErrStopped after Run has returned, else ctx's, joined with what last went wrong.
-func (r *Runner) Credential(ctx context.Context) (Credential, error) { return r.state.wait(ctx) }
+// delivery has ended, ErrStopped after Run has returned, else ctx's, joined with what last went wrong. As long as nothing
+// has been delivered it is also, at once, a refusal of the vault's that does not pass by itself (MATERIAL_NOT_ALLOWED,
+// HOLD_TOO_LONG); the Runner goes on asking, should somebody mend it.
+func (r *Runner) Credential(ctx context.Context) (Credential, error) {
+	return r.state.wait(ctx, func(Credential) bool { return true })
+}
+
+// Next returns the newest credential as soon as it is another delivery than last. Its errors are those of Credential.
+func (r *Runner) Next(ctx context.Context, last Credential) (Credential, error) {
+	return r.state.wait(ctx, func(c Credential) bool { return c.Lease != last.Lease || c.Generation != last.Generation })
+}
 
 // Done is closed when nothing will be delivered any more; Err then says why.
 func (r *Runner) Done() <-chan struct{} { return r.state.done }

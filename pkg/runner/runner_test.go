@@ -33,9 +33,10 @@ import (
 )
 
 const (
-	// grantCanary and tokenCanary are in no output, ever.
-	grantCanary = "pk_grant_canary_0123456789"
-	tokenCanary = "token_canary_"
+	// grantCanary, tokenCanary and secretCanary are in no output, ever.
+	grantCanary  = "pk_grant_canary_0123456789"
+	tokenCanary  = "token_canary_"
+	secretCanary = "secret_canary_"
 
 	resourceManager = "https://management.azure.com"
 	clientID        = "11111111-2222-3333-4444-555555555555"
@@ -65,6 +66,16 @@ func credential(n int64) *vaultv1.Credential {
 			Token:    fmt.Sprint(tokenCanary, n),
 		}},
 	}
+}
+
+// secretCredential is what the vault sends as generation n to those who asked for the secret: the one of a version, until the
+// grant's end.
+func secretCredential(n, version int64) *vaultv1.Credential {
+	return with(credential(n), func(c *vaultv1.Credential) {
+		c.CredentialVersion = version
+		c.RefreshTime, c.ExpireTime = c.GetGrantExpireTime(), c.GetGrantExpireTime()
+		c.Material = &vaultv1.Credential_ClientSecret{ClientSecret: &vaultv1.ClientSecret{Secret: fmt.Sprint(secretCanary, version)}}
+	})
 }
 
 // with changes a credential.
@@ -101,6 +112,8 @@ type world struct {
 	ran    chan error
 	s      *runnertest.Stream // accepted last
 	old    *runnertest.Stream // the one before
+
+	material typev1.Material // what the runner asks for
 }
 
 // newWorld starts a runner.
@@ -120,9 +133,10 @@ func (w *world) start(grant string) {
 func (w *world) run(grant string, conn grpc.ClientConnInterface) {
 	w.t.Helper()
 	r, err := runner.New(runner.Config{
-		Conn:  conn,
-		Grant: secret.New(grant),
-		Log:   obs.NewLogger(w.log, slog.LevelDebug, obs.FormatText),
+		Conn:     conn,
+		Grant:    secret.New(grant),
+		Material: w.material,
+		Log:      obs.NewLogger(w.log, slog.LevelDebug, obs.FormatText),
 	})
 	if err != nil {
 		w.t.Fatal(err)
@@ -139,7 +153,7 @@ func (w *world) stop() {
 	if err := <-w.ran; err != nil {
 		w.t.Logf("the runner ended: %v", err)
 	}
-	if out := w.log.String(); strings.Contains(out, grantCanary) || strings.Contains(out, tokenCanary) {
+	if out := w.log.String(); strings.Contains(out, grantCanary) || strings.Contains(out, tokenCanary) || strings.Contains(out, secretCanary) {
 		w.t.Errorf("secret in the log:\n%s", out)
 	}
 }
@@ -155,6 +169,18 @@ func (w *world) now() (runner.Credential, error) {
 type step struct {
 	name string
 	do   func(*world)
+}
+
+// walk takes steps until one fails.
+func (w *world) walk(steps []step) {
+	w.t.Helper()
+	for _, s := range steps {
+		s.do(w)
+		synctest.Wait()
+		if w.t.Failed() {
+			w.t.Fatalf("at step %q; log:\n%s", s.name, w.log)
+		}
+	}
 }
 
 func accept() step {
@@ -330,6 +356,29 @@ func TestRunner_Stream(t *testing.T) {
 			within(time.Minute), oldIsGone(false), holds(1), send(2), holds(2), oldIsGone(true)}},
 		{"an overdue vault that is not there any more is kept trying", []step{accept(), send(1), pass(45*time.Minute + 30*time.Second), accept(), end(unavailable),
 			within(time.Second), end(unavailable), within(time.Second), send(2), holds(2)}},
+		{"one whose credentials are old already is doubled only now and then", []step{accept(),
+			{"ten minutes of old credentials", func(w *world) {
+				old := func() *vaultv1.Credential {
+					return with(credential(1), func(c *vaultv1.Credential) { c.RefreshTime = timestamppb.New(time.Now().Add(-time.Hour)) })
+				}
+				w.s.Send(old())
+				opened, stop := 0, time.After(10*time.Minute)
+				for opened <= 20 {
+					select {
+					case s := <-w.vault.Streams():
+						opened++
+						s.Send(old())
+						continue
+					case <-stop:
+					}
+					break
+				}
+				if opened > 20 {
+					w.t.Errorf("%d streams in ten minutes", opened)
+				}
+			}}}},
+		{"one that owes nothing before the grant's end is not overdue", []step{accept(),
+			sendThis("until the grant's end", func(c *vaultv1.Credential) { c.GrantExpireTime = c.GetRefreshTime() }), noStream(3 * time.Hour)}},
 		{"the first message of a new stream may be older", []step{accept(), send(5), pass(time.Minute), end(unavailable), accept(), send(4), holds(5), send(6), holds(6)}},
 		{"another lease starts counting anew", []step{accept(), send(5), pass(time.Minute), end(unavailable), accept(),
 			{"send 1 of another lease", func(w *world) { w.s.Send(with(credential(1), func(c *vaultv1.Credential) { c.Lease = "lease-2" })) }}, holds(1)}},
@@ -350,13 +399,7 @@ func TestRunner_Stream(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t)
 				defer w.stop()
-				for _, s := range tt.steps {
-					s.do(w)
-					synctest.Wait()
-					if t.Failed() {
-						t.Fatalf("at step %q; log:\n%s", s.name, w.log)
-					}
-				}
+				w.walk(tt.steps)
 			})
 		})
 	}
@@ -423,6 +466,197 @@ func TestNew_RefusesWhatItCannotUse(t *testing.T) {
 			t.Errorf("error %v does not say %q", err, want)
 		}
 	}
+	_, err = runner.New(runner.Config{Material: typev1.Material_MATERIAL_CLIENT_SECRET, Audience: resourceManager})
+	if err == nil || !strings.Contains(err.Error(), "audience for a client secret") {
+		t.Errorf("an audience for a secret: %v", err)
+	}
+	_, err = runner.New(runner.Config{Material: 99})
+	if err == nil || !strings.Contains(err.Error(), "unknown material 99") {
+		t.Errorf("an unknown material: %v", err)
+	}
+}
+
+// sendSecret delivers a version's secret as generation n.
+func sendSecret(n, version int64) step {
+	return step{fmt.Sprintf("send %d, the secret of version %d", n, version), func(w *world) { w.s.Send(secretCredential(n, version)) }}
+}
+
+// holdsSecret checks that a version's secret is held, and nothing else that opens anything.
+func holdsSecret(version int64) step {
+	return step{fmt.Sprint("holds the secret of version ", version), func(w *world) {
+		c, err := w.now()
+		if err != nil || c.Version != version || c.ClientSecret.Expose() != fmt.Sprint(secretCanary, version) || !c.Token.IsZero() || c.Audience != "" {
+			w.t.Errorf("holds version %d for %q (%v), want %d", c.Version, c.Audience, err, version)
+		}
+	}}
+}
+
+func TestRunner_ClientSecret(t *testing.T) {
+	unavailable := status.Error(codes.Unavailable, "down")
+	for _, tt := range []struct {
+		name  string
+		steps []step
+	}{
+		{"is asked for, and held", []step{accept(), {"the request", func(w *world) {
+			if r := w.s.Request; r.GetMaterial() != typev1.Material_MATERIAL_CLIENT_SECRET || r.GetAudience() != "" {
+				w.t.Errorf("asked for %v, for %q", r.GetMaterial(), r.GetAudience())
+			}
+		}}, holdsNothing(), sendSecret(1, 1), holdsSecret(1)}},
+		{"the newest is held", []step{accept(), sendSecret(1, 1), pass(24*time.Hour - time.Second), sendSecret(2, 2), holdsSecret(2)}},
+		{"nothing is overdue before the grant's end nor after it", []step{accept(), sendSecret(1, 1), noStream(24*time.Hour - time.Second), holdsSecret(1),
+			noStream(48 * time.Hour), holdsNothing()}},
+		{"a grant that was extended", []step{accept(), sendSecret(1, 1), pass(23 * time.Hour), sendSecret(2, 1), pass(23 * time.Hour), holdsSecret(1), noStream(48 * time.Hour)}},
+		{"a broken stream is opened again, for the secret", []step{accept(), sendSecret(1, 1), pass(time.Minute), end(unavailable), holdsSecret(1),
+			within(time.Second), {"the request", func(w *world) {
+				if got := w.s.Request.GetMaterial(); got != typev1.Material_MATERIAL_CLIENT_SECRET {
+					w.t.Errorf("asked for %v", got)
+				}
+			}}, sendSecret(2, 1), holdsSecret(1)}},
+		{"the end of the grant is final", []step{accept(), sendSecret(1, 1), pass(24 * time.Hour),
+			end(vaultError(codes.PermissionDenied, errorv1.ErrorReason_ERROR_REASON_GRANT_EXPIRED)), over("GRANT_EXPIRED"), noStream(time.Hour)}},
+		{"a token is not taken for it", []step{accept(), send(1), holdsNothing(), within(time.Second), sendSecret(2, 1), holdsSecret(1)}},
+		{"an empty one is not taken", []step{accept(), sendThis("an empty secret", func(c *vaultv1.Credential) {
+			c.Material = &vaultv1.Credential_ClientSecret{ClientSecret: &vaultv1.ClientSecret{}}
+		}), holdsNothing(), within(time.Second)}},
+		{"there are no tokens beside it", []step{accept(), sendSecret(1, 1), {"ask", func(w *world) {
+			if _, err := w.runner.CredentialFor(w.t.Context(), resourceManager); !errors.Is(err, runner.ErrNoTokens) {
+				w.t.Errorf("a token: %v", err)
+			}
+			if _, err := runner.Listen(w.t.Context(), runner.LoopbackConfig{Runner: w.runner, Log: slog.New(slog.DiscardHandler)}); !errors.Is(err, runner.ErrNoTokens) {
+				w.t.Errorf("an endpoint: %v", err)
+			}
+			if n := len(w.vault.Fetches()); n != 0 {
+				w.t.Errorf("%d fetches", n)
+			}
+		}}}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := &world{t: t, vault: runnertest.New(grantCanary), log: &syncBuffer{}, ran: make(chan error, 1), material: typev1.Material_MATERIAL_CLIENT_SECRET}
+				w.start(grantCanary)
+				defer w.stop()
+				w.walk(tt.steps)
+			})
+		})
+	}
+	t.Run("is not taken for a token", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			defer w.stop()
+			w.walk([]step{accept(), sendSecret(1, 1), holdsNothing(), within(time.Second), send(2), holds(2)})
+		})
+	})
+}
+
+func TestRunner_RefusedBeforeTheFirstCredential(t *testing.T) {
+	refused := func(reason string) step {
+		return step{"refused with " + reason, func(w *world) {
+			ctx, cancel := context.WithTimeout(w.t.Context(), time.Minute)
+			defer cancel()
+			began := time.Now()
+			if _, err := w.runner.Credential(ctx); rpcerr.Reason(err) != reason || time.Since(began) != 0 {
+				w.t.Errorf("got %v after %s", err, time.Since(began))
+			}
+			if err := w.runner.Err(); err != nil {
+				w.t.Errorf("the runner has ended: %v", err)
+			}
+		}}
+	}
+	waits := step{"waits", func(w *world) {
+		ctx, cancel := context.WithTimeout(w.t.Context(), time.Minute)
+		defer cancel()
+		began := time.Now()
+		if _, err := w.runner.Credential(ctx); !errors.Is(err, context.DeadlineExceeded) || time.Since(began) != time.Minute {
+			w.t.Errorf("got %v after %s", err, time.Since(began))
+		}
+	}}
+	notAllowed := vaultError(codes.PermissionDenied, errorv1.ErrorReason_ERROR_REASON_MATERIAL_NOT_ALLOWED)
+	for _, tt := range []struct {
+		name  string
+		steps []step
+	}{
+		{"MATERIAL_NOT_ALLOWED", []step{accept(), end(notAllowed), refused("MATERIAL_NOT_ALLOWED")}},
+		{"HOLD_TOO_LONG", []step{accept(), end(vaultError(codes.FailedPrecondition, errorv1.ErrorReason_ERROR_REASON_HOLD_TOO_LONG)), refused("HOLD_TOO_LONG")}},
+		{"INVALID_FIELDS", []step{accept(), end(rpcerr.Invalid("material", "must be a defined one")), refused("INVALID_FIELDS")}},
+		{"IDENTITY_UNKNOWN", []step{accept(), end(vaultError(codes.Unauthenticated, errorv1.ErrorReason_ERROR_REASON_IDENTITY_UNKNOWN)), refused("IDENTITY_UNKNOWN")}},
+		{"mended", []step{accept(), end(notAllowed), refused("MATERIAL_NOT_ALLOWED"), within(time.Second), send(1), holds(1)}},
+		{"later it changes nothing", []step{accept(), send(1), pass(time.Minute), end(notAllowed), holds(1), within(time.Second), end(notAllowed), holds(1)}},
+		{"later it is waited out", []step{accept(), send(1), pass(time.Hour), end(notAllowed), waits}},
+		{"not ready is waited out", []step{accept(), end(vaultError(codes.Unavailable, errorv1.ErrorReason_ERROR_REASON_CREDENTIAL_NOT_READY)), waits}},
+		{"too many leases are waited out", []step{accept(), end(vaultError(codes.ResourceExhausted, errorv1.ErrorReason_ERROR_REASON_TOO_MANY_LEASES)), waits}},
+		{"a proxy's 403 is waited out", []step{accept(), end(status.Error(codes.PermissionDenied, "403 (Forbidden)")), waits}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				defer w.stop()
+				w.walk(tt.steps)
+			})
+		})
+	}
+	t.Run("who waits already is told", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			defer w.stop()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+			defer cancel()
+			told := make(chan error)
+			go func() {
+				_, err := w.runner.Credential(ctx)
+				told <- err
+			}()
+			synctest.Wait()
+			w.vault.Accept(t).End(notAllowed)
+			w.vault.Accept(t)
+			if err := <-told; rpcerr.Reason(err) != "MATERIAL_NOT_ALLOWED" || errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("got %v", err)
+			}
+		})
+	})
+}
+
+func TestRunner_Next(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.stop()
+		w.walk([]step{accept(), send(1)})
+		first, err := w.runner.Next(t.Context(), runner.Credential{})
+		if err != nil || first.Generation != 1 {
+			t.Fatalf("the first: %d, %v", first.Generation, err)
+		}
+		next := make(chan int64)
+		go func() {
+			c, err := w.runner.Next(t.Context(), first)
+			if err != nil {
+				t.Errorf("the next: %v", err)
+			}
+			next <- c.Generation
+		}()
+		synctest.Wait()
+		select {
+		case n := <-next:
+			t.Fatalf("%d came before anything was sent", n)
+		case <-time.After(30 * time.Minute):
+		}
+		w.s.Send(credential(2))
+		if n := <-next; n != 2 {
+			t.Errorf("the next is %d", n)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		last, err := w.now()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.runner.Next(ctx, last); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("none comes: %v", err)
+		}
+		w.s.End(vaultError(codes.PermissionDenied, errorv1.ErrorReason_ERROR_REASON_GRANT_REVOKED))
+		var final *runner.FinalError
+		if _, err := w.runner.Next(t.Context(), last); !errors.As(err, &final) {
+			t.Errorf("none will come: %v", err)
+		}
+	})
 }
 
 // Two servers, one vault behind them: the first is told to stop, which asks the runner to leave while its stream still lives.
@@ -447,13 +681,7 @@ func TestRunner_OpensTheNewStreamBeforeLettingGoOfTheOld(t *testing.T) {
 		moved.Store(true)
 		stopped := make(chan struct{})
 		go func() { leaving.GracefulStop(); close(stopped) }()
-		for _, s := range []step{within(time.Second), oldIsGone(false), holds(1), send(2), holds(2), oldIsGone(true)} {
-			s.do(w)
-			synctest.Wait()
-			if t.Failed() {
-				t.Fatalf("at step %q; log:\n%s", s.name, w.log)
-			}
-		}
+		w.walk([]step{within(time.Second), oldIsGone(false), holds(1), send(2), holds(2), oldIsGone(true)})
 		<-stopped
 	})
 }

@@ -12,6 +12,7 @@ import (
 type state struct {
 	mu      sync.Mutex
 	held    Credential // the newest; the zero value has expired long ago
+	ever    bool       // something was delivered
 	failure error      // the newest error since the last delivery
 	end     error      // not nil once it is over
 	changed chan struct{}
@@ -22,17 +23,20 @@ func newState() *state {
 	return &state{changed: make(chan struct{}), done: make(chan struct{})}
 }
 
-// wait returns the credential that is held, as soon as it is one that works.
-func (s *state) wait(ctx context.Context) (Credential, error) {
+// wait returns the credential that is held, as soon as it is one that works and is wanted. Before anything was delivered, a
+// failure that does not pass by itself ends the wait.
+func (s *state) wait(ctx context.Context, wanted func(Credential) bool) (Credential, error) {
 	for {
 		s.mu.Lock()
-		held, end, changed := s.held, s.end, s.changed
+		held, ever, failure, end, changed := s.held, s.ever, s.failure, s.end, s.changed
 		s.mu.Unlock()
 		switch {
 		case end != nil:
 			return Credential{}, end
-		case held.valid(time.Now()):
+		case held.valid(time.Now()) && wanted(held):
 			return held, nil
+		case !ever && !passing(failure):
+			return Credential{}, fmt.Errorf("wait for the first credential: %w", failure)
 		}
 		select {
 		case <-changed:
@@ -59,9 +63,8 @@ func (s *state) put(c Credential) {
 	if s.end != nil {
 		return
 	}
-	s.held, s.failure = c, nil
-	close(s.changed)
-	s.changed = make(chan struct{})
+	s.held, s.ever, s.failure = c, true, nil
+	s.wake()
 }
 
 // fail notes why nothing new comes. It changes nothing about what is held.
@@ -69,6 +72,7 @@ func (s *state) fail(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.failure = err
+	s.wake()
 }
 
 // finish ends it; the first end stays. What is held is forgotten.
@@ -79,9 +83,14 @@ func (s *state) finish(err error) {
 		return
 	}
 	s.end, s.held = err, Credential{}
+	s.wake()
+	close(s.done)
+}
+
+// wake has everybody who waits look again. The caller holds mu.
+func (s *state) wake() {
 	close(s.changed)
 	s.changed = make(chan struct{})
-	close(s.done)
 }
 
 // err returns why it is over, nil if it is not.
