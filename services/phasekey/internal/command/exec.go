@@ -8,11 +8,13 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	typev1 "phasekey.dev/gen/phasekey/type/v1"
 	"phasekey.dev/pkg/grpcclient"
 	"phasekey.dev/pkg/mtls"
 	"phasekey.dev/pkg/obs"
@@ -28,6 +30,18 @@ const (
 	onRevokeTerminate = "terminate"
 )
 
+// What --material may say.
+const (
+	materialAccessToken  = "access-token"
+	materialClientSecret = "client-secret"
+)
+
+// materials are the vault's names for them.
+var materials = map[string]typev1.Material{
+	materialAccessToken:  typev1.Material_MATERIAL_ACCESS_TOKEN,
+	materialClientSecret: typev1.Material_MATERIAL_CLIENT_SECRET,
+}
+
 // defaultVaultID is the vault's identity where nobody has chosen another.
 const defaultVaultID = "spiffe://phasekey.dev/vault"
 
@@ -36,6 +50,7 @@ type execFlags struct {
 	vault, vaultID, ca, cert, key string
 	grantFile                     string
 	grantFD                       int
+	material                      string
 	onRevoke                      string
 	wait                          time.Duration
 	debug                         bool
@@ -54,6 +69,12 @@ likes; they are renewed for as long as it runs. Nothing is written to disk. The 
 taken out of the command's environment, and so are other Azure identities. Whatever runs below the command can get
 tokens of this phase's access. It cannot get the grant; that holds for a grant file only if it cannot read that file, so
 prefer --grant-fd.
+
+With --material client-secret the command finds the client secret of the integration's application in its environment
+instead (ARM_CLIENT_SECRET, AZURE_CLIENT_SECRET), where the integration allows that. Whatever runs below the command can then
+take the secret away and use it anywhere, for any audience, with all that the application may do. The secret works at least
+until the command or the grant has ended; after that, until the vault has replaced it. This is for tools that take
+nothing else; access-token is what is recommended.
 
 Every flag can be given as an environment variable (--vault-id: PHASEKEY_VAULT_ID). The grant itself is never an argument or an
 environment variable.
@@ -78,6 +99,7 @@ the command could not be started, 127 if it was not found.`,
 	flags.StringVar(&f.key, "key", "", "PEM file with the client certificate's key")
 	flags.StringVar(&f.grantFile, "grant-file", "", "file with the grant; others must not be able to read it")
 	flags.IntVar(&f.grantFD, "grant-fd", -1, "open descriptor (3 or higher) to read the grant from")
+	flags.StringVar(&f.material, "material", materialAccessToken, "what the command gets: access-token (recommended), or client-secret, the secret itself")
 	flags.StringVar(&f.onRevoke, "on-revoke", onRevokeContinue, "when the grant ends for good: continue without credentials, or terminate the command")
 	flags.DurationVar(&f.wait, "wait", 2*time.Minute, "how long to wait for the first credential")
 	flags.BoolVar(&f.debug, "debug", false, "log what happens to standard error")
@@ -98,6 +120,7 @@ func (f *execFlags) validate(env, args []string) error {
 	bad(f.grantFile == "" && f.grantFD < 0, "--grant-file or --grant-fd is missing")
 	bad(f.grantFile != "" && f.grantFD >= 0, "--grant-file and --grant-fd exclude each other")
 	bad(f.grantFD >= 0 && f.grantFD < 3, "--grant-fd: 0, 1 and 2 are the command's own")
+	bad(materials[f.material] == typev1.Material_MATERIAL_UNSPECIFIED, "--material is access-token or client-secret")
 	bad(f.onRevoke != onRevokeContinue && f.onRevoke != onRevokeTerminate, "--on-revoke is continue or terminate")
 	bad(f.wait <= 0, "--wait must be positive")
 	bad(len(args) == 0, "no command: put it after --")
@@ -140,30 +163,30 @@ func runExec(ctx context.Context, p Process, f *execFlags, args []string) error 
 		return err
 	}
 	defer func() { _ = conn.Close() }()
-	r, err := runner.New(runner.Config{Conn: conn, Grant: grant, Log: log})
+	r, err := runner.New(runner.Config{Conn: conn, Grant: grant, Material: materials[f.material], Log: log})
 	if err != nil {
 		return err
 	}
-	loopback, err := runner.Listen(ctx, runner.LoopbackConfig{Runner: r, Log: log})
-	if err != nil {
-		return err
+	x := &execution{p: p, f: f, log: log, runner: r, environment: r.ClientSecretEnvironment, path: path, args: args}
+	tasks := []task.Task{{Name: "tls", Run: source.Run}, {Name: "runner", Run: x.follow}}
+	if f.material == materialAccessToken {
+		loopback, err := runner.Listen(ctx, runner.LoopbackConfig{Runner: r, Log: log})
+		if err != nil {
+			return err
+		}
+		defer func() { _ = loopback.Close() }()
+		x.environment = loopback.Environment
+		tasks = append(tasks, task.Task{Name: "loopback", Run: loopback.Run})
 	}
-	defer func() { _ = loopback.Close() }()
-
-	x := &execution{p: p, f: f, log: log, runner: r, loopback: loopback, path: path, args: args}
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, child.Forwarded()...)
 	defer signal.Stop(signals)
 	ended := make(chan error, 1)
-	err = task.Run(ctx, log,
-		task.Task{Name: "tls", Run: source.Run},
-		task.Task{Name: "runner", Run: x.follow},
-		task.Task{Name: "loopback", Run: loopback.Run},
-		task.Task{Name: "child", Grace: child.KillAfter + 5*time.Second, Run: func(ctx context.Context) error {
-			ended <- x.child(ctx, signals)
-			return nil
-		}},
-	)
+	// The child is stopped first, and so before the lease is closed, after which what it holds may be removed.
+	err = task.Run(ctx, log, append(tasks, task.Task{Name: "child", Grace: child.KillAfter + 5*time.Second, Run: func(ctx context.Context) error {
+		ended <- x.child(ctx, signals)
+		return nil
+	}})...)
 	select {
 	case result := <-ended:
 		// Whatever failed while stopping, the command has ended as it has ended.
@@ -178,13 +201,14 @@ func runExec(ctx context.Context, p Process, f *execFlags, args []string) error 
 
 // execution is one run of a child.
 type execution struct {
-	p        Process
-	f        *execFlags
-	log      *slog.Logger
-	runner   *runner.Runner
-	loopback *runner.Loopback
-	path     string
-	args     []string
+	p      Process
+	f      *execFlags
+	log    *slog.Logger
+	runner *runner.Runner
+	// environment makes the child's environment of what was inherited and the first credential.
+	environment func(inherited []string, c runner.Credential) []string
+	path        string
+	args        []string
 }
 
 // follow keeps the credential. When delivery has ended for good it stays, so that the child is not stopped with it: child
@@ -207,22 +231,22 @@ func (x *execution) child(ctx context.Context, signals <-chan os.Signal) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	watched := make(chan struct{})
-	go func() {
-		defer close(watched)
-		x.watch(ctx, cancel)
-	}()
+	var watching sync.WaitGroup
+	watching.Go(func() { x.watch(ctx, cancel) })
+	if x.f.material == materialClientSecret {
+		watching.Go(func() { x.rotations(ctx, credential) })
+	}
 	code, err := child.Run(ctx, child.Config{
 		Path:   x.path,
 		Args:   x.args,
-		Env:    x.loopback.Environment(x.p.Env, credential),
+		Env:    x.environment(x.p.Env, credential),
 		Stdin:  x.p.Stdin,
 		Stdout: x.p.Stdout,
 		Stderr: x.p.Stderr,
 		Log:    x.log,
 	}, signals)
 	cancel()
-	<-watched
+	watching.Wait()
 	if err != nil {
 		return &exitError{code: exitNotRunning, err: err}
 	}
@@ -273,6 +297,21 @@ func (x *execution) explain(err error) error {
 		text += "\nphasekey: " + h
 	}
 	return &exitError{code: exitFailed, err: errors.New(text)}
+}
+
+// rotations says when the child's secret is no longer the newest. An environment cannot be changed from outside.
+func (x *execution) rotations(ctx context.Context, has runner.Credential) {
+	for {
+		c, err := x.runner.Next(ctx, has)
+		if err != nil {
+			return
+		}
+		if c.Version != has.Version {
+			x.log.InfoContext(ctx, "the secret was rotated; the command keeps the secret it was started with; it stays valid while the command runs",
+				slog.Int64("version", c.Version))
+		}
+		has = c
+	}
 }
 
 // watch says when delivery has ended, and ends the child if that was asked for.

@@ -32,6 +32,8 @@ import (
 const (
 	grantCanary = "pk_grant_canary_0123456789"
 	tokenCanary = "token_canary_0123456789"
+	// secretCanary begins the client secrets of all versions.
+	secretCanary = "secret_canary_"
 )
 
 // The variables that make this test binary something else than the tests.
@@ -79,6 +81,20 @@ func child(args []string) int {
 	case "token":
 		status, token := askToken()
 		fmt.Println(status, token == tokenCanary)
+	case "secret": // says each time a line comes which secret it has, until the end of input
+		buf := make([]byte, 1)
+		for {
+			if _, err := os.Stdin.Read(buf); err != nil {
+				return 7
+			}
+			one, two := os.Getenv("ARM_CLIENT_SECRET"), os.Getenv("AZURE_CLIENT_SECRET")
+			fmt.Println("the secret of version", strings.TrimPrefix(one, secretCanary), one == two && strings.HasPrefix(one, secretCanary))
+		}
+	case "names": // prints the names in its environment, of which the values may be secret
+		for _, entry := range os.Environ() {
+			name, _, _ := strings.Cut(entry, "=")
+			fmt.Println(name)
+		}
 	case "until": // prints the status of a token each time a line comes, until the end of input
 		buf := make([]byte, 1)
 		for {
@@ -151,6 +167,15 @@ func credential() *vaultv1.Credential {
 		TenantId: "tenant", ClientId: "client", SubscriptionId: "subscription",
 		Material: &vaultv1.Credential_AccessToken{AccessToken: &vaultv1.AccessToken{Audience: "https://management.azure.com", Token: tokenCanary}},
 	}
+}
+
+// secretCredential is what the vault delivers to who asked for the secret.
+func secretCredential(generation, version int64) *vaultv1.Credential {
+	c := credential()
+	c.Generation, c.CredentialVersion = generation, version
+	c.RefreshTime, c.ExpireTime = c.GetGrantExpireTime(), c.GetGrantExpireTime()
+	c.Material = &vaultv1.Credential_ClientSecret{ClientSecret: &vaultv1.ClientSecret{Secret: fmt.Sprint(secretCanary, version)}}
+	return c
 }
 
 // flags are those that every run needs.
@@ -233,7 +258,7 @@ func (r *run) end(code int) {
 		r.t.Errorf("exit code %d, want %d; %s\nstdout:\n%s\nstderr:\n%s", got, code, r.ProcessState, &r.out, &r.err)
 	}
 	for _, out := range []string{r.out.String(), r.err.String()} {
-		if strings.Contains(out, grantCanary) || strings.Contains(out, tokenCanary) {
+		if strings.Contains(out, grantCanary) || strings.Contains(out, tokenCanary) || strings.Contains(out, secretCanary) {
 			r.t.Errorf("secret in the output:\n%s", out)
 		}
 	}
@@ -390,7 +415,116 @@ func TestExec_Revocation(t *testing.T) {
 	})
 }
 
+func TestExec_ClientSecret(t *testing.T) {
+	t.Run("is what the command was started with, until it has ended", func(t *testing.T) {
+		s := newSetting(t)
+		r := start(t, []string{"PHASEKEY_MATERIAL=client-secret"}, nil, append(s.flags(), "--", self(t), "secret")...)
+		stream := s.vault.Accept(t)
+		if got := stream.Request.GetMaterial(); got != typev1.Material_MATERIAL_CLIENT_SECRET {
+			t.Errorf("it asked for %v", got)
+		}
+		stream.Send(secretCredential(1, 1))
+		_, _ = io.WriteString(r.in, "x")
+		r.out.waitFor(t, "the secret of version 1 true\n")
+		// The grant was extended: the secret is the same.
+		stream.Send(secretCredential(2, 1))
+		rotated := secretCredential(3, 2)
+		rotated.Reason = vaultv1.Credential_REASON_ROTATED
+		stream.Send(rotated)
+		r.err.waitFor(t, "the command keeps the secret it was started with; it stays valid while the command runs")
+		_, _ = io.WriteString(r.in, "x")
+		r.out.waitFor(t, strings.Repeat("the secret of version 1 true\n", 2))
+		if n := len(s.vault.Closes()); n != 0 {
+			t.Errorf("the lease was closed %d times while the command ran", n)
+		}
+		_ = r.in.Close()
+		r.end(7)
+		if closes := s.vault.Closes(); len(closes) != 1 || closes[0].GetInstanceId() != stream.Request.GetInstanceId() {
+			t.Errorf("closed %v when the command had ended", closes)
+		}
+		if n := strings.Count(r.err.String(), "was rotated"); n != 1 || !strings.Contains(r.err.String(), "level=INFO") {
+			t.Errorf("told %d times of one rotation:\n%s", n, &r.err)
+		}
+	})
+	t.Run("comes without an endpoint", func(t *testing.T) {
+		s := newSetting(t)
+		s.vault.Always(secretCredential(1, 1))
+		env := []string{"IDENTITY_ENDPOINT=http://inherited", "ARM_CLIENT_SECRET=inherited", "KEPT=yes"}
+		r := start(t, env, nil, append(s.flags(), "--material", "client-secret", "--", self(t), "names")...)
+		r.end(0)
+		names := strings.Fields(r.out.String())
+		for _, name := range names {
+			if strings.HasPrefix(name, "IDENTITY_") || strings.HasPrefix(name, "MSI_") || strings.HasPrefix(name, "PHASEKEY_") || name == "ARM_MSI_ENDPOINT" {
+				t.Errorf("%s is in its environment", name)
+			}
+		}
+		for _, name := range []string{"ARM_CLIENT_ID", "ARM_CLIENT_SECRET", "AZURE_CLIENT_SECRET", "ARM_USE_MSI", "KEPT"} {
+			if !slices.Contains(names, name) {
+				t.Errorf("%s is not in its environment", name)
+			}
+		}
+	})
+	t.Run("is lost by revocation, and the command told to end", func(t *testing.T) {
+		s := newSetting(t)
+		r := start(t, nil, nil, append(s.flags(), "--material", "client-secret", "--on-revoke", "terminate", "--", self(t), "signals")...)
+		stream := s.vault.Accept(t)
+		stream.Send(secretCredential(1, 1))
+		r.out.waitFor(t, "ready")
+		stream.End(runnertest.Error(codes.PermissionDenied, errorv1.ErrorReason_ERROR_REASON_GRANT_REVOKED))
+		r.out.waitFor(t, syscall.SIGTERM.String())
+		r.end(9)
+	})
+	t.Run("a policy that is withdrawn does not end the command", func(t *testing.T) {
+		s := newSetting(t)
+		r := start(t, nil, nil, append(s.flags(), "--material", "client-secret", "--on-revoke", "terminate", "--", self(t), "secret")...)
+		stream := s.vault.Accept(t)
+		stream.Send(secretCredential(1, 1))
+		_, _ = io.WriteString(r.in, "x")
+		r.out.waitFor(t, "version 1 true\n")
+		stream.End(runnertest.Error(codes.PermissionDenied, errorv1.ErrorReason_ERROR_REASON_MATERIAL_NOT_ALLOWED))
+		s.vault.Accept(t).End(runnertest.Error(codes.PermissionDenied, errorv1.ErrorReason_ERROR_REASON_MATERIAL_NOT_ALLOWED))
+		_, _ = io.WriteString(r.in, "x")
+		r.out.waitFor(t, strings.Repeat("the secret of version 1 true\n", 2))
+		_ = r.in.Close()
+		r.end(7)
+	})
+}
+
+func TestExec_HelpSaysWhatASecretMeans(t *testing.T) {
+	r := start(t, nil, nil, "exec", "--help")
+	r.end(0)
+	for _, want := range []string{"--material", "take the secret away", "for any audience", "access-token is what is recommended"} {
+		if !strings.Contains(r.out.String(), want) {
+			t.Errorf("no %q in:\n%s", want, &r.out)
+		}
+	}
+}
+
 func TestExec_BeforeTheFirstCredential(t *testing.T) {
+	for _, tt := range []struct {
+		reason errorv1.ErrorReason
+		code   codes.Code
+		says   string
+	}{
+		{errorv1.ErrorReason_ERROR_REASON_MATERIAL_NOT_ALLOWED, codes.PermissionDenied, "add this one to its delivery materials"},
+		{errorv1.ErrorReason_ERROR_REASON_HOLD_TOO_LONG, codes.FailedPrecondition, "have the platform make a shorter grant"},
+		{errorv1.ErrorReason_ERROR_REASON_GRANT_UNKNOWN, codes.Unauthenticated, "the vault does not know this grant"},
+		{errorv1.ErrorReason_ERROR_REASON_INVALID_FIELDS, codes.InvalidArgument, ""},
+	} {
+		reason := strings.TrimPrefix(tt.reason.String(), "ERROR_REASON_")
+		t.Run(reason+" is not waited out", func(t *testing.T) {
+			s := newSetting(t)
+			// Longer than the test may take: a wait would be seen.
+			r := start(t, nil, nil, append(s.flags(), "--wait", "1h", "--material", "client-secret", "--", self(t), "exit", "0")...)
+			s.vault.Accept(t).End(runnertest.Error(tt.code, tt.reason))
+			r.end(125)
+			for _, want := range []string{reason, tt.says} {
+				if !strings.Contains(r.err.String(), want) {
+					t.Errorf("no %q in:\n%s", want, &r.err)
+				}
+			}
+		})
+	}
 	t.Run("a final reason says what to do", func(t *testing.T) {
 		s := newSetting(t)
 		r := start(t, nil, nil, append(s.flags(), "--", self(t), "exit", "0")...)
@@ -463,6 +597,8 @@ func TestExec_RefusesBadInput(t *testing.T) {
 		{"a grant in the environment", []string{"PHASEKEY_GRANT=" + grantCanary}, append(base, "--grant-file", s.grant, "--", "true"), []string{"PHASEKEY_GRANT"}},
 		{"a certificate without its key", nil, append(base, "--grant-file", s.grant, "--cert", "c", "--", "true"), []string{"go together"}},
 		{"an unknown choice", nil, append(base, "--grant-file", s.grant, "--on-revoke", "panic", "--", "true"), []string{"continue or terminate"}},
+		{"an unknown material", nil, append(base, "--grant-file", s.grant, "--material", "password", "--", "true"), []string{"access-token or client-secret"}},
+		{"an empty material", []string{"PHASEKEY_MATERIAL="}, append(base, "--grant-file", s.grant, "--", "true"), []string{"access-token or client-secret"}},
 		{"an unknown choice in the environment", []string{"PHASEKEY_WAIT=soon"}, append(base, "--grant-file", s.grant, "--", "true"), []string{"PHASEKEY_WAIT"}},
 		{"an unknown flag", nil, append(base, "--grant", grantCanary[:4], "--", "true"), []string{"--grant"}},
 		{"a CA that is none", nil, []string{"exec", "--vault", s.addr, "--ca", s.grant, "--grant-file", s.grant, "--", "true"}, []string{"no certificate"}},

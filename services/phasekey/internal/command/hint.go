@@ -17,6 +17,8 @@ var hints = map[string]string{
 	"LEASE_CLOSED":           "the lease was closed or revoked: have the platform make a new grant",
 	"TOO_MANY_LEASES":        "four runners hold this grant already: end one, or make another grant",
 	"AUDIENCE_NOT_ALLOWED":   "the integration does not allow this audience: add it to its allowed token audiences",
+	"MATERIAL_NOT_ALLOWED":   "the integration does not deliver in this form: choose another --material, or add this one to its delivery materials",
+	"HOLD_TOO_LONG":          "the secret ends before the grant does: have the platform make a shorter grant, or use --material access-token",
 	"CREDENTIAL_NOT_READY":   "the integration has no proven credential yet: wait until its condition CredentialReady is true",
 	"CONSENT_MISSING":        "the customer's administrator has not consented, or has withdrawn it: send them a consent session's link",
 	"ENTRA_UNAVAILABLE":      "Entra ID does not answer the vault: try again later",
