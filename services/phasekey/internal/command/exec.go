@@ -100,7 +100,7 @@ the command could not be started, 127 if it was not found.`,
 	flags.StringVar(&f.grantFile, "grant-file", "", "file with the grant; others must not be able to read it")
 	flags.IntVar(&f.grantFD, "grant-fd", -1, "open descriptor (3 or higher) to read the grant from")
 	flags.StringVar(&f.material, "material", materialAccessToken, "what the command gets: access-token (recommended), or client-secret, the secret itself")
-	flags.StringVar(&f.onRevoke, "on-revoke", onRevokeContinue, "when the grant ends for good: continue without credentials, or terminate the command")
+	flags.StringVar(&f.onRevoke, "on-revoke", onRevokeContinue, "when the grant ends for good: continue without new credentials, or terminate the command")
 	flags.DurationVar(&f.wait, "wait", 2*time.Minute, "how long to wait for the first credential")
 	flags.BoolVar(&f.debug, "debug", false, "log what happens to standard error")
 	return c
