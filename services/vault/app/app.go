@@ -67,6 +67,7 @@ type App struct {
 	registry *grpc.ClientConn
 	hints    *hint.Hints // nil without Redis
 	hub      *delivery.Hub
+	releaser *delivery.Releaser
 	server   *grpcserver.Server
 	runners  *grpcserver.Server
 	elector  election.Elector
@@ -184,14 +185,16 @@ func (a *App) deliver(clouds entra.Clouds) {
 		known[name] = delivery.Cloud{ResourceManager: cloud.ResourceManager(), Environment: azurermEnvironment(name)}
 	}
 	cfg := delivery.Config{
-		Store:  a.store,
-		Issuer: issuer.New(issuer.Config{Minter: clouds, Keyring: a.keyring, Prober: a.store, Log: a.log, Metrics: a.metrics}),
+		Store:   a.store,
+		Issuer:  issuer.New(issuer.Config{Minter: clouds, Keyring: a.keyring, Prober: a.store, Log: a.log, Metrics: a.metrics}),
+		Keyring: a.keyring, HoldMargin: a.cfg.Timing.HoldMargin,
 		Clouds: known, Log: a.log, Metrics: a.metrics,
 	}
 	if a.hints != nil {
 		cfg.Hints = a.hints.Heard()
 	}
 	a.hub = delivery.New(cfg)
+	a.releaser = delivery.NewReleaser(a.store, a.log)
 }
 
 // azurermEnvironment is what the Terraform provider calls a cloud; empty for one that it does not know.
@@ -276,7 +279,7 @@ func (a *App) changed() {
 // listen binds the addresses and makes the servers.
 func (a *App) listen(ctx context.Context) error {
 	services := rpc.Config{
-		Grants: a.store, Hub: a.hub, Changed: a.changed, Prober: a.prober,
+		Grants: a.store, Versions: a.store, Hub: a.hub, Changed: a.changed, Prober: a.prober,
 		Resolver: registryv1.NewAttachmentServiceClient(a.registry),
 	}
 	policy := grpcserver.OptionPolicy(optionsv1.E_Callers)
@@ -330,6 +333,7 @@ func (a *App) Run(ctx context.Context) error {
 			return a.elector.Run(ctx, a.worker.Serve)
 		}},
 		task.Task{Name: "hub", Run: a.hub.Run},
+		task.Task{Name: "releaser", Run: a.releaser.Run},
 		task.Task{Name: "server", Run: a.server.Run, Grace: grace},
 		task.Task{Name: "runners", Run: a.runners.Run, Grace: grace},
 		task.Task{Name: "health", Run: func(ctx context.Context) error {

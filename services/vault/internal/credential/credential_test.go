@@ -231,16 +231,59 @@ func TestDecide(t *testing.T) {
 			f.Strays = []credential.Stray{{KeyID: "k", FirstTime: ago(65 * time.Minute), LastTime: ago(5 * time.Minute)}}
 			return f
 		}},
-		{name: "a deleted integration hands nothing out any more", want: "apply Deleting", facts: func() credential.Facts {
+		{name: "a deleted integration's leases end first", want: "end_leases", facts: func() credential.Facts {
+			f := deleting(facts(version("a", 1, credential.Active, func(v *credential.Version) { v.Holders = 2 }), version("b", 2, credential.Intended)))
+			f.Application.LeaseEndTime = time.Time{}
+			return f
+		}},
+		{name: "also when there is nothing else", want: "end_leases", facts: func() credential.Facts {
+			f := deleting(credential.Facts{Wanted: credential.Wanted{UID: "uid", Present: true}})
+			f.Application.LeaseEndTime = time.Time{}
+			return f
+		}},
+		{name: "then it hands nothing out any more", want: "apply Deleting", facts: func() credential.Facts {
 			return deleting(facts(version("a", 1, credential.Active)))
 		}},
-		{name: "waits for what is held", want: "wait", facts: func() credential.Facts {
+		{name: "waits for what is held nevertheless", want: "wait", facts: func() credential.Facts {
 			return deleting(facts(version("a", 1, credential.Retiring, func(v *credential.Version) { v.Holders = 2 })))
+		}, check: func(t *testing.T, a credential.Action) {
+			if w := a.(credential.Wait); !w.Until.Equal(epoch.Add(time.Second)) {
+				t.Errorf("waits until %s", w.Until)
+			}
+		}},
+		{name: "and ends leases again", want: "end_leases", facts: func() credential.Facts {
+			f := deleting(facts(version("a", 1, credential.Retiring, func(v *credential.Version) { v.Holders = 2 })))
+			f.Application.LeaseEndTime = ago(time.Minute)
+			return f
 		}},
 		{name: "has its application deleted last", want: "delete_application", facts: func() credential.Facts { return deleting(facts()) }},
 		{name: "then purged", want: "purge_application", facts: func() credential.Facts {
 			f := deleting(facts())
 			f.Application.DeleteTime = ago(10 * time.Second)
+			return f
+		}},
+		{name: "not found where it is to be deleted it is looked for later", want: "wait", facts: func() credential.Facts {
+			f := deleting(facts())
+			f.Application.Absences, f.Application.AbsenceTime = 1, ago(59*time.Minute)
+			return f
+		}, check: func(t *testing.T, a credential.Action) {
+			if w := a.(credential.Wait); !w.Until.Equal(epoch.Add(time.Minute)) {
+				t.Errorf("waits until %s", w.Until)
+			}
+		}},
+		{name: "once more", want: "delete_application", facts: func() credential.Facts {
+			f := deleting(facts())
+			f.Application.Absences, f.Application.AbsenceTime = 1, ago(time.Hour)
+			return f
+		}},
+		{name: "not found in the bin likewise", want: "wait", facts: func() credential.Facts {
+			f := deleting(facts())
+			f.Application.DeleteTime, f.Application.Absences, f.Application.AbsenceTime = ago(time.Hour), 1, ago(59*time.Minute)
+			return f
+		}},
+		{name: "and once more", want: "purge_application", facts: func() credential.Facts {
+			f := deleting(facts())
+			f.Application.DeleteTime, f.Application.Absences, f.Application.AbsenceTime = ago(2*time.Hour), 1, ago(time.Hour)
 			return f
 		}},
 		{name: "then the registry told", want: "forget", facts: func() credential.Facts {
@@ -279,8 +322,10 @@ func TestDecide(t *testing.T) {
 	}
 }
 
+// deleting has the integration deleted, its leases ended already.
 func deleting(f credential.Facts) credential.Facts {
 	f.Wanted.Deleting = true
+	f.Application.LeaseEndTime = epoch.Add(-time.Minute + time.Second)
 	return f
 }
 
@@ -419,5 +464,41 @@ func TestReadFound_KnowsItsOwn(t *testing.T) {
 	}
 	if c.Application.Foreign != 2 {
 		t.Errorf("%d foreign passwords, want 2", c.Application.Foreign)
+	}
+}
+
+func TestDeleteFailedAndPurgeFailed_TakeItForGoneOnlyWhenNotFoundTwice(t *testing.T) {
+	timing := credential.Production()
+	missing := credential.Failure{Kind: credential.Missing, Code: "Request_ResourceNotFound"}
+	f := deleting(facts())
+	for _, step := range []struct {
+		name             string
+		do               func(f credential.Facts, now time.Time) credential.Change
+		deleted, purged  bool
+		absences, failed int
+	}{
+		{name: "deletion does not find it", do: func(f credential.Facts, now time.Time) credential.Change { return f.DeleteFailed(now, timing, missing) }, absences: 1},
+		{name: "deletion fails", do: func(f credential.Facts, now time.Time) credential.Change {
+			return f.DeleteFailed(now, timing, credential.Failure{Kind: credential.Again})
+		}, absences: 1, failed: 1},
+		{name: "deletion does not find it again", do: func(f credential.Facts, now time.Time) credential.Change { return f.DeleteFailed(now, timing, missing) }, deleted: true},
+		{name: "purge does not find it", do: func(f credential.Facts, now time.Time) credential.Change { return f.PurgeFailed(now, timing, missing) }, deleted: true, absences: 1},
+		{name: "purge fails", do: func(f credential.Facts, now time.Time) credential.Change {
+			return f.PurgeFailed(now, timing, credential.Failure{Kind: credential.Lost})
+		}, deleted: true, absences: 1, failed: 1},
+		{name: "purge does not find it again", do: func(f credential.Facts, now time.Time) credential.Change { return f.PurgeFailed(now, timing, missing) }, deleted: true, purged: true, absences: 1},
+	} {
+		f = f.With(step.do(f, epoch))
+		a := f.Application
+		if deleted, purged := !a.DeleteTime.IsZero(), !a.PurgeTime.IsZero(); deleted != step.deleted || purged != step.purged || a.Absences != step.absences || a.Failures != step.failed {
+			t.Errorf("%s: deleted %t, purged %t, %d absences, %d failures", step.name, deleted, purged, a.Absences, a.Failures)
+		}
+	}
+}
+
+func TestVersion_HoldLimitIsBeforeItsEnd(t *testing.T) {
+	v := version("a", 1, credential.Active)
+	if got, want := v.HoldLimit(5*time.Minute), v.EndTime.Add(-5*time.Minute); !got.Equal(want) {
+		t.Errorf("it may be held until %s, want %s", got, want)
 	}
 }

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// Action is the one thing to do next. Every action but Wait and Apply is one request to Entra or to the registry; what
-// came of it goes back through the method of Facts that is named after it.
+// Action is the one thing to do next. Every action but Wait, Apply and EndLeases is one request to Entra or to the registry;
+// what came of it goes back through the method of Facts that is named after it.
 type Action interface {
 	// Op names the action in logs and metrics.
 	Op() string
@@ -55,6 +55,9 @@ type Remove struct{ Version Version }
 // Sweep: remove a password that nobody can use.
 type Sweep struct{ Stray Stray }
 
+// EndLeases: close the integration's leases and release what they hold, in one transaction with LeasesEnded.
+type EndLeases struct{}
+
 // Delete: delete the application.
 type Delete struct{}
 
@@ -93,6 +96,9 @@ func (Remove) Op() string { return "remove_password" }
 
 // Op implements Action.
 func (Sweep) Op() string { return "sweep_password" }
+
+// Op implements Action.
+func (EndLeases) Op() string { return "end_leases" }
 
 // Op implements Action.
 func (Delete) Op() string { return "delete_application" }
@@ -423,10 +429,13 @@ func (p *plan) sweepWaits() bool {
 	return !p.sweepSafe() && slices.ContainsFunc(p.facts.Strays, p.agreed)
 }
 
-// dismantle takes an integration that is being deleted apart, in order: what is handed out comes back, the passwords go, then
-// the application, then its remains, then the registry is told.
+// dismantle takes an integration that is being deleted apart, in order: the leases end, so that what is handed out comes back, the
+// passwords go, then the application, then its remains, then the registry is told.
 func (p *plan) dismantle() Action {
 	f, a := p.facts, p.facts.Application
+	if a.LeaseEndTime.IsZero() {
+		return EndLeases{}
+	}
 	waiting := false
 	for _, v := range f.Versions {
 		next := v
@@ -444,8 +453,11 @@ func (p *plan) dismantle() Action {
 			if v.Holders == 0 {
 				return Apply{Change: revoke(p.now, v, "Deleting"), Why: "Deleting"}
 			}
+			// Whoever was given it was so while the leases ended.
+			if p.due(a.LeaseEndTime.Add(min(heldPoll, p.t.Retiring))) {
+				return EndLeases{}
+			}
 			waiting = true
-			p.due(p.now.Add(min(heldPoll, p.t.Retiring)))
 		case Revoking:
 			waiting = true
 		case Revoked, Abandoned: // the application takes what is left with it
@@ -464,15 +476,21 @@ func (p *plan) dismantle() Action {
 			return Read{}
 		}
 	case a.DeleteTime.IsZero():
-		if p.due(a.NextTime) && p.writable() {
+		if p.due(a.NextTime) && p.seek() && p.writable() {
 			return Delete{}
 		}
 	default:
-		if p.due(a.NextTime) && p.due(a.DeleteTime.Add(p.t.RemoveDelay)) && p.writable() {
+		if p.due(a.NextTime) && p.due(a.DeleteTime.Add(p.t.RemoveDelay)) && p.seek() && p.writable() {
 			return Purge{}
 		}
 	}
 	return nil
+}
+
+// seek reports whether an application that was not found when it was to go may be looked for again.
+func (p *plan) seek() bool {
+	a := p.facts.Application
+	return a.AbsenceTime.IsZero() || p.due(a.AbsenceTime.Add(min(p.t.ReconcileInterval, p.t.PropagationLimit)))
 }
 
 // neverMade reports whether it is certain enough that there is no application: it was looked for, twice if making it was ever

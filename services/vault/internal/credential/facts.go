@@ -99,6 +99,12 @@ type Application struct {
 	// LifeLimit is the longest life of a password that the home tenant's policy may take; 0 without one.
 	LifeLimit time.Duration
 
+	// LeaseEndTime is when the leases of an integration that is being deleted were last ended.
+	LeaseEndTime time.Time
+	// Absences counts requests in a row to delete it, or, from DeleteTime on, to purge it, that did not find it, spaced, the
+	// last at AbsenceTime.
+	Absences    int
+	AbsenceTime time.Time
 	// DeleteTime is when it was deleted, PurgeTime when for good, ForgetTime when the registry knew.
 	DeleteTime, PurgeTime, ForgetTime time.Time
 

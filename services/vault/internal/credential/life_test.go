@@ -26,6 +26,8 @@ type world struct {
 	consent bool
 	deleted bool
 	purged  bool
+	// binned is when every replica knows that the application was deleted.
+	binned time.Time
 	object  string
 	keys    int
 	// streak counts, per version, real grants in a row, as the tenant saw them.
@@ -83,6 +85,8 @@ func (w *world) commit(c credential.Change) {
 			w.failf("no transition from %s to %s", m.From, m.Version.State)
 		case m.From != credential.Revoking && m.Version.State == credential.Revoking && before.Holders > 0:
 			w.failf("%s is revoked while it is held", before)
+		case m.From != m.Version.State && w.facts.Wanted.Deleting && w.facts.Application.LeaseEndTime.IsZero():
+			w.failf("%s is taken back before the leases have ended", before)
 		case m.From == credential.Retiring && m.Version.State == credential.Revoking && !w.facts.Wanted.Deleting && w.now.Sub(before.RetireTime) < w.timing.Retiring:
 			w.failf("%s retired for %s only", before, w.now.Sub(before.RetireTime))
 		case m.From == credential.Propagating && m.Version.State == credential.Active:
@@ -213,22 +217,69 @@ func (w *world) do(action credential.Action) {
 			func(failure credential.Failure) credential.Change {
 				return f().ApplicationFailed(w.now, w.timing, failure)
 			})
+	case credential.EndLeases:
+		w.endLeases()
 	case credential.Delete:
 		w.judgeDeletion()
-		w.deleted = true
-		w.commit(f().Deleted(w.now))
+		w.away(&w.deleted, w.now, f().Deleted, f().DeleteFailed)
 	case credential.Purge:
 		if !w.deleted {
 			w.failf("purged before it was deleted")
 		}
-		w.purged = true
-		w.commit(f().Purged(w.now))
+		w.away(&w.purged, w.binned, f().Purged, f().PurgeFailed)
 	case credential.Forget:
 		if w.object != "" && !w.purged {
 			w.failf("forgotten while it exists")
 		}
 		w.commit(f().Forgotten(w.now))
 	}
+}
+
+// endLeases releases what is held. A delivery that was under way may still come through.
+func (w *world) endLeases() {
+	if !w.facts.Wanted.Deleting {
+		w.failf("the leases of an integration end that is wanted")
+	}
+	if w.crashes() {
+		return
+	}
+	again := !w.facts.Application.LeaseEndTime.IsZero()
+	for id, v := range w.rows {
+		w.hold(id, -v.Holders)
+	}
+	w.commit(w.facts.LeasesEnded(w.now))
+	if active, ok := w.facts.ByState(credential.Active); ok && !again && w.rand.IntN(3) == 0 {
+		w.hold(active.ID, 1)
+	}
+}
+
+// away is a request to delete or purge the application. A replica that has not heard of what came before does not find it, and
+// neither does anybody once it is done.
+func (w *world) away(done *bool, visible time.Time, did func(time.Time) credential.Change,
+	failed func(time.Time, credential.Timing, credential.Failure) credential.Change,
+) {
+	failure, broken := w.breaks()
+	if failure.Kind == credential.Missing {
+		broken = false // that is judged by what is there
+	}
+	missing := *done || w.now.Before(visible) && w.rand.IntN(2) == 0
+	switch {
+	case missing && !broken:
+		failure, broken = credential.Failure{Kind: credential.Missing}, true
+	case !missing && (!broken || failure.Kind == credential.Lost && w.rand.IntN(2) == 0):
+		*done = true
+		if w.binned.IsZero() {
+			w.binned = w.now.Add(time.Duration(w.rand.IntN(1200)) * time.Second)
+		}
+	}
+	if w.crashes() {
+		return
+	}
+	if broken {
+		w.commit(failed(w.now, w.timing, failure))
+		return
+	}
+	w.commit(did(w.now))
 }
 
 func (w *world) judgeDeletion() {
@@ -415,9 +466,11 @@ func (w *world) run(until time.Time, events bool) {
 	}
 }
 
-// live runs a life: ten days of trouble, then peace, in which everything must come right; then deletion.
+// live runs a life: ten days of trouble, then peace, in which everything must come right; then deletion while its secret is held, a
+// day of it in trouble and a day in peace.
 func live(t *testing.T, seed uint64) {
 	w := newWorld(t, seed)
+	trouble := w.faults
 	w.run(w.now.Add(10*24*time.Hour), true)
 	w.faults, w.consent = 0, true
 	for id, v := range w.rows {
@@ -449,9 +502,14 @@ func live(t *testing.T, seed uint64) {
 	}
 
 	w.facts.Wanted.Deleting = true
+	active, _ := w.facts.ByState(credential.Active)
+	w.hold(active.ID, 2)
+	w.faults = trouble
+	w.run(w.now.Add(24*time.Hour), false)
+	w.faults = 0
 	w.run(w.now.Add(24*time.Hour), false)
 	if w.facts.Application.ForgetTime.IsZero() || !w.purged {
-		w.failf("the integration is not gone a day after its deletion")
+		w.failf("the integration is not gone two days after its deletion")
 	}
 }
 

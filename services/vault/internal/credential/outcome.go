@@ -375,12 +375,31 @@ func (v *Version) refused(at time.Time) {
 	v.Proofs = 0
 }
 
+// LeasesEnded takes in that no lease is open and none holds a secret.
+func (f Facts) LeasesEnded(now time.Time) Change {
+	a := f.Application
+	a.LeaseEndTime = now
+	return Change{Application: &a}
+}
+
 // Deleted takes in that the application is in the bin.
 func (f Facts) Deleted(now time.Time) Change {
 	a := f.Application
 	a.DeleteTime, a.WriteTime = now, now
+	a.Absences, a.AbsenceTime = 0, time.Time{}
 	a.succeeded()
 	return Change{Application: &a}
+}
+
+// DeleteFailed takes in that it may not be in the bin.
+func (f Facts) DeleteFailed(now time.Time, t Timing, failure Failure) Change {
+	if failure.Kind != Missing {
+		return f.ApplicationFailed(now, t, failure)
+	}
+	if c, gone := f.absent(now); !gone {
+		return c
+	}
+	return f.Deleted(now)
 }
 
 // Purged takes in that it is gone for good.
@@ -389,6 +408,30 @@ func (f Facts) Purged(now time.Time) Change {
 	a.PurgeTime, a.WriteTime = now, now
 	a.succeeded()
 	return Change{Application: &a}
+}
+
+// PurgeFailed takes in that it may be in the bin still.
+func (f Facts) PurgeFailed(now time.Time, t Timing, failure Failure) Change {
+	if failure.Kind != Missing {
+		return f.ApplicationFailed(now, t, failure)
+	}
+	if c, gone := f.absent(now); !gone {
+		return c
+	}
+	return f.Purged(now)
+}
+
+// enoughAbsences is how often in a row, spaced, an application must not be found to be taken for gone: once may be a replica that
+// has not heard of it.
+const enoughAbsences = 2
+
+// absent counts that the application was not found, and reports whether it has been looked for often enough.
+func (f Facts) absent(now time.Time) (c Change, gone bool) {
+	a := f.Application
+	a.Absences++
+	a.AbsenceTime, a.WriteTime = now, now
+	a.succeeded()
+	return Change{Application: &a}, a.Absences >= enoughAbsences
 }
 
 // Forgotten takes in that the registry knows.

@@ -41,6 +41,8 @@ type Timing struct {
 	RetryMax time.Duration `yaml:"retry_max"`
 	// LongestHold is the longest grant that may hold a client secret itself.
 	LongestHold time.Duration `yaml:"longest_hold"`
+	// HoldMargin lies at least between the end of a grant that holds a client secret and the secret's own.
+	HoldMargin time.Duration `yaml:"hold_margin"`
 }
 
 // Production is the timing without any configuration.
@@ -64,6 +66,7 @@ func Production() Timing {
 		RetryMin:          10 * time.Second,
 		RetryMax:          time.Hour,
 		LongestHold:       24 * time.Hour,
+		HoldMargin:        5 * time.Minute,
 	}
 }
 
@@ -88,6 +91,7 @@ func Development() Timing {
 		RetryMin:          250 * time.Millisecond,
 		RetryMax:          5 * time.Second,
 		LongestHold:       time.Minute,
+		HoldMargin:        5 * time.Second,
 	}
 }
 
@@ -128,6 +132,7 @@ func (t Timing) Validate(development bool) error {
 		{"consent_interval", t.ConsentInterval, min(floor.ConsentInterval, time.Minute)},
 		{"await_interval", t.AwaitInterval, min(floor.AwaitInterval, 10*time.Second)},
 		{"retry_min", t.RetryMin, min(floor.RetryMin, time.Second)},
+		{"hold_margin", t.HoldMargin, floor.HoldMargin},
 	} {
 		switch {
 		case d.have < d.want:

@@ -102,7 +102,8 @@ type Version struct {
 	// Attempts counts what failed since the state began; before NextTime nothing is tried again.
 	Attempts int
 	NextTime time.Time
-	// Holders counts the leases that were given the secret itself. Only store's methods for leases change it.
+	// Holders counts the leases that were given the secret itself and may still use it. Only store's methods for leases
+	// change it.
 	Holders int64
 	// Reason says why it is in its state, in one CamelCase word; empty for the ordinary course.
 	Reason string
@@ -136,6 +137,12 @@ func (v Version) RotateTime(period time.Duration, t Timing) time.Time {
 
 // renewTime is when a third of the password's life is left.
 func (v Version) renewTime() time.Time { return v.EndTime.Add(-v.Life() / 3) }
+
+// HoldLimit is when a grant that holds the version's secret must have ended.
+func (v Version) HoldLimit(margin time.Duration) time.Time { return v.EndTime.Add(-margin) }
+
+// SealedAs is the identity under which a version's text is encrypted.
+func SealedAs(versionID string) string { return "credential_version/" + versionID }
 
 const namePrefix = "phasekey/"
 

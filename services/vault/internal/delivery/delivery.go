@@ -9,6 +9,7 @@ import (
 
 	"phasekey.dev/pkg/secret"
 	"phasekey.dev/services/vault/internal/grant"
+	"phasekey.dev/services/vault/internal/lease"
 )
 
 var (
@@ -18,6 +19,8 @@ var (
 	ErrTooManyStreams = errors.New("runner instance has too many newer streams")
 	// ErrAudienceNotAllowed is every AudienceError.
 	ErrAudienceNotAllowed = errors.New("integration does not allow the audience")
+	// ErrMaterialNotAllowed is every MaterialError.
+	ErrMaterialNotAllowed = errors.New("integration does not give the material away")
 	// ErrCloudUnknown means that the integration is in a cloud that the configuration does not have.
 	ErrCloudUnknown = errors.New("cloud is not configured")
 )
@@ -33,6 +36,18 @@ func (e *AudienceError) Error() string {
 
 // Is makes it an ErrAudienceNotAllowed.
 func (e *AudienceError) Is(target error) bool { return target == ErrAudienceNotAllowed }
+
+// MaterialError says which material the integration does not give away. It is an ErrMaterialNotAllowed.
+type MaterialError struct {
+	Material lease.Material
+}
+
+func (e *MaterialError) Error() string {
+	return fmt.Sprintf("%v: %s", ErrMaterialNotAllowed, e.Material)
+}
+
+// Is makes it an ErrMaterialNotAllowed.
+func (e *MaterialError) Is(target error) bool { return target == ErrMaterialNotAllowed }
 
 // Reason is why a credential was sent.
 type Reason string
@@ -54,7 +69,8 @@ type Request struct {
 	// CertificateSHA256 is of the client certificate, in lower-case hexadecimal; empty without one.
 	CertificateSHA256 string
 	InstanceID        string
-	// Audience is empty for the cloud's Resource Manager.
+	Material          lease.Material
+	// Audience is an access token's; empty for the cloud's Resource Manager.
 	Audience string
 	Caller   grant.Caller
 }
@@ -76,8 +92,11 @@ type Delivery struct {
 	TenantID        string
 	ClientID        string
 	SubscriptionID  string
-	Audience        string
-	Token           secret.Text
+	Material        lease.Material
+	// Audience and Token are an access token's, Secret is a client secret's.
+	Audience string
+	Token    secret.Text
+	Secret   secret.Text
 	// Environment is what a Terraform provider wants; no value is a secret.
 	Environment map[string]string
 }

@@ -1,5 +1,6 @@
-// Package delivery serves runners: it authenticates grants, mints, has each delivery recorded before it leaves, and keeps
-// the streams of this replica up to date for as long as their grants live.
+// Package delivery serves runners: it authenticates grants, mints tokens or opens secrets, has each delivery recorded before it
+// leaves, keeps the streams of this replica up to date for as long as their grants live, and sees to it that what a grant
+// held is released when it is over.
 //
 // It guarantees that nothing leaves without a committed audit record; that a change which the database knows reaches every
 // stream within the polling interval, sooner with a hint; that a stream ends with a final error at the moment its grant
@@ -24,6 +25,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"phasekey.dev/pkg/obs"
+	"phasekey.dev/pkg/secret"
 	"phasekey.dev/services/vault/internal/grant"
 	"phasekey.dev/services/vault/internal/issuer"
 	"phasekey.dev/services/vault/internal/lease"
@@ -57,10 +59,19 @@ type tokens interface {
 	Drop(versionID string)
 }
 
+// opener decrypts what the vault has stored under an identity.
+type opener interface {
+	Open(identity string, sealed []byte) (secret.Text, error)
+}
+
 // Config is what a Hub is made from.
 type Config struct {
 	Store  database
 	Issuer tokens
+	// Keyring opens the sealed secrets of versions, see credential.SealedAs.
+	Keyring opener
+	// HoldMargin lies at least between the end of a grant that holds a client secret and the secret's own.
+	HoldMargin time.Duration
 	// Clouds are the configured ones, by name.
 	Clouds map[string]Cloud
 	// Hints say that there may be a change; what they say is not looked at. Nil when there are none.

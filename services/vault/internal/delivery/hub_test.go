@@ -228,7 +228,7 @@ func inBubble(t *testing.T, test func(w *world)) {
 				standing: grant.Standing{Grant: g, Incarnation: "registry", Revision: 5, BookmarkTime: now.Add(24 * time.Hour), IntegrationLives: true, ProjectLives: true, Attached: true},
 			},
 			issuer: &fakeIssuer{kept: map[string]issuer.Token{}}, hints: make(chan string), log: &bytes.Buffer{},
-			request: delivery.Request{Token: token, InstanceID: "instance"},
+			request: delivery.Request{Token: token, InstanceID: "instance", Material: lease.AccessToken},
 		}
 		w.hub = delivery.New(delivery.Config{
 			Store: w.store, Issuer: w.issuer, Hints: w.hints, Log: obs.NewLogger(w.log, slog.LevelDebug, obs.FormatText),
@@ -323,7 +323,7 @@ func TestHub_FirstMessageIsTheWholeState(t *testing.T) {
 		want := delivery.Delivery{
 			LeaseUID: "lease", Generation: 1, Version: 1, Phase: grant.Planning, Access: grant.Read, Reason: delivery.Initial,
 			IssueTime: w.began, RefreshTime: w.began.Add(30 * time.Minute), ExpireTime: w.began.Add(time.Hour), GrantExpireTime: w.began.Add(10 * time.Hour),
-			Cloud: "public", TenantID: "tenant", ClientID: "client", SubscriptionID: "sub", Audience: arm, Token: d.Token,
+			Cloud: "public", TenantID: "tenant", ClientID: "client", SubscriptionID: "sub", Material: lease.AccessToken, Audience: arm, Token: d.Token,
 			Environment: map[string]string{
 				"ARM_TENANT_ID": "tenant", "ARM_CLIENT_ID": "client", "ARM_SUBSCRIPTION_ID": "sub", "ARM_ENVIRONMENT": "public",
 				"AZURE_TENANT_ID": "tenant", "AZURE_CLIENT_ID": "client", "ARM_RESOURCE_PROVIDER_REGISTRATIONS": "none",

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"phasekey.dev/pkg/secret"
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/grant"
@@ -51,6 +52,8 @@ func (held *holding) retry(now time.Time) {
 // Stream sends a credential at once, and a newer one whenever something changed or the last one gets old, until the grant
 // ends, the entitlement is lost, the replica drains or ctx ends; the error says which and is never nil. send may block: what
 // happens meanwhile is seen afterwards.
+//
+// A client secret is sent anew when another version is ACTIVE, or the grant was extended; the lease holds each that it was sent.
 //
 // Errors: those of grant and lease that are final, and the others of grant, lease, issuer and this package; a
 // sqldb.ErrUnavailable.
@@ -223,7 +226,8 @@ func (h *Hub) renew(ctx context.Context, r Request, s *stream, held *holding) (h
 		return holding{}, err
 	}
 	held.end = e.Grant.ExpireTime
-	if !slices.ContainsFunc(e.Versions, func(v store.Live) bool { return v.ID == held.versionID }) {
+	usable := slices.ContainsFunc(e.Versions, func(v store.Live) bool { return v.ID == held.versionID })
+	if !usable {
 		h.config.Issuer.Drop(held.versionID)
 	}
 	if _, _, err := h.choose(e, r); err != nil {
@@ -235,14 +239,15 @@ func (h *Hub) renew(ctx context.Context, r Request, s *stream, held *holding) (h
 	if !extended && !rotated && !due {
 		return holding{}, nil
 	}
-	token, err := h.issue(ctx, r, e)
-	if err != nil {
-		return holding{}, err
-	}
+	newest, err := h.make(ctx, r, e)
 	switch {
-	case token.VersionID != held.versionID:
+	case err != nil && usable && r.Material == lease.ClientSecret && (errors.Is(err, issuer.ErrNotReady) || errors.Is(err, lease.ErrHoldTooLong)):
+		// That nothing newer can be held is no reason to let go of what is.
+	case err != nil:
+		return holding{}, err
+	case newest.versionID != held.versionID:
 		return h.deliver(ctx, r, e, Rotated)
-	case extended, token.RequestID != held.requestID:
+	case extended, newest.requestID != held.requestID:
 		return h.deliver(ctx, r, e, Refresh)
 	}
 	if due {
@@ -267,36 +272,84 @@ func (h *Hub) entitlement(ctx context.Context, grantUID, instanceID string) (sto
 	return e, e.Check(time.Now())
 }
 
-// choose finds the integration's cloud and the audience to ask for.
+// choose finds the integration's cloud and the audience to ask for, and refuses what the integration does not give.
 func (h *Hub) choose(e store.Entitlement, r Request) (Cloud, string, error) {
 	cloud, ok := h.config.Clouds[e.Integration.Cloud]
 	if !ok {
 		return Cloud{}, "", fmt.Errorf("%w: %s", ErrCloudUnknown, e.Integration.Cloud)
 	}
+	if !lease.Allowed(e.Integration.DeliveryMaterials, r.Material) {
+		return Cloud{}, "", &MaterialError{Material: r.Material}
+	}
+	if r.Material != lease.AccessToken {
+		return cloud, "", nil
+	}
 	chosen, err := audience(r.Audience, cloud, e.Integration.AllowedAudiences)
 	return cloud, chosen, err
 }
 
-func (h *Hub) issue(ctx context.Context, r Request, e store.Entitlement) (issuer.Token, error) {
+// made is a credential that has not been recorded, and so must not leave.
+type made struct {
+	versionID     string
+	versionNumber int64
+	clientID      string
+	// requestID tells tokens of one version apart; empty for a secret.
+	requestID                        string
+	token, secret                    secret.Text
+	issueTime, renewTime, expireTime time.Time
+	// holdLimit is when a grant that holds the secret must have ended.
+	holdLimit time.Time
+}
+
+// make makes what the request wants of what there is: a token that is minted or kept, or the secret itself.
+func (h *Hub) make(ctx context.Context, r Request, e store.Entitlement) (made, error) {
+	if r.Material == lease.ClientSecret {
+		return h.open(time.Now(), e)
+	}
 	_, chosen, err := h.choose(e, r)
 	if err != nil {
-		return issuer.Token{}, err
+		return made{}, err
 	}
 	if len(e.Versions) == 0 {
-		return issuer.Token{}, issuer.ErrNotReady
+		return made{}, issuer.ErrNotReady
 	}
 	versions := make([]credential.Version, len(e.Versions))
 	for i, v := range e.Versions {
 		versions[i] = v.Version
 	}
-	return h.config.Issuer.Issue(ctx, issuer.Request{
-		Cloud: e.Integration.Cloud, TenantID: e.Integration.TenantID, ClientID: e.Versions[0].ClientID,
-		Audience: chosen, Versions: versions,
+	clientID := e.Versions[0].ClientID
+	token, err := h.config.Issuer.Issue(ctx, issuer.Request{
+		Cloud: e.Integration.Cloud, TenantID: e.Integration.TenantID, ClientID: clientID, Audience: chosen, Versions: versions,
 	})
+	return made{
+		versionID: token.VersionID, versionNumber: token.VersionNumber, clientID: clientID, requestID: token.RequestID, token: token.Text,
+		issueTime: token.IssueTime, renewTime: token.RenewTime, expireTime: token.ExpireTime,
+	}, err
 }
 
-// deliver mints, or takes what is kept, and has it recorded. When the version is taken back between the two, it does so
-// again with what is usable now.
+// open opens the ACTIVE version's secret: never that of one that is RETIRING, which nobody new may hold. It is good until the grant's
+// end; Entra is not asked.
+func (h *Hub) open(now time.Time, e store.Entitlement) (made, error) {
+	v, ok := e.Active()
+	if !ok {
+		return made{}, issuer.ErrNotReady
+	}
+	end, limit := e.Grant.ExpireTime, v.HoldLimit(h.config.HoldMargin)
+	if err := lease.CheckHold(end, limit); err != nil {
+		return made{}, err
+	}
+	text, err := h.config.Keyring.Open(credential.SealedAs(v.ID), v.Sealed)
+	if err != nil {
+		return made{}, fmt.Errorf("open secret of %s: %w", v, err)
+	}
+	return made{
+		versionID: v.ID, versionNumber: v.Number, clientID: v.ClientID, secret: text,
+		issueTime: now, renewTime: end, expireTime: end, holdLimit: limit,
+	}, nil
+}
+
+// deliver makes a credential and has it recorded. When the version is taken back between the two, it does so again with what
+// is usable now.
 func (h *Hub) deliver(ctx context.Context, r Request, e store.Entitlement, reason Reason) (holding, error) {
 	for attempt := 1; ; attempt++ {
 		held, err := h.attempt(ctx, r, e, reason)
@@ -314,38 +367,37 @@ func (h *Hub) attempt(ctx context.Context, r Request, e store.Entitlement, reaso
 	if err != nil {
 		return holding{}, err
 	}
-	token, err := h.issue(ctx, r, e)
+	m, err := h.make(ctx, r, e)
 	if err != nil {
 		return holding{}, err
 	}
 	now := time.Now()
 	l, err := h.config.Store.Deliver(ctx, now, store.Delivery{
-		GrantUID: e.Grant.UID, InstanceID: r.InstanceID, VersionID: token.VersionID, Reason: string(reason), Audience: chosen,
-		ClientRequestID: token.RequestID, ExpireTime: token.ExpireTime, Caller: r.Caller,
+		GrantUID: e.Grant.UID, InstanceID: r.InstanceID, VersionID: m.versionID, Material: r.Material, HoldLimit: m.holdLimit,
+		Reason: string(reason), Audience: chosen, ClientRequestID: m.requestID, ExpireTime: m.expireTime, Caller: r.Caller,
 	})
 	if errors.Is(err, lease.ErrVersionGone) {
-		h.config.Issuer.Drop(token.VersionID)
+		h.config.Issuer.Drop(m.versionID)
 	}
 	if err != nil {
 		return holding{}, err
 	}
 	h.deliveries.WithLabelValues(string(reason)).Inc()
 
-	refresh := token.RenewTime
+	refresh := m.renewTime
 	if !refresh.After(now) {
 		refresh = now.Add(spread(retryEvery))
 	}
-	clientID := e.Versions[0].ClientID
 	return holding{
 		Delivery: Delivery{
-			LeaseUID: l.UID, Generation: l.Generation, Version: token.VersionNumber, Phase: e.Grant.Phase, Access: e.Grant.Access(),
-			Reason: reason, IssueTime: token.IssueTime, RefreshTime: refresh, ExpireTime: token.ExpireTime,
-			GrantExpireTime: e.Grant.ExpireTime, Cloud: e.Integration.Cloud, TenantID: e.Integration.TenantID, ClientID: clientID,
-			SubscriptionID: e.Grant.SubscriptionID, Audience: chosen, Token: token.Text,
-			Environment: environment(e.Integration.TenantID, clientID, e.Grant.SubscriptionID, e.Grant.Access(), cloud),
+			LeaseUID: l.UID, Generation: l.Generation, Version: m.versionNumber, Phase: e.Grant.Phase, Access: e.Grant.Access(),
+			Reason: reason, IssueTime: m.issueTime, RefreshTime: refresh, ExpireTime: m.expireTime,
+			GrantExpireTime: e.Grant.ExpireTime, Cloud: e.Integration.Cloud, TenantID: e.Integration.TenantID, ClientID: m.clientID,
+			SubscriptionID: e.Grant.SubscriptionID, Material: r.Material, Audience: chosen, Token: m.token, Secret: m.secret,
+			Environment: environment(e.Integration.TenantID, m.clientID, e.Grant.SubscriptionID, e.Grant.Access(), cloud),
 		},
-		versionID: token.VersionID,
-		requestID: token.RequestID,
+		versionID: m.versionID,
+		requestID: m.requestID,
 		renewTime: refresh,
 		end:       e.Grant.ExpireTime,
 	}, nil

@@ -108,24 +108,21 @@ func (d *Directory) RemovePassword(ctx context.Context, objectID, keyID string) 
 	return nil
 }
 
-// DeleteApplication puts the application in the directory's bin, from which it could be restored for 30 days. One that is gone
-// already is no error.
+// DeleteApplication puts the application in the directory's bin, from which it could be restored for 30 days. Class NotFound may
+// mean that it is gone already, or that the replica asked does not know it yet.
 func (d *Directory) DeleteApplication(ctx context.Context, objectID string) error {
 	if err := d.byObjectID(objectID).Delete(ctx, nil); err != nil {
-		if refused := graphError("delete application", true, err); refused.Class != directory.NotFound {
-			return refused
-		}
+		return graphError("delete application", true, err)
 	}
 	return nil
 }
 
-// PurgeApplication removes the application from the bin for good. One that is not there is no error.
+// PurgeApplication removes the application from the bin for good. Class NotFound may mean that it was removed already, or that the
+// replica asked does not know that it is in the bin yet.
 func (d *Directory) PurgeApplication(ctx context.Context, objectID string) error {
 	bin := d.item().WithUrl(d.graph + "/directory/deletedItems/" + url.PathEscape(objectID))
 	if err := bin.Delete(ctx, nil); err != nil {
-		if refused := graphError("purge application", true, err); refused.Class != directory.NotFound {
-			return refused
-		}
+		return graphError("purge application", true, err)
 	}
 	return nil
 }

@@ -234,17 +234,18 @@ func TestToken_Refusals(t *testing.T) {
 	}
 }
 
-func TestDeleteAndPurge_AreIdempotent(t *testing.T) {
+func TestDeleteAndPurge_SayWhatIsNotThere(t *testing.T) {
 	w := newWorld(t)
 	app := w.application(t)
-	for range 2 {
-		if err := w.dir.DeleteApplication(t.Context(), app.ObjectID); err != nil {
-			t.Fatal(err)
+	for _, step := range []struct {
+		name string
+		do   func(ctx context.Context, objectID string) error
+	}{{"delete", w.dir.DeleteApplication}, {"purge", w.dir.PurgeApplication}} {
+		if err := step.do(t.Context(), app.ObjectID); err != nil {
+			t.Fatalf("%s: %v", step.name, err)
 		}
-	}
-	for range 2 {
-		if err := w.dir.PurgeApplication(t.Context(), app.ObjectID); err != nil {
-			t.Fatal(err)
+		if err := step.do(t.Context(), app.ObjectID); directory.ClassOf(err) != directory.NotFound {
+			t.Errorf("%s once more: %v, want class NotFound", step.name, err)
 		}
 	}
 	if _, err := w.dir.FindApplication(t.Context(), spec.UniqueName); directory.ClassOf(err) != directory.NotFound {

@@ -24,6 +24,7 @@ import (
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/pkg/sqldbtest"
 	"phasekey.dev/services/vault/internal/feed"
+	"phasekey.dev/services/vault/internal/lease"
 	"phasekey.dev/services/vault/internal/store"
 )
 
@@ -212,15 +213,18 @@ func TestFeed_CopiesWhatAnIntegrationIs(t *testing.T) {
 		i := rich.GetIntegration()
 		i.DisplayName, i.TenantId, i.Cloud, i.DefaultSubscriptionId = "Rich", "tenant", "china", "sub"
 		i.AllowedAudiences, i.RotationPeriod, i.State = []string{"https://vault.azure.cn"}, durationpb.New(time.Hour), registryv1.Integration_STATE_DELETING
+		// A newer registry may know a form that this vault does not.
+		i.DeliveryMaterials = []typev1.Material{typev1.Material_MATERIAL_CLIENT_SECRET, 99, typev1.Material_MATERIAL_ACCESS_TOKEN}
 		w.registry.put(plain)
 		w.follow(1)
 		w.current("listed", 0)
 		w.registry.put(rich)
 		w.current("followed", 0)
 		for _, want := range []store.Integration{
-			{UID: "i-plain", Name: "accounts/a/integrations/plain", Shard: 7, Cloud: "public", AllowedAudiences: []string{}, RotationPeriod: 24 * time.Hour, Revision: 1},
+			{UID: "i-plain", Name: "accounts/a/integrations/plain", Shard: 7, Cloud: "public", AllowedAudiences: []string{}, DeliveryMaterials: []lease.Material{}, RotationPeriod: 24 * time.Hour, Revision: 1},
 			{UID: "i-rich", Name: "accounts/a/integrations/rich", Shard: 6, DisplayName: "Rich", TenantID: "tenant", Cloud: "china", DefaultSubscriptionID: "sub",
-				AllowedAudiences: []string{"https://vault.azure.cn"}, RotationPeriod: time.Hour, Deleting: true, Revision: 2},
+				AllowedAudiences: []string{"https://vault.azure.cn"}, DeliveryMaterials: []lease.Material{lease.ClientSecret, "99", lease.AccessToken},
+				RotationPeriod: time.Hour, Deleting: true, Revision: 2},
 		} {
 			got, err := w.store.Integration(t.Context(), want.UID)
 			if err != nil {

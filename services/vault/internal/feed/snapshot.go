@@ -2,10 +2,12 @@ package feed
 
 import (
 	"slices"
+	"strings"
 	"time"
 
 	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
 	typev1 "phasekey.dev/gen/phasekey/type/v1"
+	"phasekey.dev/services/vault/internal/lease"
 	"phasekey.dev/services/vault/internal/store"
 )
 
@@ -141,6 +143,10 @@ func integration(i *registryv1.Integration, revision int64, shard func(string) i
 		RotationPeriod:        defaultRotationPeriod,
 		Deleting:              i.GetState() == registryv1.Integration_STATE_DELETING,
 		Revision:              revision,
+	}
+	for _, m := range i.GetDeliveryMaterials() {
+		// The word, as it is: one that is not known here is never asked for.
+		out.DeliveryMaterials = append(out.DeliveryMaterials, lease.Material(strings.TrimPrefix(m.String(), "MATERIAL_")))
 	}
 	if out.Cloud == "" {
 		out.Cloud = "public"

@@ -67,7 +67,7 @@ type prober interface {
 type Config struct {
 	// Minter asks Entra.
 	Minter minter
-	// Keyring opens the sealed secrets of versions, whose identity is "credential_version/" and the version's ID.
+	// Keyring opens the sealed secrets of versions, see credential.SealedAs.
 	Keyring opener
 	// Prober is told of every refusal, so that what the vault says about the credential follows at once.
 	Prober prober
@@ -268,7 +268,7 @@ func (e *entry) settle(now time.Time, token Token, err error) {
 }
 
 func (i *Issuer) mint(ctx context.Context, request Request, v credential.Version) (Token, error) {
-	text, err := i.config.Keyring.Open("credential_version/"+v.ID, v.Sealed)
+	text, err := i.config.Keyring.Open(credential.SealedAs(v.ID), v.Sealed)
 	if err != nil {
 		i.mints.WithLabelValues("unopened").Inc()
 		return Token{}, fmt.Errorf("open secret of credential version %s: %w", v.ID, err)

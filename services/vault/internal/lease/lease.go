@@ -1,4 +1,5 @@
-// Package lease knows what a lease is: one runner instance's delivery under a grant.
+// Package lease knows what a lease is: one runner instance's delivery under a grant, in which form, and how long it may hold a client
+// secret.
 //
 // It guarantees that a grant has at most MaxPerGrant open ones, that an instance resumes its own however often its stream
 // breaks, and that a closed one stays closed. Whoever stores leases decides by Admit while nobody else can open one of the
@@ -19,7 +20,8 @@ var (
 	ErrClosed = errors.New("lease was closed")
 	// ErrTooMany means that so many other instances hold leases of the grant.
 	ErrTooMany = errors.New("four runner instances hold leases of the grant")
-	// ErrVersionGone means that the credential version that was to be delivered is neither active nor retiring any more. The newer one is.
+	// ErrVersionGone means that what was to be delivered may not be any more: the credential version is neither active nor retiring (of
+	// a client secret: not active), or the integration no longer gives the material. What is true now says what may.
 	ErrVersionGone = errors.New("credential version is no longer usable")
 )
 

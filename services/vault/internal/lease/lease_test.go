@@ -48,3 +48,38 @@ func TestAdmit(t *testing.T) {
 		})
 	}
 }
+
+func TestAllowed(t *testing.T) {
+	for _, tt := range []struct {
+		name          string
+		policy        []lease.Material
+		token, secret bool
+	}{
+		{name: "nothing said", token: true},
+		{name: "tokens", policy: []lease.Material{lease.AccessToken}, token: true},
+		{name: "secrets alone", policy: []lease.Material{lease.ClientSecret}, secret: true},
+		{name: "both", policy: []lease.Material{lease.ClientSecret, lease.AccessToken}, token: true, secret: true},
+		{name: "one that is not known", policy: []lease.Material{"OF_THE_FUTURE"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if token, secret := lease.Allowed(tt.policy, lease.AccessToken), lease.Allowed(tt.policy, lease.ClientSecret); token != tt.token || secret != tt.secret {
+				t.Errorf("token %t, secret %t", token, secret)
+			}
+			if lease.Allowed(tt.policy, "") {
+				t.Error("no material is allowed")
+			}
+		})
+	}
+}
+
+func TestCheckHold(t *testing.T) {
+	for end, want := range map[time.Time]error{now: nil, now.Add(-time.Hour): nil, now.Add(time.Microsecond): lease.ErrHoldTooLong} {
+		err := lease.CheckHold(end, now)
+		if !errors.Is(err, want) || (err == nil) != (want == nil) {
+			t.Errorf("until %s: %v, want %v", end, err, want)
+		}
+		if refusal := (*lease.HoldError)(nil); errors.As(err, &refusal) && !refusal.Latest.Equal(now) {
+			t.Errorf("latest %s", refusal.Latest)
+		}
+	}
+}

@@ -15,4 +15,5 @@ const (
 	keyCode        = "code"
 	keyForeign     = "foreign_passwords"
 	keyClient      = "client_request_id"
+	keyLeases      = "leases"
 )

@@ -59,9 +59,6 @@ type sealer interface {
 	Open(identity string, sealed []byte) (secret.Text, error)
 }
 
-// sealedAs is the identity under which a version's text is encrypted.
-func sealedAs(versionID string) string { return "credential_version/" + versionID }
-
 // ProberConfig is what a Prober is made from.
 type ProberConfig struct {
 	Store   *store.Store
@@ -126,7 +123,7 @@ func (p *Prober) ask(ctx context.Context, facts store.Facts, version credential.
 	if err != nil {
 		return false, credential.Probe{}, err
 	}
-	text, err := p.config.Keyring.Open(sealedAs(version.ID), version.Sealed)
+	text, err := p.config.Keyring.Open(credential.SealedAs(version.ID), version.Sealed)
 	if err != nil {
 		return false, credential.Probe{}, fmt.Errorf("open %s: %w", version, err)
 	}

@@ -217,18 +217,41 @@ func (t *turn) do(ctx context.Context, action credential.Action) error {
 		return t.request(ctx, a, func(ctx context.Context) error {
 			return t.cloud.RemovePassword(ctx, t.facts.Application.ObjectID, a.Stray.KeyID)
 		}, func(now time.Time) credential.Change { return t.facts.Swept(now, a.Stray) }, t.failed)
+	case credential.EndLeases:
+		return t.endLeases(ctx)
 	case credential.Delete:
 		return t.request(ctx, a, func(ctx context.Context) error {
 			return t.cloud.DeleteApplication(ctx, t.facts.Application.ObjectID)
-		}, t.facts.Deleted, t.failed)
+		}, t.facts.Deleted, func(now time.Time, f credential.Failure) credential.Change {
+			return t.facts.DeleteFailed(now, t.w.config.Timing, f)
+		})
 	case credential.Purge:
 		return t.request(ctx, a, func(ctx context.Context) error {
 			return t.cloud.PurgeApplication(ctx, t.facts.Application.ObjectID)
-		}, t.facts.Purged, t.failed)
+		}, t.facts.Purged, func(now time.Time, f credential.Failure) credential.Change {
+			return t.facts.PurgeFailed(now, t.w.config.Timing, f)
+		})
 	case credential.Forget:
 		return t.forget(ctx)
 	}
 	return fmt.Errorf("action %T is not known", action)
+}
+
+// endLeases has nothing delivered from the integration any more, and what was delivered released.
+func (t *turn) endLeases(ctx context.Context) error {
+	now := time.Now()
+	change := t.facts.LeasesEnded(now)
+	ended, err := t.w.config.Store.EndLeases(ctx, t.m, store.Step{
+		IntegrationUID: t.uid, Now: now, Change: change, NextTime: t.next(now, t.facts.With(change)), Touches: t.facts.Touches,
+	})
+	if err != nil {
+		return err
+	}
+	if ended > 0 {
+		t.log.InfoContext(ctx, "leases of an integration that is being deleted were ended", slog.Int(keyLeases, ended))
+	}
+	t.w.config.Notify(t.uid)
+	return nil
 }
 
 func (t *turn) failed(now time.Time, f credential.Failure) credential.Change {
@@ -346,7 +369,7 @@ func (t *turn) add(ctx context.Context, a credential.Add) error {
 		t.log.WarnContext(ctx, "password could not be made", slog.String(keyVersion, v.ID), slog.String(keyClass, className(refused)), slog.Any(obs.KeyError, refused))
 		return t.learn(ctx, t.facts.AddFailed(time.Now(), t.w.config.Timing, v, failureOf(refused)))
 	}
-	sealed, err := t.w.config.Keyring.Seal(sealedAs(v.ID), text)
+	sealed, err := t.w.config.Keyring.Seal(credential.SealedAs(v.ID), text)
 	if err != nil {
 		v.KeyID = made.KeyID
 		return errors.Join(fmt.Errorf("seal %s: %w", v, err), t.learn(ctx, t.facts.AddFailed(time.Now(), t.w.config.Timing, v,
@@ -357,7 +380,7 @@ func (t *turn) add(ctx context.Context, a credential.Add) error {
 
 // token makes one token request with a version.
 func (t *turn) token(ctx context.Context, op, tenantID string, v credential.Version) (token directory.Token, refused, err error) {
-	text, err := t.w.config.Keyring.Open(sealedAs(v.ID), v.Sealed)
+	text, err := t.w.config.Keyring.Open(credential.SealedAs(v.ID), v.Sealed)
 	if err != nil {
 		return directory.Token{}, nil, fmt.Errorf("open %s: %w", v, err)
 	}

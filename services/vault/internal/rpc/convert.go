@@ -1,6 +1,8 @@
 package rpc
 
 import (
+	"fmt"
+	"math"
 	"strings"
 	"time"
 
@@ -9,8 +11,10 @@ import (
 	typev1 "phasekey.dev/gen/phasekey/type/v1"
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
 	"phasekey.dev/pkg/secret"
+	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/delivery"
 	"phasekey.dev/services/vault/internal/grant"
+	"phasekey.dev/services/vault/internal/lease"
 )
 
 // The domain's words are the enums', without their prefixes.
@@ -18,6 +22,9 @@ const (
 	prefixPhase  = "PHASE_"
 	prefixAccess = "ACCESS_"
 	prefixReason = "REASON_"
+	prefixState  = "STATE_"
+
+	prefixMaterial = "MATERIAL_"
 )
 
 func phaseOf(p typev1.Phase) grant.Phase {
@@ -30,6 +37,14 @@ func messageOfPhase(p grant.Phase) typev1.Phase {
 
 func accessOf(a typev1.Access) grant.Access {
 	return grant.Access(strings.TrimPrefix(a.String(), prefixAccess))
+}
+
+// materialOf is an access token when nothing is said.
+func materialOf(m typev1.Material) lease.Material {
+	if m == typev1.Material_MATERIAL_UNSPECIFIED {
+		return lease.AccessToken
+	}
+	return lease.Material(strings.TrimPrefix(m.String(), prefixMaterial))
 }
 
 func messageOfAccess(a grant.Access) typev1.Access {
@@ -73,7 +88,7 @@ func messageOfState(s grant.State) vaultv1.Grant_State {
 }
 
 func messageOfDelivery(d delivery.Delivery) *vaultv1.Credential {
-	return &vaultv1.Credential{
+	message := &vaultv1.Credential{
 		Lease:             d.LeaseUID,
 		Generation:        d.Generation,
 		CredentialVersion: d.Version,
@@ -88,8 +103,33 @@ func messageOfDelivery(d delivery.Delivery) *vaultv1.Credential {
 		TenantId:          d.TenantID,
 		ClientId:          d.ClientID,
 		SubscriptionId:    d.SubscriptionID,
-		Material:          &vaultv1.Credential_AccessToken{AccessToken: &vaultv1.AccessToken{Audience: d.Audience, Token: d.Token.Expose()}},
 		Environment:       d.Environment,
+	}
+	switch d.Material {
+	case lease.AccessToken:
+		message.Material = &vaultv1.Credential_AccessToken{AccessToken: &vaultv1.AccessToken{Audience: d.Audience, Token: d.Token.Expose()}}
+	case lease.ClientSecret:
+		message.Material = &vaultv1.Credential_ClientSecret{ClientSecret: &vaultv1.ClientSecret{Secret: d.Secret.Expose()}}
+	}
+	return message
+}
+
+// messageOfVersion is a version of the integration of that resource name. Its secret is not in it.
+func messageOfVersion(integration string, v credential.Version) *vaultv1.CredentialVersion {
+	return &vaultv1.CredentialVersion{
+		Name:             fmt.Sprint(integration, "/credentialVersions/", v.Number),
+		State:            vaultv1.CredentialVersion_State(vaultv1.CredentialVersion_State_value[prefixState+string(v.State)]),
+		Reason:           v.Reason,
+		KeyId:            v.KeyID,
+		EntraDisplayName: v.Name,
+		Proofs:           int32(min(v.Proofs, math.MaxInt32)),  //nolint:gosec // fits
+		Holders:          int32(min(v.Holders, math.MaxInt32)), //nolint:gosec // fits
+		CreateTime:       timestamp(v.IntendTime),
+		AddTime:          timestamp(v.AddTime),
+		ActivateTime:     timestamp(v.ActivateTime),
+		RetireTime:       timestamp(v.RetireTime),
+		RemoveTime:       timestamp(v.RemoveTime),
+		ExpireTime:       timestamp(v.EndTime),
 	}
 }
 

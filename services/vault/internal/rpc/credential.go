@@ -7,9 +7,12 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 
+	typev1 "phasekey.dev/gen/phasekey/type/v1"
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
+	"phasekey.dev/pkg/rpcerr"
 	"phasekey.dev/pkg/secret"
 	"phasekey.dev/services/vault/internal/delivery"
+	"phasekey.dev/services/vault/internal/lease"
 )
 
 // credentialService implements vaultv1.CredentialServiceServer, on both listeners.
@@ -20,16 +23,20 @@ type credentialService struct {
 }
 
 func (s credentialService) StreamCredentials(req *vaultv1.StreamCredentialsRequest, stream grpc.ServerStreamingServer[vaultv1.StreamCredentialsResponse]) error {
-	r := shown(stream.Context(), req.GetInstanceId())
-	r.Audience = req.GetAudience()
+	r, err := wanted(stream.Context(), req)
+	if err != nil {
+		return err
+	}
 	return statusOf(s.hub.Stream(stream.Context(), r, func(d delivery.Delivery) error {
 		return stream.Send(&vaultv1.StreamCredentialsResponse{Credential: messageOfDelivery(d)})
 	}))
 }
 
 func (s credentialService) FetchCredential(ctx context.Context, req *vaultv1.FetchCredentialRequest) (*vaultv1.FetchCredentialResponse, error) {
-	r := shown(ctx, req.GetInstanceId())
-	r.Audience = req.GetAudience()
+	r, err := wanted(ctx, req)
+	if err != nil {
+		return nil, err
+	}
 	d, err := s.hub.Fetch(ctx, r)
 	if err != nil {
 		return nil, statusOf(err)
@@ -43,6 +50,21 @@ func (s credentialService) CloseLease(ctx context.Context, req *vaultv1.CloseLea
 	}
 	s.changed()
 	return &vaultv1.CloseLeaseResponse{}, nil
+}
+
+// wanted is what a runner shows and wants.
+func wanted(ctx context.Context, req interface {
+	GetInstanceId() string
+	GetMaterial() typev1.Material
+	GetAudience() string
+},
+) (delivery.Request, error) {
+	r := shown(ctx, req.GetInstanceId())
+	r.Material, r.Audience = materialOf(req.GetMaterial()), req.GetAudience()
+	if r.Material != lease.AccessToken && r.Audience != "" {
+		return delivery.Request{}, rpcerr.Invalid("audience", "must be empty: only an access token has one")
+	}
+	return r, nil
 }
 
 // shown is what a runner shows: its grant, its certificate, its instance.

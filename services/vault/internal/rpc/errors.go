@@ -52,6 +52,14 @@ func table() rpcerr.Table {
 			Target: delivery.ErrAudienceNotAllowed, Code: codes.PermissionDenied,
 			Reason: rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_AUDIENCE_NOT_ALLOWED), Details: audienceOf,
 		},
+		{
+			Target: delivery.ErrMaterialNotAllowed, Code: codes.PermissionDenied,
+			Reason: rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_MATERIAL_NOT_ALLOWED), Details: materialDetails,
+		},
+		{
+			Target: lease.ErrHoldTooLong, Code: codes.FailedPrecondition,
+			Reason: rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_HOLD_TOO_LONG), Details: latestOf,
+		},
 		row(grant.ErrNotFound, codes.NotFound, errorv1.ErrorReason_ERROR_REASON_RESOURCE_NOT_FOUND),
 		row(grant.ErrInUse, codes.AlreadyExists, errorv1.ErrorReason_ERROR_REASON_GRANT_IN_USE),
 		row(grant.ErrRequestIDReused, codes.AlreadyExists, errorv1.ErrorReason_ERROR_REASON_REQUEST_ID_REUSED),
@@ -93,6 +101,20 @@ func statusAbout(err error, name string) error {
 func audienceOf(err error) []proto.Message {
 	if refusal := (*delivery.AudienceError)(nil); errors.As(err, &refusal) {
 		return []proto.Message{rpcerr.Metadata("audience", refusal.Audience)}
+	}
+	return nil
+}
+
+func materialDetails(err error) []proto.Message {
+	if refusal := (*delivery.MaterialError)(nil); errors.As(err, &refusal) {
+		return []proto.Message{rpcerr.Metadata("material", string(refusal.Material))}
+	}
+	return nil
+}
+
+func latestOf(err error) []proto.Message {
+	if refusal := (*lease.HoldError)(nil); errors.As(err, &refusal) {
+		return []proto.Message{rpcerr.Metadata("latest_expire_time", refusal.Latest.UTC().Format(time.RFC3339))}
 	}
 	return nil
 }

@@ -92,7 +92,7 @@ func (s grantService) GetGrant(ctx context.Context, req *vaultv1.GetGrantRequest
 
 func (s grantService) ListGrants(ctx context.Context, req *vaultv1.ListGrantsRequest) (*vaultv1.ListGrantsResponse, error) {
 	size := pageSize(req.GetPageSize())
-	after, err := parsePageToken(req.GetParent(), req.GetPageToken())
+	after, err := parsePageToken(grantsList, req.GetParent(), req.GetPageToken())
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -103,7 +103,7 @@ func (s grantService) ListGrants(ctx context.Context, req *vaultv1.ListGrantsReq
 	resp := &vaultv1.ListGrantsResponse{}
 	if len(found) > size {
 		found = found[:size]
-		resp.NextPageToken = pageToken(req.GetParent(), found[size-1].UID)
+		resp.NextPageToken = pageToken(grantsList, req.GetParent(), found[size-1].UID)
 	}
 	now := clock()
 	for _, g := range found {

@@ -21,13 +21,21 @@ func pageSize(asked int32) int {
 	return min(int(asked), maxPage)
 }
 
-// pageToken says where a list of the parent's grants goes on.
-func pageToken(parent, after string) string {
-	return base64.RawURLEncoding.EncodeToString(append(pageCheck(parent, after), after...))
+// list is what a page is of.
+type list string
+
+const (
+	grantsList   list = "grants"
+	versionsList list = "credential versions"
+)
+
+// pageToken says where a list of the parent's goes on.
+func pageToken(of list, parent, after string) string {
+	return base64.RawURLEncoding.EncodeToString(append(pageCheck(of, parent, after), after...))
 }
 
 // parsePageToken is the reverse: errPageToken for what is none, or another list's.
-func parsePageToken(parent, token string) (after string, err error) {
+func parsePageToken(of list, parent, token string) (after string, err error) {
 	if token == "" {
 		return "", nil
 	}
@@ -36,13 +44,13 @@ func parsePageToken(parent, token string) (after string, err error) {
 		return "", errPageToken
 	}
 	after = string(raw[pageSum:])
-	if subtle.ConstantTimeCompare(raw[:pageSum], pageCheck(parent, after)) != 1 {
+	if subtle.ConstantTimeCompare(raw[:pageSum], pageCheck(of, parent, after)) != 1 {
 		return "", errPageToken
 	}
 	return after, nil
 }
 
-func pageCheck(parent, after string) []byte {
-	sum := sha256.Sum256([]byte("grants\x00" + parent + "\x00" + after))
+func pageCheck(of list, parent, after string) []byte {
+	sum := sha256.Sum256([]byte(string(of) + "\x00" + parent + "\x00" + after))
 	return sum[:pageSum]
 }

@@ -39,6 +39,11 @@ type hub interface {
 	CloseLease(ctx context.Context, r delivery.Request) error
 }
 
+// versions keeps credential versions; see store.Store.
+type versions interface {
+	CredentialVersions(ctx context.Context, integration string, before int64, limit int) ([]credential.Version, error)
+}
+
 // resolver is the part of the registry's AttachmentService that grants are made by.
 type resolver interface {
 	ResolveAccess(ctx context.Context, in *registryv1.ResolveAccessRequest, opts ...grpc.CallOption) (*registryv1.ResolveAccessResponse, error)
@@ -52,6 +57,7 @@ type prober interface {
 // Config is what the services are made from.
 type Config struct {
 	Grants   grants
+	Versions versions
 	Hub      hub
 	Resolver resolver
 	Prober   prober
@@ -64,6 +70,7 @@ func Register(cfg Config) func(grpc.ServiceRegistrar) {
 	return func(to grpc.ServiceRegistrar) {
 		vaultv1.RegisterGrantServiceServer(to, grantService{grants: cfg.Grants, resolver: cfg.Resolver, changed: cfg.Changed})
 		vaultv1.RegisterAccessServiceServer(to, accessService{prober: cfg.Prober})
+		vaultv1.RegisterRotationServiceServer(to, rotationService{versions: cfg.Versions})
 		RegisterRunners(cfg)(to)
 	}
 }

@@ -155,45 +155,9 @@ func (s *Store) Adopt(ctx context.Context, m election.Mastership, now time.Time,
 // the mastership is over; nothing was written then.
 func (s *Store) Commit(ctx context.Context, m election.Mastership, step Step) error {
 	err := s.asMaster(ctx, m, func(ctx context.Context, tx masterTx) error {
-		c := step.Change
-		moved := c.Intent != nil
-		var wasConsented int64
-		if err := tx.QueryRow(ctx, `SELECT consented FROM applications WHERE integration_uid = $1`, step.IntegrationUID).
-			Scan(&wasConsented); err != nil {
+		moved, err := tx.write(ctx, step)
+		if err != nil || !moved {
 			return err
-		}
-		if c.Application != nil {
-			moved = moved || bit(c.Application.Consented) != wasConsented
-			if err := tx.saveApplication(ctx, step.IntegrationUID, *c.Application); err != nil {
-				return err
-			}
-		}
-		if c.Intent != nil {
-			if err := tx.insertIntent(ctx, *c.Intent); err != nil {
-				return err
-			}
-		}
-		for _, m := range c.Moves {
-			moved = moved || m.From != m.Version.State
-			if err := tx.move(ctx, m); err != nil {
-				return err
-			}
-		}
-		if c.ReplaceStrays {
-			if err := tx.replaceStrays(ctx, step); err != nil {
-				return err
-			}
-		}
-		next := int64(never)
-		if !step.NextTime.IsZero() {
-			next = sqldb.Micros(step.NextTime)
-		}
-		if _, err := tx.Exec(ctx, `UPDATE applications SET next_time = $2 WHERE integration_uid = $1 AND touches = $3`,
-			step.IntegrationUID, next, step.Touches); err != nil {
-			return err
-		}
-		if !moved {
-			return nil
 		}
 		return noteChange(ctx, tx.Tx, step.Now, step.IntegrationUID, "")
 	})
@@ -201,6 +165,47 @@ func (s *Store) Commit(ctx context.Context, m election.Mastership, step Step) er
 		return fmt.Errorf("commit step of integration %s: %w", step.IntegrationUID, err)
 	}
 	return nil
+}
+
+// write writes a step, and reports whether streams must hear of it. It takes the application's row first, whether that changes or
+// not, see the package's documentation.
+func (tx masterTx) write(ctx context.Context, step Step) (moved bool, err error) {
+	c := step.Change
+	moved = c.Intent != nil
+	var wasConsented int64
+	if err := tx.QueryRow(ctx, `UPDATE applications SET touches = touches WHERE integration_uid = $1 RETURNING consented`, step.IntegrationUID).
+		Scan(&wasConsented); err != nil {
+		return false, err
+	}
+	if c.Application != nil {
+		moved = moved || bit(c.Application.Consented) != wasConsented
+		if err := tx.saveApplication(ctx, step.IntegrationUID, *c.Application); err != nil {
+			return false, err
+		}
+	}
+	if c.Intent != nil {
+		if err := tx.insertIntent(ctx, *c.Intent); err != nil {
+			return false, err
+		}
+	}
+	for _, m := range c.Moves {
+		moved = moved || m.From != m.Version.State
+		if err := tx.move(ctx, m); err != nil {
+			return false, err
+		}
+	}
+	if c.ReplaceStrays {
+		if err := tx.replaceStrays(ctx, step); err != nil {
+			return false, err
+		}
+	}
+	next := int64(never)
+	if !step.NextTime.IsZero() {
+		next = sqldb.Micros(step.NextTime)
+	}
+	_, err = tx.Exec(ctx, `UPDATE applications SET next_time = $2 WHERE integration_uid = $1 AND touches = $3`,
+		step.IntegrationUID, next, step.Touches)
+	return moved, err
 }
 
 // replaceStrays writes what a read found, and takes the occasion to drop versions that ended long ago.
@@ -231,7 +236,7 @@ const applicationColumns = `applications.integration_uid, applications.object_id
 	applications.retry_time, applications.add_failures, applications.add_code, applications.add_retry_time,
 	applications.life_limit, applications.delete_time, applications.purge_time, applications.forget_time,
 	applications.report_digest, applications.report_time, applications.activate_time, applications.seen_probe_time,
-	applications.seen_want_time`
+	applications.seen_want_time, applications.lease_end_time, applications.absences, applications.absence_time`
 
 // scanApplication reads a row that begins with applicationColumns; more are further columns.
 func scanApplication(row sqldb.Row, more ...any) (credential.Application, error) {
@@ -245,7 +250,7 @@ func scanApplication(row sqldb.Row, more ...any) (credential.Application, error)
 		&consented, at{&a.ConsentTime}, &a.PrincipalObjectID, at{&a.ObserveTime}, &a.ConsentRefusals, at{&a.ConsentRefusedSince},
 		&a.ConsentCode, &a.Failures, &a.FailureCode, at{&a.NextTime}, &a.AddFailures, &a.AddCode, at{&a.AddNextTime}, &limit,
 		at{&a.DeleteTime}, at{&a.PurgeTime}, at{&a.ForgetTime}, &a.ReportDigest, at{&a.ReportTime},
-		at{&a.ActivateTime}, at{&a.SeenProbeTime}, at{&a.SeenWantTime}}
+		at{&a.ActivateTime}, at{&a.SeenProbeTime}, at{&a.SeenWantTime}, at{&a.LeaseEndTime}, &a.Absences, at{&a.AbsenceTime}}
 	err := row.Scan(append(columns, more...)...)
 	a.Consented = consented != 0
 	a.LifeLimit = time.Duration(limit) * time.Microsecond
@@ -259,13 +264,15 @@ func (tx masterTx) saveApplication(ctx context.Context, uid string, a credential
 		sqldb.Micros(a.ObserveTime), a.ConsentRefusals, sqldb.Micros(a.ConsentRefusedSince), a.ConsentCode, a.Failures, a.FailureCode,
 		sqldb.Micros(a.NextTime), a.AddFailures, a.AddCode, sqldb.Micros(a.AddNextTime), a.LifeLimit.Microseconds(),
 		sqldb.Micros(a.DeleteTime), sqldb.Micros(a.PurgeTime), sqldb.Micros(a.ForgetTime), a.ReportDigest, sqldb.Micros(a.ReportTime),
-		sqldb.Micros(a.ActivateTime), sqldb.Micros(a.SeenProbeTime), sqldb.Micros(a.SeenWantTime)}
+		sqldb.Micros(a.ActivateTime), sqldb.Micros(a.SeenProbeTime), sqldb.Micros(a.SeenWantTime), sqldb.Micros(a.LeaseEndTime), a.Absences,
+		sqldb.Micros(a.AbsenceTime)}
 	saved, err := tx.Exec(ctx, `UPDATE applications SET object_id = $2, client_id = $3, display_name = $4, spec_digest = $5,
 		ensure_send_time = $6, ensure_time = $7, read_time = $8, write_time = $9, foreign_passwords = $10, missing_reads = $11,
 		missing_time = $12, home_proofs = $13, home_time = $14, ready_time = $15, consented = $16, consent_time = $17,
 		principal_object_id = $18, observe_time = $19, consent_refusals = $20, consent_refused_since = $21, consent_code = $22,
 		failures = $23, failure_code = $24, retry_time = $25, add_failures = $26, add_code = $27, add_retry_time = $28, life_limit = $29,
-		delete_time = $30, purge_time = $31, forget_time = $32, report_digest = $33, report_time = $34, activate_time = $35, seen_probe_time = $36, seen_want_time = $37
+		delete_time = $30, purge_time = $31, forget_time = $32, report_digest = $33, report_time = $34, activate_time = $35, seen_probe_time = $36, seen_want_time = $37,
+		lease_end_time = $38, absences = $39, absence_time = $40
 		WHERE integration_uid = $1`, args...)
 	if err != nil {
 		return fmt.Errorf("save application: %w", err)

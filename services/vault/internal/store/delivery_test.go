@@ -111,7 +111,7 @@ func (c *counter) grant(uid string, change ...func(*grant.Grant)) (grant.Grant, 
 
 func order(grantUID, instance, version string) store.Delivery {
 	return store.Delivery{
-		GrantUID: grantUID, InstanceID: instance, VersionID: version, Reason: "INITIAL", Audience: "https://management.azure.com",
+		GrantUID: grantUID, InstanceID: instance, VersionID: version, Material: lease.AccessToken, Reason: "INITIAL", Audience: "https://management.azure.com",
 		ClientRequestID: "asked-" + version, ExpireTime: start.Add(time.Hour), Caller: grant.Caller{RequestID: "call-2"},
 	}
 }
@@ -411,9 +411,9 @@ func TestStore_DeliverRecordsEverythingButTheSecret(t *testing.T) {
 		var at, expire int64
 		err = c.db.ReadTx(c.t.Context(), func(ctx context.Context, tx sqldb.Tx) error {
 			return tx.QueryRow(ctx, `SELECT time, kind, actor, request_id, account, grant_uid, lease_uid, instance_id, generation, integration_uid,
-				project_uid, version_id, reason, audience, client_request_id, expire_time FROM audit_events WHERE kind = 'CredentialDelivered'`).
+				project_uid, version_id, material, reason, audience, client_request_id, expire_time FROM audit_events WHERE kind = 'CredentialDelivered'`).
 				Scan(&at, &got.Kind, &got.Caller.Identity, &got.Caller.RequestID, &got.Account, &got.GrantUID, &got.LeaseUID, &got.InstanceID,
-					&got.Generation, &got.IntegrationUID, &got.ProjectUID, &got.VersionID, &got.Reason, &got.Audience, &got.ClientRequestID, &expire)
+					&got.Generation, &got.IntegrationUID, &got.ProjectUID, &got.VersionID, &got.Material, &got.Reason, &got.Audience, &got.ClientRequestID, &expire)
 		})
 		if err != nil {
 			c.t.Fatal(err)
@@ -421,7 +421,7 @@ func TestStore_DeliverRecordsEverythingButTheSecret(t *testing.T) {
 		got.Time, got.ExpireTime = sqldb.Time(at), sqldb.Time(expire)
 		want := store.AuditEvent{
 			Time: start.Add(time.Second), Kind: store.CredentialDelivered, Caller: grant.Caller{RequestID: "call-2"}, Account: "acme", GrantUID: g.UID,
-			LeaseUID: l.UID, InstanceID: "instance", Generation: 1, IntegrationUID: "uid", ProjectUID: "network", VersionID: "v2", Reason: "INITIAL",
+			LeaseUID: l.UID, InstanceID: "instance", Generation: 1, IntegrationUID: "uid", ProjectUID: "network", VersionID: "v2", Material: lease.AccessToken, Reason: "INITIAL",
 			Audience: "https://management.azure.com", ClientRequestID: "asked-v2", ExpireTime: start.Add(time.Hour),
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
@@ -598,7 +598,7 @@ func TestStore_RevocationWaitsForADeliveryThatWasEntitled(t *testing.T) {
 	rollBack := errors.New("roll back")
 	err = c.db.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error {
 		if _, err := tx.Exec(ctx, `INSERT INTO audit_events SELECT writer, seq + 1, time, kind, actor, request_id, account, grant_uid, lease_uid, instance_id,
-			generation, integration_uid, project_uid, version_id, reason, audience, client_request_id, expire_time
+			generation, integration_uid, project_uid, version_id, reason, audience, client_request_id, expire_time, material
 			FROM audit_events WHERE kind = 'CredentialDelivered'`); err != nil {
 			return err
 		}

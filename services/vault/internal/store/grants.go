@@ -139,7 +139,8 @@ func (s *Store) Grants(ctx context.Context, account, after string, limit int) ([
 	return grants, nil
 }
 
-// ExtendGrant moves the grant's end, as grant.Extend decides.
+// ExtendGrant moves the grant's end, as grant.Extend decides; a lease.HoldError when a secret that its leases hold ends too soon
+// for that.
 func (s *Store) ExtendGrant(ctx context.Context, now time.Time, account, uid string, end time.Time, caller grant.Caller) (grant.Grant, error) {
 	var g grant.Grant
 	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
@@ -148,6 +149,9 @@ func (s *Store) ExtendGrant(ctx context.Context, now time.Time, account, uid str
 		}
 		extended, err := g.Extend(now, end)
 		if err != nil || extended.Equal(g.ExpireTime) {
+			return err
+		}
+		if err := extendHoldings(ctx, tx, g.UID, extended); err != nil {
 			return err
 		}
 		g.ExpireTime = extended
@@ -165,8 +169,8 @@ func (s *Store) ExtendGrant(ctx context.Context, now time.Time, account, uid str
 	return g, nil
 }
 
-// RevokeGrant ends the grant: once it has returned, nothing is recorded as delivered by it any more. A grant that was
-// revoked stays as it is.
+// RevokeGrant ends the grant and releases what its leases hold: once it has returned, nothing is recorded as delivered by it any
+// more. A grant that was revoked stays as it is.
 func (s *Store) RevokeGrant(ctx context.Context, now time.Time, account, uid string, caller grant.Caller) (grant.Grant, error) {
 	var g grant.Grant
 	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
@@ -178,6 +182,9 @@ func (s *Store) RevokeGrant(ctx context.Context, now time.Time, account, uid str
 		}
 		g.RevokeTime = now
 		if _, err := tx.Exec(ctx, `UPDATE grants SET revoke_time = $1 WHERE uid = $2`, sqldb.Micros(now), g.UID); err != nil {
+			return err
+		}
+		if err := release(ctx, tx, now, g, ""); err != nil {
 			return err
 		}
 		if err := s.audit(ctx, tx, grantEvent(now, GrantRevoked, g, caller)); err != nil {

@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 
 	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/grant"
 	"phasekey.dev/services/vault/internal/lease"
 )
@@ -22,6 +23,14 @@ type Entitlement struct {
 	Integration Integration
 	// Versions are the ACTIVE one, if there is one, and after it those that are RETIRING, the newest first.
 	Versions []Live
+}
+
+// Active returns the ACTIVE version, if there is one.
+func (e Entitlement) Active() (Live, bool) {
+	if len(e.Versions) == 0 || e.Versions[0].State != credential.Active {
+		return Live{}, false
+	}
+	return e.Versions[0], true
 }
 
 // Check is nil when something may be delivered now, else why not.
@@ -94,7 +103,11 @@ type Delivery struct {
 	InstanceID string
 	// VersionID is the credential version that it was made from.
 	VersionID string
-	// Reason is why it is sent, Audience what it opens, ClientRequestID what the token request carried.
+	// Material is its form. With a client secret the lease holds the version from then on.
+	Material lease.Material
+	// HoldLimit is when the grant must have ended that holds the version's secret; without meaning for a token.
+	HoldLimit time.Time
+	// Reason is why it is sent; of a token, Audience is what it opens and ClientRequestID what the request for it carried.
 	Reason          string
 	Audience        string
 	ClientRequestID string
@@ -107,8 +120,10 @@ type Delivery struct {
 // everything that entitles to it, in one transaction. Only what it returned without an error for may leave the vault: after
 // an error nothing was recorded, except that after a sqldb.ErrUnknownOutcome a delivery may be on record that never was.
 //
-// Errors: those of grant.Standing.Check, lease.ErrClosed, lease.ErrTooMany, and lease.ErrVersionGone when only the version is
-// no longer usable: read the entitlement again.
+// A client secret is held from then on: the first delivery of a version to a lease raises the version's holders.
+//
+// Errors: those of grant.Standing.Check, lease.ErrClosed, lease.ErrTooMany, a lease.HoldError, and lease.ErrVersionGone when only
+// the version is no longer usable, or the material no longer allowed: read the entitlement again.
 func (s *Store) Deliver(ctx context.Context, now time.Time, d Delivery) (lease.Lease, error) {
 	var delivered lease.Lease
 	uid := uuid.NewString()
@@ -129,15 +144,30 @@ func (s *Store) Deliver(ctx context.Context, now time.Time, d Delivery) (lease.L
 			// That the grant is over says more than that it has many leases.
 			return errors.Join(g.Check(now), refusal)
 		}
-		if err := s.putLease(ctx, tx, now, g, admitted, opened, d.Caller); err != nil {
+		if err := putLease(ctx, tx, admitted, opened); err != nil {
 			return err
+		}
+		if d.Material == lease.ClientSecret {
+			err := hold(ctx, tx, g, admitted.UID, d)
+			if errors.Is(err, lease.ErrVersionGone) || errors.Is(err, lease.ErrHoldTooLong) {
+				return refused(ctx, tx, now, d.GrantUID, err)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		if opened {
+			if err := s.audit(ctx, tx, leaseEvent(now, LeaseOpened, g, lease.Lease{UID: admitted.UID, InstanceID: d.InstanceID}, d.Caller)); err != nil {
+				return err
+			}
 		}
 		recorded, err := s.auditDelivery(ctx, tx, now, admitted.UID, admitted.Generation, d, now.Add(-grant.MaxSilence))
 		if err != nil {
 			return err
 		}
 		if !recorded {
-			return refused(ctx, tx, now, d.GrantUID)
+			// The lease was written in this transaction, so the version and the material are all that is left.
+			return refused(ctx, tx, now, d.GrantUID, lease.ErrVersionGone)
 		}
 		delivered = admitted
 		return nil
@@ -148,22 +178,24 @@ func (s *Store) Deliver(ctx context.Context, now time.Time, d Delivery) (lease.L
 	return delivered, nil
 }
 
-func (s *Store) putLease(ctx context.Context, tx sqldb.Tx, now time.Time, g grant.Grant, l lease.Lease, opened bool, caller grant.Caller) error {
-	if !opened {
-		_, err := tx.Exec(ctx, `UPDATE leases SET generation = $1, deliver_time = $2 WHERE uid = $3`, l.Generation, sqldb.Micros(l.DeliverTime), l.UID)
-		return err
+func putLease(ctx context.Context, tx sqldb.Tx, l lease.Lease, opened bool) (err error) {
+	if opened {
+		_, err = tx.Exec(ctx, `INSERT INTO leases (`+leaseColumns+`) VALUES ($1, $2, $3, $4, $5, $6, 0)`,
+			l.UID, l.GrantUID, l.InstanceID, l.Generation, sqldb.Micros(l.OpenTime), sqldb.Micros(l.DeliverTime))
+	} else {
+		_, err = tx.Exec(ctx, `UPDATE leases SET generation = $1, deliver_time = $2 WHERE uid = $3`, l.Generation, sqldb.Micros(l.DeliverTime), l.UID)
 	}
-	if _, err := tx.Exec(ctx, `INSERT INTO leases (`+leaseColumns+`) VALUES ($1, $2, $3, $4, $5, $6, 0)`,
-		l.UID, l.GrantUID, l.InstanceID, l.Generation, sqldb.Micros(l.OpenTime), sqldb.Micros(l.DeliverTime)); err != nil {
-		return err
-	}
-	event := grantEvent(now, LeaseOpened, g, caller)
-	event.LeaseUID, event.InstanceID = l.UID, l.InstanceID
-	return s.audit(ctx, tx, event)
+	return err
 }
 
-// refused says why a delivery was not recorded.
-func refused(ctx context.Context, tx sqldb.Tx, now time.Time, grantUID string) error {
+func leaseEvent(now time.Time, kind AuditKind, g grant.Grant, l lease.Lease, caller grant.Caller) AuditEvent {
+	event := grantEvent(now, kind, g, caller)
+	event.LeaseUID, event.InstanceID, event.Generation = l.UID, l.InstanceID, l.Generation
+	return event
+}
+
+// refused says why a delivery is not recorded: that the grant does not entitle to it, or else why.
+func refused(ctx context.Context, tx sqldb.Tx, now time.Time, grantUID string, why error) error {
 	found, err := standing(ctx, tx, grantUID)
 	if err != nil {
 		return err
@@ -171,11 +203,10 @@ func refused(ctx context.Context, tx sqldb.Tx, now time.Time, grantUID string) e
 	if err := found.Check(now); err != nil {
 		return err
 	}
-	// The lease was written in this transaction, so the version is all that is left.
-	return lease.ErrVersionGone
+	return why
 }
 
-// CloseLease closes the instance's lease. One that never was, or is closed, is closed.
+// CloseLease closes the instance's lease and releases what it holds. One that never was, or is closed, is closed.
 func (s *Store) CloseLease(ctx context.Context, now time.Time, grantUID, instanceID string, caller grant.Caller) error {
 	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
 		g, err := lockGrant(ctx, tx, `uid = $1`, grantUID)
@@ -190,9 +221,10 @@ func (s *Store) CloseLease(ctx context.Context, now time.Time, grantUID, instanc
 		if err != nil {
 			return err
 		}
-		event := grantEvent(now, LeaseClosed, g, caller)
-		event.LeaseUID, event.InstanceID, event.Generation = l.UID, l.InstanceID, l.Generation
-		if err := s.audit(ctx, tx, event); err != nil {
+		if err := release(ctx, tx, now, g, l.UID); err != nil {
+			return err
+		}
+		if err := s.audit(ctx, tx, leaseEvent(now, LeaseClosed, g, l, caller)); err != nil {
 			return err
 		}
 		return noteChange(ctx, tx, now, "", grantUID)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/vault/internal/lease"
 )
 
 // Projection says how much of the registry the vault has been told.
@@ -32,9 +33,11 @@ type Integration struct {
 	Cloud                 string
 	DefaultSubscriptionID string
 	AllowedAudiences      []string
-	RotationPeriod        time.Duration
-	Deleting              bool
-	Revision              int64
+	// DeliveryMaterials are those that runners may be given; none means access tokens alone, see lease.Allowed.
+	DeliveryMaterials []lease.Material
+	RotationPeriod    time.Duration
+	Deleting          bool
+	Revision          int64
 }
 
 // Project is a stack or a module.
@@ -200,15 +203,20 @@ func (s *Store) project(ctx context.Context, tx sqldb.Tx, now time.Time, changed
 		if err != nil {
 			return err
 		}
+		materials, err := json.Marshal(append([]lease.Material{}, i.DeliveryMaterials...))
+		if err != nil {
+			return err
+		}
 		if _, err := tx.Exec(ctx, `INSERT INTO integrations
-			(uid, name, shard, display_name, tenant_id, cloud, default_subscription_id, allowed_audiences, rotation_period, deleting, revision)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+			(uid, name, shard, display_name, tenant_id, cloud, default_subscription_id, allowed_audiences, rotation_period, deleting, revision,
+			 delivery_materials)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
 			ON CONFLICT (uid) DO UPDATE SET name = excluded.name, shard = excluded.shard, display_name = excluded.display_name,
 				tenant_id = excluded.tenant_id, cloud = excluded.cloud, default_subscription_id = excluded.default_subscription_id,
 				allowed_audiences = excluded.allowed_audiences, rotation_period = excluded.rotation_period,
-				deleting = excluded.deleting, revision = excluded.revision`,
+				deleting = excluded.deleting, revision = excluded.revision, delivery_materials = excluded.delivery_materials`,
 			i.UID, i.Name, i.Shard, i.DisplayName, i.TenantID, i.Cloud, i.DefaultSubscriptionID, string(audiences),
-			i.RotationPeriod.Microseconds(), bit(i.Deleting), i.Revision); err != nil {
+			i.RotationPeriod.Microseconds(), bit(i.Deleting), i.Revision, string(materials)); err != nil {
 			return err
 		}
 	}
@@ -275,23 +283,27 @@ func (s *Store) integration(ctx context.Context, where, key string) (Integration
 
 const integrationColumns = `integrations.uid, integrations.name, integrations.shard, integrations.display_name, integrations.tenant_id,
 	integrations.cloud, integrations.default_subscription_id, integrations.allowed_audiences, integrations.rotation_period,
-	integrations.deleting, integrations.revision`
+	integrations.deleting, integrations.revision, integrations.delivery_materials`
 
 // scanIntegration reads a row that begins with integrationColumns; more are further columns.
 func scanIntegration(row sqldb.Row, more ...any) (Integration, error) {
 	var (
 		out       Integration
 		audiences string
+		materials string
 		period    int64
 		deleting  int64
 	)
 	columns := []any{&out.UID, &out.Name, &out.Shard, &out.DisplayName, &out.TenantID, &out.Cloud, &out.DefaultSubscriptionID,
-		&audiences, &period, &deleting, &out.Revision}
+		&audiences, &period, &deleting, &out.Revision, &materials}
 	if err := row.Scan(append(columns, more...)...); err != nil {
 		return Integration{}, err
 	}
 	if err := json.Unmarshal([]byte(audiences), &out.AllowedAudiences); err != nil {
 		return Integration{}, fmt.Errorf("audiences of integration %s: %w", out.UID, err)
+	}
+	if err := json.Unmarshal([]byte(materials), &out.DeliveryMaterials); err != nil {
+		return Integration{}, fmt.Errorf("materials of integration %s: %w", out.UID, err)
 	}
 	out.RotationPeriod = time.Duration(period) * time.Microsecond
 	out.Deleting = deleting != 0

@@ -3,7 +3,13 @@
 //
 // It guarantees that a replica that is no longer master changes nothing of what masters write. The rows are written through
 // a masterTx, and the one way to have one is asMaster, whose transaction begins with the fence. It guarantees too what the
-// schema says: one ACTIVE version an integration, no version revoked that is held. It decides nothing else.
+// schema says: one ACTIVE version an integration, no version revoked that is held; and that a version's holders are as many as the
+// leases that were given its secret and have not been released since. It decides nothing else.
+//
+// Rows are locked in one order, everywhere: the shard's fence; the projection and its copies; a grant, its leases, its holdings; the
+// application; versions, the older first; an audit writer; the counter of changes. So PostgreSQL never finds two transactions that
+// wait for each other. A grant's row stands for its leases and holdings: whoever has it finds them as they stay. Whoever
+// lowers a version's holders, and every master's step, takes the application's row before any version's.
 //
 // The tricky idea is touches. Whoever learns something that a master should act on, on any replica, brings the integration's
 // next_time forward. The master, which at that moment may be about to write a later one, decided without knowing; so it

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"phasekey.dev/pkg/sqldb"
@@ -21,32 +22,31 @@ type Live struct {
 	Cloud string
 }
 
-// ActiveVersion returns the integration's ACTIVE version; sqldb.ErrNoRows when there is none, or no such integration.
-func (s *Store) ActiveVersion(ctx context.Context, integrationUID string) (Live, error) {
-	live, err := s.LiveVersions(ctx, integrationUID)
-	if err != nil {
-		return Live{}, err
+// CredentialVersions returns at most limit versions of the integration of that resource name, whatever their states, the newest
+// first; with a positive before only those with lower numbers. sqldb.ErrNoRows when the registry has not told of such an
+// integration, or told that it is gone.
+func (s *Store) CredentialVersions(ctx context.Context, integration string, before int64, limit int) ([]credential.Version, error) {
+	if before <= 0 {
+		before = math.MaxInt64
 	}
-	if len(live) == 0 || live[0].State != credential.Active {
-		return Live{}, fmt.Errorf("active version of integration %s: %w", integrationUID, sqldb.ErrNoRows)
-	}
-	return live[0], nil
-}
-
-// LiveVersions returns the integration's ACTIVE version, if there is one, and after it those that are RETIRING, the newest
-// first.
-func (s *Store) LiveVersions(ctx context.Context, integrationUID string) ([]Live, error) {
-	var out []Live
+	var out []credential.Version
 	err := s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
-		out, err = liveVersions(ctx, tx, integrationUID)
+		found, err := scanIntegration(tx.QueryRow(ctx, `SELECT `+integrationColumns+` FROM integrations WHERE name = $1`, integration))
+		if err != nil {
+			return err
+		}
+		out, err = sqldb.Collect(ctx, tx, func(row sqldb.Row) (credential.Version, error) { return scanVersion(row) },
+			`SELECT `+versionColumns+` FROM credential_versions WHERE integration_uid = $1 AND number < $2 ORDER BY number DESC LIMIT $3`,
+			found.UID, before, limit)
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("read live versions of integration %s: %w", integrationUID, err)
+		return nil, fmt.Errorf("list credential versions of %s: %w", integration, err)
 	}
 	return out, nil
 }
 
+// liveVersions are the integration's ACTIVE version, if there is one, and after it those that are RETIRING, the newest first.
 func liveVersions(ctx context.Context, tx sqldb.Tx, integrationUID string) ([]Live, error) {
 	return sqldb.Collect(ctx, tx, func(row sqldb.Row) (l Live, err error) {
 		l.Version, err = scanVersion(row, &l.ClientID, &l.TenantID, &l.Cloud)

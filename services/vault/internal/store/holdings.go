@@ -1,0 +1,189 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/vault/internal/election"
+	"phasekey.dev/services/vault/internal/grant"
+	"phasekey.dev/services/vault/internal/lease"
+)
+
+// hold notes that the lease is given the version's secret: the first time it raises the version's holders, which it can only while
+// that is ACTIVE. The caller has the grant's row, so nobody else holds or releases by the grant. Errors: lease.ErrVersionGone, and
+// a lease.HoldError when the grant lasts longer than the secret may be held.
+func hold(ctx context.Context, tx sqldb.Tx, g grant.Grant, leaseUID string, d Delivery) error {
+	if err := lease.CheckHold(g.ExpireTime, d.HoldLimit); err != nil {
+		return err
+	}
+	var held int64
+	if err := tx.QueryRow(ctx, `SELECT COUNT(*) FROM holdings WHERE lease_uid = $1 AND version_id = $2`, leaseUID, d.VersionID).Scan(&held); err != nil {
+		return fmt.Errorf("read holding: %w", err)
+	}
+	if held > 0 {
+		return nil
+	}
+	raised, err := tx.Exec(ctx, `UPDATE credential_versions SET holders = holders + 1 WHERE id = $1 AND integration_uid = $2 AND state = 'ACTIVE'`,
+		d.VersionID, g.IntegrationUID)
+	if err != nil {
+		return fmt.Errorf("raise holders: %w", err)
+	}
+	if raised == 0 {
+		return lease.ErrVersionGone
+	}
+	if _, err := tx.Exec(ctx, `INSERT INTO holdings (lease_uid, version_id, grant_uid, latest_time, expire_time) VALUES ($1, $2, $3, $4, $5)`,
+		leaseUID, d.VersionID, g.UID, sqldb.Micros(d.HoldLimit), sqldb.Micros(g.ExpireTime)); err != nil {
+		return fmt.Errorf("note holding: %w", err)
+	}
+	return nil
+}
+
+// release ends the holdings of one of the grant's leases, or with an empty leaseUID of all: it lowers each version's holders by
+// exactly as many, and makes the integration due, since its master may have waited for that. The caller has the grant's row.
+func release(ctx context.Context, tx sqldb.Tx, now time.Time, g grant.Grant, leaseUID string) error {
+	const which = ` FROM holdings WHERE grant_uid = $1 AND ($2 = '' OR lease_uid = $2)`
+	type count struct {
+		versionID string
+		n         int64
+	}
+	counts, err := sqldb.Collect(ctx, tx, func(row sqldb.Row) (c count, err error) {
+		err = row.Scan(&c.versionID, &c.n)
+		return c, err
+	}, `SELECT h.version_id, h.n FROM (SELECT version_id, COUNT(*) AS n`+which+` GROUP BY version_id) h
+		JOIN credential_versions v ON v.id = h.version_id ORDER BY v.number`, g.UID, leaseUID)
+	if err != nil {
+		return fmt.Errorf("read holdings: %w", err)
+	}
+	if len(counts) == 0 {
+		return nil
+	}
+	if _, err := tx.Exec(ctx, `DELETE`+which, g.UID, leaseUID); err != nil {
+		return fmt.Errorf("end holdings: %w", err)
+	}
+	if err := touch(ctx, tx, g.IntegrationUID, now); err != nil {
+		return err
+	}
+	for _, c := range counts {
+		if _, err := tx.Exec(ctx, `UPDATE credential_versions SET holders = holders - $2 WHERE id = $1`, c.versionID, c.n); err != nil {
+			return fmt.Errorf("lower holders: %w", err)
+		}
+	}
+	return nil
+}
+
+// extendHoldings moves the holdings' ends with the grant's; a lease.HoldError when a secret that is held ends too soon for that.
+func extendHoldings(ctx context.Context, tx sqldb.Tx, grantUID string, end time.Time) error {
+	var held, latest int64
+	if err := tx.QueryRow(ctx, `SELECT COUNT(*), COALESCE(MIN(latest_time), 0) FROM holdings WHERE grant_uid = $1`, grantUID).Scan(&held, &latest); err != nil {
+		return fmt.Errorf("read holdings: %w", err)
+	}
+	if held == 0 {
+		return nil
+	}
+	if err := lease.CheckHold(end, sqldb.Time(latest)); err != nil {
+		return err
+	}
+	if _, err := tx.Exec(ctx, `UPDATE holdings SET expire_time = $2 WHERE grant_uid = $1`, grantUID, sqldb.Micros(end)); err != nil {
+		return fmt.Errorf("extend holdings: %w", err)
+	}
+	return nil
+}
+
+// ReleaseEnded releases what the leases of at most limit grants hold that are over, those that ended first; any replica may, and any
+// number of them at once. It returns how many there were: as many as limit means that there may be more. One that cannot be
+// released does not keep the others.
+func (s *Store) ReleaseEnded(ctx context.Context, now time.Time, limit int) (int, error) {
+	var over []string
+	err := s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
+		over, err = sqldb.Collect(ctx, tx, func(row sqldb.Row) (uid string, err error) {
+			var end int64
+			err = row.Scan(&uid, &end)
+			return uid, err
+		}, `SELECT grant_uid, MIN(expire_time) FROM holdings WHERE expire_time <= $1 GROUP BY grant_uid ORDER BY 2 LIMIT $2`, sqldb.Micros(now), limit)
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("read holdings that are over: %w", err)
+	}
+	var problems []error
+	for _, uid := range over {
+		err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+			g, err := lockGrant(ctx, tx, `uid = $1`, uid)
+			if err != nil {
+				return err
+			}
+			if g.Check(now) == nil {
+				return nil // extended meanwhile
+			}
+			return release(ctx, tx, now, g, "")
+		})
+		if err != nil {
+			problems = append(problems, fmt.Errorf("release what grant %s held: %w", uid, err))
+		}
+		if ctx.Err() != nil || errors.Is(err, sqldb.ErrUnavailable) {
+			break
+		}
+	}
+	return len(over), errors.Join(problems...)
+}
+
+// EndLeases closes the leases of an integration that is being deleted, records that, releases what they hold, and commits the step,
+// all in one transaction; it returns how many leases there were. Nobody opens one afterwards: a delivery by a grant that is
+// taken here was committed before and is seen, and any other begins when the integration is known to be deleted. It may be
+// repeated. Errors: as Commit; ErrChanged also when the integration is not being deleted any more.
+func (s *Store) EndLeases(ctx context.Context, m election.Mastership, step Step) (ended int, err error) {
+	err = s.asMaster(ctx, m, func(ctx context.Context, tx masterTx) error {
+		ended = 0
+		_, err := scanIntegration(tx.QueryRow(ctx, `SELECT `+integrationColumns+` FROM integrations WHERE uid = $1 AND deleting = 1`, step.IntegrationUID))
+		if errors.Is(err, sqldb.ErrNoRows) {
+			return ErrChanged
+		}
+		if err != nil {
+			return err
+		}
+		// Only grants by which something could be delivered, or by which something is held: all there ever were may be very many.
+		grants, err := sqldb.Collect(ctx, tx.Tx, func(row sqldb.Row) (grant.Grant, error) { return scanGrant(row) },
+			`UPDATE grants SET turn = turn + 1 WHERE uid IN (
+				SELECT uid FROM grants WHERE integration_uid = $1 AND expire_time > $2 AND revoke_time = 0
+				UNION SELECT grant_uid FROM holdings WHERE version_id IN (SELECT id FROM credential_versions WHERE integration_uid = $1))
+			RETURNING `+grantColumns, step.IntegrationUID, sqldb.Micros(step.Now))
+		if err != nil {
+			return fmt.Errorf("lock grants: %w", err)
+		}
+		var events []AuditEvent
+		for _, g := range grants {
+			closed, err := sqldb.Collect(ctx, tx.Tx, scanLease, `UPDATE leases SET close_time = $1 WHERE grant_uid = $2 AND close_time = 0
+				RETURNING `+leaseColumns, sqldb.Micros(step.Now), g.UID)
+			if err != nil {
+				return fmt.Errorf("close leases of grant %s: %w", g.UID, err)
+			}
+			for _, l := range closed {
+				event := leaseEvent(step.Now, LeaseRevoked, g, l, grant.Caller{})
+				event.Reason = "Deleting"
+				events = append(events, event)
+			}
+		}
+		for _, g := range grants {
+			if err := release(ctx, tx.Tx, step.Now, g, ""); err != nil {
+				return err
+			}
+		}
+		if _, err := tx.write(ctx, step); err != nil {
+			return err
+		}
+		for _, e := range events {
+			if err := s.audit(ctx, tx.Tx, e); err != nil {
+				return err
+			}
+		}
+		ended = len(events)
+		return noteChange(ctx, tx.Tx, step.Now, step.IntegrationUID, "")
+	})
+	if err != nil {
+		return 0, fmt.Errorf("end leases of integration %s: %w", step.IntegrationUID, err)
+	}
+	return ended, nil
+}
