@@ -28,8 +28,8 @@ type world struct {
 	purged  bool
 	// binned is when every replica knows that the application was deleted.
 	binned time.Time
-	object  string
-	keys    int
+	object string
+	keys   int
 	// streak counts, per version, real grants in a row, as the tenant saw them.
 	streak map[string]int
 	// faults is how many requests in a hundred go wrong.

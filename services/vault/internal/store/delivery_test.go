@@ -22,7 +22,7 @@ import (
 var platform = grant.Caller{Identity: "spiffe://phasekey.dev/platform", RequestID: "call-1"}
 
 // counter is a vault's database in which the integration "uid" with ACTIVE version v2 and RETIRING version v1 is attached
-// to the project "network" for READ, as of revision 5 of the registry "registry".
+// to the project "network" for READ, as of revision 5 of the registry "registry". It gives tokens and secrets.
 type counter struct {
 	t     *testing.T
 	db    *sqldb.DB
@@ -45,9 +45,10 @@ func overTheCounter(t *testing.T, test func(c *counter)) {
 func (c *counter) furnish() {
 	c.t.Helper()
 	c.project(5, start, store.Wanted{
-		Integrations: []store.Integration{{UID: "uid", Name: "accounts/acme/integrations/read", TenantID: "tenant", Cloud: "public", AllowedAudiences: []string{"https://vault.azure.net"}}},
-		Projects:     []store.Project{{UID: "network", Name: "accounts/acme/projects/network"}},
-		Attachments:  []store.Attachment{{UID: "att", IntegrationUID: "uid", ProjectUID: "network", Reads: true}},
+		Integrations: []store.Integration{{UID: "uid", Name: "accounts/acme/integrations/read", TenantID: "tenant", Cloud: "public",
+			AllowedAudiences: []string{"https://vault.azure.net"}, DeliveryMaterials: []lease.Material{lease.AccessToken, lease.ClientSecret}}},
+		Projects:    []store.Project{{UID: "network", Name: "accounts/acme/projects/network"}},
+		Attachments: []store.Attachment{{UID: "att", IntegrationUID: "uid", ProjectUID: "network", Reads: true}},
 	})
 	c.exec(`INSERT INTO applications (integration_uid, shard, next_time, client_id) VALUES ('uid', 0, 0, 'client')`)
 	c.version("v1", 1, "RETIRING")
