@@ -519,9 +519,9 @@ func TestHoldings_WhoeverComesAtOnce(t *testing.T) {
 	})
 }
 
-// SQLite's transactions take turns anyway. On PostgreSQL a delivery is held up here before its commit; the leases' end must wait for
-// it, and see what it delivered.
-func TestEndLeases_WaitsForADeliveryThatWasEntitled(t *testing.T) {
+// onPostgres is a counter whose transactions do not take turns by themselves.
+func onPostgres(t *testing.T) *counter {
+	t.Helper()
 	migrations, err := store.Migrations()
 	if err != nil {
 		t.Fatal(err)
@@ -529,6 +529,41 @@ func TestEndLeases_WaitsForADeliveryThatWasEntitled(t *testing.T) {
 	c := &counter{t: t, db: sqldbtest.Postgres(t, migrations)}
 	c.store = store.New(c.db)
 	c.furnish()
+	return c
+}
+
+func TestReleaseEnded_LeavesWhatIsExtendedMeanwhile(t *testing.T) {
+	c := onPostgres(t)
+	c.grant("g1")
+	if _, err := c.store.Deliver(t.Context(), start, whole("g1", "a", "v2")); err != nil {
+		t.Fatal(err)
+	}
+	var released error
+	var group sync.WaitGroup
+	done := make(chan struct{})
+	// An extension that has not been committed when the grant is found to be over.
+	err := c.db.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error {
+		if _, err := tx.Exec(ctx, `UPDATE grants SET expire_time = expire_time + 1`); err != nil {
+			return err
+		}
+		group.Go(func() {
+			defer close(done)
+			_, released = c.store.ReleaseEnded(ctx, start.Add(time.Hour), 10)
+		})
+		c.waiting(ctx, 1, done)
+		_, err := tx.Exec(ctx, `UPDATE holdings SET expire_time = expire_time + 1`)
+		return err
+	})
+	group.Wait()
+	if err != nil || released != nil {
+		t.Fatal(err, released)
+	}
+	c.holders("afterwards", "v2 1")
+}
+
+// A delivery that opens a lease is held up here before its commit; the leases' end must wait for it, and see what it delivered.
+func TestEndLeases_WaitsForADeliveryThatWasEntitled(t *testing.T) {
+	c := onPostgres(t)
 	m := c.master()
 	c.grant("g1")
 	if _, err := c.store.Deliver(t.Context(), start, order("g1", "instance", "v2")); err != nil {
@@ -540,16 +575,16 @@ func TestEndLeases_WaitsForADeliveryThatWasEntitled(t *testing.T) {
 	var group sync.WaitGroup
 	deliveryDone, endDone := make(chan struct{}), make(chan struct{})
 	rollBack := errors.New("roll back")
-	err = c.db.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error {
-		// A record of the number that the delivery will use keeps it from its commit.
-		if _, err := tx.Exec(ctx, `INSERT INTO audit_events SELECT writer, seq + 1, time, kind, actor, request_id, account, grant_uid, lease_uid, instance_id,
+	err := c.db.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error {
+		// A record of the number that the delivery will use, after that of the lease's opening, keeps it from its commit.
+		if _, err := tx.Exec(ctx, `INSERT INTO audit_events SELECT writer, seq + 2, time, kind, actor, request_id, account, grant_uid, lease_uid, instance_id,
 			generation, integration_uid, project_uid, version_id, reason, audience, client_request_id, expire_time, material
 			FROM audit_events WHERE kind = 'CredentialDelivered'`); err != nil {
 			return err
 		}
 		group.Go(func() {
 			defer close(deliveryDone)
-			_, delivered = c.store.Deliver(ctx, start, whole("g1", "instance", "v2"))
+			_, delivered = c.store.Deliver(ctx, start, whole("g1", "another", "v2"))
 		})
 		c.waiting(ctx, 1, deliveryDone)
 		c.beginDeleting()
@@ -569,7 +604,7 @@ func TestEndLeases_WaitsForADeliveryThatWasEntitled(t *testing.T) {
 		t.Fatal(err)
 	}
 	group.Wait()
-	if delivered != nil || ended != nil || n != 1 {
+	if delivered != nil || ended != nil || n != 2 {
 		t.Errorf("delivery: %v, end: %d, %v", delivered, n, ended)
 	}
 	c.holders("afterwards")
