@@ -36,6 +36,7 @@ type fakeStore struct {
 	standing   grant.Standing
 	versions   []store.Live
 	audiences  []string
+	materials  []lease.Material
 	changes    []store.Change
 	forgotten  int64 // changes up to here are forgotten
 	down       bool
@@ -76,7 +77,7 @@ func (f *fakeStore) Entitlement(context.Context, string, string) (store.Entitlem
 	}
 	e := store.Entitlement{
 		Standing: f.standing, Versions: slices.Clone(f.versions),
-		Integration: store.Integration{UID: "uid", TenantID: "tenant", Cloud: "public", AllowedAudiences: f.audiences},
+		Integration: store.Integration{UID: "uid", TenantID: "tenant", Cloud: "public", AllowedAudiences: f.audiences, DeliveryMaterials: f.materials},
 	}
 	if f.closed {
 		e.Lease.CloseTime = time.Now()
@@ -97,6 +98,11 @@ func (f *fakeStore) Deliver(_ context.Context, now time.Time, d store.Delivery) 
 	if !usable || f.goneOnce {
 		f.goneOnce = false
 		return lease.Lease{}, lease.ErrVersionGone
+	}
+	if d.Material == lease.ClientSecret {
+		if err := lease.CheckHold(f.standing.Grant.ExpireTime, d.HoldLimit); err != nil {
+			return lease.Lease{}, err
+		}
 	}
 	f.generation++
 	f.delivered = append(f.delivered, d)
@@ -179,6 +185,19 @@ func (f *fakeIssuer) fail(err error) {
 	f.err = err
 }
 
+// fakeKeyring opens what is sealed by its identity.
+type fakeKeyring struct{}
+
+func (fakeKeyring) Open(identity string, sealed []byte) (secret.Text, error) {
+	text, ok := strings.CutPrefix(string(sealed), identity+":")
+	if !ok {
+		return secret.Text{}, errSealed
+	}
+	return secret.New(text), nil
+}
+
+var errSealed = errors.New("sealed under another identity")
+
 // got is one message a reader took, and when.
 type got struct {
 	delivery.Delivery
@@ -207,7 +226,18 @@ type world struct {
 }
 
 func live(number int64) store.Live {
-	return store.Live{Version: credential.Version{ID: fmt.Sprint("v", number), Number: number, IntegrationUID: "uid", State: credential.Active}, ClientID: "client"}
+	id := fmt.Sprint("v", number)
+	return store.Live{ClientID: "client", Version: credential.Version{
+		ID: id, Number: number, IntegrationUID: "uid", State: credential.Active,
+		Sealed: []byte(credential.SealedAs(id) + ":CANARY-secret-" + id), EndTime: time.Now().Add(24 * time.Hour),
+	}}
+}
+
+// retiring is one that was replaced.
+func retiring(number int64) store.Live {
+	v := live(number)
+	v.State = credential.Retiring
+	return v
 }
 
 // inBubble runs a case in a bubble whose goroutines must all have ended with it.
@@ -232,7 +262,8 @@ func inBubble(t *testing.T, test func(w *world)) {
 		}
 		w.hub = delivery.New(delivery.Config{
 			Store: w.store, Issuer: w.issuer, Hints: w.hints, Log: obs.NewLogger(w.log, slog.LevelDebug, obs.FormatText),
-			Clouds: map[string]delivery.Cloud{"public": {ResourceManager: arm, Environment: "public"}},
+			Clouds:  map[string]delivery.Cloud{"public": {ResourceManager: arm, Environment: "public"}},
+			Keyring: fakeKeyring{}, HoldMargin: 5 * time.Minute,
 		})
 		ctx, stop := context.WithCancel(t.Context())
 		w.stop = stop
@@ -300,6 +331,11 @@ func (w *world) last() got {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.taken[len(w.taken)-1]
+}
+
+// whole has the request be for the secret, and the integration give it.
+func (w *world) whole() {
+	w.request.Material, w.store.materials = lease.ClientSecret, []lease.Material{lease.AccessToken, lease.ClientSecret}
 }
 
 // end checks that the stream is up (want nil), or how it ended.
@@ -618,6 +654,24 @@ func TestHub_RefusesBeforeAnythingIsMinted(t *testing.T) {
 		{"closed", func(w *world) { w.store.closed = true }, lease.ErrClosed},
 		{"no version", func(w *world) { w.store.versions = nil }, issuer.ErrNotReady},
 		{"audience", func(w *world) { w.request.Audience = "https://graph.microsoft.com" }, delivery.ErrAudienceNotAllowed},
+		{"secret where nothing is said", func(w *world) { w.request.Material = lease.ClientSecret }, delivery.ErrMaterialNotAllowed},
+		{"secret where tokens are given", func(w *world) {
+			w.request.Material, w.store.materials = lease.ClientSecret, []lease.Material{lease.AccessToken}
+		}, delivery.ErrMaterialNotAllowed},
+		{"token where secrets are given", func(w *world) { w.store.materials = []lease.Material{lease.ClientSecret} }, delivery.ErrMaterialNotAllowed},
+		{"no material", func(w *world) { w.request.Material = "" }, delivery.ErrMaterialNotAllowed},
+		{"secret, nothing active", func(w *world) {
+			w.whole()
+			w.store.versions = []store.Live{retiring(1)}
+		}, issuer.ErrNotReady},
+		{"secret that ends too soon", func(w *world) {
+			w.whole()
+			w.store.versions[0].EndTime = w.began.Add(10*time.Hour + 5*time.Minute - time.Microsecond)
+		}, lease.ErrHoldTooLong},
+		{"secret that does not open", func(w *world) {
+			w.whole()
+			w.store.versions[0].Sealed = live(2).Sealed
+		}, errSealed},
 		{"database away", func(w *world) { w.store.down = true }, sqldb.ErrUnavailable},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
