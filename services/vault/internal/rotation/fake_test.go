@@ -25,6 +25,8 @@ import (
 	"phasekey.dev/services/vault/internal/directory"
 	"phasekey.dev/services/vault/internal/election"
 	"phasekey.dev/services/vault/internal/fence"
+	"phasekey.dev/services/vault/internal/grant"
+	"phasekey.dev/services/vault/internal/lease"
 	"phasekey.dev/services/vault/internal/rotation"
 	"phasekey.dev/services/vault/internal/store"
 )
@@ -60,6 +62,7 @@ type fakeApp struct {
 	visible   time.Time
 	passwords map[string]*fakePassword
 	deleted   bool
+	binned    time.Time // when every replica knows that it was deleted
 	purged    bool
 }
 
@@ -200,10 +203,12 @@ func (d *fakeDirectory) RemovePassword(ctx context.Context, objectID, keyID stri
 
 func (d *fakeDirectory) DeleteApplication(ctx context.Context, objectID string) error {
 	return d.around(ctx, "delete", func() error {
-		if app, err := d.byObject(objectID); err == nil {
-			app.deleted = true
-			d.note("deleted")
+		app, err := d.byObject(objectID)
+		if err != nil {
+			return err
 		}
+		app.deleted, app.binned = true, d.some()
+		d.note("deleted")
 		return nil
 	})
 }
@@ -211,12 +216,13 @@ func (d *fakeDirectory) DeleteApplication(ctx context.Context, objectID string) 
 func (d *fakeDirectory) PurgeApplication(ctx context.Context, objectID string) error {
 	return d.around(ctx, "purge", func() error {
 		for _, app := range d.apps {
-			if app.object == objectID && app.deleted {
+			if app.object == objectID && app.deleted && !app.purged && d.knows(app.binned) {
 				app.purged = true
 				d.note("purged")
+				return nil
 			}
 		}
-		return nil
+		return refuse(directory.NotFound, "Request_ResourceNotFound")
 	})
 }
 
@@ -464,7 +470,12 @@ func (s *stage) want(i store.Integration) {
 		i.RotationPeriod = 24 * time.Hour
 	}
 	at := store.Projection{Incarnation: "registry", Revision: s.revision, Cursor: "c", BookmarkTime: time.Now()}
-	if err := s.store.ReplaceProjection(s.t.Context(), time.Now(), at, store.Wanted{Integrations: []store.Integration{i}}); err != nil {
+	i.DeliveryMaterials = []lease.Material{lease.ClientSecret}
+	all := store.Wanted{
+		Integrations: []store.Integration{i}, Projects: []store.Project{{UID: "p"}},
+		Attachments: []store.Attachment{{UID: "a", IntegrationUID: uid, ProjectUID: "p", Reads: true}},
+	}
+	if err := s.store.ReplaceProjection(s.t.Context(), time.Now(), at, all); err != nil {
 		s.t.Fatal(err)
 	}
 }
@@ -545,6 +556,29 @@ func (s *stage) live() store.Facts {
 	s.t.Helper()
 	s.entra.set(func(d *fakeDirectory) { d.consented = true })
 	return s.until("active", 2*time.Hour, active)
+}
+
+// runner makes a grant of two days, and returns what delivers the ACTIVE version's secret to one of its instances.
+func (s *stage) runner() (deliver func(instance string) error) {
+	s.t.Helper()
+	now := time.Now()
+	g, err := grant.New(now, "grant", grant.Request{Account: "acme", Project: "accounts/acme/projects/p", Phase: grant.Planning},
+		grant.Resolution{IntegrationUID: uid, ProjectUID: "p"})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	g.ExpireTime = now.Add(48 * time.Hour)
+	_, hash := grant.Mint()
+	if _, err := s.store.CreateGrant(s.t.Context(), now, g, hash, grant.RequestKey{}, grant.Caller{}); err != nil {
+		s.t.Fatal(err)
+	}
+	return func(instance string) error {
+		active, _ := s.facts().ByState(credential.Active)
+		_, err := s.store.Deliver(s.t.Context(), time.Now(), store.Delivery{
+			GrantUID: g.UID, InstanceID: instance, VersionID: active.ID, Material: lease.ClientSecret, HoldLimit: g.ExpireTime, ExpireTime: g.ExpireTime,
+		})
+		return err
+	}
 }
 
 // tidy fails unless the passwords at Entra are exactly those of versions that may have one.

@@ -16,6 +16,8 @@ import (
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/directory"
 	"phasekey.dev/services/vault/internal/election"
+	"phasekey.dev/services/vault/internal/grant"
+	"phasekey.dev/services/vault/internal/lease"
 	"phasekey.dev/services/vault/internal/rotation"
 	"phasekey.dev/services/vault/internal/store"
 )
@@ -229,6 +231,62 @@ func TestWorker_DeletesInOrder(t *testing.T) {
 		time.Sleep(48 * time.Hour)
 		if again, _ := s.registry.counts(); again != taken {
 			t.Error("it is reported on after it is gone")
+		}
+	})
+}
+
+// TestWorker_PurgesWhatTheBinDoesNotShowAtFirst meets a replica that has not heard of the deletion.
+func TestWorker_PurgesWhatTheBinDoesNotShowAtFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.entra.before = func(_ context.Context, op string) error {
+			if op == "purge" && s.entra.count("purge") == 1 {
+				return refuse(directory.NotFound, "Request_ResourceNotFound")
+			}
+			return nil
+		}
+		s.serve()
+		s.live()
+		s.want(store.Integration{Deleting: true})
+		time.Sleep(time.Hour)
+		if f := s.facts(); !f.Application.PurgeTime.IsZero() || s.entra.count("purge") != 1 {
+			t.Errorf("after an hour it was asked for %d times, and is gone since %s", s.entra.count("purge"), f.Application.PurgeTime)
+		}
+		s.until("forgotten", 20*time.Minute, func(f store.Facts) bool { return !f.Application.ForgetTime.IsZero() })
+		if happened := s.entra.happened(); happened[len(happened)-1] != "purged" {
+			t.Errorf("at Entra happened %v", happened)
+		}
+	})
+}
+
+// TestWorker_EndsLeasesBeforeItTakesBackWhatTheyHold deletes an integration whose secret a runner has, and will have.
+func TestWorker_EndsLeasesBeforeItTakesBackWhatTheyHold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.serve()
+		held := s.live().Versions[0]
+		deliver := s.runner()
+		if err := deliver("before"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(29 * time.Hour)
+		if f := s.facts(); len(f.Versions) != 2 || f.Versions[0].State != credential.Retiring || f.Versions[0].Holders != 1 {
+			t.Fatalf("versions are %v", f.Versions)
+		}
+		s.entra.before = func(_ context.Context, op string) error {
+			if op == "remove" && s.facts().Application.LeaseEndTime.IsZero() {
+				t.Error("a password is removed before the leases have ended")
+			}
+			return nil
+		}
+		s.want(store.Integration{Deleting: true})
+		s.until("removed", 5*time.Minute, func(store.Facts) bool { return !slices.Contains(s.entra.keys(), held.KeyID) })
+		if err := deliver("before"); !errors.Is(err, grant.ErrIntegrationDeleted) && !errors.Is(err, lease.ErrClosed) {
+			t.Errorf("delivery afterwards: %v", err)
+		}
+		s.until("forgotten", time.Hour, func(f store.Facts) bool { return !f.Application.ForgetTime.IsZero() })
+		if !strings.Contains(s.log.String(), "leases of an integration that is being deleted were ended") {
+			t.Error("the end of the leases is not logged")
 		}
 	})
 }

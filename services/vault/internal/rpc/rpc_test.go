@@ -127,6 +127,7 @@ type vault struct {
 
 	platform, operator vaultv1.GrantServiceClient
 	broker             vaultv1.AccessServiceClient
+	rotation           vaultv1.RotationServiceClient // as the platform
 	runner, other      vaultv1.CredentialServiceClient
 }
 
@@ -148,7 +149,8 @@ func (s *syncBuffer) String() string {
 	return s.b.String()
 }
 
-// inBubble runs a case in a bubble on a vault whose integration "uid" has version v1 and is attached for READ and WRITE.
+// inBubble runs a case in a bubble on a vault whose integration "uid" has version v1, which ends after a day, is attached for READ
+// and WRITE, and gives tokens alone.
 func inBubble(t *testing.T, test func(v *vault)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -167,10 +169,10 @@ func inBubble(t *testing.T, test func(v *vault)) {
 		v.fill()
 		log := obs.NewLogger(v.log, slog.LevelDebug, obs.FormatText)
 		v.hub = delivery.New(delivery.Config{
-			Store: v.store, Log: log, Clouds: map[string]delivery.Cloud{"public": {ResourceManager: arm, Environment: "public"}},
+			Store: v.store, Log: log, Keyring: fakeKeyring{}, HoldMargin: 5 * time.Minute, Clouds: map[string]delivery.Cloud{"public": {ResourceManager: arm, Environment: "public"}},
 			Issuer: issuer.New(issuer.Config{Minter: v.minter, Keyring: fakeKeyring{}, Prober: v.store, Log: log}),
 		})
-		cfg := rpc.Config{Grants: v.store, Hub: v.hub, Resolver: v.resolver, Prober: v.prober, Changed: v.hub.Nudge}
+		cfg := rpc.Config{Grants: v.store, Versions: v.store, Hub: v.hub, Resolver: v.resolver, Prober: v.prober, Changed: v.hub.Nudge}
 		v.serve(cfg, log)
 
 		ctx, cancel := context.WithCancel(t.Context())
@@ -207,6 +209,7 @@ func (v *vault) serve(cfg rpc.Config, log *slog.Logger) {
 	v.services, v.runners = grpctest.Start(v.t, services), grpctest.Start(v.t, runners)
 	v.platform = vaultv1.NewGrantServiceClient(v.services.Dial(v.t, platformID))
 	v.operator = vaultv1.NewGrantServiceClient(v.services.Dial(v.t, operatorID))
+	v.rotation = vaultv1.NewRotationServiceClient(v.services.Dial(v.t, platformID))
 	v.broker = vaultv1.NewAccessServiceClient(v.services.Dial(v.t, brokerID))
 	v.runner = vaultv1.NewCredentialServiceClient(v.runners.Dial(v.t, ""))
 	v.other = vaultv1.NewCredentialServiceClient(v.runners.Dial(v.t, runnerID))
@@ -225,7 +228,8 @@ func (v *vault) fill() {
 	v.exec(`INSERT INTO applications (integration_uid, shard, next_time, client_id) VALUES ('uid', 0, 0, 'client')`)
 	v.exec(`INSERT INTO credential_versions (id, integration_uid, number, state, name, key_id, sealed, intend_time, send_time, add_time, start_time,
 		end_time, propagate_time, prove_time, activate_time, retire_time, revoke_time, remove_time, proofs, probe_time, refusals, refused_since,
-		attempts, next_time, reason) VALUES ('v1', 'uid', 1, 'ACTIVE', 'v1', '', 'sealed', 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, '')`)
+		attempts, next_time, reason) VALUES ('v1', 'uid', 1, 'ACTIVE', 'v1', '', 'sealed', 0, 0, 0, 0, $1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, '')`,
+		sqldb.Micros(now.Add(24*time.Hour)))
 }
 
 func (v *vault) exec(query string, args ...any) {
@@ -671,7 +675,12 @@ type reader struct {
 
 func (v *vault) read(ctx context.Context, instance string) *reader {
 	v.t.Helper()
-	stream, err := v.runner.StreamCredentials(ctx, &vaultv1.StreamCredentialsRequest{InstanceId: instance})
+	return v.stream(ctx, &vaultv1.StreamCredentialsRequest{InstanceId: instance})
+}
+
+func (v *vault) stream(ctx context.Context, req *vaultv1.StreamCredentialsRequest) *reader {
+	v.t.Helper()
+	stream, err := v.runner.StreamCredentials(ctx, req)
 	if err != nil {
 		v.t.Fatal(err)
 	}

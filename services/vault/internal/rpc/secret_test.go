@@ -1,0 +1,256 @@
+package rpc_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/testing/protocmp"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	typev1 "phasekey.dev/gen/phasekey/type/v1"
+	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
+	"phasekey.dev/pkg/sqldb"
+)
+
+// gives has the integration give these materials, as JSON.
+func (v *vault) gives(materials string) {
+	v.t.Helper()
+	v.exec(`UPDATE integrations SET delivery_materials = $1`, materials)
+	v.exec(`UPDATE change_counter SET seq = seq + 1`)
+	v.exec(`INSERT INTO changes SELECT seq, 'uid', '', 0 FROM change_counter`)
+}
+
+// whole asks for the secret.
+func whole(instance string) *vaultv1.FetchCredentialRequest {
+	return &vaultv1.FetchCredentialRequest{InstanceId: instance, Material: typev1.Material_MATERIAL_CLIENT_SECRET}
+}
+
+// detail is what a refusal says beside its reason.
+func detail(err error, key string) string {
+	for _, d := range status.Convert(err).Details() {
+		if info, ok := d.(*errdetails.ErrorInfo); ok {
+			return info.GetMetadata()[key]
+		}
+	}
+	return ""
+}
+
+const both = `["ACCESS_TOKEN","CLIENT_SECRET"]`
+
+func TestCredentials_FetchOfASecret(t *testing.T) {
+	created, delivered := "GrantCreated platform", []string{"LeaseOpened  instance-1", "CredentialDelivered  instance-1"}
+	long := func(r *vaultv1.CreateGrantRequest) {
+		r.Grant.ExpireTime = timestamppb.New(time.Now().Add(24 * time.Hour))
+	}
+	for _, tt := range []struct {
+		name      string
+		create    func(*vaultv1.CreateGrantRequest)
+		materials string
+		request   *vaultv1.FetchCredentialRequest
+		code      codes.Code
+		reason    string
+		key       string
+		value     string
+		field     string
+		audit     []string
+	}{
+		{name: "given", materials: both, request: whole("instance-1"), audit: delivered},
+		{name: "given alone", materials: `["CLIENT_SECRET"]`, request: whole("instance-1"), audit: delivered},
+		{name: "a token besides", materials: both, request: fetch("instance-1"), audit: delivered},
+		{name: "a token by name", materials: "[]", request: &vaultv1.FetchCredentialRequest{InstanceId: "instance-1", Material: typev1.Material_MATERIAL_ACCESS_TOKEN}, audit: delivered},
+		{name: "not given", materials: "[]", request: whole("instance-1"), code: codes.PermissionDenied, reason: "MATERIAL_NOT_ALLOWED", key: "material", value: "CLIENT_SECRET"},
+		{name: "tokens alone", materials: `["ACCESS_TOKEN"]`, request: whole("instance-1"), code: codes.PermissionDenied, reason: "MATERIAL_NOT_ALLOWED", key: "material", value: "CLIENT_SECRET"},
+		{name: "a token where secrets are given alone", materials: `["CLIENT_SECRET"]`, request: fetch("instance-1"), code: codes.PermissionDenied, reason: "MATERIAL_NOT_ALLOWED", key: "material", value: "ACCESS_TOKEN"},
+		{
+			name: "with an audience", materials: both, code: codes.InvalidArgument, reason: "INVALID_FIELDS", field: "audience",
+			request: &vaultv1.FetchCredentialRequest{InstanceId: "instance-1", Material: typev1.Material_MATERIAL_CLIENT_SECRET, Audience: arm},
+		},
+		{
+			name: "a material that there is not", materials: both, code: codes.InvalidArgument, reason: "INVALID_FIELDS", field: "material",
+			request: &vaultv1.FetchCredentialRequest{InstanceId: "instance-1", Material: 99},
+		},
+		{
+			name: "for longer than the secret lasts", create: long, materials: both, request: whole("instance-1"), code: codes.FailedPrecondition, reason: "HOLD_TOO_LONG",
+			key: "latest_expire_time", value: "2000-01-01T23:55:00Z",
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inBubble(t, func(v *vault) {
+				v.gives(tt.materials)
+				g, ctx := v.grant(orNothing(tt.create))
+				resp, err := v.runner.FetchCredential(ctx, tt.request)
+				c := resp.GetCredential()
+				switch {
+				case tt.code != codes.OK:
+					refused(v.t, "fetch", err, tt.code, tt.reason)
+					if tt.key != "" && detail(err, tt.key) != tt.value || tt.field != "" && !slices.Equal(fields(err), []string{tt.field}) {
+						v.t.Errorf("tells %q, %q: %v", detail(err, tt.key), fields(err), err)
+					}
+				case err != nil:
+					v.t.Error(err)
+				case tt.request.GetMaterial() == typev1.Material_MATERIAL_CLIENT_SECRET:
+					if c.GetClientSecret().GetSecret() != "CANARY-secret" || c.GetAccessToken() != nil || c.GetCredentialVersion() != 1 ||
+						!c.GetExpireTime().AsTime().Equal(g.GetExpireTime().AsTime()) || !c.GetRefreshTime().AsTime().Equal(g.GetExpireTime().AsTime()) {
+						v.t.Errorf("fetched version %d until %s", c.GetCredentialVersion(), c.GetExpireTime().AsTime())
+					}
+				case !strings.HasPrefix(c.GetAccessToken().GetToken(), "CANARY-token-") || c.GetClientSecret() != nil:
+					v.t.Error("fetched no token")
+				}
+				v.audit(append([]string{created}, tt.audit...)...)
+			})
+		})
+	}
+}
+
+func TestCredentials_StreamOfASecret(t *testing.T) {
+	created, opened, sent := "GrantCreated platform", "LeaseOpened  instance-1", "CredentialDelivered  instance-1"
+	for _, tt := range []struct {
+		name   string
+		step   func(v *vault, g *vaultv1.Grant)
+		wait   time.Duration
+		taken  []string
+		code   codes.Code
+		reason string
+		audit  []string
+		// holders are the version's after it.
+		holders int32
+	}{
+		{name: "first", taken: []string{"INITIAL"}, audit: []string{created, opened, sent}, holders: 1},
+		{name: "policy withdrawn", step: func(v *vault, _ *vaultv1.Grant) { v.gives("[]") }, wait: time.Second, taken: []string{"INITIAL"},
+			code: codes.PermissionDenied, reason: "MATERIAL_NOT_ALLOWED", audit: []string{created, opened, sent}, holders: 1},
+		{name: "extended", step: func(v *vault, g *vaultv1.Grant) {
+			if _, err := v.platform.ExtendGrant(v.t.Context(), &vaultv1.ExtendGrantRequest{Name: g.GetName(), ExpireTime: timestamppb.New(time.Now().Add(2 * time.Hour))}); err != nil {
+				v.t.Error(err)
+			}
+		}, taken: []string{"INITIAL", "REFRESH"}, audit: []string{created, opened, sent, "GrantExtended platform", sent}, holders: 1},
+		{name: "extended by more than the secret lasts", step: func(v *vault, g *vaultv1.Grant) {
+			_, err := v.platform.ExtendGrant(v.t.Context(), &vaultv1.ExtendGrantRequest{Name: g.GetName(), ExpireTime: timestamppb.New(time.Now().Add(24 * time.Hour))})
+			refused(v.t, "extend", err, codes.FailedPrecondition, "HOLD_TOO_LONG")
+			if latest := detail(err, "latest_expire_time"); latest != "2000-01-01T23:55:00Z" {
+				v.t.Errorf("may be extended until %q", latest)
+			}
+		}, taken: []string{"INITIAL"}, audit: []string{created, opened, sent}, holders: 1},
+		{name: "closed", step: func(v *vault, g *vaultv1.Grant) {
+			if _, err := v.runner.CloseLease(show(v.t.Context(), g.GetToken()), &vaultv1.CloseLeaseRequest{InstanceId: "instance-1"}); err != nil {
+				v.t.Error(err)
+			}
+		}, taken: []string{"INITIAL"}, code: codes.PermissionDenied, reason: "LEASE_CLOSED", audit: []string{created, opened, sent, "LeaseClosed  instance-1"}},
+		{name: "revoked", step: func(v *vault, g *vaultv1.Grant) {
+			if _, err := v.platform.RevokeGrant(v.t.Context(), &vaultv1.RevokeGrantRequest{Name: g.GetName()}); err != nil {
+				v.t.Error(err)
+			}
+		}, taken: []string{"INITIAL"}, code: codes.PermissionDenied, reason: "GRANT_REVOKED", audit: []string{created, opened, sent, "GrantRevoked platform"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inBubble(t, func(v *vault) {
+				v.gives(both)
+				g, shown := v.grant()
+				ctx, cancel := context.WithCancel(shown)
+				r := v.stream(ctx, &vaultv1.StreamCredentialsRequest{InstanceId: "instance-1", Material: typev1.Material_MATERIAL_CLIENT_SECRET})
+				if tt.step != nil {
+					tt.step(v, g)
+				}
+				time.Sleep(tt.wait)
+				synctest.Wait()
+				taken, err := r.state()
+				if !slices.Equal(taken, tt.taken) {
+					v.t.Errorf("took %v, want %v", taken, tt.taken)
+				}
+				if tt.code != codes.OK || err != nil {
+					refused(v.t, "end", err, tt.code, tt.reason)
+				}
+				v.audit(tt.audit...)
+				resp, err := v.rotation.ListCredentialVersions(v.t.Context(), &vaultv1.ListCredentialVersionsRequest{Parent: "accounts/acme/integrations/read"})
+				if err != nil || resp.GetCredentialVersions()[0].GetHolders() != tt.holders {
+					v.t.Errorf("versions %v, %v", resp, err)
+				}
+				cancel()
+				synctest.Wait()
+			})
+		})
+	}
+	inBubble(t, func(v *vault) {
+		_, ctx := v.grant()
+		r := v.stream(ctx, &vaultv1.StreamCredentialsRequest{InstanceId: "instance-1", Material: typev1.Material_MATERIAL_CLIENT_SECRET, Audience: arm})
+		_, err := r.state()
+		refused(v.t, "with an audience", err, codes.InvalidArgument, "INVALID_FIELDS")
+		v.audit("GrantCreated platform")
+	})
+}
+
+func TestRotation_ListCredentialVersions(t *testing.T) {
+	const parent = "accounts/acme/integrations/read"
+	inBubble(t, func(v *vault) {
+		began := time.Now()
+		at := func(minutes int) *timestamppb.Timestamp {
+			return timestamppb.New(began.Add(time.Duration(minutes) * time.Minute))
+		}
+		for i, state := range []string{"INTENDED", "STAGED", "PROPAGATING", "RETIRING", "REVOKING", "REVOKED", "ABANDONED"} {
+			n := i + 2
+			v.exec(`INSERT INTO credential_versions (id, integration_uid, number, state, name, key_id, sealed, intend_time, send_time, add_time, start_time,
+				end_time, propagate_time, prove_time, activate_time, retire_time, revoke_time, remove_time, proofs, probe_time, refusals, refused_since,
+				attempts, next_time, holders, reason) VALUES ($1, 'uid', $2, $3, $4, $5, 'CANARY', $6, 0, $7, 0, $8, 0, 0, $9, $10, 0, $11, 8, 0, 0, 0, 0, 0, $2, $12)`,
+				fmt.Sprint("v", n), n, state, fmt.Sprint("name-", n), fmt.Sprint("key-", n), sqldb.Micros(began.Add(time.Minute)),
+				sqldb.Micros(began.Add(2*time.Minute)), sqldb.Micros(began.Add(6*time.Minute)), sqldb.Micros(began.Add(3*time.Minute)),
+				sqldb.Micros(began.Add(4*time.Minute)), sqldb.Micros(began.Add(5*time.Minute)), "Reason"+fmt.Sprint(n))
+		}
+		v.exec(`UPDATE integrations SET deleting = 1`) // no reason to be silent
+		var states []string
+		req := &vaultv1.ListCredentialVersionsRequest{Parent: parent, PageSize: 3}
+		for {
+			resp, err := v.rotation.ListCredentialVersions(v.t.Context(), req)
+			if err != nil {
+				v.t.Fatal(err)
+			}
+			for _, version := range resp.GetCredentialVersions() {
+				states = append(states, strings.TrimPrefix(version.GetState().String(), "STATE_"))
+				if version.GetName() != parent+"/credentialVersions/5" {
+					continue
+				}
+				want := &vaultv1.CredentialVersion{
+					Name: parent + "/credentialVersions/5", State: vaultv1.CredentialVersion_STATE_RETIRING, Reason: "Reason5", KeyId: "key-5", EntraDisplayName: "name-5",
+					Proofs: 8, Holders: 5, CreateTime: at(1), AddTime: at(2), ActivateTime: at(3), RetireTime: at(4), RemoveTime: at(5), ExpireTime: at(6),
+				}
+				if diff := cmp.Diff(want, version, protocmp.Transform()); diff != "" {
+					v.t.Errorf("version differs: %s", diff)
+				}
+			}
+			if req.PageToken = resp.GetNextPageToken(); req.GetPageToken() == "" {
+				break
+			}
+			for name, other := range map[string]*vaultv1.ListCredentialVersionsRequest{
+				"another list's token": {Parent: "accounts/acme/integrations/other", PageToken: req.GetPageToken()},
+				"no token":             {Parent: parent, PageToken: "AAAAAAAAAAAAAAAA"},
+			} {
+				_, err := v.rotation.ListCredentialVersions(v.t.Context(), other)
+				refused(v.t, name, err, codes.InvalidArgument, "INVALID_PAGE_TOKEN")
+			}
+			_, err = v.platform.ListGrants(v.t.Context(), &vaultv1.ListGrantsRequest{Parent: "accounts/acme", PageToken: req.GetPageToken()})
+			refused(v.t, "token of versions for grants", err, codes.InvalidArgument, "INVALID_PAGE_TOKEN")
+		}
+		if want := []string{"ABANDONED", "REVOKED", "REVOKING", "RETIRING", "PROPAGATING", "STAGED", "INTENDED", "ACTIVE"}; !slices.Equal(states, want) {
+			v.t.Errorf("listed %v, want %v", states, want)
+		}
+		operator := vaultv1.NewRotationServiceClient(v.services.Dial(v.t, operatorID))
+		resp, err := operator.ListCredentialVersions(v.t.Context(), &vaultv1.ListCredentialVersionsRequest{Parent: parent})
+		if err != nil || len(resp.GetCredentialVersions()) != 8 || resp.GetNextPageToken() != "" {
+			v.t.Errorf("by an operator: %d versions, %v", len(resp.GetCredentialVersions()), err)
+		}
+		_, err = v.rotation.ListCredentialVersions(v.t.Context(), &vaultv1.ListCredentialVersionsRequest{Parent: "accounts/acme/integrations/none"})
+		refused(v.t, "no such integration", err, codes.NotFound, "RESOURCE_NOT_FOUND")
+		_, err = v.rotation.ListCredentialVersions(v.t.Context(), &vaultv1.ListCredentialVersionsRequest{Parent: "accounts/other/integrations/read"})
+		refused(v.t, "another account's", err, codes.PermissionDenied, "ACCOUNT_NOT_ALLOWED")
+		_, err = vaultv1.NewRotationServiceClient(v.services.Dial(v.t, brokerID)).ListCredentialVersions(v.t.Context(), &vaultv1.ListCredentialVersionsRequest{Parent: parent})
+		refused(v.t, "by the broker", err, codes.PermissionDenied, "CALLER_NOT_ALLOWED")
+		v.audit()
+	})
+}
