@@ -101,7 +101,7 @@ func TestConfig_Validate(t *testing.T) {
 		{"impatient", func(c *app.Config) { c.Timing = app.DevelopmentTiming(); c.Timing.Proofs = 8 }, []string{
 			"timing: proof_spacing", "timing: settling", "timing: retiring", "timing: remove_delay", "timing: propagation_limit", "timing: write_spacing",
 			"timing: consent_window", "timing: probe_spacing", "timing: reconcile_interval", "timing: ensure_interval", "timing: consent_interval",
-			"timing: await_interval", "timing: retry_min"}},
+			"timing: await_interval", "timing: retry_min", "timing: hold_margin"}},
 		{"impatient in development", func(c *app.Config) { c.Timing, c.Development = app.DevelopmentTiming(), true }, nil},
 		{"no time to drain", func(c *app.Config) { c.Drain = 0 }, []string{"drain"}},
 	} {

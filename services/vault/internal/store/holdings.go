@@ -137,12 +137,12 @@ func (s *Store) ReleaseEnded(ctx context.Context, now time.Time, limit int) (int
 func (s *Store) EndLeases(ctx context.Context, m election.Mastership, step Step) (ended int, err error) {
 	err = s.asMaster(ctx, m, func(ctx context.Context, tx masterTx) error {
 		ended = 0
-		_, err := scanIntegration(tx.QueryRow(ctx, `SELECT `+integrationColumns+` FROM integrations WHERE uid = $1 AND deleting = 1`, step.IntegrationUID))
-		if errors.Is(err, sqldb.ErrNoRows) {
-			return ErrChanged
-		}
-		if err != nil {
+		var deleting int64
+		if err := tx.QueryRow(ctx, `SELECT COUNT(*) FROM integrations WHERE uid = $1 AND deleting = 1`, step.IntegrationUID).Scan(&deleting); err != nil {
 			return err
+		}
+		if deleting == 0 {
+			return ErrChanged
 		}
 		// Only grants by which something could be delivered, or by which something is held: all there ever were may be very many.
 		grants, err := sqldb.Collect(ctx, tx.Tx, func(row sqldb.Row) (grant.Grant, error) { return scanGrant(row) },

@@ -285,8 +285,8 @@ const integrationColumns = `integrations.uid, integrations.name, integrations.sh
 	integrations.cloud, integrations.default_subscription_id, integrations.allowed_audiences, integrations.rotation_period,
 	integrations.deleting, integrations.revision, integrations.delivery_materials`
 
-// scanIntegration reads a row that begins with integrationColumns; more are further columns.
-func scanIntegration(row sqldb.Row, more ...any) (Integration, error) {
+// scanIntegration reads a row of integrationColumns.
+func scanIntegration(row sqldb.Row) (Integration, error) {
 	var (
 		out       Integration
 		audiences string
@@ -294,9 +294,8 @@ func scanIntegration(row sqldb.Row, more ...any) (Integration, error) {
 		period    int64
 		deleting  int64
 	)
-	columns := []any{&out.UID, &out.Name, &out.Shard, &out.DisplayName, &out.TenantID, &out.Cloud, &out.DefaultSubscriptionID,
-		&audiences, &period, &deleting, &out.Revision, &materials}
-	if err := row.Scan(append(columns, more...)...); err != nil {
+	if err := row.Scan(&out.UID, &out.Name, &out.Shard, &out.DisplayName, &out.TenantID, &out.Cloud, &out.DefaultSubscriptionID,
+		&audiences, &period, &deleting, &out.Revision, &materials); err != nil {
 		return Integration{}, err
 	}
 	if err := json.Unmarshal([]byte(audiences), &out.AllowedAudiences); err != nil {

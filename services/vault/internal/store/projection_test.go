@@ -13,6 +13,7 @@ import (
 
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/pkg/sqldbtest"
+	"phasekey.dev/services/vault/internal/lease"
 	"phasekey.dev/services/vault/internal/store"
 )
 
@@ -235,11 +236,13 @@ func TestProjection_KeepsWhatItIsTold(t *testing.T) {
 	withMirror(t, func(m *mirror) {
 		want := store.Integration{
 			UID: "uid", Name: "accounts/a/integrations/i", Shard: 3, DisplayName: "Read", TenantID: "tenant", Cloud: "public",
-			DefaultSubscriptionID: "sub", AllowedAudiences: []string{"https://vault.azure.net", "api://x"}, RotationPeriod: 36 * time.Hour, Revision: 1,
+			DefaultSubscriptionID: "sub", AllowedAudiences: []string{"https://vault.azure.net", "api://x"},
+			DeliveryMaterials: []lease.Material{lease.AccessToken, lease.ClientSecret}, RotationPeriod: 36 * time.Hour, Revision: 1,
 		}
 		m.replace(at("r", 1, 0), store.Wanted{Integrations: []store.Integration{want}})
 		m.same("replaced", want)
 		want.DisplayName, want.AllowedAudiences, want.Deleting, want.Revision = "Read more", []string{}, true, 2
+		want.DeliveryMaterials = []lease.Material{}
 		m.advance(at("r", 2, 1), store.Wanted{Integrations: []store.Integration{want}})
 		m.same("changed", want)
 

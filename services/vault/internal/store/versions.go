@@ -31,13 +31,13 @@ func (s *Store) CredentialVersions(ctx context.Context, integration string, befo
 	}
 	var out []credential.Version
 	err := s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
-		found, err := scanIntegration(tx.QueryRow(ctx, `SELECT `+integrationColumns+` FROM integrations WHERE name = $1`, integration))
-		if err != nil {
+		var uid string
+		if err := tx.QueryRow(ctx, `SELECT uid FROM integrations WHERE name = $1`, integration).Scan(&uid); err != nil {
 			return err
 		}
 		out, err = sqldb.Collect(ctx, tx, func(row sqldb.Row) (credential.Version, error) { return scanVersion(row) },
 			`SELECT `+versionColumns+` FROM credential_versions WHERE integration_uid = $1 AND number < $2 ORDER BY number DESC LIMIT $3`,
-			found.UID, before, limit)
+			uid, before, limit)
 		return err
 	})
 	if err != nil {
