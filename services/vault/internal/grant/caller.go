@@ -4,9 +4,9 @@ import "crypto/sha256"
 
 // Caller is whom an audit event names.
 type Caller struct {
-	// Identity is the SPIFFE ID; empty for a runner that has none.
+	// Identity is the SPIFFE ID; empty for a runner that has none, and for what the vault does by itself.
 	Identity string
-	// RequestID is the call's, as the log has it.
+	// RequestID is the call's, as the log has it; empty without a call.
 	RequestID string
 }
 
