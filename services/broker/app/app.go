@@ -29,12 +29,14 @@ import (
 	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/pkg/task"
+	"phasekey.dev/pkg/webcert"
 	"phasekey.dev/services/broker/internal/consent"
 	"phasekey.dev/services/broker/internal/keyfile"
 	"phasekey.dev/services/broker/internal/prover"
 	"phasekey.dev/services/broker/internal/rpc"
 	"phasekey.dev/services/broker/internal/store"
 	"phasekey.dev/services/broker/internal/upstream"
+	"phasekey.dev/services/broker/internal/web"
 )
 
 const (
@@ -58,8 +60,11 @@ type App struct {
 	vault    *grpc.ClientConn
 	prover   *prover.Prover
 	server   *grpcserver.Server
+	webCert  *webcert.Source // nil: the pages have the service's own certificate
+	pages    task.Task
 	metrics  []task.Task
 
+	httpsAddr   net.Addr
 	metricsAddr net.Addr
 	held        daemon.Held
 }
@@ -99,11 +104,15 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *App, err error) 
 	if err != nil {
 		return nil, err
 	}
+	links := consent.Links{Key: key, Clouds: clouds(cfg.Clouds), PublicURL: cfg.PublicURL}
 	service := rpc.New(rpc.Config{
 		Store: a.store, Registry: registry, Log: log, MaxOpen: cfg.MaxOpenSessions, Poll: cfg.WatchInterval,
-		Links: consent.Links{Key: key, Clouds: clouds(cfg.Clouds), RedirectURI: cfg.PublicURL + RedirectPath},
+		Links: links, Origins: cfg.ReturnOrigins,
 	})
 	if err := a.listen(ctx, service, metrics); err != nil {
+		return nil, err
+	}
+	if err := a.listenPages(ctx, links, metrics); err != nil {
 		return nil, err
 	}
 	return a, nil
@@ -167,6 +176,31 @@ func (a *App) listen(ctx context.Context, service *rpc.Service, metrics *prometh
 	return err
 }
 
+// listenPages binds the address of the pages.
+func (a *App) listenPages(ctx context.Context, links consent.Links, metrics *prometheus.Registry) error {
+	config := a.tls.HTTPSConfig()
+	if a.cfg.HTTPSCertFile != "" {
+		var err error
+		if a.webCert, err = webcert.Open(webcert.Config{CertFile: a.cfg.HTTPSCertFile, KeyFile: a.cfg.HTTPSKeyFile}, a.log); err != nil {
+			return err
+		}
+		config = a.webCert.TLSConfig()
+	}
+	site, err := web.New(web.Config{
+		Store: a.store, Links: links, Origins: a.cfg.ReturnOrigins, Platform: a.cfg.PlatformName, AttemptLife: a.cfg.AttemptLife,
+		Log: a.log, Metrics: metrics,
+	})
+	if err != nil {
+		return err
+	}
+	ln, err := a.held.Listen(ctx, "https_listen", a.cfg.HTTPSListen)
+	if err != nil {
+		return err
+	}
+	a.httpsAddr, a.pages = ln.Addr(), site.Task(ln, config, a.cfg.Drain)
+	return nil
+}
+
 func clouds(configured map[string]Cloud) map[string]consent.Cloud {
 	out := make(map[string]consent.Cloud, len(configured))
 	for name, c := range configured {
@@ -178,6 +212,9 @@ func clouds(configured map[string]Cloud) map[string]consent.Cloud {
 // Addr is the bound address of the gRPC listener.
 func (a *App) Addr() net.Addr { return a.server.Addr() }
 
+// HTTPSAddr is the bound address of the consent pages.
+func (a *App) HTTPSAddr() net.Addr { return a.httpsAddr }
+
 // MetricsAddr is the bound address of the metrics listener, nil without one.
 func (a *App) MetricsAddr() net.Addr { return a.metricsAddr }
 
@@ -187,9 +224,13 @@ func (a *App) Run(ctx context.Context) error {
 		{Name: "tls", Run: a.tls.Run},
 		{Name: "purge", Run: a.purge},
 	}
+	if a.webCert != nil {
+		tasks = append(tasks, task.Task{Name: "web certificate", Run: a.webCert.Run})
+	}
 	tasks = append(tasks, a.metrics...)
 	tasks = append(tasks,
 		task.Task{Name: "prover", Run: a.prover.Run},
+		a.pages,
 		task.Task{Name: "server", Run: a.server.Run, Grace: a.cfg.Drain + 2*time.Second},
 		task.Task{Name: "health", Run: func(ctx context.Context) error {
 			return a.server.FollowHealth(ctx, healthInterval, a.ready)

@@ -6,17 +6,26 @@ import (
 	"net/url"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"phasekey.dev/pkg/grpcserver"
 	"phasekey.dev/pkg/mtls"
 	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/broker/internal/consent"
 )
 
 // Config is a broker's configuration.
 type Config struct {
 	// Listen is the address of the gRPC listener for services and operators, for example ":7443".
 	Listen string `yaml:"listen"`
+	// HTTPSListen is the address of the consent pages, for example ":8443".
+	HTTPSListen string `yaml:"https_listen"`
+	// HTTPSCertFile and HTTPSKeyFile are PEM files with a certificate that browsers trust, and its key; they are read again when
+	// they change. Without them the pages have the service's own certificate, for a proxy in front that trusts it.
+	HTTPSCertFile string `yaml:"https_cert_file"`
+	HTTPSKeyFile  string `yaml:"https_key_file"`
 	// MetricsListen is the address for metrics and liveness; empty serves neither. Beyond loopback it is HTTPS.
 	MetricsListen string `yaml:"metrics_listen"`
 	// Development allows what production must not have: a ProbeInterval under ten seconds.
@@ -24,7 +33,14 @@ type Config struct {
 	// PublicURL is the origin under which browsers reach the broker's pages, for example "https://consent.example.com".
 	// Entra ID sends them back to its RedirectPath, so the vault, which puts that on the applications, must have the same.
 	PublicURL string `yaml:"public_url"`
-	// StateKeyFile is 32 random bytes, mode 0600, the same for all replicas: what makes the states of links. It is made
+	// PlatformName is what customers know the platform as: 1 to 60 characters. The pages show it.
+	PlatformName string `yaml:"platform_name"`
+	// ReturnOrigins are the https origins to which pages may lead in the end, for example "https://app.example.com"; none of
+	// them means that no page does.
+	ReturnOrigins []string `yaml:"return_origins"`
+	// AttemptLife is how long an administrator may take at Entra ID, from the button to the return: a minute to a day.
+	AttemptLife time.Duration `yaml:"attempt_life"`
+	// StateKeyFile is 32 random bytes, mode 0600, the same for all replicas: what makes the links of sessions. It is made
 	// when neither it nor anything in the database exists.
 	StateKeyFile string                `yaml:"state_key_file"`
 	Log          obs.LogConfig         `yaml:"log"`
@@ -69,7 +85,7 @@ type Cloud struct {
 }
 
 // RedirectPath is where Entra ID sends browsers back to, under PublicURL.
-const RedirectPath = "/consent/callback"
+const RedirectPath = consent.CallbackPath
 
 // The bounds of what may be configured.
 const (
@@ -79,6 +95,9 @@ const (
 	minInterval                 = 50 * time.Millisecond
 	minRetention                = 24 * time.Hour
 	maxOpenSessions             = 1000
+	minAttemptLife              = time.Minute
+	maxAttemptLife              = 24 * time.Hour
+	maxPlatformName             = 60
 )
 
 // DefaultConfig is what holds unless it is configured otherwise. It is not complete.
@@ -92,6 +111,7 @@ func DefaultConfig() Config {
 		ProbeInterval:   minProbeInterval,
 		PollInterval:    2 * time.Second,
 		WatchInterval:   time.Second,
+		AttemptLife:     30 * time.Minute,
 		MaxOpenSessions: 20,
 		Retention:       30 * 24 * time.Hour,
 		Drain:           10 * time.Second,
@@ -121,8 +141,17 @@ func (c Config) Validate() error {
 		}
 	}
 	required("listen", c.Listen)
+	required("https_listen", c.HTTPSListen)
+	if (c.HTTPSCertFile == "") != (c.HTTPSKeyFile == "") {
+		add("https_cert_file", errors.New("goes together with https_key_file"))
+	}
 	required("state_key_file", c.StateKeyFile)
 	add("public_url", checkOrigin(c.PublicURL))
+	add("platform_name", checkName(c.PlatformName))
+	for i, origin := range c.ReturnOrigins {
+		add(fmt.Sprintf("return_origins[%d]", i), checkOrigin(origin))
+	}
+	add("attempt_life", checkSpan(c.AttemptLife, minAttemptLife, maxAttemptLife))
 	add("database", c.Database.Validate())
 	add("tls", c.checkTLS())
 	required("registry.target", c.Registry.Target)
@@ -180,6 +209,19 @@ func checkOrigin(text string) error {
 	u, err := url.Parse(text)
 	if err != nil || u.Scheme != "https" || u.Hostname() == "" || text != "https://"+u.Host {
 		return errOrigin
+	}
+	return nil
+}
+
+// checkName refuses what would not read well on a page.
+func checkName(text string) error {
+	switch n := utf8.RuneCountInString(text); {
+	case text == "":
+		return errRequired
+	case n > maxPlatformName:
+		return fmt.Errorf("has %d characters, at most %d", n, maxPlatformName)
+	case strings.TrimSpace(text) != text, strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }):
+		return errors.New("must be printable, without space around it")
 	}
 	return nil
 }

@@ -17,7 +17,9 @@ func complete() app.Config {
 	cfg := app.DefaultConfig()
 	cfg.Clouds = maps.Clone(cfg.Clouds)
 	cfg.Listen = "127.0.0.1:0"
+	cfg.HTTPSListen = "127.0.0.1:0"
 	cfg.PublicURL = "https://consent.example.com"
+	cfg.PlatformName = "Example IaC"
 	cfg.StateKeyFile = "/var/lib/phasekey/state.key"
 	cfg.Database = sqldb.Config{Driver: sqldb.DriverSQLite, Path: "/var/lib/phasekey/broker.db"}
 	cfg.TLS = mtls.Config{CertFile: "broker.pem", KeyFile: "broker-key.pem", CAFile: "ca.pem"}
@@ -38,13 +40,23 @@ func TestConfig_Validate(t *testing.T) {
 		keys []string
 	}{
 		{"nothing but the defaults", func(c *app.Config) { *c = app.DefaultConfig() }, []string{
-			"listen", "state_key_file", "public_url", "database", "tls", "tls", "registry.target", "registry.id", "vault.target", "vault.id", "identities"}},
+			"listen", "https_listen", "state_key_file", "public_url", "platform_name", "database", "tls", "tls", "registry.target", "registry.id", "vault.target", "vault.id", "identities"}},
 		{"all times wrong", func(c *app.Config) {
 			c.ProbeInterval, c.PollInterval, c.WatchInterval, c.Drain, c.Retention = 0, -1, time.Hour, 0, time.Hour
 		}, []string{"probe_interval", "poll_interval", "watch_interval", "drain", "retention"}},
 		{"probing too often", func(c *app.Config) { c.ProbeInterval = 10*time.Second - 1 }, []string{"probe_interval"}},
 		{"probing often in development", func(c *app.Config) { c.ProbeInterval, c.Development = time.Second, true }, nil},
 		{"plain HTTP", func(c *app.Config) { c.PublicURL = "http://consent.example.com" }, []string{"public_url"}},
+		{"half a certificate for browsers", func(c *app.Config) { c.HTTPSCertFile = "web.pem" }, []string{"https_cert_file"}},
+		{"a name too long", func(c *app.Config) { c.PlatformName = strings.Repeat("é", 61) }, []string{"platform_name"}},
+		{"a name of 60", func(c *app.Config) { c.PlatformName = strings.Repeat("é", 60) }, nil},
+		{"a name that turns its text around", func(c *app.Config) { c.PlatformName = "a\u202eb" }, []string{"platform_name"}},
+		{"a name with space around it", func(c *app.Config) { c.PlatformName = "a " }, []string{"platform_name"}},
+		{"return origins that are none", func(c *app.Config) {
+			c.ReturnOrigins = []string{"https://app.example.com", "http://app.example.com", "https://app.example.com/path"}
+		}, []string{"return_origins[1]", "return_origins[2]"}},
+		{"attempts that live too long", func(c *app.Config) { c.AttemptLife = 25 * time.Hour }, []string{"attempt_life"}},
+		{"attempts that do not live", func(c *app.Config) { c.AttemptLife = 0 }, []string{"attempt_life"}},
 		{"a path in the origin", func(c *app.Config) { c.PublicURL = "https://consent.example.com/" }, []string{"public_url"}},
 		{"a user in the origin", func(c *app.Config) { c.PublicURL = "https://u:p@consent.example.com" }, []string{"public_url"}},
 		{"a port in the origin", func(c *app.Config) { c.PublicURL = "https://127.0.0.1:8443" }, nil},

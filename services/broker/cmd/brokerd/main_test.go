@@ -14,7 +14,9 @@ import (
 
 const good = `
 listen: 127.0.0.1:0
+https_listen: 127.0.0.1:0
 public_url: https://consent.example.com
+platform_name: Example IaC
 state_key_file: /var/lib/phasekey/state.key
 database:
   driver: sqlite

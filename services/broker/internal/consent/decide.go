@@ -29,8 +29,10 @@ type Proof struct {
 
 // Observation is what one round found out.
 type Observation struct {
-	Finding  Finding
-	ClientID string
+	Finding Finding
+	// ClientID and ApplicationName are the application's, when Ready.
+	ClientID        string
+	ApplicationName string
 	// Proof is nil when the vault was not asked, or did not answer.
 	Proof *Proof
 }
@@ -41,7 +43,7 @@ func Observe(i Integration) Observation {
 	case i.Deleting:
 		return Observation{Finding: Deleting}
 	case i.Ready && i.ClientID != "":
-		return Observation{Finding: Ready, ClientID: i.ClientID}
+		return Observation{Finding: Ready, ClientID: i.ClientID, ApplicationName: i.ApplicationName}
 	default:
 		return Observation{Finding: Preparing}
 	}
@@ -65,7 +67,7 @@ func Decide(now time.Time, s Session, o Observation) (Session, bool) {
 		next.State, next.LastRefusal = Completed, ""
 		next.PrincipalObjectID = o.Proof.PrincipalObjectID
 	case o.Finding == Ready:
-		next.State, next.ClientID = AwaitingConsent, o.ClientID
+		next.State, next.ClientID, next.ApplicationName = AwaitingConsent, o.ClientID, o.ApplicationName
 		if o.Proof != nil {
 			next.LastRefusal = o.Proof.Refusal
 		}

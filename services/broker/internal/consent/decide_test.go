@@ -21,6 +21,7 @@ func session(change func(*consent.Session)) consent.Session {
 		IntegrationUID: "uid-1",
 		TenantID:       "tenant",
 		Cloud:          "public",
+		DisplayName:    "Network",
 		State:          consent.WaitingForApplication,
 		Version:        1,
 		CreateTime:     created,
@@ -32,7 +33,9 @@ func session(change func(*consent.Session)) consent.Session {
 	return s
 }
 
-func awaiting(s *consent.Session) { s.State, s.ClientID = consent.AwaitingConsent, "client" }
+func awaiting(s *consent.Session) {
+	s.State, s.ClientID, s.ApplicationName = consent.AwaitingConsent, "client", "phasekey Network"
+}
 
 func expiredAtDeadline(s *consent.Session) {
 	awaiting(s)
@@ -53,20 +56,22 @@ func TestDecide(t *testing.T) {
 	}{
 		{"nothing known, nothing changes", now, session(nil), consent.Observation{}, nil},
 		{"the application is still prepared", now, session(nil), consent.Observation{Finding: consent.Preparing}, nil},
-		{"the application is ready", now, session(nil), consent.Observation{Finding: consent.Ready, ClientID: "client"}, awaiting},
-		{"ready and refused at once", now, session(nil), consent.Observation{Finding: consent.Ready, ClientID: "client", Proof: refused},
+		{"the application is ready", now, session(nil), consent.Observation{Finding: consent.Ready, ClientID: "client", ApplicationName: "phasekey Network"}, awaiting},
+		{"ready and refused at once", now, session(nil), consent.Observation{Finding: consent.Ready, ClientID: "client", ApplicationName: "phasekey Network", Proof: refused},
 			func(s *consent.Session) { awaiting(s); s.LastRefusal = "AADSTS700016" }},
-		{"still ready", now, session(awaiting), consent.Observation{Finding: consent.Ready, ClientID: "client"}, nil},
-		{"made anew, with another client ID", now, session(awaiting), consent.Observation{Finding: consent.Ready, ClientID: "other"},
-			func(s *consent.Session) { s.State, s.ClientID = consent.AwaitingConsent, "other" }},
+		{"still ready", now, session(awaiting), consent.Observation{Finding: consent.Ready, ClientID: "client", ApplicationName: "phasekey Network"}, nil},
+		{"made anew, with another client ID", now, session(awaiting), consent.Observation{Finding: consent.Ready, ClientID: "other", ApplicationName: "phasekey Other"},
+			func(s *consent.Session) {
+				s.State, s.ClientID, s.ApplicationName = consent.AwaitingConsent, "other", "phasekey Other"
+			}},
 		{"the application is lost", now, session(awaiting), consent.Observation{Finding: consent.Preparing},
-			func(s *consent.Session) { s.ClientID = "client" }},
+			func(s *consent.Session) { s.ClientID, s.ApplicationName = "client", "phasekey Network" }},
 		{"the same refusal again", now, session(func(s *consent.Session) { awaiting(s); s.LastRefusal = "AADSTS700016" }),
-			consent.Observation{Finding: consent.Ready, ClientID: "client", Proof: refused}, nil},
+			consent.Observation{Finding: consent.Ready, ClientID: "client", ApplicationName: "phasekey Network", Proof: refused}, nil},
 		{"no answer keeps the refusal", now, session(func(s *consent.Session) { awaiting(s); s.LastRefusal = "AADSTS700016" }),
-			consent.Observation{Finding: consent.Ready, ClientID: "client"}, nil},
+			consent.Observation{Finding: consent.Ready, ClientID: "client", ApplicationName: "phasekey Network"}, nil},
 		{"proven", now, session(func(s *consent.Session) { awaiting(s); s.LastRefusal = "AADSTS700016" }),
-			consent.Observation{Finding: consent.Ready, ClientID: "client", Proof: proven},
+			consent.Observation{Finding: consent.Ready, ClientID: "client", ApplicationName: "phasekey Network", Proof: proven},
 			func(s *consent.Session) {
 				awaiting(s)
 				s.State, s.PrincipalObjectID, s.EndTime = consent.Completed, "oid", now
@@ -107,7 +112,8 @@ func TestDecide(t *testing.T) {
 }
 
 func TestNew_IsOpenWithWhatIsKnown(t *testing.T) {
-	i := consent.Integration{Name: "accounts/acme/integrations/net", UID: "uid-1", TenantID: "tenant", Cloud: "public", ClientID: "client", Ready: true}
+	i := consent.Integration{Name: "accounts/acme/integrations/net", UID: "uid-1", TenantID: "tenant", Cloud: "public", DisplayName: "Network",
+		ClientID: "client", ApplicationName: "phasekey Network", Ready: true}
 	now := created.Add(999 * time.Nanosecond) // the database keeps microseconds
 	got := consent.New(now, "acme", i, deadline)
 	other := consent.New(now, "acme", i, deadline)
@@ -132,7 +138,7 @@ func TestObserve(t *testing.T) {
 		want consent.Observation
 	}{
 		{"deleting, though ready", consent.Integration{Deleting: true, Ready: true, ClientID: "c"}, consent.Observation{Finding: consent.Deleting}},
-		{"ready", consent.Integration{Ready: true, ClientID: "c"}, consent.Observation{Finding: consent.Ready, ClientID: "c"}},
+		{"ready", consent.Integration{Ready: true, ClientID: "c", ApplicationName: "a"}, consent.Observation{Finding: consent.Ready, ClientID: "c", ApplicationName: "a"}},
 		{"ready without a client ID is not", consent.Integration{Ready: true}, consent.Observation{Finding: consent.Preparing}},
 		{"not ready", consent.Integration{ClientID: "c"}, consent.Observation{Finding: consent.Preparing}},
 	} {

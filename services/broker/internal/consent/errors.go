@@ -21,6 +21,10 @@ var (
 	ErrClaimLost = errors.New("another replica has claimed the integration")
 	// ErrUnknownCloud means that no login host is configured for an integration's cloud.
 	ErrUnknownCloud = errors.New("cloud is not configured")
+	// ErrCallback means that a browser came back with something that Entra ID does not send.
+	ErrCallback = errors.New("malformed callback")
+	// ErrReturn means that a return link is not one that may be shown.
+	ErrReturn = errors.New("must be an https URL at a configured return origin, without user information or fragment")
 	// ErrKey means that a key is not of the right length.
 	ErrKey = errors.New("key must be 32 bytes")
 )

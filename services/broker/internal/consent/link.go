@@ -15,11 +15,22 @@ const KeySize = 32
 
 // The purposes a key is used for, so that no two share an HMAC.
 const (
-	purposeState       = "phasekey broker consent state 1"
+	purposeLink        = "phasekey broker consent link 1"
 	purposeFingerprint = "phasekey broker key fingerprint 1"
 )
 
-// Key makes the states of links. All replicas have the same one.
+// The paths of the pages, under the public URL.
+const (
+	// PagePath is followed by a link.
+	PagePath = "/consent/"
+	// CallbackPath is where Entra ID sends browsers back to. No link is like it.
+	CallbackPath = PagePath + "callback"
+)
+
+// TokenSize is how long links, states and browsers' secrets are, in characters: 32 bytes, base64url.
+const TokenSize = 43
+
+// Key makes links. All replicas have the same one.
 type Key struct{ text secret.Text }
 
 // NewKey takes KeySize random bytes.
@@ -42,15 +53,16 @@ func (k Key) mac(purpose string, data []byte) []byte {
 // Fingerprint tells keys apart without saying anything about them.
 func (k Key) Fingerprint() []byte { return k.mac(purposeFingerprint, nil) }
 
-// StateOf is the opaque state of a session's link: the same at every call, until the session's nonce changes.
-func (k Key) StateOf(s Session) string {
+// LinkOf is the last part of the address of a session's page: the same at every call, until the session's nonce changes.
+// Whoever knows it acts in the session.
+func (k Key) LinkOf(s Session) secret.Text {
 	data := append([]byte(s.Name.String()), 0)
-	return base64.RawURLEncoding.EncodeToString(k.mac(purposeState, append(data, s.Nonce[:]...)))
+	return secret.New(base64.RawURLEncoding.EncodeToString(k.mac(purposeLink, append(data, s.Nonce[:]...))))
 }
 
-// HashState is what is stored of a state.
-func HashState(state string) []byte {
-	sum := sha256.Sum256([]byte(state))
+// Hash is what is stored of a link, a state or a browser's secret.
+func Hash(token secret.Text) []byte {
+	sum := sha256.Sum256([]byte(token.Expose()))
 	return sum[:]
 }
 
@@ -67,24 +79,41 @@ type Links struct {
 	Key Key
 	// Clouds are those that are known, by the names that integrations give them.
 	Clouds map[string]Cloud
-	// RedirectURI is where Entra ID sends the browser afterwards; the application has the same one.
-	RedirectURI string
+	// PublicURL is the origin under which browsers reach the pages.
+	PublicURL string
 }
 
-// URI is where the administrator consents: empty unless the session awaits it.
-func (l Links) URI(s Session) (string, error) {
-	if s.State != AwaitingConsent {
-		return "", nil
+// URI is the page that leads the administrator through consent: empty once the session has ended.
+func (l Links) URI(s Session) string {
+	if !s.State.Open() {
+		return ""
 	}
+	return l.PageURI(s)
+}
+
+// PageURI is the session's page, also after its end.
+func (l Links) PageURI(s Session) string { return l.PublicURL + PagePath + l.Key.LinkOf(s).Expose() }
+
+// LoginURL is the origin of the login pages of a session's cloud; ErrUnknownCloud if that is not configured.
+func (l Links) LoginURL(s Session) (string, error) {
 	cloud, ok := l.Clouds[s.Cloud]
 	if !ok {
 		return "", fmt.Errorf("link of %s: %w: %q", s.Name, ErrUnknownCloud, s.Cloud)
 	}
+	return cloud.LoginURL, nil
+}
+
+// EntraURI is the page of Entra ID on which the administrator consents, and which sends the browser back with the state.
+func (l Links) EntraURI(s Session, state secret.Text) (string, error) {
+	login, err := l.LoginURL(s)
+	if err != nil {
+		return "", err
+	}
 	query := url.Values{
 		"client_id":    {s.ClientID},
-		"scope":        {cloud.GraphURL + "/.default"},
-		"redirect_uri": {l.RedirectURI},
-		"state":        {l.Key.StateOf(s)},
+		"scope":        {l.Clouds[s.Cloud].GraphURL + "/.default"},
+		"redirect_uri": {l.PublicURL + CallbackPath},
+		"state":        {state.Expose()},
 	}
-	return cloud.LoginURL + "/" + url.PathEscape(s.TenantID) + "/v2.0/adminconsent?" + query.Encode(), nil
+	return login + "/" + url.PathEscape(s.TenantID) + "/v2.0/adminconsent?" + query.Encode(), nil
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"phasekey.dev/pkg/secret"
 	"phasekey.dev/services/broker/internal/consent"
 )
 
@@ -29,18 +30,18 @@ func links(t *testing.T) consent.Links {
 			"public": {LoginURL: "https://login.microsoftonline.com", GraphURL: "https://graph.microsoft.com"},
 			"china":  {LoginURL: "https://login.partner.microsoftonline.cn", GraphURL: "https://microsoftgraph.chinacloudapi.cn"},
 		},
-		RedirectURI: "https://broker.example.com/consent/callback",
+		PublicURL: "https://broker.example.com",
 	}
 }
 
-func TestLinks_URIAsksForAdminConsentInTheTenantsCloud(t *testing.T) {
+func TestLinks_EntraURIAsksForAdminConsentInTheTenantsCloud(t *testing.T) {
 	for _, tc := range []struct{ cloud, host, scope string }{
 		{"public", "login.microsoftonline.com", "https://graph.microsoft.com/.default"},
 		{"china", "login.partner.microsoftonline.cn", "https://microsoftgraph.chinacloudapi.cn/.default"},
 	} {
 		t.Run(tc.cloud, func(t *testing.T) {
 			s := session(func(s *consent.Session) { awaiting(s); s.Cloud = tc.cloud })
-			got, err := links(t).URI(s)
+			got, err := links(t).EntraURI(s, secret.New("state"))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -52,53 +53,61 @@ func TestLinks_URIAsksForAdminConsentInTheTenantsCloud(t *testing.T) {
 				t.Errorf("link goes to %s://%s%s", u.Scheme, u.Host, u.Path)
 			}
 			want := url.Values{
-				"client_id": {"client"}, "scope": {tc.scope}, "redirect_uri": {"https://broker.example.com/consent/callback"},
-				"state": {key(t, 1).StateOf(s)},
+				"client_id": {"client"}, "scope": {tc.scope}, "redirect_uri": {"https://broker.example.com/consent/callback"}, "state": {"state"},
 			}
 			if diff := cmp.Diff(want, u.Query()); diff != "" {
 				t.Errorf("query (-want +got):\n%s", diff)
+			}
+			if login, err := links(t).LoginURL(s); err != nil || login != "https://"+tc.host {
+				t.Errorf("login at %s, error %v", login, err)
 			}
 		})
 	}
 }
 
-func TestLinks_URIOnlyWhileConsentIsAwaited(t *testing.T) {
-	for _, state := range []consent.State{consent.WaitingForApplication, consent.Completed, consent.Expired} {
-		got, err := links(t).URI(session(func(s *consent.Session) { awaiting(s); s.State = state }))
-		if got != "" || err != nil {
-			t.Errorf("state %d: link %q, error %v", state, got, err)
+func TestLinks_URIOnlyWhileTheSessionIsOpen(t *testing.T) {
+	for state, open := range map[consent.State]bool{
+		consent.WaitingForApplication: true, consent.AwaitingConsent: true, consent.Completed: false, consent.Expired: false,
+	} {
+		s := session(func(s *consent.Session) { awaiting(s); s.State = state })
+		page := "https://broker.example.com/consent/" + key(t, 1).LinkOf(s).Expose()
+		if got := links(t).PageURI(s); got != page {
+			t.Errorf("state %d: page %q, want %q", state, got, page)
+		}
+		if got := links(t).URI(s); (got == page) != open || (got == "") == open {
+			t.Errorf("state %d: link %q", state, got)
 		}
 	}
 }
 
-func TestLinks_URIOfAnUnknownCloud(t *testing.T) {
-	_, err := links(t).URI(session(func(s *consent.Session) { awaiting(s); s.Cloud = "elsewhere" }))
+func TestLinks_EntraURIOfAnUnknownCloud(t *testing.T) {
+	_, err := links(t).EntraURI(session(func(s *consent.Session) { awaiting(s); s.Cloud = "elsewhere" }), secret.New("state"))
 	if !errors.Is(err, consent.ErrUnknownCloud) {
 		t.Errorf("error %v", err)
 	}
 }
 
-func TestKey_StateDependsOnAllThatItShould(t *testing.T) {
+func TestKey_LinkDependsOnAllThatItShould(t *testing.T) {
 	base := session(nil)
-	same := key(t, 1).StateOf(base)
-	if again := key(t, 1).StateOf(base); again != same {
-		t.Errorf("the state cannot be shown again: %q, then %q", same, again)
+	same := key(t, 1).LinkOf(base).Expose()
+	if again := key(t, 1).LinkOf(base).Expose(); again != same {
+		t.Errorf("the link cannot be shown again: %q, then %q", same, again)
 	}
-	if len(same) != 43 { // 32 bytes, base64url
-		t.Errorf("state %q has %d characters", same, len(same))
+	if len(same) != consent.TokenSize {
+		t.Errorf("link %q has %d characters", same, len(same))
 	}
 	for name, other := range map[string]string{
-		"another key":     key(t, 2).StateOf(base),
-		"another nonce":   key(t, 1).StateOf(session(func(s *consent.Session) { s.Nonce[31] = 1 })),
-		"another session": key(t, 1).StateOf(session(func(s *consent.Session) { s.Name.ID = "s2" })),
-		"another account": key(t, 1).StateOf(session(func(s *consent.Session) { s.Name.Account = "umbrella" })),
+		"another key":     key(t, 2).LinkOf(base).Expose(),
+		"another nonce":   key(t, 1).LinkOf(session(func(s *consent.Session) { s.Nonce[31] = 1 })).Expose(),
+		"another session": key(t, 1).LinkOf(session(func(s *consent.Session) { s.Name.ID = "s2" })).Expose(),
+		"another account": key(t, 1).LinkOf(session(func(s *consent.Session) { s.Name.Account = "umbrella" })).Expose(),
 	} {
 		if other == same {
-			t.Errorf("%s has the same state", name)
+			t.Errorf("%s has the same link", name)
 		}
 	}
-	if bytes.Equal(consent.HashState(same), []byte(same)) || len(consent.HashState(same)) != 32 {
-		t.Error("the hash of a state is not a hash")
+	if bytes.Equal(consent.Hash(secret.New(same)), []byte(same)) || len(consent.Hash(secret.New(same))) != 32 {
+		t.Error("the hash of a link is not a hash")
 	}
 }
 

@@ -39,7 +39,7 @@ type Name struct {
 // String is the resource name.
 func (n Name) String() string { return "accounts/" + n.Account + "/consentSessions/" + n.ID }
 
-// Nonce is what distinguishes one state of a session's link from the next.
+// Nonce is what distinguishes one link of a session from the next.
 type Nonce [32]byte
 
 // Session is one attempt to get an administrator to consent to one integration.
@@ -50,14 +50,26 @@ type Session struct {
 	IntegrationUID string
 	TenantID       string
 	Cloud          string
+	// DisplayName and SubscriptionID are the integration's name for people and its default subscription, as of the session's
+	// creation. The latter may be empty.
+	DisplayName    string
+	SubscriptionID string
 	// ClientID is the application's, as last seen; empty before there is one.
 	ClientID string
-	State    State
+	// ApplicationName is what the application is called at Entra ID, as last seen together with ClientID.
+	ApplicationName string
+	// ReturnURI is where the page leads in the end; empty for nowhere.
+	ReturnURI string
+	State     State
 	// PrincipalObjectID is the proof's, once completed.
 	PrincipalObjectID string
 	// LastRefusal is what the tenant last said, or why the session ended early.
 	LastRefusal string
-	Nonce       Nonce
+	// LastCallback is CallbackApproved, or the code of what went wrong, as a browser last said; CallbackTime is when. Empty and
+	// zero before.
+	LastCallback string
+	CallbackTime time.Time
+	Nonce        Nonce
 	// Version counts changes, so that watchers see that there was one.
 	Version    int64
 	CreateTime time.Time
@@ -78,11 +90,14 @@ type Request struct {
 
 // Integration is what the registry says about one.
 type Integration struct {
-	Name     string
-	UID      string
-	TenantID string
-	Cloud    string
-	ClientID string
+	Name            string
+	UID             string
+	TenantID        string
+	Cloud           string
+	DisplayName     string
+	SubscriptionID  string
+	ClientID        string
+	ApplicationName string
 	// Ready means that the application is known wherever the vault asked.
 	Ready    bool
 	Deleting bool
@@ -96,6 +111,8 @@ func New(now time.Time, account string, i Integration, expire time.Time) Session
 		IntegrationUID: i.UID,
 		TenantID:       i.TenantID,
 		Cloud:          i.Cloud,
+		DisplayName:    i.DisplayName,
+		SubscriptionID: i.SubscriptionID,
 		State:          WaitingForApplication,
 		Version:        1,
 		CreateTime:     stored(now),

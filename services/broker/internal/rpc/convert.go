@@ -9,26 +9,24 @@ import (
 	"phasekey.dev/services/broker/internal/consent"
 )
 
-// reply is a session as callers see it, with the link while it awaits consent.
-func (s *Service) reply(session consent.Session) (*brokerv1.ConsentSession, error) {
-	uri, err := s.cfg.Links.URI(session)
-	if err != nil {
-		return nil, err
-	}
+// reply is a session as callers see it, with the link while it is open.
+func (s *Service) reply(session consent.Session) *brokerv1.ConsentSession {
 	out := &brokerv1.ConsentSession{
 		Name:                     session.Name.String(),
 		Integration:              session.Integration,
 		ExpireTime:               timestamppb.New(session.ExpireTime),
 		State:                    state(session.State),
-		ConsentUri:               uri,
+		ReturnUri:                session.ReturnURI,
+		ConsentUri:               s.cfg.Links.URI(session),
 		ServicePrincipalObjectId: session.PrincipalObjectID,
 		LastRefusal:              session.LastRefusal,
+		LastCallback:             session.LastCallback,
 		CreateTime:               timestamppb.New(session.CreateTime),
 	}
 	if session.State == consent.Completed {
 		out.CompleteTime = timestamppb.New(session.EndTime)
 	}
-	return out, nil
+	return out
 }
 
 func state(s consent.State) brokerv1.ConsentSession_State {

@@ -28,7 +28,7 @@ const (
 // CreateConsentSession implements ConsentService.
 func (s *Service) CreateConsentSession(ctx context.Context, req *brokerv1.CreateConsentSessionRequest) (*brokerv1.ConsentSession, error) {
 	now := time.Now()
-	account, expire, err := check(now, req)
+	account, expire, err := s.check(ctx, now, req)
 	if err != nil {
 		return nil, err
 	}
@@ -38,14 +38,14 @@ func (s *Service) CreateConsentSession(ctx context.Context, req *brokerv1.Create
 		Fingerprint: fingerprint(req),
 		ExpireTime:  now.Add(requestLife),
 	}
-	session, err := s.create(ctx, now, request, req.GetConsentSession().GetIntegration(), expire)
+	session, err := s.create(ctx, now, request, req.GetConsentSession(), expire)
 	if err != nil {
 		return nil, problem(err, req.GetConsentSession().GetIntegration())
 	}
-	return s.reply(session)
+	return s.reply(session), nil
 }
 
-func (s *Service) create(ctx context.Context, now time.Time, request consent.Request, integration string, expire time.Time) (consent.Session, error) {
+func (s *Service) create(ctx context.Context, now time.Time, request consent.Request, asked *brokerv1.ConsentSession, expire time.Time) (consent.Session, error) {
 	if request.ID != "" {
 		// Before the registry is asked: what was created stays what it was, whatever became of the integration.
 		session, err := s.cfg.Store.Replay(ctx, now, request)
@@ -53,6 +53,7 @@ func (s *Service) create(ctx context.Context, now time.Time, request consent.Req
 			return session, err
 		}
 	}
+	integration := asked.GetIntegration()
 	found, err := s.cfg.Registry.Integration(ctx, integration)
 	if err != nil {
 		return consent.Session{}, err
@@ -64,8 +65,9 @@ func (s *Service) create(ctx context.Context, now time.Time, request consent.Req
 		return consent.Session{}, fmt.Errorf("create session of %s: %w: %q", integration, consent.ErrUnknownCloud, found.Cloud)
 	}
 	session := consent.New(now, request.Account, found, expire)
-	stateHash := consent.HashState(s.cfg.Links.Key.StateOf(session))
-	created, err := s.cfg.Store.Create(ctx, now, session, stateHash, request, s.cfg.MaxOpen)
+	session.ReturnURI = asked.GetReturnUri()
+	linkHash := consent.Hash(s.cfg.Links.Key.LinkOf(session))
+	created, err := s.cfg.Store.Create(ctx, now, session, linkHash, request, s.cfg.MaxOpen)
 	if err != nil {
 		return consent.Session{}, err
 	}
@@ -74,7 +76,7 @@ func (s *Service) create(ctx context.Context, now time.Time, request consent.Req
 }
 
 // check returns the account and the deadline, or INVALID_ARGUMENT naming every field that is wrong.
-func check(now time.Time, req *brokerv1.CreateConsentSessionRequest) (account string, expire time.Time, err error) {
+func (s *Service) check(ctx context.Context, now time.Time, req *brokerv1.CreateConsentSessionRequest) (account string, expire time.Time, err error) {
 	var bad []field
 	account, ok := parseAccount(req.GetParent())
 	if !ok {
@@ -95,6 +97,13 @@ func check(now time.Time, req *brokerv1.CreateConsentSessionRequest) (account st
 			bad = append(bad, field{"consent_session.expire_time", "must be at most seven days ahead"})
 		}
 	}
+	if uri := req.GetConsentSession().GetReturnUri(); uri != "" {
+		if err := s.cfg.Origins.Check(uri); err != nil {
+			// Whoever runs the broker may have to configure the origin. The whole address may hold a secret of the platform's.
+			s.cfg.Log.WarnContext(ctx, "a return link is refused", slog.String(keyIntegration, req.GetConsentSession().GetIntegration()), slog.Any(obs.KeyError, err))
+			bad = append(bad, field{"consent_session.return_uri", consent.ErrReturn.Error()})
+		}
+	}
 	return account, expire, invalid(bad)
 }
 
@@ -107,8 +116,12 @@ func fingerprint(req *brokerv1.CreateConsentSessionRequest) []byte {
 	if t := req.GetConsentSession().GetExpireTime(); t != nil {
 		expire = t.AsTime().Format(time.RFC3339Nano)
 	}
-	// No field can contain a line break: the first two have patterns.
-	sum := sha256.Sum256([]byte(req.GetParent() + "\n" + req.GetConsentSession().GetIntegration() + "\n" + expire))
+	// No field can contain a line break: the first two have patterns, and the address was checked.
+	asked := req.GetParent() + "\n" + req.GetConsentSession().GetIntegration() + "\n" + expire
+	if uri := req.GetConsentSession().GetReturnUri(); uri != "" {
+		asked += "\n" + uri
+	}
+	sum := sha256.Sum256([]byte(asked))
 	return sum[:]
 }
 

@@ -16,7 +16,7 @@ import (
 // store keeps the sessions; its methods are as package store describes them.
 type store interface {
 	Replay(ctx context.Context, now time.Time, r consent.Request) (consent.Session, error)
-	Create(ctx context.Context, now time.Time, s consent.Session, stateHash []byte, r consent.Request, limit int) (consent.Session, error)
+	Create(ctx context.Context, now time.Time, s consent.Session, linkHash []byte, r consent.Request, limit int) (consent.Session, error)
 	Get(ctx context.Context, name consent.Name) (consent.Session, error)
 }
 
@@ -30,7 +30,9 @@ type Config struct {
 	Store    store
 	Registry registry
 	Links    consent.Links
-	Log      *slog.Logger
+	// Origins are where sessions may lead administrators back to.
+	Origins consent.Origins
+	Log     *slog.Logger
 	// MaxOpen is how many sessions of one integration may be open at once.
 	MaxOpen int
 	// Poll is how often a watched session is read again.
@@ -54,7 +56,7 @@ func (s *Service) GetConsentSession(ctx context.Context, req *brokerv1.GetConsen
 	if err != nil {
 		return nil, problem(err, req.GetName())
 	}
-	return s.reply(session)
+	return s.reply(session), nil
 }
 
 func (s *Service) read(ctx context.Context, name string) (consent.Session, error) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/url"
 	"strings"
 	"sync"
 	"testing"
@@ -24,6 +23,7 @@ import (
 	"phasekey.dev/pkg/grpcserver"
 	"phasekey.dev/pkg/grpctest"
 	"phasekey.dev/pkg/rpcerr"
+	"phasekey.dev/pkg/secret"
 	"phasekey.dev/pkg/sqldbtest"
 	"phasekey.dev/services/broker/internal/consent"
 	"phasekey.dev/services/broker/internal/rpc"
@@ -126,9 +126,9 @@ func inBubble(t *testing.T, test func(t *testing.T, w *world)) {
 				"accounts/umbrella/integrations/ready": {Name: "accounts/umbrella/integrations/ready", UID: "uid-umbrella", Cloud: "public"},
 			}},
 			links: consent.Links{
-				Key:         key,
-				Clouds:      map[string]consent.Cloud{"public": {LoginURL: "https://login.example.com", GraphURL: "https://graph.example.com"}},
-				RedirectURI: "https://broker.example.com/consent/callback",
+				Key:       key,
+				Clouds:    map[string]consent.Cloud{"public": {LoginURL: "https://login.example.com", GraphURL: "https://graph.example.com"}},
+				PublicURL: "https://broker.example.com",
 			},
 		}
 		w.failing = &failingStore{Store: w.store}
@@ -143,7 +143,7 @@ func inBubble(t *testing.T, test func(t *testing.T, w *world)) {
 		}
 		cfg.Register = func(r grpc.ServiceRegistrar) {
 			brokerv1.RegisterConsentServiceServer(r, rpc.New(rpc.Config{
-				Store: w.failing, Registry: w.registry, Links: w.links, Log: discard(), MaxOpen: maxOpen, Poll: poll,
+				Store: w.failing, Registry: w.registry, Links: w.links, Origins: consent.Origins{"https://app.example.com"}, Log: discard(), MaxOpen: maxOpen, Poll: poll,
 			}))
 		}
 		w.server = grpctest.Start(t, cfg)
@@ -187,14 +187,15 @@ func TestCreateConsentSession_OfAReadyIntegration(t *testing.T) {
 		req := create("ready")
 		req.ConsentSession.Name = "accounts/acme/consentSessions/mine" // ignored, as are the outputs
 		req.ConsentSession.State = brokerv1.ConsentSession_STATE_COMPLETED
-		req.ConsentSession.ServicePrincipalObjectId = "forged"
+		req.ConsentSession.ServicePrincipalObjectId, req.ConsentSession.LastCallback = "forged", "APPROVED"
+		req.ConsentSession.ReturnUri = "https://app.example.com/integrations?from=consent"
 		got, err := c.CreateConsentSession(t.Context(), req)
 		if err != nil {
 			t.Fatal(err)
 		}
 		want := &brokerv1.ConsentSession{
 			Name: got.GetName(), Integration: "accounts/acme/integrations/ready", State: brokerv1.ConsentSession_STATE_AWAITING_CONSENT,
-			ConsentUri: got.GetConsentUri(), CreateTime: timestamppb.New(now), ExpireTime: timestamppb.New(now.Add(24 * time.Hour)),
+			ReturnUri: "https://app.example.com/integrations?from=consent", ConsentUri: got.GetConsentUri(), CreateTime: timestamppb.New(now), ExpireTime: timestamppb.New(now.Add(24 * time.Hour)),
 		}
 		if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
 			t.Errorf("session (-want +got):\n%s", diff)
@@ -202,12 +203,12 @@ func TestCreateConsentSession_OfAReadyIntegration(t *testing.T) {
 		if !strings.HasPrefix(got.GetName(), "accounts/acme/consentSessions/") || strings.HasSuffix(got.GetName(), "mine") {
 			t.Errorf("name %q", got.GetName())
 		}
-		link, err := url.Parse(got.GetConsentUri())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if link.Host != "login.example.com" || link.Query().Get("state") == "" || link.Query().Get("client_id") != "client" {
+		link, ok := strings.CutPrefix(got.GetConsentUri(), "https://broker.example.com/consent/")
+		if !ok {
 			t.Errorf("link %q", got.GetConsentUri())
+		}
+		if found, err := w.store.ByLink(t.Context(), consent.Hash(secret.New(link))); err != nil || found.Name.String() != got.GetName() {
+			t.Errorf("the link leads to %v, error %v", found.Name, err)
 		}
 		again, err := c.GetConsentSession(t.Context(), &brokerv1.GetConsentSessionRequest{Name: got.GetName()})
 		if diff := cmp.Diff(got, again, protocmp.Transform()); err != nil || diff != "" {
@@ -224,7 +225,7 @@ func TestCreateConsentSession_BeforeTheApplicationIsReady(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got.GetState() != brokerv1.ConsentSession_STATE_WAITING_FOR_APPLICATION || got.GetConsentUri() != "" {
+		if got.GetState() != brokerv1.ConsentSession_STATE_WAITING_FOR_APPLICATION || got.GetConsentUri() == "" {
 			t.Errorf("state %s, link %q", got.GetState(), got.GetConsentUri())
 		}
 		if !got.GetExpireTime().AsTime().Equal(req.GetConsentSession().GetExpireTime().AsTime()) {
@@ -250,6 +251,10 @@ func TestCreateConsentSession_RepeatsAreSafeForADay(t *testing.T) {
 		if err != nil || again.GetName() != first.GetName() || again.GetState() != brokerv1.ConsentSession_STATE_EXPIRED {
 			t.Errorf("a repeat: error %v, session %v", err, again)
 		}
+		elsewhere := create("new")
+		elsewhere.RequestId, elsewhere.ConsentSession.ReturnUri = requestID, "https://app.example.com/"
+		_, err = c.CreateConsentSession(t.Context(), elsewhere)
+		check(t, err, codes.AlreadyExists, "REQUEST_ID_REUSED")
 		other := create("ready")
 		other.RequestId = requestID
 		_, err = c.CreateConsentSession(t.Context(), other)
@@ -287,6 +292,12 @@ func TestCreateConsentSession_Refusals(t *testing.T) {
 		{name: "not a timestamp", change: func(r *brokerv1.CreateConsentSessionRequest) {
 			r.ConsentSession.ExpireTime = &timestamppb.Timestamp{Seconds: 1 << 60}
 		}, code: codes.InvalidArgument, reason: "INVALID_FIELDS", fields: []string{"consent_session.expire_time"}},
+		{name: "return link elsewhere", change: func(r *brokerv1.CreateConsentSessionRequest) {
+			r.ConsentSession.ReturnUri = "https://evil.example.com/"
+		}, code: codes.InvalidArgument, reason: "INVALID_FIELDS", fields: []string{"consent_session.return_uri"}},
+		{name: "return link too long", change: func(r *brokerv1.CreateConsentSessionRequest) {
+			r.ConsentSession.ReturnUri = "https://app.example.com/" + strings.Repeat("x", 2000)
+		}, code: codes.InvalidArgument, reason: "INVALID_FIELDS", fields: []string{"consent_session.return_uri"}},
 		{name: "unknown integration", change: func(r *brokerv1.CreateConsentSessionRequest) {
 			r.ConsentSession.Integration = "accounts/acme/integrations/none"
 		}, code: codes.NotFound, reason: "RESOURCE_NOT_FOUND"},

@@ -21,11 +21,7 @@ func (s *Service) WatchConsentSession(req *brokerv1.WatchConsentSessionRequest, 
 			return problem(err, req.GetName())
 		}
 		if session.Version != sent {
-			reply, err := s.reply(session)
-			if err != nil {
-				return err
-			}
-			if err := stream.Send(&brokerv1.WatchConsentSessionResponse{ConsentSession: reply}); err != nil {
+			if err := stream.Send(&brokerv1.WatchConsentSessionResponse{ConsentSession: s.reply(session)}); err != nil {
 				return err
 			}
 			sent = session.Version

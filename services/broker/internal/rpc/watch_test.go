@@ -48,12 +48,14 @@ func TestWatchConsentSession(t *testing.T) {
 		name string
 		do   func(t *testing.T, w *world)
 		// want is the state of the one message that must come, unspecified for none; end is whether the stream then ends, and how.
-		want    brokerv1.ConsentSession_State
-		link    bool
-		refusal string
-		end     error
-		code    codes.Code
-		reason  string
+		want brokerv1.ConsentSession_State
+		// ended is whether there is no link any more.
+		ended    bool
+		refusal  string
+		callback string
+		end      error
+		code     codes.Code
+		reason   string
 	}
 	first := step{name: "the state at once", want: brokerv1.ConsentSession_STATE_WAITING_FOR_APPLICATION}
 	for _, tc := range []struct {
@@ -64,12 +66,21 @@ func TestWatchConsentSession(t *testing.T) {
 			first,
 			{name: "nothing changes", do: func(*testing.T, *world) { <-time.After(10 * time.Minute) }},
 			{name: "ready", do: func(t *testing.T, w *world) { w.settle(t, "uid-new", ready) },
-				want: brokerv1.ConsentSession_STATE_AWAITING_CONSENT, link: true},
+				want: brokerv1.ConsentSession_STATE_AWAITING_CONSENT},
 			{name: "still ready", do: func(t *testing.T, w *world) { w.settle(t, "uid-new", ready) }},
 			{name: "refused", do: func(t *testing.T, w *world) { w.settle(t, "uid-new", refused) },
-				want: brokerv1.ConsentSession_STATE_AWAITING_CONSENT, link: true, refusal: "AADSTS700016"},
+				want: brokerv1.ConsentSession_STATE_AWAITING_CONSENT, refusal: "AADSTS700016"},
 			{name: "proven", do: func(t *testing.T, w *world) { w.settle(t, "uid-new", proven) },
-				want: brokerv1.ConsentSession_STATE_COMPLETED, end: io.EOF},
+				want: brokerv1.ConsentSession_STATE_COMPLETED, ended: true, end: io.EOF},
+		}},
+		{"with what a browser says", []step{
+			first,
+			{name: "ready", do: func(t *testing.T, w *world) { w.settle(t, "uid-new", ready) }, want: brokerv1.ConsentSession_STATE_AWAITING_CONSENT},
+			{name: "declined", do: func(t *testing.T, w *world) { w.comeBack(t, "AADSTS65004") },
+				want: brokerv1.ConsentSession_STATE_AWAITING_CONSENT, callback: "AADSTS65004"},
+			{name: "declined again", do: func(t *testing.T, w *world) { w.comeBack(t, "AADSTS65004") }},
+			{name: "approved", do: func(t *testing.T, w *world) { w.comeBack(t, "") },
+				want: brokerv1.ConsentSession_STATE_AWAITING_CONSENT, callback: "APPROVED"},
 		}},
 		{"several changes between two looks are one message", []step{
 			first,
@@ -77,12 +88,12 @@ func TestWatchConsentSession(t *testing.T) {
 				w.settle(t, "uid-new", ready)
 				w.settle(t, "uid-new", refused)
 				w.settle(t, "uid-new", proven)
-			}, want: brokerv1.ConsentSession_STATE_COMPLETED, end: io.EOF},
+			}, want: brokerv1.ConsentSession_STATE_COMPLETED, ended: true, end: io.EOF},
 		}},
 		{"to expiry", []step{
 			first,
 			{name: "the integration is deleted", do: func(t *testing.T, w *world) { w.settle(t, "uid-new", consent.Observation{Finding: consent.Gone}) },
-				want: brokerv1.ConsentSession_STATE_EXPIRED, refusal: "INTEGRATION_DELETED", end: io.EOF},
+				want: brokerv1.ConsentSession_STATE_EXPIRED, ended: true, refusal: "INTEGRATION_DELETED", end: io.EOF},
 		}},
 		{"until the replica stops", []step{
 			first,
@@ -118,7 +129,7 @@ func TestWatchConsentSession(t *testing.T) {
 					synctest.Wait()
 					if step.want != brokerv1.ConsentSession_STATE_UNSPECIFIED {
 						m := next(t, step.name, got)
-						if s := m.session; m.err != nil || s.GetState() != step.want || s.GetLastRefusal() != step.refusal || (s.GetConsentUri() != "") != step.link {
+						if s := m.session; m.err != nil || s.GetState() != step.want || s.GetLastRefusal() != step.refusal || (s.GetConsentUri() == "") != step.ended || s.GetLastCallback() != step.callback {
 							t.Errorf("step %s: %v", step.name, m)
 						}
 					}
@@ -136,6 +147,33 @@ func TestWatchConsentSession(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// comeBack has a browser press the button of the one session and come back with a code, at any replica.
+func (w *world) comeBack(t *testing.T, code string) {
+	t.Helper()
+	now := time.Now()
+	claim, err := w.store.Claim(t.Context(), now, now.Add(time.Minute), "uid-new")
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = w.store.Settle(t.Context(), claim, func(target consent.Target, _ []consent.Session) (consent.Target, []consent.Session) {
+		return target, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	attempt, state, browser := consent.Begin(now, claim.Open[0].Name, time.Minute)
+	if err := w.store.Begin(t.Context(), "uid-new", attempt, consent.MaxAttempts); err != nil {
+		t.Fatal(err)
+	}
+	said := consent.Callback{State: state, Code: code}
+	v, err := w.store.Return(t.Context(), now, consent.Hash(state), func(a *consent.Attempt, s consent.Session) consent.Verdict {
+		return consent.Judge(now, said, consent.Browser{attempt.ID: {browser}}, a, s)
+	})
+	if err != nil || !v.Consumed {
+		t.Fatalf("verdict %+v, error %v", v, err)
 	}
 }
 

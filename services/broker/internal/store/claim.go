@@ -69,9 +69,10 @@ func (s *Store) Settle(ctx context.Context, c consent.Claim, decide func(consent
 			return err
 		}
 		for _, session := range changed {
-			if _, err := tx.Exec(ctx, `UPDATE consent_sessions SET state = $1, client_id = $2, service_principal_object_id = $3,
-				last_refusal = $4, version = $5, end_time = $6 WHERE account = $7 AND id = $8 AND end_time = 0`,
-				session.State, session.ClientID, session.PrincipalObjectID, session.LastRefusal, session.Version,
+			if _, err := tx.Exec(ctx, `UPDATE consent_sessions SET state = $1, client_id = $2, application_name = $3,
+				service_principal_object_id = $4, last_refusal = $5, version = $6, end_time = $7
+				WHERE account = $8 AND id = $9 AND end_time = 0`,
+				session.State, session.ClientID, session.ApplicationName, session.PrincipalObjectID, session.LastRefusal, session.Version,
 				sqldb.Micros(session.EndTime), session.Name.Account, session.Name.ID); err != nil {
 				return err
 			}

@@ -2,8 +2,8 @@
 //
 // It guarantees that what happens to one integration's sessions happens one after another, on either engine: every
 // transaction that writes them writes the integration's row in targets first, and holds it until it commits. That a
-// round of work is settled by nobody but whoever claimed it. And that a request ID creates one session. It does not know
-// the rules: callers hand in what is to become of a session.
+// round of work is settled by nobody but whoever claimed it. That a request ID creates one session. And that an attempt is
+// used once. It does not know the rules: callers hand in what is to become of a session.
 //
 // The tricky idea: a claim is not a lock that somebody must release, but a time until which others leave the target
 // alone, and a random word that settling must know. A replica that died holds nothing up for longer than that, and one
@@ -47,21 +47,24 @@ func failed(err error, format string, args ...any) error {
 	return fmt.Errorf("%s: %w", doing, err)
 }
 
-const sessionColumns = `account, id, integration, integration_uid, tenant_id, cloud, client_id, state,
-	service_principal_object_id, last_refusal, nonce, version, create_time, expire_time, end_time`
+const sessionColumns = `account, id, integration, integration_uid, tenant_id, cloud, display_name, subscription_id, client_id,
+	application_name, return_uri, state, service_principal_object_id, last_refusal, last_callback, callback_time, nonce, version,
+	create_time, expire_time, end_time`
 
 func scanSession(row sqldb.Row) (consent.Session, error) {
 	var s consent.Session
 	var nonce []byte
-	var created, expires, ended int64
-	err := row.Scan(&s.Name.Account, &s.Name.ID, &s.Integration, &s.IntegrationUID, &s.TenantID, &s.Cloud, &s.ClientID,
-		&s.State, &s.PrincipalObjectID, &s.LastRefusal, &nonce, &s.Version, &created, &expires, &ended)
+	var called, created, expires, ended int64
+	err := row.Scan(&s.Name.Account, &s.Name.ID, &s.Integration, &s.IntegrationUID, &s.TenantID, &s.Cloud, &s.DisplayName,
+		&s.SubscriptionID, &s.ClientID, &s.ApplicationName, &s.ReturnURI, &s.State, &s.PrincipalObjectID, &s.LastRefusal,
+		&s.LastCallback, &called, &nonce, &s.Version, &created, &expires, &ended)
 	if err != nil {
 		return consent.Session{}, err
 	}
 	if copy(s.Nonce[:], nonce) != len(s.Nonce) {
 		return consent.Session{}, fmt.Errorf("session %s: nonce of %d bytes", s.Name, len(nonce))
 	}
+	s.CallbackTime = sqldb.Time(called)
 	s.CreateTime, s.ExpireTime, s.EndTime = sqldb.Time(created), sqldb.Time(expires), sqldb.Time(ended)
 	return s, nil
 }
@@ -93,13 +96,13 @@ func replay(ctx context.Context, tx sqldb.Tx, now time.Time, r consent.Request) 
 	return get(ctx, tx, consent.Name{Account: r.Account, ID: id})
 }
 
-// Create stores a new session, with the hash of its link's state, unless its integration has limit open ones already
+// Create stores a new session, with the hash of its link, unless its integration has limit open ones already
 // (ErrTooManyOpen); and makes its integration due at once. When the request was made before, also by somebody else at
 // this moment, it stores nothing and returns what Replay does.
-func (s *Store) Create(ctx context.Context, now time.Time, session consent.Session, stateHash []byte, r consent.Request, limit int) (consent.Session, error) {
+func (s *Store) Create(ctx context.Context, now time.Time, session consent.Session, linkHash []byte, r consent.Request, limit int) (consent.Session, error) {
 	created := session
 	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
-		return create(ctx, tx, now, session, stateHash, r, limit)
+		return create(ctx, tx, now, session, linkHash, r, limit)
 	})
 	if sqldb.UniqueOn(err, "requests", "account", "request_id") {
 		return s.Replay(ctx, now, r)
@@ -110,7 +113,7 @@ func (s *Store) Create(ctx context.Context, now time.Time, session consent.Sessi
 	return created, nil
 }
 
-func create(ctx context.Context, tx sqldb.Tx, now time.Time, session consent.Session, stateHash []byte, r consent.Request, limit int) error {
+func create(ctx context.Context, tx sqldb.Tx, now time.Time, session consent.Session, linkHash []byte, r consent.Request, limit int) error {
 	if _, err := tx.Exec(ctx, `INSERT INTO targets
 		(integration_uid, integration, due_time, look_time, probe_time, failures, claim, claim_until)
 		VALUES ($1, $2, $3, $3, 0, 0, '', 0)
@@ -136,11 +139,12 @@ func create(ctx context.Context, tx sqldb.Tx, now time.Time, session consent.Ses
 	if open >= limit {
 		return consent.ErrTooManyOpen
 	}
-	_, err := tx.Exec(ctx, `INSERT INTO consent_sessions (`+sessionColumns+`, state_hash)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)`,
+	_, err := tx.Exec(ctx, `INSERT INTO consent_sessions (`+sessionColumns+`, link_hash)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)`,
 		session.Name.Account, session.Name.ID, session.Integration, session.IntegrationUID, session.TenantID, session.Cloud,
-		session.ClientID, session.State, session.PrincipalObjectID, session.LastRefusal, session.Nonce[:], session.Version,
-		sqldb.Micros(session.CreateTime), sqldb.Micros(session.ExpireTime), sqldb.Micros(session.EndTime), stateHash)
+		session.DisplayName, session.SubscriptionID, session.ClientID, session.ApplicationName, session.ReturnURI, session.State,
+		session.PrincipalObjectID, session.LastRefusal, session.LastCallback, sqldb.Micros(session.CallbackTime), session.Nonce[:],
+		session.Version, sqldb.Micros(session.CreateTime), sqldb.Micros(session.ExpireTime), sqldb.Micros(session.EndTime), linkHash)
 	return err
 }
 
@@ -166,13 +170,14 @@ func get(ctx context.Context, tx sqldb.Tx, name consent.Name) (consent.Session, 
 // Ping tells whether the database answers.
 func (s *Store) Ping(ctx context.Context) error { return failed(s.db.Ping(ctx), "ping the database") }
 
-// Purge forgets request IDs whose time is over, and sessions that ended before a time, with targets left without any.
+// Purge forgets request IDs and attempts whose time is over, and sessions that ended before a time, with targets left without any.
 func (s *Store) Purge(ctx context.Context, now, endedBefore time.Time) error {
 	for _, step := range []struct {
 		query string
 		time  time.Time
 	}{
 		{`DELETE FROM requests WHERE expire_time <= $1`, now},
+		{`DELETE FROM consent_attempts WHERE expire_time <= $1`, now},
 		{`DELETE FROM consent_sessions WHERE end_time > 0 AND end_time < $1`, endedBefore},
 		{`DELETE FROM targets WHERE due_time = 0 AND look_time < $1 AND claim_until < $1
 			AND NOT EXISTS (SELECT 1 FROM consent_sessions WHERE consent_sessions.integration_uid = targets.integration_uid)`, endedBefore},

@@ -46,12 +46,15 @@ func (r *Registry) Integration(ctx context.Context, name string) (consent.Integr
 		return consent.Integration{}, failed(ctx, err, "read integration "+name)
 	}
 	out := consent.Integration{
-		Name:     found.GetName(),
-		UID:      found.GetUid(),
-		TenantID: found.GetTenantId(),
-		Cloud:    found.GetCloud(),
-		ClientID: found.GetClientId(),
-		Deleting: found.GetState() == registryv1.Integration_STATE_DELETING || found.GetDeleteTime() != nil,
+		Name:            found.GetName(),
+		UID:             found.GetUid(),
+		TenantID:        found.GetTenantId(),
+		Cloud:           found.GetCloud(),
+		DisplayName:     found.GetDisplayName(),
+		SubscriptionID:  found.GetDefaultSubscriptionId(),
+		ClientID:        found.GetClientId(),
+		ApplicationName: found.GetApplicationDisplayName(),
+		Deleting:        found.GetState() == registryv1.Integration_STATE_DELETING || found.GetDeleteTime() != nil,
 	}
 	if out.Cloud == "" {
 		out.Cloud = publicCloud

@@ -55,6 +55,8 @@ func TestRegistry_Integration(t *testing.T) {
 	}{
 		{"new", &registryv1.Integration{Name: name, Uid: "uid", TenantId: "tenant"},
 			consent.Integration{Name: name, UID: "uid", TenantID: "tenant", Cloud: "public"}},
+		{"with what pages show", &registryv1.Integration{DisplayName: "Network", DefaultSubscriptionId: "sub", ApplicationDisplayName: "phasekey Network"},
+			consent.Integration{Cloud: "public", DisplayName: "Network", SubscriptionID: "sub", ApplicationName: "phasekey Network"}},
 		{"ready", &registryv1.Integration{ClientId: "client", Cloud: "china", Conditions: condition(registryv1.Condition_STATUS_TRUE)},
 			consent.Integration{ClientID: "client", Cloud: "china", Ready: true}},
 		{"not ready any more", &registryv1.Integration{ClientId: "client", Conditions: condition(registryv1.Condition_STATUS_FALSE)},

@@ -1,0 +1,143 @@
+package web
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+
+	"phasekey.dev/pkg/obs"
+	"phasekey.dev/pkg/secret"
+	"phasekey.dev/services/broker/internal/consent"
+)
+
+// pageOther is the page of what nobody serves.
+const pageOther = "other"
+
+// linkPattern is what matches a session's page.
+const linkPattern = consent.PagePath + "{link}"
+
+// routes are all there is. The names of pages, for metrics, are by pattern.
+func (s *Site) routes() (http.Handler, error) {
+	var protection http.CrossOriginProtection
+	// Behind a proxy the Host may not be what browsers see.
+	if err := protection.AddTrustedOrigin(s.cfg.Links.PublicURL); err != nil {
+		return nil, err
+	}
+	protection.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.cfg.Log.WarnContext(r.Context(), "another site has pressed the button")
+		s.plain(w, r, http.StatusForbidden, "That came from elsewhere", "Open the link that you were sent, and press the button there.")
+	}))
+	mux := http.NewServeMux()
+	handle := func(pattern string, serve func(http.ResponseWriter, *http.Request) error) {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			if err := serve(w, r); err != nil {
+				s.problem(w, r, err)
+			}
+		})
+	}
+	handle("GET "+linkPattern, s.show)
+	mux.Handle("POST "+linkPattern, protection.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := s.begin(w, r); err != nil {
+			s.problem(w, r, err)
+		}
+	})))
+	handle("GET "+consent.CallbackPath, s.callback)
+	handle("GET "+stylesheetPath, stylesheet)
+	for _, method := range []string{"HEAD", "POST"} {
+		// The one would consume as GET does, and the other's pattern is the button's.
+		mux.HandleFunc(method+" "+consent.CallbackPath, func(w http.ResponseWriter, r *http.Request) { s.notAllowed(w, r, "GET") })
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		serve, pattern := mux.Handler(r)
+		if pattern != "" {
+			mux.ServeHTTP(w, r)
+			return
+		}
+		// What the mux would say of its own, in our words.
+		var said answer
+		said.ResponseWriter = &nowhere{}
+		serve.ServeHTTP(&said, r)
+		if said.status == http.StatusMethodNotAllowed {
+			s.notAllowed(w, r, said.Header().Get("Allow"))
+			return
+		}
+		s.problem(w, r, consent.ErrNotFound)
+	}), nil
+}
+
+// nowhere is where an answer goes that is only looked at.
+type nowhere struct{ header http.Header }
+
+// Header implements http.ResponseWriter.
+func (n *nowhere) Header() http.Header {
+	if n.header == nil {
+		n.header = http.Header{}
+	}
+	return n.header
+}
+
+// Write implements http.ResponseWriter.
+func (*nowhere) Write(b []byte) (int, error) { return len(b), nil }
+
+// WriteHeader implements http.ResponseWriter.
+func (*nowhere) WriteHeader(int) {}
+
+func (s *Site) notAllowed(w http.ResponseWriter, r *http.Request, allowed string) {
+	w.Header().Set("Allow", allowed)
+	s.plain(w, r, http.StatusMethodNotAllowed, "That cannot be done here", "Open the link that you were sent.")
+}
+
+// pageName names the page of a pattern, for metrics.
+func pageName(pattern string) string {
+	switch pattern {
+	case "GET " + linkPattern:
+		return "session"
+	case "POST " + linkPattern:
+		return "begin"
+	case "GET " + consent.CallbackPath:
+		return "callback"
+	case "GET " + stylesheetPath:
+		return "stylesheet"
+	default:
+		return pageOther
+	}
+}
+
+// session returns the session of a request's link.
+func (s *Site) session(r *http.Request) (consent.Session, error) {
+	link := r.PathValue("link")
+	if len(link) != consent.TokenSize {
+		return consent.Session{}, consent.ErrNotFound
+	}
+	found, err := s.cfg.Store.ByLink(r.Context(), consent.Hash(secret.New(link)))
+	return found, stored(err)
+}
+
+// errStore means that the database did not do what it was asked, whatever the reason.
+var errStore = errors.New("the database does not answer")
+
+func stored(err error) error {
+	if err == nil || errors.Is(err, consent.ErrNotFound) {
+		return err
+	}
+	return errors.Join(errStore, err)
+}
+
+// problem turns an error into a page.
+func (s *Site) problem(w http.ResponseWriter, r *http.Request, err error) {
+	if errors.Is(err, consent.ErrNotFound) {
+		s.plain(w, r, http.StatusNotFound, "There is no such page", "The link may be incomplete, or too old. Ask whoever sent it to you for a new one.")
+		return
+	}
+	status := http.StatusInternalServerError
+	if errors.Is(err, errStore) {
+		status = http.StatusServiceUnavailable
+		w.Header().Set("Retry-After", retryAfter)
+	}
+	// Of a browser that went away there is nothing to say.
+	if !errors.Is(r.Context().Err(), context.Canceled) {
+		s.cfg.Log.ErrorContext(r.Context(), "a page cannot be made", slog.Any(obs.KeyError, err))
+	}
+	s.plain(w, r, status, "This does not work right now", "Try again in a minute, with the link that you were sent.")
+}
