@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -102,40 +101,43 @@ func play(ctx context.Context, o options, phasekey string) (err error) {
 	if err != nil {
 		return err
 	}
+	// The stack outlives the story, also one that is interrupted: its runners have a vault to close their leases at.
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	stopped := make(chan error, 1)
 	go func() {
-		stopped <- s.Run(ctx)
+		stopped <- s.Run(serving)
 		cancel()
 	}()
 	told := story.Play(ctx, story.Config{
-		Dir: o.dir, Endpoints: s.Endpoints(), World: s.World(), Phasekey: phasekey, Self: self, Out: os.Stdout, Err: os.Stderr,
+		Dir: o.dir, Endpoints: s.Endpoints(), World: s.World(), Phasekey: phasekey, Self: self, Out: os.Stdout,
 	})
-	cancel()
+	stop()
 	return errors.Join(told, <-stopped)
 }
 
 func arm() *cobra.Command {
 	var (
-		resourceManager, ca string
-		want                int
+		a     story.ARM
+		watch bool
 	)
 	command := &cobra.Command{
 		Use:   "arm METHOD PATH",
-		Short: "Call Resource Manager with the managed identity that the environment names, as a program under phasekey exec does",
+		Short: "Call Resource Manager with the identity that the environment names, as a program under phasekey exec does",
 		Args:  cobra.ExactArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {
-			call, err := story.ARM(c.Context(), resourceManager, ca, args[0], args[1], want)
-			if err != nil {
-				return err
+			a.Method, a.Path = args[0], args[1]
+			if watch {
+				return a.Watch(c.Context(), c.InOrStdin(), c.OutOrStdout())
 			}
-			return json.NewEncoder(c.OutOrStdout()).Encode(call)
+			return a.Once(c.Context(), c.OutOrStdout())
 		},
 	}
 	flags := command.Flags()
-	flags.StringVar(&resourceManager, "resource-manager", "https://management.azure.com", "its URL")
-	flags.StringVar(&ca, "ca", "", "file with the CA that its certificate is verified against")
-	flags.IntVar(&want, "want", 0, "the status that is waited for while roles replicate")
+	flags.StringVar(&a.ResourceManager, "resource-manager", "https://management.azure.com", "its URL")
+	flags.StringVar(&a.Login, "login", "https://login.microsoftonline.com", "URL of the login service, where a client secret is shown")
+	flags.StringVar(&a.CAFile, "ca", "", "file with the CA that their certificates are verified against")
+	flags.IntVar(&a.Want, "want", 0, "the status that is waited for while roles replicate")
+	flags.BoolVar(&watch, "watch", false, "call again and again, each time with a token that is asked for anew, until standard input ends")
 	return command
 }

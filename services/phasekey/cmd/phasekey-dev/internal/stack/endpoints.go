@@ -15,6 +15,8 @@ type Endpoints struct {
 	Broker       string `json:"broker"`
 	Vault        string `json:"vault"`
 	VaultRunners string `json:"vault_runners"`
+	// BrokerHTTPS is host and port of the consent pages.
+	BrokerHTTPS string `json:"broker_https"`
 	// URLs of the simulated Entra.
 	Login           string `json:"login"`
 	Graph           string `json:"graph"`

@@ -13,7 +13,7 @@ func (s *Stack) Hints(w io.Writer) {
 	fmt.Fprintf(&b, "phasekey-dev is up; everything is in %s\n\n", s.config.Dir)
 	for _, line := range [][2]string{
 		{"registry", at.Registry}, {"broker", at.Broker}, {"vault", at.Vault}, {"vault, for runners", at.VaultRunners},
-		{"simulated Entra", at.Login}, {"its admin API", at.SimulatorAdmin}, {"its administrator", s.world.Administrator},
+		{"consent pages", s.publicURL()}, {"simulated Entra", at.Login}, {"its admin API", at.SimulatorAdmin}, {"its administrator", s.world.Administrator},
 	} {
 		fmt.Fprintf(&b, "  %-20s %s\n", line[0], line[1])
 	}

@@ -39,8 +39,6 @@ const (
 	// maxLag is how far the simulated Entra's replicas are behind.
 	maxLag = 3 * time.Second
 	drain  = time.Second
-	// publicURL is where administrators' browsers come back to.
-	publicURL = "https://consent.phasekey.localhost"
 )
 
 // Config is what a stack is opened with.
@@ -79,6 +77,9 @@ func Open(ctx context.Context, config Config) (_ *Stack, err error) {
 	}
 	before := readEndpoints(config.Dir)
 	if s.ca, err = devca.Open(s.path("tls"), time.Now()); err != nil {
+		return nil, err
+	}
+	if s.endpoints.BrokerHTTPS, err = reserve(before.BrokerHTTPS); err != nil {
 		return nil, err
 	}
 	for _, open := range []func(context.Context, Endpoints) error{s.openSimulator, s.openRedis, s.openRegistry, s.openVault, s.openBroker} {
@@ -191,7 +192,7 @@ func (s *Stack) openVault(ctx context.Context, before Endpoints) error {
 	cfg := vaultapp.DefaultConfig()
 	cfg.Listen, cfg.RunnersListen, cfg.Development, cfg.Drain = reuse(before.Vault), reuse(before.VaultRunners), true, drain
 	cfg.DeploymentID = "dev"
-	cfg.RedirectURI = publicURL + brokerapp.RedirectPath
+	cfg.RedirectURI = s.publicURL() + brokerapp.RedirectPath
 	key, err := filepath.Abs(s.path("vault.key"))
 	if err != nil {
 		return err
@@ -232,7 +233,7 @@ func (s *Stack) openBroker(ctx context.Context, before Endpoints) error {
 	}
 	cfg := brokerapp.DefaultConfig()
 	cfg.Listen, cfg.Development, cfg.Drain = reuse(before.Broker), true, drain
-	cfg.PublicURL = publicURL
+	cfg.HTTPSListen, cfg.PublicURL, cfg.PlatformName = s.endpoints.BrokerHTTPS, s.publicURL(), "Phasekey development"
 	cfg.StateKeyFile = s.path("broker.key")
 	cfg.Database = s.database("broker")
 	cfg.TLS = files
@@ -285,6 +286,19 @@ func identities(roles ...string) []grpcserver.Identity {
 		out[i] = grpcserver.Identity{ID: ID(role), Role: role, Accounts: []string{grpcserver.AllAccounts}}
 	}
 	return out
+}
+
+// publicURL is where administrators' browsers reach the broker's pages, and where Entra ID sends them back to.
+func (s *Stack) publicURL() string { return "https://" + s.endpoints.BrokerHTTPS }
+
+// reserve is the address that was bound the last time, or one that is free now: for a listener whose address others have to
+// know before it is bound.
+func reserve(address string) (string, error) {
+	ln, err := net.Listen("tcp", reuse(address)) //nolint:noctx // closed at once; nothing waits
+	if err != nil {
+		return "", err
+	}
+	return ln.Addr().String(), ln.Close()
 }
 
 // reuse is the address that was bound the last time, or any free one.

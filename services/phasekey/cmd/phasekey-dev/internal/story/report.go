@@ -10,11 +10,13 @@ import (
 
 // outcome is one line of the table.
 type outcome struct {
-	step, expected, seen string
-	took                 time.Duration
+	Step     string        `json:"step"`
+	Expected string        `json:"expected"`
+	Seen     string        `json:"seen"`
+	Took     time.Duration `json:"took"`
 }
 
-func (o outcome) ok() bool { return o.seen == o.expected }
+func (o outcome) ok() bool { return o.Seen == o.Expected }
 
 // report writes the table and the verdict, and tells whether all went as expected.
 func report(w io.Writer, outcomes []outcome) (bool, error) {
@@ -26,9 +28,9 @@ func report(w io.Writer, outcomes []outcome) (bool, error) {
 		mark := "✓"
 		if !o.ok() {
 			mark = "✗"
-			wrong = append(wrong, fmt.Sprintf("%d (%s): expected %s, saw %s", i+1, o.step, o.expected, o.seen))
+			wrong = append(wrong, fmt.Sprintf("%d (%s): expected %s, saw %s", i+1, o.Step, o.Expected, o.Seen))
 		}
-		fmt.Fprintf(tab, "%s\t%d\t%s\t%s\t%s\t%d\n", mark, i+1, o.step, o.expected, o.seen, o.took.Milliseconds())
+		fmt.Fprintf(tab, "%s\t%d\t%s\t%s\t%s\t%d\n", mark, i+1, o.Step, o.Expected, o.Seen, o.Took.Milliseconds())
 	}
 	if err := tab.Flush(); err != nil {
 		return false, err
