@@ -49,12 +49,15 @@ func (t *transcript) String() string {
 	return t.text.String()
 }
 
-// leaks are the shapes of everything that must never be printed: client secrets, tokens and assertions, grants, private keys.
+// leaks are the shapes of everything that must never be printed: client secrets, tokens and assertions, grants, private keys,
+// links to consent pages and the states that go through Entra ID.
 var leaks = map[string]*regexp.Regexp{
 	"client secret": regexp.MustCompile(`[A-Za-z0-9]{3}8Q~[A-Za-z0-9._~-]{34}`),
 	"JWT":           regexp.MustCompile(`eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}`),
 	"grant":         regexp.MustCompile(`pkg_[0-9A-Za-z]{20,}`),
 	"private key":   regexp.MustCompile(`PRIVATE KEY`),
+	"consent link":  regexp.MustCompile(`/consent/[A-Za-z0-9_-]{43}`),
+	"consent state": regexp.MustCompile(`[?&]state=[A-Za-z0-9_-]{20}`),
 }
 
 // leaked names what a text shows that it must not.
@@ -75,6 +78,7 @@ type endpoints struct {
 	Broker         string `json:"broker"`
 	Vault          string `json:"vault"`
 	VaultRunners   string `json:"vault_runners"`
+	BrokerHTTPS    string `json:"broker_https"`
 	Login          string `json:"login"`
 	SimulatorAdmin string `json:"simulator_admin"`
 	HomeTenant     string `json:"home_tenant"`

@@ -8,7 +8,6 @@ import (
 	"io"
 	"maps"
 	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -174,6 +173,7 @@ func (c *tour) visits(t *testing.T) []visit {
 		{vault + "GrantService/ExtendGrant", "platform", func() proto.Message {
 			return &vaultv1.ExtendGrantRequest{Name: c.grant.GetName(), ExpireTime: timestamppb.New(time.Now().Add(2 * time.Hour))}
 		}, nil},
+		{vault + "RotationService/ListCredentialVersions", "operator", is(&vaultv1.ListCredentialVersionsRequest{Parent: integration}), nil},
 		{vault + "CredentialService/StreamCredentials", "runner", is(&vaultv1.StreamCredentialsRequest{InstanceId: instance}), nil},
 		{vault + "CredentialService/FetchCredential", "runner", is(&vaultv1.FetchCredentialRequest{InstanceId: instance}), nil},
 		{vault + "CredentialService/CloseLease", "runner", is(&vaultv1.CloseLeaseRequest{InstanceId: instance}), nil},
@@ -203,14 +203,15 @@ func (c *tour) learn(answer proto.Message) {
 func (c *tour) consent(t *testing.T, m proto.Message) bool {
 	session := m.(*brokerv1.WatchConsentSessionResponse).GetConsentSession()
 	if session.GetState() == brokerv1.ConsentSession_STATE_AWAITING_CONSENT && session.GetLastRefusal() == "" {
-		page, err := url.Parse(session.GetConsentUri())
+		// Without the session's page: what the broker believes is proof, not a browser that comes back.
+		wanted, err := registryv1.NewIntegrationServiceClient(dial(t, c.d, c.d.at.Registry, "platform")).
+			GetIntegration(t.Context(), &registryv1.GetIntegrationRequest{Name: integration})
 		if err != nil {
 			t.Fatal(err)
 		}
-		ask := page.Query()
 		body, err := json.Marshal(map[string]any{
-			"tenant": c.world.CustomerTenant, "clientId": ask.Get("client_id"), "redirectUri": ask.Get("redirect_uri"),
-			"state": ask.Get("state"), "userName": c.world.Administrator,
+			"tenant": c.world.CustomerTenant, "clientId": wanted.GetClientId(), "userName": c.world.Administrator,
+			"redirectUri": "https://" + c.d.at.BrokerHTTPS + "/consent/callback",
 		})
 		if err != nil {
 			t.Fatal(err)
