@@ -39,7 +39,7 @@ unit: build ## Run the tests; RUN=pattern selects
 
 .PHONY: setup
 setup: $(TOOLS) ## Install what the tests need: Debian packages, build tools
-	@tools/debian.sh gcc:gcc redis-server:redis-server initdb:postgresql
+	@tools/debian.sh gcc:gcc redis-server:redis-server initdb:postgresql chromium:chromium
 
 $(TOOLS) &: tools/go.mod tools/go.sum
 	@mkdir -p $(BIN)
@@ -83,6 +83,13 @@ lint: $(BIN)/golangci-lint ## Vet and lint all modules
 fix: $(BIN)/golangci-lint ## Format, and mend what the linters can mend
 	$(BIN)/golangci-lint fmt $(MODULES)
 	$(BIN)/golangci-lint run --fix $(addsuffix /...,$(MODULES))
+
+PICTURES := waiting landing entra pending result declined
+.PHONY: pictures
+pictures: build setup ## Make the pictures in docs/ anew, from what the tests in a browser see
+	go test -count=1 -run TestPages ./test/e2e
+	@mkdir -p docs/images
+	cp $(patsubst %,$(BUILD)/screenshots/%.png,$(PICTURES)) docs/images/
 
 .PHONY: modules
 modules: ## Build each module by itself, without the workspace
