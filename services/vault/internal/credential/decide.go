@@ -55,7 +55,7 @@ type Remove struct{ Version Version }
 // Sweep: remove a password that nobody can use.
 type Sweep struct{ Stray Stray }
 
-// EndLeases: close the integration's leases and release what they hold, in one transaction with LeasesEnded.
+// EndLeases: close the integration's leases and release what they hold, the last of them in one transaction with LeasesEnded.
 type EndLeases struct{}
 
 // Delete: delete the application.

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/election"
 	"phasekey.dev/services/vault/internal/grant"
 	"phasekey.dev/services/vault/internal/lease"
@@ -130,10 +132,14 @@ func (s *Store) ReleaseEnded(ctx context.Context, now time.Time, limit int) (int
 	return len(over), errors.Join(problems...)
 }
 
-// EndLeases closes the leases of an integration that is being deleted, records that, releases what they hold, and commits the step,
-// all in one transaction; it returns how many leases there were. Nobody opens one afterwards: a delivery by a grant that is
-// taken here was committed before and is seen, and any other begins when the integration is known to be deleted. It may be
-// repeated. Errors: as Commit; ErrChanged also when the integration is not being deleted any more.
+// endLimit is of how many grants the leases are ended in one transaction: whatever else its shard's masters do waits for that.
+const endLimit = 50
+
+// EndLeases closes leases of an integration that is being deleted, records that, and releases what they hold; it returns how many
+// there were. They may be too many for one transaction: the step's change is committed with the last of them, and with the others
+// that the integration is due at once. After the last nobody opens one: a delivery by a grant that is taken here was committed
+// before and is seen, and any other begins when the integration is known to be deleted. It may be repeated. Errors: as Commit;
+// ErrChanged also when the integration is not being deleted any more.
 func (s *Store) EndLeases(ctx context.Context, m election.Mastership, step Step) (ended int, err error) {
 	err = s.asMaster(ctx, m, func(ctx context.Context, tx masterTx) error {
 		ended = 0
@@ -144,14 +150,13 @@ func (s *Store) EndLeases(ctx context.Context, m election.Mastership, step Step)
 		if deleting == 0 {
 			return ErrChanged
 		}
-		// Only grants by which something could be delivered, or by which something is held: all there ever were may be very many.
-		grants, err := sqldb.Collect(ctx, tx.Tx, func(row sqldb.Row) (grant.Grant, error) { return scanGrant(row) },
-			`UPDATE grants SET turn = turn + 1 WHERE uid IN (
-				SELECT uid FROM grants WHERE integration_uid = $1 AND expire_time > $2 AND revoke_time = 0
-				UNION SELECT grant_uid FROM holdings WHERE version_id IN (SELECT id FROM credential_versions WHERE integration_uid = $1))
-			RETURNING `+grantColumns, step.IntegrationUID, sqldb.Micros(step.Now))
+		step := step
+		grants, last, err := tx.lockGrantsWithLeases(ctx, step.IntegrationUID, step.Now)
 		if err != nil {
 			return fmt.Errorf("lock grants: %w", err)
+		}
+		if !last {
+			step.Change, step.NextTime = credential.Change{}, step.Now
 		}
 		var events []AuditEvent
 		for _, g := range grants {
@@ -186,4 +191,31 @@ func (s *Store) EndLeases(ctx context.Context, m election.Mastership, step Step)
 		return 0, fmt.Errorf("end leases of integration %s: %w", step.IntegrationUID, err)
 	}
 	return ended, nil
+}
+
+// lockGrantsWithLeases takes grants of the integration that have leases to be ended: those by which something could be delivered
+// now, or by which something is held. All grants there ever were may be very many. With the last of them it takes those without a
+// lease too, and so finds the leases that were being opened.
+func (tx masterTx) lockGrantsWithLeases(ctx context.Context, integrationUID string, now time.Time) (grants []grant.Grant, last bool, err error) {
+	const (
+		live    = `SELECT uid FROM grants WHERE integration_uid = $1 AND expire_time > $2 AND revoke_time = 0`
+		holding = `SELECT grant_uid FROM holdings WHERE version_id IN (SELECT id FROM credential_versions WHERE integration_uid = $1)`
+		leased  = `SELECT grant_uid FROM leases WHERE close_time = 0 AND grant_uid IN (` + live + `) UNION ` + holding
+	)
+	lock := func(which string, args ...any) ([]grant.Grant, error) {
+		return sqldb.Collect(ctx, tx.Tx, func(row sqldb.Row) (grant.Grant, error) { return scanGrant(row) },
+			`UPDATE grants SET turn = turn + 1 WHERE uid IN (`+which+`) RETURNING `+grantColumns, args...)
+	}
+	grants, err = lock(leased+` ORDER BY 1 LIMIT $3`, integrationUID, sqldb.Micros(now), endLimit)
+	if err != nil || len(grants) == endLimit {
+		return grants, false, err
+	}
+	if grants, err = lock(live+` UNION `+holding, integrationUID, sqldb.Micros(now)); err != nil {
+		return nil, false, err
+	}
+	uids, err := sqldb.Collect(ctx, tx.Tx, func(row sqldb.Row) (uid string, err error) {
+		err = row.Scan(&uid)
+		return uid, err
+	}, leased, integrationUID, sqldb.Micros(now))
+	return slices.DeleteFunc(grants, func(g grant.Grant) bool { return !slices.Contains(uids, g.UID) }), true, err
 }

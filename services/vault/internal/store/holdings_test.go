@@ -563,51 +563,87 @@ func TestReleaseEnded_LeavesWhatIsExtendedMeanwhile(t *testing.T) {
 
 // A delivery that opens a lease is held up here before its commit; the leases' end must wait for it, and see what it delivered.
 func TestEndLeases_WaitsForADeliveryThatWasEntitled(t *testing.T) {
-	c := onPostgres(t)
-	m := c.master()
-	c.grant("g1")
-	if _, err := c.store.Deliver(t.Context(), start, order("g1", "instance", "v2")); err != nil {
-		t.Fatal(err)
-	}
-	other := store.New(c.db) // another replica, with records of its own
-	var delivered, ended error
-	var n int
-	var group sync.WaitGroup
-	deliveryDone, endDone := make(chan struct{}), make(chan struct{})
-	rollBack := errors.New("roll back")
-	err := c.db.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error {
-		// A record of the number that the delivery will use, after that of the lease's opening, keeps it from its commit.
-		if _, err := tx.Exec(ctx, `INSERT INTO audit_events SELECT writer, seq + 2, time, kind, actor, request_id, account, grant_uid, lease_uid, instance_id,
-			generation, integration_uid, project_uid, version_id, reason, audience, client_request_id, expire_time, material
-			FROM audit_events WHERE kind = 'CredentialDelivered'`); err != nil {
-			return err
-		}
-		group.Go(func() {
-			defer close(deliveryDone)
-			_, delivered = c.store.Deliver(ctx, start, whole("g1", "another", "v2"))
+	for name, uid := range map[string]string{"by a grant with a lease": "g1", "by one that had none": "g2"} {
+		t.Run(name, func(t *testing.T) {
+			c := onPostgres(t)
+			m := c.master()
+			c.grant("g1")
+			c.grant("g2")
+			if _, err := c.store.Deliver(t.Context(), start, order("g1", "instance", "v2")); err != nil {
+				t.Fatal(err)
+			}
+			other := store.New(c.db) // another replica, with records of its own
+			var delivered, ended error
+			var n int
+			var group sync.WaitGroup
+			deliveryDone, endDone := make(chan struct{}), make(chan struct{})
+			rollBack := errors.New("roll back")
+			err := c.db.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error {
+				// A record of the number that the delivery will use, after that of the lease's opening, keeps it from its commit.
+				if _, err := tx.Exec(ctx, `INSERT INTO audit_events SELECT writer, seq + 2, time, kind, actor, request_id, account, grant_uid, lease_uid, instance_id,
+					generation, integration_uid, project_uid, version_id, reason, audience, client_request_id, expire_time, material
+					FROM audit_events WHERE kind = 'CredentialDelivered'`); err != nil {
+					return err
+				}
+				group.Go(func() {
+					defer close(deliveryDone)
+					_, delivered = c.store.Deliver(ctx, start, whole(uid, "another", "v2"))
+				})
+				c.waiting(ctx, 1, deliveryDone)
+				c.beginDeleting()
+				group.Go(func() {
+					defer close(endDone)
+					n, ended = other.EndLeases(ctx, m, store.Step{IntegrationUID: "uid", Now: start, NextTime: start})
+				})
+				c.waiting(ctx, 2, endDone)
+				select {
+				case <-endDone:
+					t.Error("leases ended while a delivery was under way")
+				default:
+				}
+				return rollBack
+			})
+			if !errors.Is(err, rollBack) {
+				t.Fatal(err)
+			}
+			group.Wait()
+			if delivered != nil || ended != nil || n != 2 {
+				t.Errorf("delivery: %v, end: %d, %v", delivered, n, ended)
+			}
+			c.holders("afterwards")
 		})
-		c.waiting(ctx, 1, deliveryDone)
+	}
+}
+
+// TestEndLeases_OfManyGrantsOneAfterAnother has more than may be ended while a shard's other integrations wait.
+func TestEndLeases_OfManyGrantsOneAfterAnother(t *testing.T) {
+	overTheCounter(t, func(c *counter) {
+		ctx, m := c.t.Context(), c.master()
+		const grants, most = 120, 60
+		for i := range grants {
+			uid := fmt.Sprint("g", i)
+			c.grant(uid)
+			if _, err := c.store.Deliver(ctx, start, whole(uid, "a", "v2")); err != nil {
+				c.t.Fatal(err)
+			}
+		}
 		c.beginDeleting()
-		group.Go(func() {
-			defer close(endDone)
-			n, ended = other.EndLeases(ctx, m, store.Step{IntegrationUID: "uid", Now: start, NextTime: start})
-		})
-		c.waiting(ctx, 2, endDone)
-		select {
-		case <-endDone:
-			t.Error("leases ended while a delivery was under way")
-		default:
+		for left := grants; left > 0; {
+			n, err := c.endLeases(m, start)
+			if err != nil || n == 0 || n > most {
+				c.t.Fatalf("ended %d of %d, %v", n, left, err)
+			}
+			left -= n
+			f, err := c.store.Facts(ctx, "uid")
+			if err != nil || left > 0 != f.Application.LeaseEndTime.IsZero() {
+				c.t.Errorf("%d leases are left, and their end is at %s, %v", left, f.Application.LeaseEndTime, err)
+			}
+			if due, _, err := c.store.Due(ctx, 0, start, 1); err != nil || len(due) != 1 {
+				c.t.Errorf("due are %q, %v", due, err)
+			}
 		}
-		return rollBack
+		c.holders("afterwards")
 	})
-	if !errors.Is(err, rollBack) {
-		t.Fatal(err)
-	}
-	group.Wait()
-	if delivered != nil || ended != nil || n != 2 {
-		t.Errorf("delivery: %v, end: %d, %v", delivered, n, ended)
-	}
-	c.holders("afterwards")
 }
 
 // model is what the store should hold, kept beside it.
