@@ -33,8 +33,15 @@ Try (grpcurl is in .bin after 'make setup'):
   %[1]s -d '{"parent":"accounts/acme","consent_session":{"integration":"accounts/acme/integrations/network-read"}}' \
     %[5]s phasekey.broker.v1.ConsentService/CreateConsentSession
 
+  Its consent_uri is the page for the customer's administrator: open it in a browser, which warns unless it trusts
+  %[6]s/ca.pem, and sign in at the simulated Entra as %[7]s.
+
+  %[1]s -d '{"parent":"accounts/acme/integrations/network-read"}' \
+    %[8]s phasekey.vault.v1.RotationService/ListCredentialVersions
+
 Ctrl-C stops it; the same --dir goes on from there.
-`, call, at.Registry, s.world.CustomerTenant, s.world.Subscription, at.Broker)
+`, call, at.Registry, s.world.CustomerTenant, s.world.Subscription, at.Broker,
+		tls, s.world.Administrator, at.Vault)
 	// Nobody reading is no reason not to serve.
 	_, _ = io.WriteString(w, b.String())
 }

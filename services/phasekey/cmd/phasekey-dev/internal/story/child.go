@@ -21,7 +21,7 @@ import (
 	"phasekey.dev/services/phasekey/cmd/phasekey-dev/internal/stack"
 )
 
-// grant makes one. It ends in time for the client secrets of development, which do not live long.
+// grant makes one for the story's project.
 func (t *teller) grant(ctx context.Context, g *vaultv1.Grant) (*vaultv1.Grant, secret.Text, error) {
 	g.Project, g.Run = project, "demo"
 	made, err := t.platform.grants.CreateGrant(ctx, &vaultv1.CreateGrantRequest{Parent: account, RequestId: uuid.NewString(), Grant: g})
@@ -140,9 +140,9 @@ func (c *child) await(ctx context.Context, what string, enough func(Progress) bo
 	}
 }
 
-// end has the child end by closing what it reads from, and returns what it has said in all.
+// end has the child end by closing what it reads from, and returns what it has said in all. It may be called again.
 func (c *child) end() (Progress, error) {
-	_ = c.stdin.Close() // the child may be gone, and it with it
+	_ = c.stdin.Close() // is closed already when the child has ended by itself
 	<-c.ended
 	return c.progress(), c.err
 }

@@ -150,10 +150,13 @@ func (t *teller) approve(ctx context.Context, b *browser, p page, i *integration
 	if signIn.at.Host == p.at.Host && signIn.at.Path == p.at.Path {
 		return nil // the page has changed meanwhile, and waits again
 	}
+	if signIn.form == nil {
+		t.sayf("   %s: Entra's page says: %s", i.id, signIn.text)
+		return nil
+	}
 	question, err := b.press(ctx, signIn, "username", t.config.World.Administrator)
 	if err != nil {
-		t.sayf("   %s: Entra's page says: %s", i.id, signIn.text)
-		return nil //nolint:nilerr // it had no form, for it shows an error
+		return err
 	}
 	decision := "accept"
 	if i == t.write && !t.memory.Declined {

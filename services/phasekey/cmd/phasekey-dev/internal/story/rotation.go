@@ -34,12 +34,7 @@ func (t *teller) rotate(ctx context.Context) (seen string, err error) {
 	if err != nil {
 		return "", err
 	}
-	last := Progress{}
-	over := func() (err error) {
-		last, err = c.end()
-		return err
-	}
-	defer func() { _ = over() }()
+	defer func() { _, _ = c.end() }()
 	if err := c.await(ctx, "waiting for the child's first token", func(p Progress) bool { return p.Tokens > 0 }); err != nil {
 		return "", err
 	}
@@ -67,7 +62,8 @@ func (t *teller) rotate(ctx context.Context) (seen string, err error) {
 	if err != nil {
 		return "", err
 	}
-	if err := over(); err != nil {
+	last, err := c.end()
+	if err != nil {
 		return "", err
 	}
 	t.sayf("   the child made %d calls", last.Calls)
@@ -90,12 +86,7 @@ func (t *teller) hold(ctx context.Context) (seen string, err error) {
 	if err != nil {
 		return "", err
 	}
-	last := Progress{}
-	over := func() (err error) {
-		last, err = c.end()
-		return err
-	}
-	defer func() { _ = over() }()
+	defer func() { _, _ = c.end() }()
 	err = t.renew(ctx, i, old, func(was, is *vaultv1.CredentialVersion) bool {
 		return was.GetState() == vaultv1.CredentialVersion_STATE_RETIRING && time.Since(was.GetRetireTime().AsTime()) > heldFor
 	})
@@ -109,7 +100,8 @@ func (t *teller) hold(ctx context.Context) (seen string, err error) {
 		held = "held"
 		t.sayf("   version %s was replaced %s ago, and stays: %d lease holds it", number(was), time.Since(was.GetRetireTime().AsTime()).Round(100*time.Millisecond), was.GetHolders())
 	}
-	if err := over(); err != nil {
+	last, err := c.end()
+	if err != nil {
 		return "", err
 	}
 	t.sayf("   the child has ended after %d calls with the old secret; its lease is closed", last.Calls)
