@@ -82,6 +82,7 @@ func connect(t *testing.T, address string, config *tls.Config) *grpc.ClientConn 
 }
 
 func TestDemo_TellsTheWholeStoryAndNoSecret(t *testing.T) {
+	t.Parallel()
 	path, err := binary("phasekey-dev")
 	if err != nil {
 		t.Fatal(err)

@@ -72,19 +72,30 @@ type world struct {
 	Subscription   string `json:"subscription"`
 }
 
-func TestEveryMethod_TakesTheValidAndNamesTheBroken(t *testing.T) {
-	d := start(t, t.TempDir())
-	tour := &tour{d: d, consents: &http.Client{
-		Timeout:   10 * time.Second,
-		Transport: &http.Transport{TLSClientConfig: clientTLS(t, "", "", filepath.Join(d.dir, "tls", "ca.pem"))},
-	}}
+func worldOf(t *testing.T, d *dev) (w world) {
+	t.Helper()
 	text, err := os.ReadFile(filepath.Join(d.dir, "world.json"))
 	if err == nil {
-		err = json.Unmarshal(text, &tour.world)
+		err = json.Unmarshal(text, &w)
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
+	return w
+}
+
+// httpsClient trusts the folder's CA.
+func httpsClient(t *testing.T, d *dev) *http.Client {
+	t.Helper()
+	return &http.Client{
+		Timeout:   10 * time.Second,
+		Transport: &http.Transport{TLSClientConfig: clientTLS(t, "", "", filepath.Join(d.dir, "tls", "ca.pem"))},
+	}
+}
+
+func TestEveryMethod_TakesTheValidAndNamesTheBroken(t *testing.T) {
+	d := start(t, t.TempDir())
+	tour := &tour{d: d, consents: httpsClient(t, d), world: worldOf(t, d)}
 	listeners := map[string]string{"registry": d.at.Registry, "broker": d.at.Broker, "vault": d.at.Vault}
 	at := map[string]string{} // method → address
 	for _, address := range listeners {

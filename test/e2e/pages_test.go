@@ -6,8 +6,6 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -42,18 +40,7 @@ func newCustomer(t *testing.T) *customer {
 	c := &customer{t: t, d: d,
 		integrations: registryv1.NewIntegrationServiceClient(dial(t, d, d.at.Registry, "platform")),
 		consent:      brokerv1.NewConsentServiceClient(dial(t, d, d.at.Broker, "platform")),
-		http: &http.Client{
-			Timeout:       10 * time.Second,
-			Transport:     &http.Transport{TLSClientConfig: clientTLS(t, "", "", filepath.Join(d.dir, "tls", "ca.pem"))},
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		},
-	}
-	text, err := os.ReadFile(filepath.Join(d.dir, "world.json"))
-	if err == nil {
-		err = json.Unmarshal(text, &c.world)
-	}
-	if err != nil {
-		t.Fatal(err)
+		http:         httpsClient(t, d), world: worldOf(t, d),
 	}
 	if _, err := c.integrations.CreateIntegration(t.Context(), &registryv1.CreateIntegrationRequest{
 		Parent: account, IntegrationId: "network", Integration: &registryv1.Integration{
