@@ -194,7 +194,7 @@ func (a *App) deliver(clouds entra.Clouds) {
 		cfg.Hints = a.hints.Heard()
 	}
 	a.hub = delivery.New(cfg)
-	a.releaser = delivery.NewReleaser(a.store, a.log)
+	a.releaser = delivery.NewReleaser(a.store, a.cfg.Timing.HoldMargin, a.log)
 }
 
 // azurermEnvironment is what the Terraform provider calls a cloud; empty for one that it does not know.

@@ -22,17 +22,18 @@ type holdings interface {
 // Releaser releases what grants held that are over, so that secrets that were replaced can be removed. Every replica runs one; they
 // do not get in each other's way.
 type Releaser struct {
-	store holdings
-	log   *slog.Logger
+	store  holdings
+	margin time.Duration
+	log    *slog.Logger
 }
 
-// NewReleaser makes a Releaser.
-func NewReleaser(store holdings, log *slog.Logger) *Releaser {
-	return &Releaser{store: store, log: log}
+// NewReleaser makes a Releaser. It waits for margin after each grant's end, since by the clock of a runner, or of the replica that
+// would extend it, that may not have come yet. With Config.HoldMargin the secret itself ends no sooner.
+func NewReleaser(store holdings, margin time.Duration, log *slog.Logger) *Releaser {
+	return &Releaser{store: store, margin: margin, log: log}
 }
 
-// Run releases, a few seconds after each grant's end, until ctx ends; it returns nil. A failure is logged once; what was missed is
-// released when it is over.
+// Run releases until ctx ends; it returns nil. A failure is logged once; what was missed is released when it is over.
 func (r *Releaser) Run(ctx context.Context) error {
 	failing := false
 	tick := time.NewTicker(releaseEvery)
@@ -63,6 +64,6 @@ func (r *Releaser) Run(ctx context.Context) error {
 func (r *Releaser) release(ctx context.Context) (more bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, releaseTimeout)
 	defer cancel()
-	n, err := r.store.ReleaseEnded(ctx, time.Now(), releaseLimit)
+	n, err := r.store.ReleaseEnded(ctx, time.Now().Add(-r.margin), releaseLimit)
 	return err == nil && n == releaseLimit, err
 }

@@ -45,13 +45,13 @@ func (f *fakeHoldings) set(over int, err error) {
 	f.over, f.err, f.released, f.asked = over, err, nil, nil
 }
 
-func TestReleaser_ReleasesSoonAndAllOfThem(t *testing.T) {
+func TestReleaser_ReleasesAllAMarginAfterTheirEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		holdings, log := &fakeHoldings{over: 1}, &bytes.Buffer{}
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() {
-			done <- delivery.NewReleaser(holdings, obs.NewLogger(log, slog.LevelInfo, obs.FormatText)).Run(ctx)
+			done <- delivery.NewReleaser(holdings, time.Minute, obs.NewLogger(log, slog.LevelInfo, obs.FormatText)).Run(ctx)
 		}()
 		for _, step := range []struct {
 			name string
@@ -73,6 +73,9 @@ func TestReleaser_ReleasesSoonAndAllOfThem(t *testing.T) {
 			released := 0
 			for _, n := range holdings.released {
 				released += n
+			}
+			if last := holdings.asked[len(holdings.asked)-1]; time.Since(last) < time.Minute || time.Since(last) > time.Minute+5*time.Second {
+				t.Errorf("%s: released what was over %s ago, want a minute", step.name, time.Since(last))
 			}
 			if released != step.released || len(holdings.asked) != step.asked {
 				t.Errorf("%s: released %d, asked %d times; want %d, %d", step.name, released, len(holdings.asked), step.released, step.asked)
