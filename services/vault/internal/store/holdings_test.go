@@ -429,105 +429,118 @@ func (c *counter) newest() int64 {
 // TestHoldings_WhoeverComesAtOnce lets deliveries, closings, revocations, ends of grants, extensions, rotations and at last the
 // deletion meet. Whatever the order, holders are as many as holdings, and nothing that is held is revoked.
 func TestHoldings_WhoeverComesAtOnce(t *testing.T) {
-	overTheCounter(t, func(c *counter) {
-		ctx, m := c.t.Context(), c.master()
-		const grants, rotations = 6, 12
-		other := store.New(c.db) // another replica
-		for i := range grants {
-			c.grant(fmt.Sprint("g", i))
+	overTheCounter(t, (*counter).meetAtOnce)
+	t.Run("nobody waits for who waits", func(t *testing.T) {
+		// PostgreSQL would end a deadlock, and the transaction it ends would run again, unseen. So it is not to look for one
+		// before a lock has been waited for in vain.
+		onPostgres(t, "deadlock_timeout=1min").meetAtOnce()
+	})
+}
+
+func (c *counter) meetAtOnce() {
+	ctx, m := c.t.Context(), c.master()
+	const grants, rotations = 6, 12
+	other := store.New(c.db) // another replica
+	for i := range grants {
+		c.grant(fmt.Sprint("g", i))
+	}
+	for i := range rotations {
+		c.version(fmt.Sprint("v", i+4), i+4, "PROPAGATING")
+	}
+	var group sync.WaitGroup
+	for i := range grants {
+		uid := fmt.Sprint("g", i)
+		replica := []*store.Store{c.store, other}[i%2]
+		for _, instance := range []string{"a", "b"} {
+			group.Go(func() {
+				for {
+					e, err := replica.Entitlement(ctx, uid, instance)
+					if err != nil {
+						c.t.Error(err)
+						return
+					}
+					active, ok := e.Active()
+					if e.Check(start) != nil || !ok {
+						return
+					}
+					_, err = replica.Deliver(ctx, start, whole(uid, instance, active.ID))
+					final := errors.Is(err, grant.ErrRevoked) || errors.Is(err, grant.ErrIntegrationDeleted) || errors.Is(err, lease.ErrClosed)
+					if err != nil && !final && !errors.Is(err, lease.ErrVersionGone) {
+						c.t.Errorf("deliver: %v", err)
+						return
+					}
+				}
+			})
 		}
+	}
+	group.Go(func() {
 		for i := range rotations {
-			c.version(fmt.Sprint("v", i+4), i+4, "PROPAGATING")
-		}
-		var group sync.WaitGroup
-		for i := range grants {
-			uid := fmt.Sprint("g", i)
-			replica := []*store.Store{c.store, other}[i%2]
-			for _, instance := range []string{"a", "b"} {
+			if err := c.commit(m, promote(fmt.Sprint("v", i+2), fmt.Sprint("v", i+3))); err != nil {
+				c.t.Errorf("promote: %v", err)
+			}
+			if err := c.commit(m, revoke(fmt.Sprint("v", i+2))); err != nil && !errors.Is(err, store.ErrHeld) {
+				c.t.Errorf("revoke: %v", err)
+			}
+			switch uid := fmt.Sprint("g", i/2); i {
+			case 2, 3: // close and revoke the same at once
 				group.Go(func() {
-					for {
-						e, err := replica.Entitlement(ctx, uid, instance)
-						if err != nil {
-							c.t.Error(err)
-							return
-						}
-						active, ok := e.Active()
-						if e.Check(start) != nil || !ok {
-							return
-						}
-						_, err = replica.Deliver(ctx, start, whole(uid, instance, active.ID))
-						final := errors.Is(err, grant.ErrRevoked) || errors.Is(err, grant.ErrIntegrationDeleted) || errors.Is(err, lease.ErrClosed)
-						if err != nil && !final && !errors.Is(err, lease.ErrVersionGone) {
-							c.t.Errorf("deliver: %v", err)
-							return
-						}
+					if err := other.CloseLease(ctx, start, "g1", "a", platform); err != nil {
+						c.t.Errorf("close: %v", err)
+					}
+				})
+			case 4, 5:
+				group.Go(func() {
+					if _, err := other.RevokeGrant(ctx, start, "acme", "g1", platform); err != nil {
+						c.t.Errorf("revoke grant: %v", err)
+					}
+				})
+			default:
+				group.Go(func() {
+					_, err := other.ExtendGrant(ctx, start, "acme", uid, start.Add(time.Duration(60+i)*time.Minute), platform)
+					if err != nil && !errors.Is(err, grant.ErrRevoked) {
+						c.t.Errorf("extend: %v", err)
+					}
+				})
+				group.Go(func() { // as a replica whose clock is far ahead
+					if _, err := other.ReleaseEnded(ctx, start.Add(time.Hour), 2); err != nil {
+						c.t.Errorf("release: %v", err)
 					}
 				})
 			}
 		}
-		group.Go(func() {
-			for i := range rotations {
-				if err := c.commit(m, promote(fmt.Sprint("v", i+2), fmt.Sprint("v", i+3))); err != nil {
-					c.t.Errorf("promote: %v", err)
-				}
-				if err := c.commit(m, revoke(fmt.Sprint("v", i+2))); err != nil && !errors.Is(err, store.ErrHeld) {
-					c.t.Errorf("revoke: %v", err)
-				}
-				switch uid := fmt.Sprint("g", i/2); i {
-				case 2, 3: // close and revoke the same at once
-					group.Go(func() {
-						if err := other.CloseLease(ctx, start, "g1", "a", platform); err != nil {
-							c.t.Errorf("close: %v", err)
-						}
-					})
-				case 4, 5:
-					group.Go(func() {
-						if _, err := other.RevokeGrant(ctx, start, "acme", "g1", platform); err != nil {
-							c.t.Errorf("revoke grant: %v", err)
-						}
-					})
-				default:
-					group.Go(func() {
-						_, err := other.ExtendGrant(ctx, start, "acme", uid, start.Add(time.Duration(60+i)*time.Minute), platform)
-						if err != nil && !errors.Is(err, grant.ErrRevoked) {
-							c.t.Errorf("extend: %v", err)
-						}
-					})
-					group.Go(func() { // as a replica whose clock is far ahead
-						if _, err := other.ReleaseEnded(ctx, start.Add(time.Hour), 2); err != nil {
-							c.t.Errorf("release: %v", err)
-						}
-					})
-				}
+		c.beginDeleting()
+		for range 2 {
+			if _, err := c.endLeases(m, start); err != nil {
+				c.t.Errorf("end leases: %v", err)
 			}
-			c.beginDeleting()
-			for range 2 {
-				if _, err := c.endLeases(m, start); err != nil {
-					c.t.Errorf("end leases: %v", err)
-				}
-				if held := c.rows(1, `SELECT COUNT(*) FROM holdings`)[0]; held != "0" {
-					c.t.Errorf("%s holdings after the leases have ended", held)
-				}
+			if held := c.rows(1, `SELECT COUNT(*) FROM holdings`)[0]; held != "0" {
+				c.t.Errorf("%s holdings after the leases have ended", held)
 			}
-		})
-		group.Wait()
-		c.holders("afterwards")
-		c.audit()
-		if held := c.rows(2, `SELECT id, state FROM credential_versions WHERE holders > 0`); len(held) > 0 {
-			c.t.Errorf("still held: %q", held)
 		}
 	})
+	group.Wait()
+	c.holders("afterwards")
+	c.audit()
+	if held := c.rows(2, `SELECT id, state FROM credential_versions WHERE holders > 0`); len(held) > 0 {
+		c.t.Errorf("still held: %q", held)
+	}
 }
 
-// onPostgres is a counter whose transactions do not take turns by themselves.
-func onPostgres(t *testing.T) *counter {
+// onPostgres is a counter whose transactions do not take turns by themselves; settings are for the database's sessions.
+func onPostgres(t *testing.T, settings ...string) *counter {
 	t.Helper()
 	migrations, err := store.Migrations()
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &counter{t: t, db: sqldbtest.Postgres(t, migrations)}
-	c.store = store.New(c.db)
+	config := sqldbtest.MigratedPostgresConfig(t, migrations)
+	config.DSN += " " + strings.Join(settings, " ")
+	db, err := sqldb.Open(t.Context(), config, migrations)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	c := &counter{t: t, db: db, store: store.New(db)}
 	c.furnish()
 	return c
 }
