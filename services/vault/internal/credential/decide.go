@@ -453,7 +453,7 @@ func (p *plan) dismantle() Action {
 			if v.Holders == 0 {
 				return Apply{Change: revoke(p.now, v, "Deleting"), Why: "Deleting"}
 			}
-			// Whoever was given it was so while the leases ended.
+			// By the clock of the replica that gave it away a grant was live that was over by the one of who ended the leases.
 			if p.due(a.LeaseEndTime.Add(min(heldPoll, p.t.Retiring))) {
 				return EndLeases{}
 			}
