@@ -15,12 +15,15 @@ const (
 	burst     = 200
 	// maxSources bounds the memory for buckets: an attacker may have many addresses.
 	maxSources = 16 << 10
+	// sweepInterval is how often full buckets are looked for at most, for that looks at all of them.
+	sweepInterval = time.Second
 )
 
 // sources are how much each source has asked of late.
 type sources struct {
 	mu      sync.Mutex
 	buckets map[string]*rate.Limiter
+	swept   time.Time
 }
 
 func newSources() *sources { return &sources{buckets: map[string]*rate.Limiter{}} }
@@ -39,9 +42,12 @@ func (s *sources) bucket(now time.Time, source string) *rate.Limiter {
 		return b
 	}
 	if len(s.buckets) >= maxSources {
-		for k, b := range s.buckets {
-			if b.TokensAt(now) >= burst {
-				delete(s.buckets, k)
+		if now.Sub(s.swept) >= sweepInterval {
+			s.swept = now
+			for k, b := range s.buckets {
+				if b.TokensAt(now) >= burst {
+					delete(s.buckets, k)
+				}
 			}
 		}
 		if len(s.buckets) >= maxSources {
