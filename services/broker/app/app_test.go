@@ -2,6 +2,8 @@ package app_test
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"io"
 	"log/slog"
@@ -53,9 +55,9 @@ func (r *fakeRegistry) GetIntegration(_ context.Context, req *registryv1.GetInte
 	if req.GetName() != integration {
 		return nil, rpcerr.New(codes.NotFound, "RESOURCE_NOT_FOUND", "no such integration")
 	}
-	out := &registryv1.Integration{Name: integration, Uid: "uid-1", TenantId: "3fe2a1c4-0000-4000-8000-000000000001"}
+	out := &registryv1.Integration{Name: integration, Uid: "uid-1", TenantId: "3fe2a1c4-0000-4000-8000-000000000001", DisplayName: "Network"}
 	if r.ready.Load() {
-		out.ClientId = "client"
+		out.ClientId, out.ApplicationDisplayName = "client", "phasekey Network 1a2b"
 		out.Conditions = []*registryv1.Condition{{Type: registryv1.Condition_TYPE_APPLICATION_READY, Status: registryv1.Condition_STATUS_TRUE}}
 	}
 	return out, nil
@@ -303,6 +305,103 @@ func get(t *testing.T, url string) string {
 		t.Fatal(err)
 	}
 	return string(body)
+}
+
+// visit asks for a page of a broker, by its public address, and returns the answer's status, headers and text.
+func (p *place) visit(t *testing.T, broker *app.App, tlsConfig *tls.Config, method, where string) (status int, header http.Header, text string) {
+	t.Helper()
+	var dialer net.Dialer
+	transport := &http.Transport{
+		TLSClientConfig: tlsConfig, ForceAttemptHTTP2: true,
+		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return dialer.DialContext(ctx, network, broker.HTTPSAddr().String())
+		},
+	}
+	defer transport.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(t.Context(), method, where, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := transport.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, resp.Header, string(body)
+}
+
+func TestApp_PagesAreServedWhileTheRegistryIsAway(t *testing.T) {
+	p := newPlace(t)
+	p.registry.ready.Store(true)
+	p.config.ReturnOrigins = []string{"https://app.example.com"}
+	var stopRegistry, stopVault func()
+	p.config.Registry.Target, stopRegistry = p.serveRegistry(t, "")
+	p.config.Vault.Target, stopVault = p.serveVault(t, "vault")
+	broker, stop := p.start(t)
+	conn := p.dial(t, broker, "platform")
+	awaitHealth(t, conn, grpc_health_v1.HealthCheckResponse_SERVING)
+	created, err := brokerv1.NewConsentServiceClient(conn).CreateConsentSession(t.Context(), &brokerv1.CreateConsentSessionRequest{
+		Parent: "accounts/acme", ConsentSession: &brokerv1.ConsentSession{Integration: integration, ReturnUri: "https://app.example.com/back"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stopRegistry()
+	stopVault()
+	ours := p.source(t, "browser").ClientConfig("spiffe://phasekey.dev/broker")
+	ours.NextProtos = nil
+	status, _, text := p.visit(t, broker, ours, http.MethodGet, created.GetConsentUri())
+	for _, want := range []string{"Example IaC", "Network", "phasekey Network 1a2b", "https://app.example.com/back"} {
+		if status != http.StatusOK || !strings.Contains(text, want) {
+			t.Errorf("the page: %d, lacks %q:\n%s", status, want, text)
+		}
+	}
+	status, header, _ := p.visit(t, broker, ours, http.MethodPost, created.GetConsentUri())
+	want := "https://login.microsoftonline.com/3fe2a1c4-0000-4000-8000-000000000001/v2.0/adminconsent?client_id=client" +
+		"&redirect_uri=https%3A%2F%2Fconsent.example.com%2Fconsent%2Fcallback&scope=https%3A%2F%2Fgraph.microsoft.com%2F.default&state="
+	if to := header.Get("Location"); status != http.StatusSeeOther || !strings.HasPrefix(to, want) {
+		t.Errorf("the button: %d to %q", status, to)
+	}
+	if body := get(t, "http://"+broker.MetricsAddr().String()+"/metrics"); !strings.Contains(body, `phasekey_broker_pages_total{page="begin",status="303"} 1`) {
+		t.Errorf("the metrics lack the button:\n%.2000s", body)
+	}
+	began := time.Now()
+	stop()
+	if took := time.Since(began); took > p.config.Drain+2*time.Second {
+		t.Errorf("it took %s to stop", took)
+	}
+}
+
+func TestApp_PagesHaveACertificateOfTheirOwn(t *testing.T) {
+	p := newPlace(t)
+	files, err := p.ca.Issue(time.Now(), "web", devca.Leaf{ID: "spiffe://phasekey.dev/web", DNS: []string{"consent.example.com"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.config.HTTPSCertFile, p.config.HTTPSKeyFile = files.Cert, files.Key
+	broker, stop := p.start(t)
+	defer stop()
+	pem, err := os.ReadFile(p.ca.CAFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(pem)
+	// As a browser verifies it: by its name.
+	status, _, _ := p.visit(t, broker, &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots}, http.MethodGet, "https://consent.example.com/")
+	if status != http.StatusNotFound {
+		t.Errorf("status %d", status)
+	}
+	cfg := p.config
+	cfg.HTTPSKeyFile = p.config.TLS.KeyFile
+	cfg.Database.Path = filepath.Join(t.TempDir(), "other.db")
+	cfg.StateKeyFile = filepath.Join(t.TempDir(), "other.key")
+	if _, err := app.New(t.Context(), cfg, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "web certificate") {
+		t.Errorf("a key of another certificate: error %v", err)
+	}
 }
 
 func TestApp_HealthFollowsTheRegistryBothWays(t *testing.T) {

@@ -125,7 +125,7 @@ func inBubble(t *testing.T, test func(t *testing.T, w *world)) {
 			t:     t,
 			store: store.New(sqldbtest.SQLite(t, store.Migrations())),
 			registry: &fakeRegistry{known: map[string]consent.Integration{
-				net: {Name: net, UID: uid, TenantID: "tenant", Cloud: "public", ClientID: "client", Ready: true},
+				net: {Name: net, UID: uid, TenantID: "tenant", Cloud: "public", ClientID: "client", ApplicationName: "phasekey net", Ready: true},
 			}},
 			vault:   &fakeVault{takes: 200 * time.Millisecond, proof: consent.Proof{Refusal: "AADSTS700016"}},
 			metrics: prometheus.NewRegistry(),
@@ -210,7 +210,7 @@ func TestProver_WaitsThenCompletesByProof(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		w.registry.change(func(r *fakeRegistry) {
 			i := r.known[net]
-			i.Ready, i.ClientID = false, ""
+			i.Ready, i.ClientID, i.ApplicationName = false, "", ""
 			r.known[net] = i
 		})
 		name := w.open(time.Hour)
@@ -226,13 +226,13 @@ func TestProver_WaitsThenCompletesByProof(t *testing.T) {
 
 		w.registry.change(func(r *fakeRegistry) {
 			i := r.known[net]
-			i.Ready, i.ClientID = true, "client"
+			i.Ready, i.ClientID, i.ApplicationName = true, "client", "phasekey net"
 			r.known[net] = i
 		})
 		w.vault.change(func(v *fakeVault) { v.takes = 15 * time.Second })
 		pass(2*time.Second + slack)
-		if s := w.get(name); s.State != consent.AwaitingConsent || s.ClientID != "client" || s.LastRefusal != "" {
-			t.Errorf("ready, while the tenant is asked: state %d, client %q, refusal %q", s.State, s.ClientID, s.LastRefusal)
+		if s := w.get(name); s.State != consent.AwaitingConsent || s.ClientID != "client" || s.ApplicationName != "phasekey net" || s.LastRefusal != "" {
+			t.Errorf("ready, while the tenant is asked: state %d, client %q, application %q, refusal %q", s.State, s.ClientID, s.ApplicationName, s.LastRefusal)
 		}
 		w.vault.change(func(v *fakeVault) { v.takes = 200 * time.Millisecond })
 		pass(16 * time.Second)
@@ -260,6 +260,53 @@ func TestProver_WaitsThenCompletesByProof(t *testing.T) {
 		}
 		if n := counted(t, w.metrics, "phasekey_broker_sessions_ended_total", "completed"); n != 1 {
 			t.Errorf("%v completed sessions were counted", n)
+		}
+	})
+}
+
+func TestProver_ABrowsersReturnHastensTheQuestionButNoInterval(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		name := w.open(time.Hour)
+		stop := w.start(nil)
+		pass(interval / 2)
+		stop()
+		// Somebody did not answer for long, so nobody would be asked for a while.
+		now := time.Now()
+		claim, err := w.store.Claim(t.Context(), now.Add(interval), now.Add(2*interval), uid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		last := claim.Target.ProbeTime
+		if last.IsZero() {
+			t.Fatal("the tenant was not asked")
+		}
+		err = w.store.Settle(t.Context(), claim, func(target consent.Target, _ []consent.Session) (consent.Target, []consent.Session) {
+			target.DueTime, target.LookTime = now.Add(30*time.Minute), now.Add(30*time.Minute)
+			return target, nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		attempt, state, browser := consent.Begin(now, name, time.Minute)
+		if err := w.store.Begin(t.Context(), uid, attempt, consent.MaxAttempts); err != nil {
+			t.Fatal(err)
+		}
+		v, err := w.store.Return(t.Context(), now, consent.Hash(state), func(a *consent.Attempt, s consent.Session) consent.Verdict {
+			return consent.Judge(now, consent.Callback{State: state}, consent.Browser{attempt.ID: {browser}}, a, s)
+		})
+		if err != nil || !v.Hastened {
+			t.Fatalf("outcome %s, error %v", v.Outcome, err)
+		}
+		w.vault.change(func(v *fakeVault) { v.proof = consent.Proof{Consented: true, PrincipalObjectID: "oid"} })
+		before := len(w.vault.questions())
+		defer w.start(nil)()
+		pass(last.Add(interval - time.Millisecond).Sub(time.Now()))
+		if n := len(w.vault.questions()); n != before {
+			t.Errorf("%d questions within the interval", n-before)
+		}
+		pass(slack + time.Second)
+		if s := w.get(name); s.State != consent.Completed || s.LastCallback != "APPROVED" {
+			t.Errorf("state %d, callback %q", s.State, s.LastCallback)
 		}
 	})
 }
