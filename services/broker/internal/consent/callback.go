@@ -158,7 +158,7 @@ func Judge(now time.Time, c Callback, b Browser, a *Attempt, s Session) Verdict 
 		return refused(OutcomeReplayed)
 	case !now.Before(a.ExpireTime):
 		return refused(OutcomeExpired)
-	case len(shown) > 0 && !(len(shown) == 1 && subtle.ConstantTimeCompare(Hash(shown[0]), a.BrowserHash) == 1):
+	case len(shown) > 1, len(shown) == 1 && subtle.ConstantTimeCompare(Hash(shown[0]), a.BrowserHash) != 1:
 		return refused(OutcomeWrongCookie)
 	case c.Tenant != "" && !strings.EqualFold(c.Tenant, s.TenantID):
 		return refused(OutcomeWrongTenant)

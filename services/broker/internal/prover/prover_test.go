@@ -300,7 +300,7 @@ func TestProver_ABrowsersReturnHastensTheQuestionButNoInterval(t *testing.T) {
 		w.vault.change(func(v *fakeVault) { v.proof = consent.Proof{Consented: true, PrincipalObjectID: "oid"} })
 		before := len(w.vault.questions())
 		defer w.start(nil)()
-		pass(last.Add(interval - time.Millisecond).Sub(time.Now()))
+		pass(time.Until(last.Add(interval - time.Millisecond)))
 		if n := len(w.vault.questions()); n != before {
 			t.Errorf("%d questions within the interval", n-before)
 		}
