@@ -25,6 +25,8 @@ type Lags struct {
 	Application Range
 	// Secret: a new client secret, as the token service sees it.
 	Secret Range
+	// Federated: a new or changed federated credential, as the token service sees it.
+	Federated Range
 	// Principal: a new or changed service principal, as the token service sees it.
 	Principal Range
 	// Role: a new role assignment, as Resource Manager sees it.
@@ -37,7 +39,7 @@ type Lags struct {
 // Lag returns the same range for everything.
 func Lag(shortest, longest time.Duration) Lags {
 	r := Range{Min: shortest, Max: longest}
-	return Lags{Graph: r, Application: r, Secret: r, Principal: r, Role: r, Removal: r}
+	return Lags{Graph: r, Application: r, Secret: r, Federated: r, Principal: r, Role: r, Removal: r}
 }
 
 // Config describes a simulator. Its zero value is a simulator in memory, with
@@ -108,7 +110,7 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	for name, r := range map[string]Range{
 		"graph": c.Lags.Graph, "application": c.Lags.Application, "secret": c.Lags.Secret,
-		"principal": c.Lags.Principal, "role": c.Lags.Role, "removal": c.Lags.Removal,
+		"federated": c.Lags.Federated, "principal": c.Lags.Principal, "role": c.Lags.Role, "removal": c.Lags.Removal,
 	} {
 		if r.Min < 0 || r.Max < r.Min {
 			errs = append(errs, fmt.Errorf("lag %s: %v to %v is not a span", name, r.Min, r.Max))

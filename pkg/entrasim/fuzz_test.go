@@ -23,6 +23,8 @@ func FuzzHandler(f *testing.F) {
 	f.Add("PATCH", "/v1.0/applications(uniqueName='a''b')", `{"displayName":"x","web":{"redirectUris":["y"]}}`, "create-if-missing")
 	f.Add("GET", "/v1.0/applications?$filter=startswith(displayName,'x')&$top=1&$select=id&$count=true", "", "")
 	f.Add("POST", "/v1.0/applications/"+subID+"/addPassword", `{"passwordCredential":{}}`, "")
+	f.Add("POST", "/v1.0/applications(uniqueName='one')/federatedIdentityCredentials", federation("plan", issuerURL, subject, exchange), "")
+	f.Add("PATCH", "/v1.0/applications(uniqueName='one')/federatedIdentityCredentials(name='a-b')", federation("", issuerURL, subject, exchange), "create-if-missing")
 	f.Add("PUT", "/subscriptions/"+subID+"/resourcegroups/x?api-version=1", `{"location":"y","tags":{"a":"b"}}`, "")
 	f.Add("GET", "/subscriptions/"+subID+"/providers/Microsoft.Authorization/roleAssignments?api-version=1&$filter=atScope()", "", "")
 	f.Add("POST", "/admin/faults", `{"effect":{"delay":"1ms"}}`, "")
@@ -45,6 +47,7 @@ func FuzzHandler(f *testing.F) {
 		w.platform, err = sim.CreatePlatform(entrasim.NewPlatform{Tenant: homeID})
 		w.must(err)
 		w.assign(w.platform.PrincipalID, "Owner", scope)
+		w.newApp("one")
 		bearer := w.graphToken()
 		if strings.HasPrefix(where.Path, "/subscriptions") {
 			bearer = w.token(homeID, w.platform.ClientID, w.platform.ClientSecret, armScope)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -35,24 +36,29 @@ type graphRoute struct {
 
 func (s *Simulator) graphRoutes() map[string]graphRoute {
 	return map[string]graphRoute{
-		"POST applications":                            {"graph.application.create", true, s.createApplication},
-		"GET applications":                             {"graph.application.list", false, s.listApplications},
-		"GET applications/{}":                          {"graph.application.get", false, s.getApplication},
-		"PATCH applications/{}":                        {"graph.application.update", true, s.updateApplication},
-		"DELETE applications/{}":                       {"graph.application.delete", true, s.deleteApplication},
-		"POST applications/{}/addpassword":             {"graph.application.addPassword", true, s.addPassword},
-		"POST applications/{}/removepassword":          {"graph.application.removePassword", true, s.removePassword},
-		"GET directory/deleteditems/graph.application": {"graph.deletedItem.list", false, s.listDeleted},
-		"GET directory/deleteditems/{}":                {"graph.deletedItem.get", false, s.getDeleted},
-		"DELETE directory/deleteditems/{}":             {"graph.deletedItem.delete", true, s.purgeDeleted},
-		"POST directory/deleteditems/{}/restore":       {"graph.deletedItem.restore", true, s.restoreDeleted},
-		"GET serviceprincipals":                        {"graph.servicePrincipal.list", false, s.listPrincipals},
-		"POST serviceprincipals":                       {"graph.servicePrincipal.create", true, s.createPrincipal},
-		"GET serviceprincipals/{}":                     {"graph.servicePrincipal.get", false, s.getPrincipal},
-		"PATCH serviceprincipals/{}":                   {"graph.servicePrincipal.update", true, s.updatePrincipal},
-		"DELETE serviceprincipals/{}":                  {"graph.servicePrincipal.delete", true, s.deletePrincipal},
-		"GET organization":                             {"graph.organization.list", false, s.listOrganization},
-		"GET organization/{}":                          {"graph.organization.get", false, s.getOrganization},
+		"POST applications":                                      {"graph.application.create", true, s.createApplication},
+		"GET applications":                                       {"graph.application.list", false, s.listApplications},
+		"GET applications/{}":                                    {"graph.application.get", false, s.getApplication},
+		"PATCH applications/{}":                                  {"graph.application.update", true, s.updateApplication},
+		"DELETE applications/{}":                                 {"graph.application.delete", true, s.deleteApplication},
+		"POST applications/{}/addpassword":                       {"graph.application.addPassword", true, s.addPassword},
+		"POST applications/{}/removepassword":                    {"graph.application.removePassword", true, s.removePassword},
+		"POST applications/{}/federatedidentitycredentials":      {"graph.federatedCredential.create", true, s.createFederated},
+		"GET applications/{}/federatedidentitycredentials":       {"graph.federatedCredential.list", false, s.listFederated},
+		"GET applications/{}/federatedidentitycredentials/{}":    {"graph.federatedCredential.get", false, s.getFederated},
+		"PATCH applications/{}/federatedidentitycredentials/{}":  {"graph.federatedCredential.update", true, s.updateFederated},
+		"DELETE applications/{}/federatedidentitycredentials/{}": {"graph.federatedCredential.delete", true, s.deleteFederated},
+		"GET directory/deleteditems/graph.application":           {"graph.deletedItem.list", false, s.listDeleted},
+		"GET directory/deleteditems/{}":                          {"graph.deletedItem.get", false, s.getDeleted},
+		"DELETE directory/deleteditems/{}":                       {"graph.deletedItem.delete", true, s.purgeDeleted},
+		"POST directory/deleteditems/{}/restore":                 {"graph.deletedItem.restore", true, s.restoreDeleted},
+		"GET serviceprincipals":                                  {"graph.servicePrincipal.list", false, s.listPrincipals},
+		"POST serviceprincipals":                                 {"graph.servicePrincipal.create", true, s.createPrincipal},
+		"GET serviceprincipals/{}":                               {"graph.servicePrincipal.get", false, s.getPrincipal},
+		"PATCH serviceprincipals/{}":                             {"graph.servicePrincipal.update", true, s.updatePrincipal},
+		"DELETE serviceprincipals/{}":                            {"graph.servicePrincipal.delete", true, s.deletePrincipal},
+		"GET organization":                                       {"graph.organization.list", false, s.listOrganization},
+		"GET organization/{}":                                    {"graph.organization.get", false, s.getOrganization},
 	}
 }
 
@@ -65,12 +71,16 @@ func (s *Simulator) routeGraph(c *call) {
 		c.token, c.tenant = token, token.TenantID
 		c.actor = s.knownActor(token.AppID)
 	}
-	pattern, key, keyErr := graphPattern(c.path)
+	pattern, key, part, keyErr := graphPattern(c.path)
+	c.part = part
 	route, found := s.graphRoutes()[c.Method+" "+pattern]
 	if found {
 		c.operation = route.operation
-		if route.operation == "graph.application.update" && key.name == "uniqueName" && strings.Contains(strings.ToLower(c.Header.Get("Prefer")), "create-if-missing") {
+		switch upsert := strings.Contains(strings.ToLower(c.Header.Get("Prefer")), "create-if-missing"); {
+		case upsert && route.operation == "graph.application.update" && key.name == "uniqueName":
 			c.operation, route.run = "graph.application.upsert", s.upsertApplication
+		case upsert && route.operation == "graph.federatedCredential.update" && part.name == "name":
+			c.operation, route.run = "graph.federatedCredential.upsert", s.upsertFederated
 		}
 		c.application = s.graphTarget(c, pattern, key)
 	}
@@ -94,18 +104,18 @@ func (s *Simulator) routeGraph(c *call) {
 	}
 }
 
-// graphPattern turns a path into a route's pattern and the key it names.
-func graphPattern(path []string) (string, graphKey, error) {
-	if len(path) < 2 || path[0] != "v1.0" {
-		return strings.Join(path, "/"), graphKey{}, nil
+// graphPattern turns a path into a route's pattern, the key it names, and the
+// key of a part of that thing.
+func graphPattern(segments []string) (pattern string, key, part graphKey, err error) {
+	if len(segments) < 2 || segments[0] != "v1.0" {
+		return strings.Join(segments, "/"), key, part, nil
 	}
-	key := graphKey{}
-	collection, name, value, err := odata.ParseKey(path[1])
+	collection, name, value, err := odata.ParseKey(segments[1])
 	if err != nil {
-		return path[1], key, err
+		return segments[1], key, part, err
 	}
 	out := []string{strings.ToLower(collection)}
-	rest := path[2:]
+	rest := segments[2:]
 	switch {
 	case name != "":
 		key = graphKey{name, value}
@@ -124,10 +134,21 @@ func graphPattern(path []string) (string, graphKey, error) {
 		out = append(out, "{}")
 		rest = rest[1:]
 	}
-	for _, part := range rest {
-		out = append(out, strings.TrimPrefix(strings.ToLower(part), "microsoft.graph."))
+	if len(rest) > 0 && out[0] == "applications" {
+		collection, name, value, err := odata.ParseKey(rest[0])
+		switch collection = strings.ToLower(collection); {
+		case err != nil:
+			return rest[0], key, part, err
+		case collection == "federatedidentitycredentials" && name != "":
+			part, rest = graphKey{name, value}, append([]string{collection, "{}"}, rest[1:]...)
+		case collection == "federatedidentitycredentials" && len(rest) > 1:
+			part, rest = graphKey{"id", rest[1]}, append([]string{collection, "{}"}, rest[2:]...)
+		}
 	}
-	return strings.Join(out, "/"), key, nil
+	for _, segment := range rest {
+		out = append(out, strings.TrimPrefix(strings.ToLower(segment), "microsoft.graph."))
+	}
+	return strings.Join(out, "/"), key, part, nil
 }
 
 // graphTarget is the application ID of what the key names, empty when unknown.
@@ -246,7 +267,7 @@ func selectProperties(c *call, collection string, item map[string]any) *reply {
 		name = strings.TrimSpace(name)
 		if _, known := item[name]; !known {
 			bad := c.fail(http.StatusBadRequest, codeBadRequest,
-				"Could not find a property named '"+clip(name, 64)+"' on type 'microsoft.graph."+strings.TrimSuffix(collection, "s")+"'.")
+				"Could not find a property named '"+clip(name, 64)+"' on type 'microsoft.graph."+strings.TrimSuffix(path.Base(collection), "s")+"'.")
 			return &bad
 		}
 		wanted[name] = true

@@ -8,7 +8,7 @@ import (
 // KindRequest is the kind of the entry a request leaves; every other kind is a
 // change: tenant.created, person.created, subscription.created, key.created,
 // application.created, .updated, .deleted, .restored and .purged,
-// password.added and .removed, principal.created, .updated and .deleted,
+// password.added and .removed, federatedCredential.added, .updated and .removed, principal.created, .updated and .deleted,
 // role.assigned and .removed, group.written and .deleted.
 const KindRequest = "request"
 
@@ -27,7 +27,8 @@ type Entry struct {
 	Application string `json:"application,omitempty"`
 	// Object is the object ID, or resource ID, of what was changed.
 	Object string `json:"object,omitempty"`
-	// KeyID names the secret that was added, removed or used.
+	// KeyID names the credential that was added, changed, removed or used: a
+	// secret's key ID, or a federated credential's ID.
 	KeyID string `json:"keyId,omitempty"`
 
 	// Of changes: when the replicas show it. For a removed secret, when they
@@ -114,6 +115,8 @@ func (c *change) entry() Entry {
 		if c.Application != nil {
 			e.Tenant, e.Object = c.Application.Tenant, c.Application.ID
 		}
+	case c.Federated != nil:
+		e.Tenant, e.Application, e.Object, e.KeyID = c.Federated.Tenant, c.Federated.AppID, c.Federated.ID, c.Federated.ID
 	case c.Application != nil:
 		e.Tenant, e.Application, e.Object = c.Application.Tenant, c.Application.AppID, c.Application.ID
 	case c.Principal != nil:

@@ -190,6 +190,19 @@ type secret struct {
 	Gone    bool    `json:"gone,omitempty"` // removePassword has been committed
 }
 
+// federated is a federated identity credential: tokens of the issuer, for the
+// subject and the audience, speak for the application.
+type federated struct {
+	ID          string   `json:"id"`
+	AppID       string   `json:"appId"`
+	Tenant      string   `json:"tenant"`
+	Name        string   `json:"name"`
+	Issuer      string   `json:"issuer"`
+	Subject     string   `json:"subject"`
+	Audiences   []string `json:"audiences"` // exactly one
+	Description *string  `json:"description"`
+}
+
 // resourceGroup is an Azure resource group.
 type resourceGroup struct {
 	Subscription string            `json:"subscription"`

@@ -32,6 +32,7 @@ type call struct {
 	actor       string
 	application string // application ID of the target
 	keyID       string
+	part        graphKey // what is asked for within the target, if anything
 	replica     int
 
 	requestID, clientRequestID string

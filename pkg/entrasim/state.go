@@ -34,6 +34,8 @@ type change struct {
 	Application  *application    `json:"application,omitempty"`
 	Purged       bool            `json:"purged,omitempty"` // Application is gone for good
 	Secret       *secret         `json:"secret,omitempty"`
+	Federated    *federated      `json:"federated,omitempty"`
+	Unfederated  bool            `json:"unfederated,omitempty"` // Federated has been removed
 	Principal    *principal      `json:"principal,omitempty"`
 	Assignment   *RoleAssignment `json:"assignment,omitempty"`
 	Unassigned   bool            `json:"unassigned,omitempty"` // Assignment has been removed
@@ -41,13 +43,21 @@ type change struct {
 	Key          []byte          `json:"key,omitempty"` // PKCS #8
 }
 
-// applicationRecord is an application with its secrets.
+// applicationRecord is an application with its secrets and federated credentials.
 type applicationRecord struct {
 	history[application]
 
 	id, appID, tenant string
 	order             uint64 // among all that was made
 	secrets           []*secret
+	federated         []*federatedRecord // in the order they were made
+}
+
+type federatedRecord struct {
+	history[federated]
+
+	id    string
+	order uint64
 }
 
 type principalRecord struct {
@@ -140,7 +150,7 @@ func (st *state) apply(c *change) error {
 	if c.Key != nil {
 		st.key = c.Key
 	}
-	return errors.Join(st.applyApplication(c), st.applySecret(c), st.applyPrincipal(c), st.applyAzure(c))
+	return errors.Join(st.applyApplication(c), st.applySecret(c), st.applyFederated(c), st.applyPrincipal(c), st.applyAzure(c))
 }
 
 func (st *state) applyApplication(c *change) error {
@@ -203,6 +213,31 @@ func (st *state) applySecret(c *change) error {
 		}
 	}
 	r.secrets = append(kept, c.Secret)
+	return nil
+}
+
+func (st *state) applyFederated(c *change) error {
+	f := c.Federated
+	if f == nil {
+		return nil
+	}
+	r := st.clients[f.AppID]
+	if r == nil {
+		return fmt.Errorf("application %s of federated credential: %w", f.AppID, ErrNotFound)
+	}
+	// Those that nothing can show any more are forgotten.
+	r.federated = slices.DeleteFunc(slices.Clone(r.federated), func(old *federatedRecord) bool {
+		return old.latest() == nil && old.versions[len(old.versions)-1].visible.everywhere(c.Time)
+	})
+	i := slices.IndexFunc(r.federated, func(old *federatedRecord) bool { return old.id == f.ID })
+	if i < 0 {
+		i = len(r.federated)
+		r.federated = append(r.federated, &federatedRecord{id: f.ID, order: c.Seq})
+	}
+	if c.Unfederated {
+		f = nil
+	}
+	r.federated[i].add(c.Time, f, c.Visible)
 	return nil
 }
 
