@@ -1,8 +1,10 @@
 package web
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -34,26 +36,28 @@ func policy(formOrigins ...string) string {
 	return "default-src 'none'; style-src 'self'; form-action " + forms + "; frame-ancestors 'none'; base-uri 'none'"
 }
 
-// answer remembers what was answered.
+// answer is what is answered, kept until it is whole: a browser that takes it slowly then holds up nobody but itself, and what
+// a panic left half-done is not seen.
 type answer struct {
-	http.ResponseWriter
+	header http.Header
 	status int // 0: nothing yet
+	body   bytes.Buffer
 }
+
+// Header implements http.ResponseWriter.
+func (a *answer) Header() http.Header { return a.header }
 
 // WriteHeader implements http.ResponseWriter.
 func (a *answer) WriteHeader(status int) {
 	if a.status == 0 {
 		a.status = status
 	}
-	a.ResponseWriter.WriteHeader(status)
 }
 
 // Write implements http.ResponseWriter.
 func (a *answer) Write(b []byte) (int, error) {
-	if a.status == 0 {
-		a.status = http.StatusOK
-	}
-	return a.ResponseWriter.Write(b)
+	a.WriteHeader(http.StatusOK)
+	return a.body.Write(b)
 }
 
 // chain puts before the pages what holds for all of them.
@@ -61,20 +65,20 @@ func (s *Site) chain(pages http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		began := time.Now()
 		// An ID that a browser brings is nobody's word.
-		id := rand.Text()
-		ctx, cancel := context.WithTimeout(obs.WithRequestID(r.Context(), id), requestTimeout)
+		ctx, cancel := context.WithTimeout(obs.WithRequestID(r.Context(), rand.Text()), requestTimeout)
 		defer cancel()
 		r = r.WithContext(ctx)
-		a := &answer{ResponseWriter: w}
-		protect(a.Header(), id)
-		defer func() { s.record(r, a, began) }()
-		defer s.rescue(a, r)
-		s.admit(a, r, pages)
+		a := &answer{header: w.Header()}
+		protect(a.header, r)
+		s.answer(a, w, r, pages)
+		w.WriteHeader(a.status)
+		_, _ = w.Write(a.body.Bytes()) // fails only for a browser that went away
+		s.record(r, a, began)
 	})
 }
 
 // protect sets the headers of every answer; a page may replace some.
-func protect(h http.Header, id string) {
+func protect(h http.Header, r *http.Request) {
 	h.Set("Content-Security-Policy", policy())
 	// With no-referrer Chromium says Origin: null when the button is pressed, which looks like another site.
 	h.Set("Referrer-Policy", "same-origin")
@@ -84,18 +88,14 @@ func protect(h http.Header, id string) {
 	h.Set("Cross-Origin-Opener-Policy", "same-origin")
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Robots-Tag", "noindex")
-	h.Set("X-Request-Id", id)
+	h.Set("X-Request-Id", obs.RequestID(r.Context()))
 }
 
 // record counts and logs a request. Its path is a secret, and so is what a callback has in its query.
 func (s *Site) record(r *http.Request, a *answer, began time.Time) {
-	status := a.status
-	if status == 0 {
-		status = http.StatusOK
-	}
-	s.pages.WithLabelValues(pageName(r.Pattern), strconv.Itoa(status)).Inc()
+	s.pages.WithLabelValues(pageName(r.Pattern), strconv.Itoa(a.status)).Inc()
 	s.cfg.Log.InfoContext(r.Context(), "page served",
-		slog.String(keyPage, r.Pattern), slog.String(obs.KeyMethod, known(r.Method)), slog.Int(keyStatus, status),
+		slog.String(keyPage, r.Pattern), slog.String(obs.KeyMethod, known(r.Method)), slog.Int(keyStatus, a.status),
 		slog.Duration(obs.KeyDuration, time.Since(began)), slog.String(obs.KeyAddress, r.RemoteAddr))
 }
 
@@ -118,30 +118,40 @@ func (s *Site) rescue(a *answer, r *http.Request) {
 	s.panics.Inc()
 	s.cfg.Log.ErrorContext(r.Context(), "panic while a page was made",
 		slog.String(obs.KeyError, fmt.Sprint(v)), slog.String(obs.KeyStack, string(debug.Stack())))
-	if a.status == 0 {
-		s.plain(a, r, http.StatusInternalServerError, "This does not work right now", "Try again in a minute, with the link that you were sent.")
-	}
+	clear(a.header)
+	protect(a.header, r)
+	a.status = 0
+	a.body.Reset()
+	s.plain(a, r, http.StatusInternalServerError, "This does not work right now", "Try again in a minute, with the link that you were sent.")
 }
 
-// admit serves a request that is within bounds.
-func (s *Site) admit(a *answer, r *http.Request, pages http.Handler) {
+// answer makes the answer to a request, one of ours if it is not within bounds.
+func (s *Site) answer(a *answer, w http.ResponseWriter, r *http.Request, pages http.Handler) {
+	defer s.rescue(a, r)
 	if !s.sources.allow(time.Now(), sourceOf(r.RemoteAddr)) {
-		a.Header().Set("Retry-After", retryAfter)
+		a.header.Set("Retry-After", retryAfter)
 		s.plain(a, r, http.StatusTooManyRequests, "Too many requests", "Wait some seconds, and open the link again.")
+		return
+	}
+	// Nobody needs what comes with a request, so it is read here, where it can be refused: before the request takes one of the
+	// places, which would be lost to others for as long as somebody cares to send.
+	if _, err := io.Copy(io.Discard, http.MaxBytesReader(w, r.Body, maxBody)); err != nil {
+		if _, large := errors.AsType[*http.MaxBytesError](err); large {
+			s.plain(a, r, http.StatusRequestEntityTooLarge, "That is too much", "Open the link that you were sent.")
+			return
+		}
+		s.plain(a, r, http.StatusBadRequest, "That did not arrive", "Open the link that you were sent.")
 		return
 	}
 	select {
 	case s.going <- struct{}{}:
 		defer func() { <-s.going }()
 	default:
-		a.Header().Set("Retry-After", retryAfter)
+		a.header.Set("Retry-After", retryAfter)
 		s.plain(a, r, http.StatusServiceUnavailable, "This does not work right now", "Too many people are here at the same time. Try again in a minute.")
 		return
 	}
-	// Nobody needs what comes with a request, so it is read here, where it can be refused.
-	if _, err := io.Copy(io.Discard, http.MaxBytesReader(a, r.Body, maxBody)); err != nil {
-		s.plain(a, r, http.StatusRequestEntityTooLarge, "That is too much", "Open the link that you were sent.")
-		return
-	}
 	pages.ServeHTTP(a, r)
+	// As net/http has it for a handler that said nothing.
+	a.WriteHeader(http.StatusOK)
 }

@@ -1,10 +1,12 @@
 package web
 
 import (
+	"net"
 	"net/netip"
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
 )
 
@@ -17,6 +19,9 @@ const (
 	maxSources = 16 << 10
 	// sweepInterval is how often full buckets are looked for at most, for that looks at all of them.
 	sweepInterval = time.Second
+	// maxPerSource is how many connections one source may have: an eighth of all, and as many as requests are served at once, for
+	// a proxy in front is one source.
+	maxPerSource = maxConnections / 8
 )
 
 // sources are how much each source has asked of late.
@@ -75,4 +80,59 @@ func sourceOf(address string) string {
 		}
 	}
 	return ip.String()
+}
+
+// fairListener closes at once what a source opens beyond maxPerSource, so that no one has all connections.
+type fairListener struct {
+	net.Listener
+	refused prometheus.Counter
+
+	mu   sync.Mutex
+	open map[string]int // by source; none that has no connection
+}
+
+// Accept implements net.Listener.
+func (l *fairListener) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		source := sourceOf(c.RemoteAddr().String())
+		if l.take(source) {
+			return &fairConn{Conn: c, give: sync.OnceFunc(func() { l.give(source) })}, nil
+		}
+		l.refused.Inc()
+		_ = c.Close()
+	}
+}
+
+func (l *fairListener) take(source string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.open[source] >= maxPerSource {
+		return false
+	}
+	l.open[source]++
+	return true
+}
+
+func (l *fairListener) give(source string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.open[source]--; l.open[source] == 0 {
+		delete(l.open, source)
+	}
+}
+
+// fairConn gives its place back when it is closed.
+type fairConn struct {
+	net.Conn
+	give func()
+}
+
+// Close implements net.Conn.
+func (c *fairConn) Close() error {
+	c.give()
+	return c.Conn.Close()
 }

@@ -66,7 +66,7 @@ func (s *Site) render(w http.ResponseWriter, status int, name string, v view) er
 	}
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.WriteHeader(status)
-	_, _ = w.Write(page.Bytes()) // fails only for a browser that went away
+	_, _ = w.Write(page.Bytes()) // an answer is kept in memory first
 	return nil
 }
 
@@ -81,6 +81,6 @@ func (s *Site) plain(w http.ResponseWriter, r *http.Request, status int, title, 
 func stylesheet(w http.ResponseWriter, _ *http.Request) error {
 	w.Header().Set("Content-Type", "text/css; charset=utf-8")
 	w.Header().Set("Cache-Control", "public, max-age=31536000, immutable")
-	_, _ = w.Write(style) // fails only for a browser that went away
+	_, _ = w.Write(style) // an answer is kept in memory first
 	return nil
 }

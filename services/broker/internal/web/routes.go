@@ -55,33 +55,15 @@ func (s *Site) routes() (http.Handler, error) {
 			return
 		}
 		// What the mux would say of its own, in our words.
-		var said answer
-		said.ResponseWriter = &nowhere{}
+		said := answer{header: http.Header{}}
 		serve.ServeHTTP(&said, r)
 		if said.status == http.StatusMethodNotAllowed {
-			s.notAllowed(w, r, said.Header().Get("Allow"))
+			s.notAllowed(w, r, said.header.Get("Allow"))
 			return
 		}
 		s.problem(w, r, consent.ErrNotFound)
 	}), nil
 }
-
-// nowhere is where an answer goes that is only looked at.
-type nowhere struct{ header http.Header }
-
-// Header implements http.ResponseWriter.
-func (n *nowhere) Header() http.Header {
-	if n.header == nil {
-		n.header = http.Header{}
-	}
-	return n.header
-}
-
-// Write implements http.ResponseWriter.
-func (*nowhere) Write(b []byte) (int, error) { return len(b), nil }
-
-// WriteHeader implements http.ResponseWriter.
-func (*nowhere) WriteHeader(int) {}
 
 func (s *Site) notAllowed(w http.ResponseWriter, r *http.Request, allowed string) {
 	w.Header().Set("Allow", allowed)

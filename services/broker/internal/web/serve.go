@@ -20,6 +20,8 @@ const (
 	maxConnections = 2048
 	// maxHeader bounds a request's headers, in bytes; a browser that began many attempts has many cookies.
 	maxHeader = 16 << 10
+	// maxStreams bounds the requests of one HTTP/2 connection at a time.
+	maxStreams = 32
 	// closeTimeout is how long closing what is left takes at most.
 	closeTimeout = time.Second
 )
@@ -33,12 +35,16 @@ func (s *Site) Task(ln net.Listener, config *tls.Config, drain time.Duration) ta
 		WriteTimeout:      20 * time.Second,
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    maxHeader,
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
+		// net/http would answer OPTIONS * by itself, past all that holds for answers of ours.
+		DisableGeneralOptionsHandler: true,
 		// Handshakes that fail, mostly: anybody can make as many as they like.
 		ErrorLog: slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug),
 	}
 	run := func(ctx context.Context) error {
 		served := make(chan error, 1)
-		go func() { served <- srv.Serve(tls.NewListener(netutil.LimitListener(ln, maxConnections), config)) }()
+		fair := &fairListener{Listener: ln, refused: s.refused, open: map[string]int{}}
+		go func() { served <- srv.Serve(tls.NewListener(netutil.LimitListener(fair, maxConnections), config)) }()
 		select {
 		case err := <-served:
 			return fmt.Errorf("serve pages: %w", err)

@@ -44,6 +44,7 @@ type Site struct {
 	pages     *prometheus.CounterVec
 	callbacks *prometheus.CounterVec
 	panics    prometheus.Counter
+	refused   prometheus.Counter
 }
 
 // New returns the pages; it starts nothing. It fails if the metrics cannot be registered.
@@ -64,9 +65,13 @@ func New(cfg Config) (*Site, error) {
 			Name: "phasekey_broker_page_panics_total",
 			Help: "Panics while a page was made; each is a bug, and in the log.",
 		}),
+		refused: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "phasekey_broker_page_connections_refused_total",
+			Help: "Connections closed at once because their address had too many; behind a proxy, it opens one for each browser.",
+		}),
 	}
 	if cfg.Metrics != nil {
-		for _, c := range []prometheus.Collector{s.pages, s.callbacks, s.panics} {
+		for _, c := range []prometheus.Collector{s.pages, s.callbacks, s.panics, s.refused} {
 			if err := cfg.Metrics.Register(c); err != nil {
 				return nil, fmt.Errorf("register page metrics: %w", err)
 			}
