@@ -67,6 +67,10 @@ func Decide(now time.Time, s Session, o Observation) (Session, bool) {
 		next.State, next.LastRefusal = Completed, ""
 		next.PrincipalObjectID = o.Proof.PrincipalObjectID
 	case o.Finding == Ready:
+		if s.ClientID != "" && o.ClientID != s.ClientID {
+			// It was made anew: what a browser said was about another one, and must not keep the button away.
+			next.LastCallback, next.CallbackTime = "", time.Time{}
+		}
 		next.State, next.ClientID, next.ApplicationName = AwaitingConsent, o.ClientID, o.ApplicationName
 		if o.Proof != nil {
 			next.LastRefusal = o.Proof.Refusal

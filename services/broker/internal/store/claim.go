@@ -70,10 +70,11 @@ func (s *Store) Settle(ctx context.Context, c consent.Claim, decide func(consent
 		}
 		for _, session := range changed {
 			if _, err := tx.Exec(ctx, `UPDATE consent_sessions SET state = $1, client_id = $2, application_name = $3,
-				service_principal_object_id = $4, last_refusal = $5, version = $6, end_time = $7
-				WHERE account = $8 AND id = $9 AND end_time = 0`,
-				session.State, session.ClientID, session.ApplicationName, session.PrincipalObjectID, session.LastRefusal, session.Version,
-				sqldb.Micros(session.EndTime), session.Name.Account, session.Name.ID); err != nil {
+				service_principal_object_id = $4, last_refusal = $5, last_callback = $6, callback_time = $7, version = $8, end_time = $9
+				WHERE account = $10 AND id = $11 AND end_time = 0`,
+				session.State, session.ClientID, session.ApplicationName, session.PrincipalObjectID, session.LastRefusal,
+				session.LastCallback, sqldb.Micros(session.CallbackTime), session.Version, sqldb.Micros(session.EndTime),
+				session.Name.Account, session.Name.ID); err != nil {
 				return err
 			}
 		}
