@@ -8,7 +8,11 @@ type notice struct {
 	Happened, Installed, Advice string
 }
 
-const nothingInstalled = "Nothing was installed in your tenant."
+// This time: somebody else with the link, or another tab, may have consented all the same.
+const nothingInstalled = "Nothing was installed in your tenant this time."
+
+// codePresent is the one error that says something was installed.
+const codePresent = "AADSTS650051"
 
 // advice says what can be done about the errors of Entra ID that an administrator may meet while consenting.
 var advice = map[string]string{
@@ -17,7 +21,7 @@ var advice = map[string]string{
 	"AADSTS90094":  "Your account may not consent for the whole tenant. Have somebody do it who may, such as a Cloud Application Administrator; you can pass this link on.",
 	"AADSTS90095":  "Your account may not consent for the whole tenant. Have somebody do it who may, such as a Cloud Application Administrator; you can pass this link on.",
 	"AADSTS90093":  "Your tenant takes no more objects, or does not let your account consent. Look at the directory quota of your tenant, or have another administrator try.",
-	"AADSTS650051": "The application is being installed already: somebody consented at the same moment, or the button was pressed twice. Wait a minute and open this page again.",
+	codePresent:    "The application is there or being installed already: somebody consented at the same moment, or the button was pressed twice. Wait a minute and open this page again.",
 	"AADSTS650052": "Your tenant lacks a service that the application names, or is not licensed for it. Ask whoever sent you the link.",
 	"AADSTS650054": "The application asks for a permission that does not exist in your tenant. Ask whoever sent you the link.",
 	"AADSTS650056": "The application is not set up rightly. Whoever sent you the link has to mend that.",
@@ -45,9 +49,15 @@ func noticeOf(lastCallback string) *notice {
 			Advice: "You may leave it at that; whoever sent you the link sees it too. Or you can try again below.",
 		}
 	}
-	what, known := advice[lastCallback]
-	if !known {
-		what = "Try again. If it happens again, tell whoever sent you the link this code."
+	n := &notice{Happened: "Microsoft did not let you consent: " + lastCallback + ".", Installed: nothingInstalled}
+	var known bool
+	n.Advice, known = advice[lastCallback]
+	switch {
+	case !known:
+		n.Installed = "Most likely nothing was installed in your tenant."
+		n.Advice = "Try again. If it happens again, tell whoever sent you the link this code."
+	case lastCallback == codePresent:
+		n.Installed = ""
 	}
-	return &notice{Happened: "Microsoft did not let you consent: " + lastCallback + ".", Installed: nothingInstalled, Advice: what}
+	return n
 }

@@ -132,7 +132,7 @@ func (s *Site) callback(w http.ResponseWriter, r *http.Request) error {
 // refuse is the one answer to all that should not have come, so that it teaches nothing.
 func (s *Site) refuse(w http.ResponseWriter, r *http.Request) {
 	s.plain(w, r, http.StatusBadRequest, "This cannot be used",
-		"It is too old, was used before, or did not come from Microsoft. Nothing was changed. Open the link that you were sent and go on from there.")
+		"It is too old, was used before, or did not come from Microsoft, so this page changed nothing. If you have consented at Microsoft, that counts nevertheless, and shows by itself. Open the link that you were sent and go on from there.")
 }
 
 // see sends the browser elsewhere, by GET.
