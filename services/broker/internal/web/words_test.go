@@ -46,7 +46,7 @@ func TestSite_ResultSaysWhoMayGoOnAndWhere(t *testing.T) {
 	_, link := w.open(nil)
 	w.settle(consent.Observation{Finding: consent.Ready, ClientID: "client", Proof: &consent.Proof{Consented: true, PrincipalObjectID: principal}})
 	p := w.browser().get(link)
-	shows(t, p, http.StatusOK, "as an Owner or a User Access Administrator of the subscription is", "az login --tenant "+tenant, "can be undone for 30 days")
+	shows(t, p, http.StatusOK, "such as Owner or User Access Administrator of the subscription", "az login --tenant "+tenant, "can be undone for 30 days")
 	if strings.Contains(p.text, "For good") {
 		t.Errorf("the page says that deleting is for good:\n%s", p.text)
 	}
