@@ -94,26 +94,18 @@ func (l Links) URI(s Session) string {
 // PageURI is the session's page, also after its end.
 func (l Links) PageURI(s Session) string { return l.PublicURL + PagePath + l.Key.LinkOf(s).Expose() }
 
-// LoginURL is the origin of the login pages of a session's cloud; ErrUnknownCloud if that is not configured.
-func (l Links) LoginURL(s Session) (string, error) {
+// EntraURI is the page of Entra ID on which the administrator consents, and which sends the browser back with the state;
+// ErrUnknownCloud if the session's cloud is not configured.
+func (l Links) EntraURI(s Session, state secret.Text) (string, error) {
 	cloud, ok := l.Clouds[s.Cloud]
 	if !ok {
 		return "", fmt.Errorf("link of %s: %w: %q", s.Name, ErrUnknownCloud, s.Cloud)
 	}
-	return cloud.LoginURL, nil
-}
-
-// EntraURI is the page of Entra ID on which the administrator consents, and which sends the browser back with the state.
-func (l Links) EntraURI(s Session, state secret.Text) (string, error) {
-	login, err := l.LoginURL(s)
-	if err != nil {
-		return "", err
-	}
 	query := url.Values{
 		"client_id":    {s.ClientID},
-		"scope":        {l.Clouds[s.Cloud].GraphURL + "/.default"},
+		"scope":        {cloud.GraphURL + "/.default"},
 		"redirect_uri": {l.PublicURL + CallbackPath},
 		"state":        {state.Expose()},
 	}
-	return login + "/" + url.PathEscape(s.TenantID) + "/v2.0/adminconsent?" + query.Encode(), nil
+	return cloud.LoginURL + "/" + url.PathEscape(s.TenantID) + "/v2.0/adminconsent?" + query.Encode(), nil
 }

@@ -31,12 +31,6 @@ func (s *Site) show(w http.ResponseWriter, r *http.Request) error {
 	case consent.PageWaiting:
 		name, v.Title, v.Refresh = "waiting", "Not quite ready yet", lookAgain
 	case consent.PageLanding:
-		login, err := s.cfg.Links.LoginURL(session)
-		if err != nil {
-			return err
-		}
-		// Chromium looks at this also when the form's answer leads elsewhere.
-		w.Header().Set("Content-Security-Policy", policy(login))
 		name, v.Title, v.Notice = "landing", fmt.Sprintf("Connect %s to your Azure tenant", s.cfg.Platform), noticeOf(session.LastCallback)
 	case consent.PagePending:
 		name, v.Title, v.Refresh = "pending", "Waiting for your tenant", lookAgain
@@ -61,7 +55,9 @@ func (s *Site) returnURI(r *http.Request, session consent.Session) string {
 	return session.ReturnURI
 }
 
-// begin is POST of a session's page: the button.
+// begin is POST of a session's page: the button. Its answer is a page that sends the browser on, not a redirection: Chromium holds all
+// that redirections after a form lead to against the form-action of our policy, and Entra ID may lead on to wherever the tenant's
+// people sign in.
 func (s *Site) begin(w http.ResponseWriter, r *http.Request) error {
 	session, err := s.session(r)
 	if err != nil {
@@ -83,8 +79,7 @@ func (s *Site) begin(w http.ResponseWriter, r *http.Request) error {
 	s.cfg.Log.InfoContext(r.Context(), "an administrator goes to Entra ID",
 		slog.String(obs.KeyResource, session.Name.String()), slog.String(keyAttempt, attempt.ID))
 	give(w, attempt.ID, browser, s.cfg.AttemptLife)
-	see(w, to)
-	return nil
+	return s.render(w, http.StatusOK, "leaving", view{Title: "To Microsoft", To: to})
 }
 
 // callback is GET of where Entra ID sends browsers back to.

@@ -30,7 +30,7 @@ type templates map[string]*template.Template
 
 func parse() (templates, error) {
 	all := templates{}
-	for _, name := range []string{"waiting", "landing", "pending", "result", "expired", "plain"} {
+	for _, name := range []string{"waiting", "landing", "leaving", "pending", "result", "expired", "plain"} {
 		parsed, err := template.ParseFS(files, "pages/layout.html", "pages/"+name+".html")
 		if err != nil {
 			return nil, fmt.Errorf("parse page %s: %w", name, err)
@@ -45,6 +45,8 @@ type view struct {
 	Title, Platform, Stylesheet string
 	// Refresh is after how many seconds the browser looks again; zero for never.
 	Refresh int
+	// To is where the browser is sent on to at once; empty for nowhere.
+	To      string
 	Session consent.Session
 	// ReturnURI is empty when there is none, or it may not be shown.
 	ReturnURI string
