@@ -209,14 +209,25 @@ func (c *chromium) path() string {
 // await waits until the page, which reloads itself, says something.
 func (c *chromium) await(saying string) {
 	c.t.Helper()
+	c.until(saying, func() bool { return strings.Contains(c.text(), saying) })
+}
+
+// arrive waits until the window is at a page whose path ends so: one that sends browsers on may come before.
+func (c *chromium) arrive(path string) {
+	c.t.Helper()
+	c.until(path, func() bool { return strings.HasSuffix(c.path(), path) })
+}
+
+func (c *chromium) until(what string, so func() bool) {
+	c.t.Helper()
 	deadline := time.NewTimer(45 * time.Second)
 	defer deadline.Stop()
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
-	for !strings.Contains(c.text(), saying) {
+	for !so() {
 		select {
 		case <-deadline.C:
-			c.t.Fatalf("the page does not say %q but %q", saying, c.text())
+			c.t.Fatalf("waited for %q; the window shows %q at %s", what, c.text(), c.path())
 		case <-tick.C:
 		}
 	}

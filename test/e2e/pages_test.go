@@ -133,6 +133,7 @@ func (c *customer) signIn(browser *chromium) {
 	c.t.Helper()
 	for range 20 {
 		browser.click("form button")
+		browser.arrive("/v2.0/adminconsent")
 		if !strings.Contains(browser.text(), "700016") {
 			browser.enter("input[name=username]", c.world.Administrator)
 			browser.click("form button")

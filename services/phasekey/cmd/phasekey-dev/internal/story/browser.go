@@ -57,6 +57,19 @@ func (b *browser) open(ctx context.Context, link string) (page, error) {
 	return b.show(request)
 }
 
+// onward is where a page sends the browser on to at once; empty for nowhere.
+func onward(meta *html.Node) string {
+	if !strings.EqualFold(attribute(meta, "http-equiv"), "refresh") {
+		return ""
+	}
+	delay, to, _ := strings.Cut(attribute(meta, "content"), ";")
+	to, found := strings.CutPrefix(strings.TrimSpace(to), "url=")
+	if !found || strings.TrimSpace(delay) != "0" {
+		return ""
+	}
+	return to
+}
+
 // press submits a page's form, with what else a person enters, by name and value.
 func (b *browser) press(ctx context.Context, p page, entered ...string) (page, error) {
 	if p.form == nil {
@@ -103,6 +116,9 @@ func (b *browser) show(request *http.Request) (page, error) {
 	}
 	p.text = textOf(root)
 	for node := range root.Descendants() {
+		if to := onward(node); to != "" {
+			return b.open(request.Context(), to)
+		}
 		if node.Type != html.ElementNode {
 			continue
 		}
