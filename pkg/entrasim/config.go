@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"net/url"
 	"strings"
 	"time"
@@ -70,6 +71,11 @@ type Config struct {
 	// OpenAdmin has the admin API answer other machines too. It asks nobody who
 	// they are, so without this only this machine is answered.
 	OpenAdmin bool
+	// Issuers carries the requests for the OpenID configuration and the keys of
+	// federated credentials' issuers, over https only. Nil is the network, and
+	// the system's roots; inside a testing/synctest bubble it must be something
+	// that opens no socket.
+	Issuers http.RoundTripper
 	// SigningKey signs access tokens when the state holds no key yet; nil
 	// makes one, which takes a noticeable moment.
 	SigningKey *rsa.PrivateKey
@@ -124,6 +130,12 @@ func (c Config) withDefaults() (Config, error) {
 		u, err := url.Parse(c.BaseURL)
 		if err != nil || u.Host == "" || u.Path != "" || (u.Scheme != "https" && u.Scheme != "http") {
 			errs = append(errs, fmt.Errorf("base URL: %q is not an origin such as https://127.0.0.1:8443", c.BaseURL))
+		}
+	}
+	if c.Issuers == nil {
+		c.Issuers = &http.Transport{
+			Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, TLSHandshakeTimeout: issuerTimeout,
+			MaxIdleConns: 16, IdleConnTimeout: keysLife, MaxResponseHeaderBytes: 1 << 16,
 		}
 	}
 	if c.Log == nil {

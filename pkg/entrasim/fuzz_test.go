@@ -1,12 +1,15 @@
 package entrasim_test
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"strings"
 	"testing"
+
+	"github.com/golang-jwt/jwt/v5"
 
 	"phasekey.dev/pkg/entrasim"
 )
@@ -23,6 +26,9 @@ func FuzzHandler(f *testing.F) {
 	f.Add("PATCH", "/v1.0/applications(uniqueName='a''b')", `{"displayName":"x","web":{"redirectUris":["y"]}}`, "create-if-missing")
 	f.Add("GET", "/v1.0/applications?$filter=startswith(displayName,'x')&$top=1&$select=id&$count=true", "", "")
 	f.Add("POST", "/v1.0/applications/"+subID+"/addPassword", `{"passwordCredential":{}}`, "")
+	f.Add("POST", "/"+homeID+"/oauth2/v2.0/token", "grant_type=client_credentials&client_id=APP&scope="+url.QueryEscape(armScope)+
+		"&client_assertion_type=urn:ietf:params:oauth:client-assertion-type:jwt-bearer&client_assertion=e30.e30.", "")
+	f.Add("PATCH", "/v1.0/applications(uniqueName='one')", `{"keyCredentials":[{"type":"AsymmetricX509Cert","usage":"Verify","key":"AAAA","keyId":null}]}`, "")
 	f.Add("POST", "/v1.0/applications(uniqueName='one')/federatedIdentityCredentials", federation("plan", issuerURL, subject, exchange), "")
 	f.Add("PATCH", "/v1.0/applications(uniqueName='one')/federatedIdentityCredentials(name='a-b')", federation("", issuerURL, subject, exchange), "create-if-missing")
 	f.Add("PUT", "/subscriptions/"+subID+"/resourcegroups/x?api-version=1", `{"location":"y","tags":{"a":"b"}}`, "")
@@ -33,7 +39,7 @@ func FuzzHandler(f *testing.F) {
 		if err != nil || method == "" || strings.ContainsAny(method, " \t\r\n/:()<>@,;\\\"[]?={}\x00") {
 			return // not a request that reaches a handler
 		}
-		sim, err := entrasim.New(entrasim.Config{SigningKey: key})
+		sim, err := entrasim.New(entrasim.Config{SigningKey: key, Issuers: newIssuer(t, issuerURL)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -47,7 +53,7 @@ func FuzzHandler(f *testing.F) {
 		w.platform, err = sim.CreatePlatform(entrasim.NewPlatform{Tenant: homeID})
 		w.must(err)
 		w.assign(w.platform.PrincipalID, "Owner", scope)
-		w.newApp("one")
+		body = strings.ReplaceAll(body, "APP", w.newApp("one").clientID)
 		bearer := w.graphToken()
 		if strings.HasPrefix(where.Path, "/subscriptions") {
 			bearer = w.token(homeID, w.platform.ClientID, w.platform.ClientSecret, armScope)
@@ -71,6 +77,41 @@ func FuzzHandler(f *testing.F) {
 		case kind == "" && out.Body.Len() == 0, strings.HasPrefix(kind, "text/html"):
 		default:
 			t.Errorf("%d with %q: %s", out.Code, kind, out.Body)
+		}
+	})
+}
+
+// FuzzAssertion sends client assertions with any header and claims, well signed,
+// to an application that trusts an issuer with any key set. Nobody gets a token
+// but by the claims that the application trusts.
+func FuzzAssertion(f *testing.F) {
+	key, err := sharedKey()
+	if err != nil {
+		f.Fatal(err)
+	}
+	own := jwk("k1", &key.PublicKey, "")
+	trusted := `{"iss":"` + issuerURL + `","sub":"` + subject + `","aud":"` + exchange + `","exp":32503680000}`
+	f.Add(`{"alg":"RS256","kid":"k1"}`, trusted, `{"keys":[`+own+`]}`)
+	f.Add(`{"alg":"RS256","kid":null,"x5t":1}`, `{"iss":"`+subID+`","sub":"`+subID+`","aud":["x"],"exp":1e300,"nbf":-1e300}`, `{"keys":null}`)
+	f.Add(`{"alg":"PS256","x5t#S256":"====","crit":[]}`, `{"iss":"`+subID+`","sub":"`+subID+`","aud":"https://login.microsoftonline.com","exp":"1"}`, `[]`)
+	f.Add(`null`, `null`, `null`)
+	f.Fuzz(func(t *testing.T, header, body, keys string) {
+		issuer := newIssuer(t, issuerURL)
+		issuer.keys = func() string { return keys }
+		w := newWorld(t, entrasim.Config{Issuers: issuer})
+		a := w.newApp("one")
+		w.consent(a)
+		w.federate(a, federation("plan", issuerURL, subject, exchange))
+		signed := base64.RawURLEncoding.EncodeToString([]byte(header)) + "." + base64.RawURLEncoding.EncodeToString([]byte(strings.ReplaceAll(body, subID, a.clientID)))
+		signature, err := jwt.SigningMethodRS256.Sign(signed, key)
+		w.must(err)
+		got := w.login(customerID, asserted(a.clientID, signed+"."+base64.RawURLEncoding.EncodeToString(signature), armScope))
+		if got.status != 200 && (got.status != 400 && got.status != 401 || !strings.HasPrefix(got.text("error_description"), "AADSTS")) {
+			t.Fatalf("got %d %s", got.status, got.body)
+		}
+		var c struct{ Iss, Sub string }
+		if got.status == 200 && (json.Unmarshal([]byte(body), &c) != nil || c.Iss != issuerURL || c.Sub != subject) {
+			t.Fatalf("a token for %s", body)
 		}
 	})
 }

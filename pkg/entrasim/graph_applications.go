@@ -21,7 +21,7 @@ func (a *application) view() map[string]any {
 	return map[string]any{
 		"id": a.ID, "appId": a.AppID, "deletedDateTime": graphMoment(a.Deleted), "createdDateTime": a.Created.Format(graphTime),
 		"publisherDomain": a.Publisher, "uniqueName": orNull(a.UniqueName), "applicationTemplateId": nil,
-		"disabledByMicrosoftStatus": nil, "certification": nil, "addIns": []any{}, "keyCredentials": []any{},
+		"disabledByMicrosoftStatus": nil, "certification": nil, "addIns": []any{}, "keyCredentials": keyViews(a.Keys, false),
 		"passwordCredentials": passwords,
 		"displayName":         set.DisplayName, "signInAudience": set.SignInAudience, "description": set.Description, "notes": set.Notes,
 		"tags": orEmpty(set.Tags), "identifierUris": orEmpty(set.IdentifierURIs), "groupMembershipClaims": set.GroupMembershipClaims,
@@ -124,7 +124,11 @@ func (s *Simulator) getApplication(c *call, key graphKey) reply {
 	if a == nil {
 		return notFound(c, key)
 	}
-	return s.entity(c, http.StatusOK, "applications", a.view())
+	item := a.view()
+	if slices.Contains(strings.Split(c.URL.Query().Get("$select"), ","), "keyCredentials") {
+		item["keyCredentials"] = keyViews(a.Keys, true)
+	}
+	return s.entity(c, http.StatusOK, "applications", item)
 }
 
 func (s *Simulator) listApplications(c *call, _ graphKey) reply {
@@ -199,7 +203,13 @@ func (s *Simulator) changeApplication(c *call, record *applicationRecord) reply 
 	if bad := s.applyProperties(c, &next); bad != nil {
 		return *bad
 	}
-	if err := s.commitApplication(c, "application.updated", record, &next, s.applicationLag(s.dice.Of(c.actor), c.now, s.config.Lags.Application)); err != nil {
+	login := s.config.Lags.Application
+	if slices.ContainsFunc(record.latest().Keys, func(old keyCredential) bool {
+		return !slices.ContainsFunc(next.Keys, func(k keyCredential) bool { return k.KeyID == old.KeyID })
+	}) {
+		login = s.config.Lags.Removal
+	}
+	if err := s.commitApplication(c, "application.updated", record, &next, s.applicationLag(s.dice.Of(c.actor), c.now, login)); err != nil {
 		return unavailable(c)
 	}
 	return noContent(c)
@@ -234,6 +244,11 @@ func (s *Simulator) applyProperties(c *call, a *application) *reply {
 			delete(given, name)
 		case name == "uniqueName":
 			if bad := s.nameApplication(c, a, value); bad != nil {
+				return bad
+			}
+			delete(given, name)
+		case name == "keyCredentials":
+			if bad := s.setKeys(c, a, value); bad != nil {
 				return bad
 			}
 			delete(given, name)

@@ -121,7 +121,8 @@ func (s *Simulator) token(c *call) reply {
 	if bad != nil {
 		return loginError(c, *bad)
 	}
-	p, bad := s.authenticate(c, strings.ToLower(id), text)
+	proof := proof{secret: text, kind: form.Get("client_assertion_type"), assertion: form.Get("client_assertion")}
+	p, bad := s.authenticate(c, strings.ToLower(id), proof)
 	if bad != nil {
 		return loginError(c, *bad)
 	}
@@ -131,7 +132,7 @@ func (s *Simulator) token(c *call) reply {
 			"The resource principal named " + clip(audience, 256) + " was not found in the tenant named " + c.tenant +
 				". This can happen if the application has not been installed by the administrator of the tenant or consented to by any user in the tenant. You might have sent your authentication request to the wrong tenant."})
 	}
-	access, claims, err := s.mint(s.dice.Of(c.actor), c.now, p, r, audience)
+	access, claims, err := s.mint(s.dice.Of(c.actor), c.now, p, proof, r, audience)
 	if err != nil {
 		s.config.Log.Error("token cannot be signed", "error", err)
 		return loginError(c, problem{http.StatusServiceUnavailable, "temporarily_unavailable", "90033", "A transient error has occurred. Please try again."})
@@ -144,9 +145,69 @@ func (s *Simulator) token(c *call) reply {
 	return out
 }
 
-// authenticate finds the principal that the secret speaks for, as the token
+// proof is what a client proves itself by.
+type proof struct {
+	secret          string
+	kind, assertion string // of a client assertion
+}
+
+// asserted tells whether the proof is a client assertion, good or bad.
+func (p proof) asserted() bool {
+	return p.kind != "" || p.assertion != ""
+}
+
+// client is who a token request claims to come from, as the token service's
+// replica sees it: a snapshot, for proving it may take a while.
+type client struct {
+	tenant    Tenant
+	app       *application
+	secrets   []*secret
+	federated []*federated // those the replica knows
+	coming    []*federated // those that have been committed
+	principal *principal
+	// missing is what is wrong with the principal.
+	missing *problem
+}
+
+// authenticate finds the principal that the proof speaks for, as the token
 // service's replica sees it.
-func (s *Simulator) authenticate(c *call, id, text string) (*principal, *problem) {
+func (s *Simulator) authenticate(c *call, id string, p proof) (*principal, *problem) {
+	who, bad := s.findClient(c, id)
+	if bad != nil {
+		return nil, bad
+	}
+	if who.missing != nil && !s.config.SecretBeforePrincipal {
+		return nil, who.missing
+	}
+	if bad := s.prove(c, who, p); bad != nil {
+		return nil, bad
+	}
+	if who.missing != nil {
+		return nil, who.missing
+	}
+	return who.principal, nil
+}
+
+// prove checks the proof, and names the credential it is by.
+func (s *Simulator) prove(c *call, who *client, p proof) *problem {
+	switch {
+	case p.asserted() && p.kind == "":
+		bad := missingParameter("client_assertion_type")
+		return &bad
+	case p.asserted() && p.kind != jwtBearer:
+		return &problem{http.StatusBadRequest, "invalid_request", "90100", "client_assertion_type parameter is empty or not valid."}
+	case p.asserted() && p.assertion == "":
+		bad := missingParameter("client_assertion")
+		return &bad
+	case p.asserted():
+		return s.checkAssertion(c, who, p.assertion)
+	case p.secret == "":
+		return invalidClient("7000218", "The request body must contain the following parameter: 'client_assertion' or 'client_secret'.")
+	}
+	return checkSecret(c, who, p.secret)
+}
+
+func (s *Simulator) findClient(c *call, id string) (*client, *problem) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	t := s.state.tenant(c.path[0])
@@ -160,64 +221,52 @@ func (s *Simulator) authenticate(c *call, id, text string) (*principal, *problem
 	if app == nil {
 		return nil, unknown
 	}
-	a := app.seen(PlaneLogin, c.replica, c.now)
-	if a == nil || a.Deleted != nil {
+	who := &client{tenant: t.Tenant, app: app.seen(PlaneLogin, c.replica, c.now), secrets: app.secrets}
+	if who.app == nil || who.app.Deleted != nil {
 		return nil, unknown
 	}
-	var p *principal
 	if r := t.principal[id]; r != nil {
-		p = r.seen(PlaneLogin, c.replica, c.now)
+		who.principal = r.seen(PlaneLogin, c.replica, c.now)
 	}
-	absent := p == nil || p.Deleted != nil
-	if absent && (a.Tenant != t.ID) {
-		return nil, unknown
-	}
-	var missing *problem
+	absent := who.principal == nil || who.principal.Deleted != nil
 	switch {
+	case absent && who.app.Tenant != t.ID:
+		return nil, unknown
 	case absent:
-		missing = &problem{http.StatusUnauthorized, "invalid_client", "7000229",
-			"The client application '" + id + "' is missing service principal in the tenant '" + t.ID +
-				"'. See instructions here: https://go.microsoft.com/fwlink/?linkid=2225119 to create one."}
-	case !p.AccountEnabled:
-		missing = &problem{http.StatusBadRequest, "unauthorized_client", "7000112", "Application '" + id + "'(" + p.DisplayName + ") is disabled."}
+		who.missing = invalidClient("7000229", "The client application '"+id+"' is missing service principal in the tenant '"+t.ID+
+			"'. See instructions here: https://go.microsoft.com/fwlink/?linkid=2225119 to create one.")
+	case !who.principal.AccountEnabled:
+		who.missing = &problem{http.StatusBadRequest, "unauthorized_client", "7000112", "Application '" + id + "'(" + who.principal.DisplayName + ") is disabled."}
 	}
-	if missing != nil && !s.config.SecretBeforePrincipal {
-		return nil, missing
+	for _, r := range app.federated {
+		if f := r.seen(PlaneLogin, c.replica, c.now); f != nil {
+			who.federated = append(who.federated, f)
+		}
+		if f := r.latest(); f != nil {
+			who.coming = append(who.coming, f)
+		}
 	}
-	if text == "" {
-		return nil, &problem{http.StatusUnauthorized, "invalid_client", "7000218",
-			"The request body must contain the following parameter: 'client_assertion' or 'client_secret'."}
-	}
-	found, bad := checkSecret(c, app, text)
-	if found != nil {
-		c.keyID = found.KeyID
-	}
-	if bad != nil {
-		return nil, bad
-	}
-	if missing != nil {
-		return nil, missing
-	}
-	return p, nil
+	return who, nil
 }
 
 // checkSecret finds the secret that the text is, among those the replica knows.
-func checkSecret(c *call, app *applicationRecord, text string) (*secret, *problem) {
+func checkSecret(c *call, who *client, text string) *problem {
 	var found *secret
-	for _, sec := range app.secrets {
+	for _, sec := range who.secrets {
 		if sec.is(text) && sec.known(c.replica, c.now) {
 			found = sec
 		}
 	}
+	if found != nil {
+		c.keyID = found.KeyID
+	}
 	switch {
 	case found == nil || c.now.Before(found.Start):
-		return found, &problem{http.StatusUnauthorized, "invalid_client", "7000215",
-			"Invalid client secret provided. Ensure the secret being sent in the request is the client secret value, not the client secret ID, for a secret added to app '" + app.appID + "'."}
+		return invalidClient("7000215", "Invalid client secret provided. Ensure the secret being sent in the request is the client secret value, not the client secret ID, for a secret added to app '"+who.app.AppID+"'.")
 	case !c.now.Before(found.End):
-		return found, &problem{http.StatusUnauthorized, "invalid_client", "7000222",
-			"The provided client secret keys for app '" + app.appID + "' are expired. Visit the Azure portal to create new keys for your app: https://aka.ms/NewClientSecret, or consider using certificate credentials for added security: https://aka.ms/certCreds."}
+		return invalidClient("7000222", "The provided client secret keys for app '"+who.app.AppID+"' are expired. Visit the Azure portal to create new keys for your app: https://aka.ms/NewClientSecret, or consider using certificate credentials for added security: https://aka.ms/certCreds.")
 	}
-	return found, nil
+	return nil
 }
 
 // is compares in constant time.

@@ -93,6 +93,7 @@ type application struct {
 	// Owners are the object IDs of principals that own it.
 	Owners    []string              `json:"owners,omitempty"`
 	Passwords []password            `json:"passwords,omitempty"`
+	Keys      []keyCredential       `json:"keys,omitempty"`
 	Set       applicationProperties `json:"set"`
 }
 

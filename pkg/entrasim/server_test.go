@@ -25,21 +25,22 @@ import (
 
 // serve runs the simulator on a loopback port over TLS, and gives the world and
 // a client of its CA.
-func serve(t *testing.T) *world {
+func serve(t *testing.T, config entrasim.Config) *world {
 	t.Helper()
 	dir := t.TempDir()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	config, err := devtls.ServerConfig(dir, time.Now(), []string{"127.0.0.1", "login.microsoftonline.com"})
+	secure, err := devtls.ServerConfig(dir, time.Now(), []string{"127.0.0.1", "login.microsoftonline.com"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := newWorld(t, entrasim.Config{BaseURL: "https://" + listener.Addr().String()})
+	config.BaseURL = "https://" + listener.Addr().String()
+	w := newWorld(t, config)
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- w.sim.Run(ctx, listener, config) }()
+	go func() { done <- w.sim.Run(ctx, listener, secure) }()
 	t.Cleanup(func() {
 		stop()
 		if err := <-done; err != nil {
@@ -78,7 +79,7 @@ func (w *world) credential(tenant, id, secret, authority string, discovery bool)
 }
 
 func TestServer_AzidentityGetsATokenThatWorks(t *testing.T) {
-	w := serve(t)
+	w := serve(t, entrasim.Config{})
 	a, p := w.consented("one")
 	w.assign(p.ID, "Reader", scope)
 	for name, c := range map[string]*azidentity.ClientSecretCredential{
@@ -105,7 +106,7 @@ func TestServer_AzidentityGetsATokenThatWorks(t *testing.T) {
 }
 
 func TestServer_AzidentitySeesErrors(t *testing.T) {
-	w := serve(t)
+	w := serve(t, entrasim.Config{})
 	a, _ := w.consented("one")
 	for code, c := range map[string]*azidentity.ClientSecretCredential{
 		"AADSTS7000215": w.credential(customerID, a.clientID, "wrong", w.sim.Endpoints().Login, false),
@@ -125,7 +126,7 @@ func TestServer_AzidentitySeesErrors(t *testing.T) {
 }
 
 func TestServer_CutsConnections(t *testing.T) {
-	w := serve(t)
+	w := serve(t, entrasim.Config{})
 	w.fault(entrasim.Fault{Plane: entrasim.PlaneARM, Effect: entrasim.Effect{Cut: true}})
 	if got, err := w.try(http.MethodGet, w.sim.Endpoints().ResourceManager+"/subscriptions?api-version=1", "", ""); err == nil {
 		t.Errorf("got %d", got.status)
@@ -136,7 +137,7 @@ func TestServer_CutsConnections(t *testing.T) {
 }
 
 func TestServer_RefusesLargeBodies(t *testing.T) {
-	w := serve(t)
+	w := serve(t, entrasim.Config{})
 	for _, where := range []string{"/" + customerID + "/oauth2/v2.0/token", "/v1.0/applications", "/subscriptions", "/admin/tenants"} {
 		got, err := w.try(http.MethodPost, w.sim.Endpoints().Login+where, "", strings.Repeat("x", 1<<20+1))
 		if err != nil || got.status != http.StatusRequestEntityTooLarge || !strings.HasPrefix(got.header.Get("Content-Type"), "application/json") {

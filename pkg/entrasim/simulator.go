@@ -24,6 +24,8 @@ type Simulator struct {
 	dice   *chance.Source
 	key    signingKey
 
+	issuers *issuers
+
 	mu      sync.Mutex
 	state   *state
 	journal journal
@@ -38,7 +40,7 @@ func New(config Config) (*Simulator, error) {
 	if err != nil {
 		return nil, fmt.Errorf("simulator configuration: %w", err)
 	}
-	s := &Simulator{config: config, state: newState(), journal: journal{limit: config.JournalRequests}}
+	s := &Simulator{config: config, state: newState(), journal: journal{limit: config.JournalRequests}, issuers: newIssuers(config.Issuers)}
 	if config.StateDir != "" {
 		s.log, err = eventlog.Open(filepath.Join(config.StateDir, "entrasim.log"), s.replay)
 		if err != nil {
@@ -52,8 +54,10 @@ func New(config Config) (*Simulator, error) {
 	return s, nil
 }
 
-// Close lets go of the state folder. Requests that write fail afterwards.
+// Close lets go of the state folder and of connections to issuers. Requests that
+// write fail afterwards.
 func (s *Simulator) Close() error {
+	s.issuers.client.CloseIdleConnections()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.log == nil {

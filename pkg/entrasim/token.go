@@ -79,13 +79,17 @@ func (t accessToken) GetAudience() (jwt.ClaimStrings, error) {
 }
 
 // mint makes an access token for a principal. The claims it returns hold no secret.
-func (s *Simulator) mint(dice *chance.Dice, now time.Time, p *principal, resource *resource, audience string) (string, accessToken, error) {
+func (s *Simulator) mint(dice *chance.Dice, now time.Time, p *principal, by proof, resource *resource, audience string) (string, accessToken, error) {
 	life := dice.Between(s.config.TokenLife.Min, s.config.TokenLife.Max).Truncate(time.Second)
 	issuer := issuerPrefix + p.Tenant + "/"
+	acr := "1"
+	if by.asserted() {
+		acr = "2"
+	}
 	claims := accessToken{
 		Audience: audience, Issuer: issuer, IDP: issuer,
 		IssuedAt: now.Unix(), From: now.Unix(), Expires: now.Add(life).Unix(),
-		AIO: "E2" + dice.Text(22, letters), AppID: p.AppID, AppACR: "1", IDType: "app",
+		AIO: "E2" + dice.Text(22, letters), AppID: p.AppID, AppACR: acr, IDType: "app",
 		ObjectID: p.ID, Subject: p.ID, TenantID: p.Tenant, Roles: p.Roles[resource.appID],
 		UTI: dice.Text(22, letters), Version: "1.0",
 	}

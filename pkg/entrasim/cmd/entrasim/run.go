@@ -3,12 +3,14 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,11 +22,11 @@ import (
 
 // options are the command line.
 type options struct {
-	listen, state, tlsDir, cert, key, base, names string
-	seed                                          uint64
-	replicas                                      int
-	lag, life                                     span
-	secretFirst, race, openAdmin, verbose         bool
+	listen, state, tlsDir, cert, key, base, names, issuerCA string
+	seed                                                    uint64
+	replicas                                                int
+	lag, life                                               span
+	secretFirst, race, openAdmin, verbose                   bool
 }
 
 func parse(args []string, help io.Writer) (options, error) {
@@ -38,6 +40,7 @@ func parse(args []string, help io.Writer) (options, error) {
 	f.StringVar(&o.key, "key", "", "`file` with that certificate's key")
 	f.StringVar(&o.names, "names", "", "more host `names`, by comma, for the certificate")
 	f.StringVar(&o.base, "base-url", "", "`origin` clients use; by default that of -listen")
+	f.StringVar(&o.issuerCA, "issuer-ca", "", "`file` of CA certificates to trust, besides the system's, in issuers of federated credentials")
 	f.Uint64Var(&o.seed, "seed", 1, "`number` that decides everything random")
 	f.IntVar(&o.replicas, "replicas", 3, "`number` of replicas of each plane")
 	f.Var(&o.lag, "lag", "replication lag, a fixed `duration` or shortest-longest, such as 0s-3s")
@@ -89,10 +92,14 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) (err error) 
 			return fmt.Errorf("make state folder: %w", err)
 		}
 	}
+	issuers, err := o.issuers()
+	if err != nil {
+		return err
+	}
 	sim, err := entrasim.New(entrasim.Config{
 		Seed: o.seed, StateDir: o.state, Replicas: o.replicas, BaseURL: o.base, Log: log,
 		Lags: entrasim.Lag(o.lag.low, o.lag.high), TokenLife: entrasim.Range{Min: o.life.low, Max: o.life.high},
-		SecretBeforePrincipal: o.secretFirst, ConsentRace: o.race, OpenAdmin: o.openAdmin,
+		SecretBeforePrincipal: o.secretFirst, ConsentRace: o.race, OpenAdmin: o.openAdmin, Issuers: issuers,
 	})
 	if err != nil {
 		return err
@@ -126,6 +133,28 @@ func (o options) tls(addr net.Addr) (*tls.Config, string, error) {
 	}
 	config, err := devtls.ServerConfig(o.tlsDir, time.Now(), names)
 	return config, filepath.Join(o.tlsDir, devtls.CAFile), err
+}
+
+// issuers returns what carries requests to issuers, nil for the usual way.
+func (o options) issuers() (http.RoundTripper, error) {
+	if o.issuerCA == "" {
+		return nil, nil //nolint:nilnil // as entrasim.Config has it
+	}
+	text, err := os.ReadFile(o.issuerCA)
+	if err != nil {
+		return nil, fmt.Errorf("read issuers' CA: %w", err)
+	}
+	roots, err := x509.SystemCertPool()
+	if err != nil {
+		return nil, fmt.Errorf("read the system's CAs: %w", err)
+	}
+	if !roots.AppendCertsFromPEM(text) {
+		return nil, fmt.Errorf("issuers' CA: %s holds no certificate", o.issuerCA)
+	}
+	return &http.Transport{
+		Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, TLSHandshakeTimeout: 10 * time.Second, IdleConnTimeout: time.Minute,
+		MaxIdleConns: 16, MaxResponseHeaderBytes: 1 << 16, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots},
+	}, nil
 }
 
 // reachable is an address as a client on this machine would write it.

@@ -84,6 +84,7 @@ func TestRun_RefusesBadFlags(t *testing.T) {
 	for _, args := range [][]string{
 		{"extra"}, {"-cert", "x"}, {"-lag", "soon"}, {"-lag", "3s-1s", "-listen", "127.0.0.1:0", "-tls", t.TempDir()},
 		{"-token-life", "0s", "-listen", "127.0.0.1:0", "-tls", t.TempDir()}, {"-nonsense"},
+		{"-issuer-ca", "/nonexistent", "-listen", "127.0.0.1:0", "-tls", t.TempDir()}, {"-issuer-ca", "run_test.go", "-listen", "127.0.0.1:0", "-tls", t.TempDir()},
 		{"-base-url", "x", "-listen", "127.0.0.1:0", "-tls", t.TempDir()}, {"-replicas", "-1", "-listen", "127.0.0.1:0", "-tls", t.TempDir()},
 	} {
 		if err := run(t.Context(), args, io.Discard, io.Discard); err == nil {
