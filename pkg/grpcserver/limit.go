@@ -4,11 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"net/netip"
-	"sync"
 	"time"
 
-	"golang.org/x/time/rate"
+	"phasekey.dev/pkg/limit"
 )
 
 // Limit is a token bucket.
@@ -54,9 +52,6 @@ func (l Limits) Validate() error {
 // defaultAnonymousCalls is as many runners as may stand behind one address.
 const defaultAnonymousCalls = 20_000
 
-// maxBuckets bounds the memory for buckets: an attacker may have many addresses.
-const maxBuckets = 16 << 10
-
 // bucketKey is whose bucket it is and for what.
 type bucketKey struct {
 	who   string
@@ -66,15 +61,12 @@ type bucketKey struct {
 // classAnonymous is the class of all calls of callers without a known identity.
 const classAnonymous class = "anonymous"
 
-// limits are the buckets in use.
+// limits are how much each caller has taken of late.
 type limits struct {
-	sizes map[class]Limit
-
-	mu      sync.Mutex
-	buckets map[bucketKey]*rate.Limiter
-	// going are the calls in progress of callers without a known identity, by source; at most most.
-	going map[string]int
-	most  int
+	sizes   map[class]Limit
+	buckets *limit.Buckets[bucketKey]
+	// going are the calls in progress of callers without a known identity, by source.
+	going *limit.Places
 }
 
 // newLimits fills in the defaults.
@@ -96,15 +88,14 @@ func newLimits(l Limits) *limits {
 		most = defaultAnonymousCalls
 	}
 	return &limits{
-		going: map[string]int{},
-		most:  most,
+		going: limit.NewPlaces(most),
 		sizes: map[class]Limit{
 			classRead:      fill(l.Read, 5000, 10_000),
 			classWrite:     fill(l.Write, 2000, 4000),
 			classStream:    fill(l.Stream, 2000, 20_000),
 			classAnonymous: fill(l.Anonymous, 2000, 20_000),
 		},
-		buckets: map[bucketKey]*rate.Limiter{},
+		buckets: limit.NewBuckets(func(k bucketKey) bucketKey { return bucketKey{"", k.class} }),
 	}
 }
 
@@ -114,71 +105,5 @@ func (l *limits) take(now time.Time, who string, c class) (wait time.Duration, o
 	if size.PerSecond < 0 {
 		return 0, true
 	}
-	b := l.bucket(now, bucketKey{who, c}, size)
-	if b.AllowN(now, 1) {
-		return 0, true
-	}
-	missing := 1 - b.TokensAt(now)
-	return time.Duration(missing / size.PerSecond * float64(time.Second)), false
-}
-
-// enter counts one more call of a source; false when it has as many as it may. Whoever was let in leaves.
-func (l *limits) enter(source string) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.most >= 0 && l.going[source] >= l.most {
-		return false
-	}
-	l.going[source]++
-	return true
-}
-
-// leave ends what enter began.
-func (l *limits) leave(source string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.going[source]--; l.going[source] == 0 {
-		delete(l.going, source)
-	}
-}
-
-// bucket returns a caller's bucket. When there are too many, full ones are forgotten, for a new one is full too; if
-// that does not help, newcomers share one bucket, so that an attacker's addresses limit each other.
-func (l *limits) bucket(now time.Time, key bucketKey, size Limit) *rate.Limiter {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if b := l.buckets[key]; b != nil {
-		return b
-	}
-	if len(l.buckets) >= maxBuckets {
-		for k, b := range l.buckets {
-			if b.TokensAt(now) >= float64(b.Burst()) {
-				delete(l.buckets, k)
-			}
-		}
-		if len(l.buckets) >= maxBuckets {
-			key = bucketKey{"", key.class}
-			if b := l.buckets[key]; b != nil {
-				return b
-			}
-		}
-	}
-	b := rate.NewLimiter(rate.Limit(size.PerSecond), size.Burst)
-	l.buckets[key] = b
-	return b
-}
-
-// source is what an address counts as: an IPv4 address, or the /64 of an IPv6 one, which is what one customer gets.
-func source(addr string) string {
-	ap, err := netip.ParseAddrPort(addr)
-	if err != nil {
-		return addr
-	}
-	ip := ap.Addr().Unmap()
-	if ip.Is6() {
-		if p, err := ip.Prefix(64); err == nil {
-			return p.String()
-		}
-	}
-	return ip.String()
+	return l.buckets.Take(now, bucketKey{who, c}, size.PerSecond, size.Burst)
 }

@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"phasekey.dev/pkg/limit"
 	"phasekey.dev/pkg/mtls"
 	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/redact"
@@ -244,7 +245,7 @@ func (s *Server) authorize(c *call, next func() error) error {
 func (s *Server) rateLimit(c *call, next func() error) error {
 	who, class := c.caller.ID, c.method.class
 	if !c.known {
-		who, class = source(c.addr), classAnonymous
+		who, class = limit.Source(c.addr), classAnonymous
 	}
 	if wait, ok := s.limits.take(time.Now(), who, class); !ok {
 		return rpcerr.New(codes.ResourceExhausted, rpcerr.ReasonRateLimited, "too many calls", rpcerr.Retry(wait))
@@ -252,10 +253,10 @@ func (s *Server) rateLimit(c *call, next func() error) error {
 	if c.known {
 		return next()
 	}
-	if !s.limits.enter(who) {
+	if !s.limits.going.Enter(who) {
 		return rpcerr.New(codes.ResourceExhausted, rpcerr.ReasonRateLimited, "too many calls at once", rpcerr.Retry(time.Second))
 	}
-	defer s.limits.leave(who)
+	defer s.limits.going.Leave(who)
 	return next()
 }
 

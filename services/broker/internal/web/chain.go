@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"time"
 
+	"phasekey.dev/pkg/limit"
 	"phasekey.dev/pkg/obs"
 )
 
@@ -122,7 +123,7 @@ func (s *Site) rescue(a *answer, r *http.Request) {
 // answer makes the answer to a request, one of ours if it is not within bounds.
 func (s *Site) answer(a *answer, w http.ResponseWriter, r *http.Request, pages http.Handler) {
 	defer s.rescue(a, r)
-	if !s.sources.allow(time.Now(), sourceOf(r.RemoteAddr)) {
+	if _, ok := s.sources.Take(time.Now(), limit.Source(r.RemoteAddr), perSecond, burst); !ok {
 		a.header.Set("Retry-After", retryAfter)
 		s.plain(a, r, http.StatusTooManyRequests, "Too many requests", "Wait some seconds, and open the link again.")
 		return

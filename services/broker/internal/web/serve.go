@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/net/netutil"
 
+	"phasekey.dev/pkg/limit"
 	"phasekey.dev/pkg/task"
 )
 
@@ -43,7 +44,7 @@ func (s *Site) Task(ln net.Listener, config *tls.Config, drain time.Duration) ta
 	}
 	run := func(ctx context.Context) error {
 		served := make(chan error, 1)
-		fair := &fairListener{Listener: ln, refused: s.refused, open: map[string]int{}}
+		fair := &fairListener{Listener: ln, refused: s.refused, open: limit.NewPlaces(maxPerSource)}
 		go func() { served <- srv.Serve(tls.NewListener(netutil.LimitListener(fair, maxConnections), config)) }()
 		select {
 		case err := <-served:

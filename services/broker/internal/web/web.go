@@ -9,6 +9,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"phasekey.dev/pkg/limit"
 	"phasekey.dev/services/broker/internal/consent"
 )
 
@@ -39,7 +40,7 @@ type Site struct {
 	cfg       Config
 	handler   http.Handler
 	templates templates
-	sources   *sources
+	sources   *limit.Buckets[string]
 	going     chan struct{}
 	pages     *prometheus.CounterVec
 	callbacks *prometheus.CounterVec
@@ -51,7 +52,7 @@ type Site struct {
 func New(cfg Config) (*Site, error) {
 	s := &Site{
 		cfg:     cfg,
-		sources: newSources(),
+		sources: limit.NewBuckets(func(string) string { return "" }),
 		going:   make(chan struct{}, maxGoing),
 		pages: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "phasekey_broker_pages_total",
