@@ -261,6 +261,7 @@ func TestAssertion_IssuersThatCannotBeUsed(t *testing.T) {
 			}
 		}
 		ask := func() string { return w.code(customerID, asserted(a.clientID, issuer.token(t), armScope)) }
+		plain := &fakeIssuer{url: issuer.url, key: issuer.key, kid: issuer.kid}
 		for _, c := range []struct {
 			name  string
 			spoil http.HandlerFunc
@@ -270,9 +271,16 @@ func TestAssertion_IssuersThatCannotBeUsed(t *testing.T) {
 			{"another issuer's configuration", say(200, `{"issuer":"https://other.example.com","jwks_uri":"`+issuerURL+`/keys"}`)},
 			{"keys without TLS", say(200, `{"issuer":"`+issuerURL+`","jwks_uri":"http://issuer.example.com/keys"}`)},
 			{"no place of the keys", say(200, `{"issuer":"`+issuerURL+`"}`)},
-			{"a document without end", say(200, `{"issuer":"`+strings.Repeat("x", 1<<20)+`"}`)},
+			{"a long document", func(w http.ResponseWriter, r *http.Request) {
+				plain.ServeHTTP(w, r)
+				_, _ = w.Write(bytes.Repeat([]byte(" "), 1<<20))
+			}},
 			{"a redirect", func(w http.ResponseWriter, r *http.Request) {
-				http.Redirect(w, r, issuerURL+"/.well-known/openid-configuration", http.StatusFound)
+				if r.URL.RawQuery == "" {
+					http.Redirect(w, r, r.URL.String()+"?again", http.StatusFound)
+					return
+				}
+				plain.ServeHTTP(w, r)
 			}},
 		} {
 			issuer.spoil = c.spoil
@@ -289,12 +297,12 @@ func TestAssertion_IssuersThatCannotBeUsed(t *testing.T) {
 			}
 			time.Sleep(time.Minute)
 		}
-		plain := w.newApp("plain")
-		w.consent(plain)
-		w.federate(plain, federation("plan", "http://issuer.example.com", subject, exchange))
+		b := w.newApp("two")
+		w.consent(b)
+		w.federate(b, federation("plan", "http://issuer.example.com", subject, exchange))
 		c := issuer.claimsFor()
 		c["iss"] = "http://issuer.example.com"
-		if got := w.code(customerID, asserted(plain.clientID, sign(t, jwt.SigningMethodRS256, map[string]any{"kid": "k1"}, c, issuer.key), armScope)); got != "AADSTS50166" {
+		if got := w.code(customerID, asserted(b.clientID, sign(t, jwt.SigningMethodRS256, map[string]any{"kid": "k1"}, c, issuer.key), armScope)); got != "AADSTS50166" {
 			t.Errorf("an issuer without TLS: %q", got)
 		}
 	})
