@@ -20,6 +20,9 @@ type Consent struct {
 	State    string `json:"state"`
 	UserName string `json:"userName"`
 	Decline  bool   `json:"decline"`
+	// V1 goes through the older page, which takes no scope and sends the
+	// browser back with other parameters.
+	V1 bool `json:"v1"`
 }
 
 // ConsentError is a consent page that showed an error instead of sending the
@@ -53,6 +56,9 @@ func (s *Simulator) Consent(ctx context.Context, n Consent) (string, error) {
 		form.Set("state", n.State)
 	}
 	where := s.config.endpoints().Login + "/" + url.PathEscape(n.Tenant) + "/v2.0/adminconsent"
+	if n.V1 {
+		where = s.config.endpoints().Login + "/" + url.PathEscape(n.Tenant) + "/adminconsent"
+	}
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, where, strings.NewReader(form.Encode()))
 	if err != nil {
 		return "", fmt.Errorf("consent in tenant %q: %w: %w", n.Tenant, ErrInvalid, err)
@@ -81,8 +87,9 @@ type consentRequest struct {
 	Person      *Person
 }
 
-// adminConsent is GET and POST /{tenant}/v2.0/adminconsent. The page keeps
-// nothing between its steps: each form carries all that is needed.
+// adminConsent is GET and POST /{tenant}/v2.0/adminconsent, and the older
+// /{tenant}/adminconsent. The page keeps nothing between its steps: each form
+// carries all that is needed.
 func (s *Simulator) adminConsent(c *call) reply {
 	form := c.URL.Query()
 	switch c.Method {
@@ -147,13 +154,13 @@ func (s *Simulator) adminConsent(c *call) reply {
 func (s *Simulator) checkConsent(c *call, form url.Values) (*consentRequest, *problem) {
 	q := &consentRequest{RedirectURI: form.Get("redirect_uri"), Scope: form.Get("scope"), State: form.Get("state")}
 	name := strings.ToLower(c.path[0])
-	if name != "organizations" {
+	if name != "organizations" && (name != "common" || !c.isV1()) {
 		if q.Tenant = s.state.tenant(name); q.Tenant == nil {
 			return nil, &problem{http.StatusBadRequest, "invalid_request", "90002", tenantNotFound(c.path[0])}
 		}
 	}
 	for _, p := range []string{"client_id", "scope", "redirect_uri"} {
-		if form.Get(p) == "" {
+		if form.Get(p) == "" && (p != "scope" || !c.isV1()) {
 			bad := missingParameter(p)
 			return nil, &bad
 		}
@@ -251,15 +258,11 @@ func sameRoles(a, b map[string][]string) bool {
 // consentRedirect sends the browser back, with the documented parameters and no
 // others: of the outcome, and the state if there was one.
 func consentRedirect(c *call, q *consentRequest, bad *problem) reply {
-	query := "admin_consent=True&tenant=" + url.QueryEscape(q.Tenant.ID) + "&scope=" + url.QueryEscape(q.Scope)
 	code := ""
 	if bad != nil {
 		code = "AADSTS" + bad.code
-		query = "admin_consent=True&error=" + url.QueryEscape(bad.oauth) + "&error_description=" + url.QueryEscape(bad.description(c))
 	}
-	if q.State != "" {
-		query += "&state=" + url.QueryEscape(q.State)
-	}
+	query := q.outcome(c, bad)
 	glue := "?"
 	if strings.Contains(q.RedirectURI, "?") {
 		glue = "&"
@@ -267,5 +270,27 @@ func consentRedirect(c *call, q *consentRequest, bad *problem) reply {
 	return reply{
 		status: http.StatusFound, code: code,
 		header: http.Header{"Location": {q.RedirectURI + glue + query}, "Cache-Control": {"no-store"}, "X-Ms-Request-Id": {c.requestID}},
+	}
+}
+
+// outcome is the query the browser takes back. The older page says nothing of
+// the state when the administrator declines.
+func (q *consentRequest) outcome(c *call, bad *problem) string {
+	state := ""
+	if q.State != "" {
+		state = "&state=" + url.QueryEscape(q.State)
+	}
+	tenant := "tenant=" + url.QueryEscape(q.Tenant.ID)
+	switch {
+	case bad == nil && c.isV1():
+		return tenant + state + "&admin_consent=True"
+	case bad == nil:
+		return "admin_consent=True&" + tenant + "&scope=" + url.QueryEscape(q.Scope) + state
+	case c.isV1() && bad.code == "65004":
+		return "error=permission_denied&error_description=" + url.QueryEscape("The admin canceled the request")
+	case c.isV1():
+		return "error=" + url.QueryEscape(bad.oauth) + "&error_description=" + url.QueryEscape(bad.description(c)) + state
+	default:
+		return "admin_consent=True&error=" + url.QueryEscape(bad.oauth) + "&error_description=" + url.QueryEscape(bad.description(c)) + state
 	}
 }

@@ -166,3 +166,36 @@ func TestConsent_PageEscapes(t *testing.T) {
 		t.Error("the application's name reaches the page as markup")
 	}
 }
+
+func TestConsent_V1(t *testing.T) {
+	w := newWorld(t, entrasim.Config{})
+	for _, tenant := range []string{customerID, "customer.example.com", "common", "organizations"} {
+		a := w.newApp(tenant)
+		q := url.Values{"client_id": {a.clientID}, "redirect_uri": {callback}, "state": {"a b&c"}}
+		where := w.sim.Endpoints().Login + "/" + tenant + "/adminconsent?" + q.Encode()
+		decline := w.browse(where)
+		decline.submit("username", "admin@customer.example.com")
+		if got := decline.submit("decision", "cancel"); got.header.Get("Location") != callback+"?error=permission_denied&error_description=The+admin+canceled+the+request" {
+			t.Errorf("%s: declined: %d %q", tenant, got.status, got.header.Get("Location"))
+		}
+		b := w.browse(where)
+		b.submit("username", "admin@customer.example.com")
+		want := callback + "?tenant=" + customerID + "&state=a+b%26c&admin_consent=True"
+		if got := b.submit("decision", "accept"); got.status != http.StatusFound || got.header.Get("Location") != want {
+			t.Errorf("%s: accepted: %d %q, want %q", tenant, got.status, got.header.Get("Location"), want)
+		}
+		if _, err := w.sim.Principal(customerID, a.clientID); err != nil {
+			t.Errorf("%s: %v", tenant, err)
+		}
+	}
+	a := w.newApp("go")
+	location, err := w.sim.Consent(t.Context(), entrasim.Consent{Tenant: customerID, ClientID: a.clientID, RedirectURI: callback, UserName: "admin@customer.example.com", V1: true})
+	if err != nil || location != callback+"?tenant="+customerID+"&admin_consent=True" {
+		t.Errorf("by the Go method: %q, %v", location, err)
+	}
+	_, err = w.sim.Consent(t.Context(), entrasim.Consent{Tenant: customerID, ClientID: a.clientID, RedirectURI: callback + "/x", UserName: "admin@customer.example.com", V1: true})
+	var stayed *entrasim.ConsentError
+	if !errors.As(err, &stayed) || stayed.Code != "AADSTS50011" {
+		t.Errorf("another redirect URI: %v", err)
+	}
+}

@@ -23,6 +23,8 @@ func FuzzHandler(f *testing.F) {
 	}
 	f.Add("POST", "/"+customerID+"/oauth2/v2.0/token", "grant_type=client_credentials&client_id=x&client_secret=y&scope=z", "")
 	f.Add("GET", "/organizations/v2.0/adminconsent?client_id=x&scope=y&redirect_uri=z", "", "")
+	f.Add("GET", "/common/adminconsent?client_id=x&redirect_uri=z", "", "")
+	f.Add("POST", "/"+homeID+"/oauth2/token", "grant_type=client_credentials&client_id=APP&client_secret=x&resource=https://graph.microsoft.com", "")
 	f.Add("PATCH", "/v1.0/applications(uniqueName='a''b')", `{"displayName":"x","web":{"redirectUris":["y"]}}`, "create-if-missing")
 	f.Add("GET", "/v1.0/applications?$filter=startswith(displayName,'x')&$top=1&$select=id&$count=true", "", "")
 	f.Add("POST", "/v1.0/applications/"+subID+"/addPassword", `{"passwordCredential":{}}`, "")

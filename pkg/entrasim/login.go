@@ -46,7 +46,7 @@ func (s *Simulator) routeLogin(c *call) {
 		}
 	}
 	switch rest {
-	case "oauth2/v2.0/token":
+	case "oauth2/v2.0/token", "oauth2/token":
 		only(http.MethodPost, "login.token", s.token)
 		s.identifyClient(c)
 	case "v2.0/.well-known/openid-configuration":
@@ -55,7 +55,7 @@ func (s *Simulator) routeLogin(c *call) {
 		only(http.MethodGet, "login.keys", s.keys)
 	case "discovery/instance":
 		only(http.MethodGet, "login.instance", s.instanceDiscovery)
-	case "v2.0/adminconsent":
+	case "v2.0/adminconsent", "adminconsent":
 		c.operation, c.run = "login.adminconsent", s.adminConsent
 		s.identifyClient(c)
 	}
@@ -97,7 +97,13 @@ func basicAuth(c *call) (id, secret string, ok bool) {
 	return user, pass, true
 }
 
-// token is POST /{tenant}/oauth2/v2.0/token.
+// isV1 tells whether a login request is to the older kind of endpoint.
+func (c *call) isV1() bool {
+	return !slices.ContainsFunc(c.path[1:], func(segment string) bool { return strings.EqualFold(segment, "v2.0") })
+}
+
+// token is POST /{tenant}/oauth2/v2.0/token, which is asked for a scope, and
+// /{tenant}/oauth2/token, which is asked for a resource.
 func (s *Simulator) token(c *call) reply {
 	form, err := url.ParseQuery(string(c.body))
 	if err != nil {
@@ -117,7 +123,15 @@ func (s *Simulator) token(c *call) reply {
 		return loginError(c, problem{http.StatusBadRequest, "unsupported_grant_type", "70003",
 			"The app requested an unsupported grant type '" + clip(grant, 64) + "'."})
 	}
-	audience, bad := audienceOf(form.Get("scope"))
+	audience, bad := form.Get("resource"), (*problem)(nil)
+	switch {
+	case c.isV1() && audience == "":
+		return loginError(c, missingParameter("resource"))
+	case !c.isV1() && audience != "":
+		return loginError(c, problem{http.StatusBadRequest, "invalid_request", "901002", "The 'resource' request parameter is not supported."})
+	case !c.isV1():
+		audience, bad = audienceOf(form.Get("scope"))
+	}
 	if bad != nil {
 		return loginError(c, *bad)
 	}
@@ -138,9 +152,15 @@ func (s *Simulator) token(c *call) reply {
 		return loginError(c, problem{http.StatusServiceUnavailable, "temporarily_unavailable", "90033", "A transient error has occurred. Please try again."})
 	}
 	life := claims.Expires - claims.IssuedAt - 1
-	out := jsonReply(http.StatusOK, map[string]any{
-		"token_type": "Bearer", "expires_in": life, "ext_expires_in": life, "access_token": access,
-	})
+	granted := map[string]any{"token_type": "Bearer", "expires_in": life, "ext_expires_in": life, "access_token": access}
+	if c.isV1() {
+		number := func(n int64) string { return strconv.FormatInt(n, 10) }
+		granted = map[string]any{
+			"token_type": "Bearer", "expires_in": number(life), "ext_expires_in": number(life), "expires_on": number(claims.Expires),
+			"not_before": number(claims.From), "resource": audience, "access_token": access,
+		}
+	}
+	out := jsonReply(http.StatusOK, granted)
 	loginHeaders(c, out.header)
 	return out
 }

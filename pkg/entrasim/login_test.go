@@ -4,6 +4,7 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -177,5 +178,46 @@ func TestLogin_Documents(t *testing.T) {
 	got := w.send(http.MethodGet, base+"/common/discovery/instance?api-version=1.1&authorization_endpoint="+url.QueryEscape(base+"/"+customerID+"/oauth2/v2.0/authorize"), "", "")
 	if got.text("tenant_discovery_endpoint") != base+"/"+customerID+"/v2.0/.well-known/openid-configuration" {
 		t.Errorf("instance %s", got.body)
+	}
+}
+
+func TestLogin_V1TokenIsForAResource(t *testing.T) {
+	w := newWorld(t, entrasim.Config{TokenLife: entrasim.Range{Min: time.Hour, Max: time.Hour}})
+	a, _ := w.consented("one")
+	ask := func(path string, pairs ...string) answer {
+		form := url.Values{"grant_type": {"client_credentials"}, "client_id": {a.clientID}, "client_secret": {a.secret}}
+		for i := 0; i < len(pairs); i += 2 {
+			form.Set(pairs[i], pairs[i+1])
+		}
+		return w.send(http.MethodPost, w.sim.Endpoints().Login+"/"+customerID+path, "", form.Encode(), "Content-Type", "application/x-www-form-urlencoded")
+	}
+	got := ask("/oauth2/token", "resource", "https://management.core.windows.net/")
+	c := claims(t, got.text("access_token"))
+	want := map[string]any{
+		"token_type": "Bearer", "expires_in": "3599", "ext_expires_in": "3599", "resource": "https://management.core.windows.net/",
+		"expires_on": strconv.FormatInt(int64(c["exp"].(float64)), 10), "not_before": strconv.FormatInt(int64(c["nbf"].(float64)), 10), "access_token": got.text("access_token"),
+	}
+	if got.status != 200 || !maps.Equal(got.json, want) {
+		t.Errorf("got %d %s", got.status, got.body)
+	}
+	if c["aud"] != "https://management.core.windows.net/" || c["appidacr"] != "1" {
+		t.Errorf("claims %v", c)
+	}
+	if byID := ask("/oauth2/token", "resource", "797f4846-ba00-4fd7-ba43-dac1f8f63013"); byID.status != 200 {
+		t.Errorf("a resource by its application ID: %s", byID.body)
+	}
+	for _, c := range []struct {
+		name string
+		got  answer
+		code string
+	}{
+		{"v1 without resource", ask("/oauth2/token", "scope", armScope), "AADSTS900144"},
+		{"v1 with an unknown resource", ask("/oauth2/token", "resource", "https://elsewhere.example.com"), "AADSTS500011"},
+		{"v1 with a wrong secret", ask("/oauth2/token", "resource", "https://graph.microsoft.com", "client_secret", "x"), "AADSTS7000215"},
+		{"v2 with a resource", ask("/oauth2/v2.0/token", "resource", "https://graph.microsoft.com", "scope", graphScope), "AADSTS901002"},
+	} {
+		if !strings.HasPrefix(c.got.text("error_description"), c.code+":") {
+			t.Errorf("%s: %d %s, want %s", c.name, c.got.status, c.got.body, c.code)
+		}
 	}
 }
