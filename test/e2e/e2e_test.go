@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -152,6 +153,39 @@ func TestDev_GoesOnWhereItStopped(t *testing.T) {
 	}
 }
 
+func TestDev_LeavesAFolderAloneThatIsInUse(t *testing.T) {
+	d := start(t, t.TempDir())
+	path, err := binary("phasekey-dev")
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := files(t, d.dir)
+	for _, arguments := range [][]string{{"--dir", d.dir}, {"demo", "--dir", d.dir}} {
+		out, err := exec.CommandContext(t.Context(), path, arguments...).CombinedOutput()
+		if err == nil || !strings.Contains(string(out), d.dir+" is in use by another phasekey-dev") {
+			t.Errorf("%v: %v: %s", arguments, err, out)
+		}
+	}
+	if after := files(t, d.dir); !slices.Equal(before, after) {
+		t.Errorf("the folder had %v, and has %v", before, after)
+	}
+}
+
+// files are the names in a folder, but for those that SQLite makes and removes as it works.
+func files(t *testing.T, dir string) (names []string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if !strings.Contains(e.Name(), ".db-") {
+			names = append(names, e.Name())
+		}
+	}
+	return names
+}
+
 func TestServicesListeners_RefuseStrangers(t *testing.T) {
 	d := start(t, t.TempDir())
 	strangers := t.TempDir()
@@ -210,10 +244,11 @@ func TestHints_WorkWhenPasted(t *testing.T) {
 			t.Errorf("%s\n%v: %s", line, err, out)
 		}
 	}
-	if count < 4 {
+	if count < 5 {
 		t.Errorf("only %d lines to paste", count)
 	}
 }
+
 func pool(t *testing.T, caFile string) *x509.CertPool {
 	t.Helper()
 	pem, err := os.ReadFile(caFile)

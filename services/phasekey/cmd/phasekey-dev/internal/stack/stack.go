@@ -14,6 +14,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/alicebob/miniredis/v2"
@@ -31,11 +32,10 @@ import (
 	vaultapp "phasekey.dev/services/vault/app"
 )
 
-// TrustDomain is that of every SPIFFE ID in a stack.
-const TrustDomain = "phasekey.dev"
-
 const (
-	loopback = "127.0.0.1"
+	// trustDomain is that of every SPIFFE ID in a stack.
+	trustDomain = "phasekey.dev"
+	loopback    = "127.0.0.1"
 	// maxLag is how far the simulated Entra's replicas are behind.
 	maxLag = 3 * time.Second
 	drain  = time.Second
@@ -50,10 +50,12 @@ type Config struct {
 	Log  *slog.Logger
 }
 
-// Stack is everything, opened. Run it once, or Close it.
+// Stack is everything, opened. Run it once.
 type Stack struct {
-	config    Config
-	held      daemon.Held
+	config Config
+	held   daemon.Held
+	// pages keeps the address of the consent pages, which others are told before the broker binds it.
+	pages     net.Listener
 	ca        *devca.Authority
 	endpoints Endpoints
 	world     World
@@ -61,7 +63,7 @@ type Stack struct {
 }
 
 // ID is the SPIFFE ID of a role in a stack.
-func ID(role string) string { return "spiffe://" + TrustDomain + "/" + role }
+func ID(role string) string { return "spiffe://" + trustDomain + "/" + role }
 
 // Open makes or finds everything in the folder and binds the addresses. It starts nothing. When it fails it leaves nothing
 // open.
@@ -75,13 +77,17 @@ func Open(ctx context.Context, config Config) (_ *Stack, err error) {
 	if err := os.MkdirAll(config.Dir, 0o700); err != nil {
 		return nil, err
 	}
+	if err := s.lock(); err != nil {
+		return nil, err
+	}
 	before := readEndpoints(config.Dir)
 	if s.ca, err = devca.Open(s.path("tls"), time.Now()); err != nil {
 		return nil, err
 	}
-	if s.endpoints.BrokerHTTPS, err = reserve(before.BrokerHTTPS); err != nil {
+	if s.pages, err = s.held.Listen(ctx, "consent pages", reuse(before.BrokerHTTPS)); err != nil {
 		return nil, err
 	}
+	s.endpoints.BrokerHTTPS = s.pages.Addr().String()
 	for _, open := range []func(context.Context, Endpoints) error{s.openSimulator, s.openRedis, s.openRegistry, s.openVault, s.openBroker} {
 		if err := open(ctx, before); err != nil {
 			return nil, err
@@ -106,11 +112,23 @@ func (s *Stack) Run(ctx context.Context) error {
 	return errors.Join(task.Run(ctx, s.config.Log, s.tasks...), s.held.Close())
 }
 
-// Close releases what Open opened. Run does so itself.
-func (s *Stack) Close() error { return s.held.Close() }
-
 func (s *Stack) path(elements ...string) string {
 	return filepath.Join(append([]string{s.config.Dir}, elements...)...)
+}
+
+// lock has the folder to this process alone, before anything in it is looked at. The file stays behind: removing it would let
+// two processes lock two files of one name.
+func (s *Stack) lock() error {
+	file, err := os.OpenFile(s.path("lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	s.held.Own("lock", file.Close)
+	err = syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return fmt.Errorf("%s is in use by another phasekey-dev", s.config.Dir)
+	}
+	return err
 }
 
 func (s *Stack) openSimulator(ctx context.Context, before Endpoints) error {
@@ -242,6 +260,9 @@ func (s *Stack) openBroker(ctx context.Context, before Endpoints) error {
 	cfg.Vault = brokerapp.Upstream{Target: s.endpoints.Vault, ID: ID("vault")}
 	cfg.Clouds = map[string]brokerapp.Cloud{"public": {LoginURL: s.endpoints.Login, GraphURL: "https://graph.microsoft.com"}}
 	cfg.ProbeInterval, cfg.PollInterval, cfg.WatchInterval = 500*time.Millisecond, 250*time.Millisecond, 100*time.Millisecond
+	if err := s.pages.Close(); err != nil {
+		return fmt.Errorf("broker: %w", err)
+	}
 	app, err := brokerapp.New(ctx, cfg, s.log("broker"))
 	if err != nil {
 		return fmt.Errorf("broker: %w", err)
@@ -290,16 +311,6 @@ func identities(roles ...string) []grpcserver.Identity {
 
 // publicURL is where administrators' browsers reach the broker's pages, and where Entra ID sends them back to.
 func (s *Stack) publicURL() string { return "https://" + s.endpoints.BrokerHTTPS }
-
-// reserve is the address that was bound the last time, or one that is free now: for a listener whose address others have to
-// know before it is bound.
-func reserve(address string) (string, error) {
-	ln, err := net.Listen("tcp", reuse(address)) //nolint:noctx // closed at once; nothing waits
-	if err != nil {
-		return "", err
-	}
-	return ln.Addr().String(), ln.Close()
-}
 
 // reuse is the address that was bound the last time, or any free one.
 func reuse(address string) string {
