@@ -91,7 +91,9 @@ func play(ctx context.Context, o options, phasekey string) (err error) {
 	if _, err := os.Stat(phasekey); err != nil {
 		return fmt.Errorf("the phasekey command is needed (--phasekey): %w", err)
 	}
+	goesOn := "played again with this --dir, it goes on from here"
 	if o.dir == "" {
+		goesOn = "its folder is removed; with a --dir of your own, it would go on from here"
 		if o.dir, err = os.MkdirTemp("", "phasekey-demo-"); err != nil {
 			return err
 		}
@@ -113,6 +115,9 @@ func play(ctx context.Context, o options, phasekey string) (err error) {
 		Dir: o.dir, Endpoints: s.Endpoints(), World: s.World(), Phasekey: phasekey, Self: self, Out: os.Stdout,
 	})
 	stop()
+	if errors.Is(told, story.ErrInterrupted) {
+		told = fmt.Errorf("%w; %s", told, goesOn)
+	}
 	return errors.Join(told, <-stopped)
 }
 

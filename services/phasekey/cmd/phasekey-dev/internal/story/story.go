@@ -47,8 +47,8 @@ type Config struct {
 // ErrMismatch means that something was not as expected; the table says what.
 var ErrMismatch = errors.New("the demo did not go as it should")
 
-// ErrInterrupted means that ctx ended before the story was through.
-var ErrInterrupted = errors.New("interrupted; played on the same folder, it goes on from here")
+// ErrInterrupted means that ctx ended before the story was through. Played on the same folder, it goes on from there.
+var ErrInterrupted = errors.New("interrupted")
 
 // Play plays the story on a stack that runs, or goes on with the one that was begun there.
 func Play(ctx context.Context, config Config) (err error) {
@@ -135,7 +135,9 @@ func (t *teller) steps() []step {
 func (t *teller) tell(ctx context.Context) error {
 	m := t.memory
 	steps := t.steps()
-	if m.Lives > 1 {
+	if m.Lives == 1 {
+		t.sayf("a platform, its customer's administrator and runners, played in %d steps on a simulated Entra ID that replicates slowly", len(steps))
+	} else {
 		t.sayf("going on where life %d ended, at step %d", m.Lives-1, len(m.Outcomes)+1)
 	}
 	if err := t.recall(ctx); err != nil {
@@ -205,7 +207,7 @@ func (t *teller) recall(ctx context.Context) error {
 			if grant.GetState() != vaultv1.Grant_STATE_ACTIVE {
 				continue
 			}
-			t.sayf("   an earlier life's grant %s is revoked", grant.GetName())
+			t.sayf("   grant %s was left by an earlier life or story, and is revoked", grant.GetName())
 			if _, err := t.platform.grants.RevokeGrant(ctx, &vaultv1.RevokeGrantRequest{Name: grant.GetName()}); err != nil {
 				return err
 			}
