@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/cookiejar"
 	"net/url"
@@ -79,10 +80,7 @@ func (b *browser) press(ctx context.Context, p page, entered ...string) (page, e
 	if err != nil {
 		return page{}, err
 	}
-	values := url.Values{}
-	for name, value := range p.form.values {
-		values[name] = value
-	}
+	values := maps.Clone(p.form.values)
 	for pair := range slices.Chunk(entered, 2) {
 		values.Set(pair[0], pair[1])
 	}

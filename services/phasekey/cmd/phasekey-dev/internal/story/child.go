@@ -39,13 +39,13 @@ type child struct {
 	command *exec.Cmd
 	stdin   io.Closer
 	stderr  *bounded
-	// ended is closed when it has ended, and err is how; seen and err are read under mu before that.
-	ended chan struct{}
-
-	mu      sync.Mutex
-	seen    Progress
-	changed chan struct{} // holds one
+	// ended is closed when it has ended. How, is err, which is there to read from then on.
+	ended   chan struct{}
 	err     error
+	changed chan struct{} // holds one
+
+	mu   sync.Mutex
+	seen Progress
 }
 
 // exec starts `phasekey exec` with flags of its own and the arguments of `arm`. When ctx ends it is told to terminate.
@@ -109,8 +109,6 @@ func (c *child) follow(stdout io.Reader) {
 	if err := c.command.Wait(); err != nil {
 		problem = errors.Join(problem, fmt.Errorf("phasekey exec: %w: %s", err, c.stderr.text()))
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.err = problem
 }
 

@@ -82,7 +82,10 @@ func (t *teller) end(ctx context.Context) error {
 func (t *teller) askForDeletion(ctx context.Context) error {
 	for _, i := range t.pair() {
 		_, err := t.platform.integrations.DeleteIntegration(ctx, &registryv1.DeleteIntegrationRequest{Name: i.resource(), Force: true})
-		if err != nil && !absent(err) {
+		if absent(err) {
+			continue // an earlier life has asked, and it is gone
+		}
+		if err != nil {
 			return err
 		}
 		t.sayf("   %s is to be deleted, with its attachments", i.resource())

@@ -26,6 +26,9 @@ const (
 // rotate shows a rotation that a running child does not notice, but for its next token being another one.
 func (t *teller) rotate(ctx context.Context) (seen string, err error) {
 	i := t.read
+	if err := t.settle(ctx, i); err != nil {
+		return "", err
+	}
 	_, token, err := t.grant(ctx, &vaultv1.Grant{Phase: typev1.Phase_PHASE_PLANNING})
 	if err != nil {
 		return "", err
@@ -183,6 +186,33 @@ func (t *teller) version(ctx context.Context, i *integration, name string) (foun
 	return found, err
 }
 
+// settle ends a rotation that an earlier life may have left under way: a version that became active only while the child starts
+// would be one more than the child is to see.
+func (t *teller) settle(ctx context.Context, i *integration) error {
+	if err := t.rotateEvery(ctx, i, ordinary); err != nil {
+		return err
+	}
+	return until(ctx, look, "waiting for an earlier rotation of "+i.id, func(ctx context.Context) (bool, error) {
+		settled := true
+		err := t.versions(ctx, i, func(v *vaultv1.CredentialVersion) {
+			switch v.GetState() {
+			case vaultv1.CredentialVersion_STATE_INTENDED, vaultv1.CredentialVersion_STATE_STAGED, vaultv1.CredentialVersion_STATE_PROPAGATING:
+				settled = false
+			default: // it is in use, or was
+			}
+		})
+		return settled, err
+	})
+}
+
+func (t *teller) rotateEvery(ctx context.Context, i *integration, period time.Duration) error {
+	_, err := t.platform.integrations.UpdateIntegration(ctx, &registryv1.UpdateIntegrationRequest{
+		Integration: &registryv1.Integration{Name: i.resource(), RotationPeriod: durationpb.New(period)},
+		UpdateMask:  &fieldmaskpb.FieldMask{Paths: []string{"rotation_period"}},
+	})
+	return err
+}
+
 // renew has the version old replaced, by a rotation period for which it is overdue, and tells what happens until it is
 // enough. One that comes to nothing is followed by another.
 func (t *teller) renew(ctx context.Context, i *integration, old string, enough func(was, is *vaultv1.CredentialVersion) bool) error {
@@ -207,10 +237,7 @@ func (t *teller) renew(ctx context.Context, i *integration, old string, enough f
 		}
 		if want != period {
 			period = want
-			if _, err := t.platform.integrations.UpdateIntegration(ctx, &registryv1.UpdateIntegrationRequest{
-				Integration: &registryv1.Integration{Name: i.resource(), RotationPeriod: durationpb.New(want)},
-				UpdateMask:  &fieldmaskpb.FieldMask{Paths: []string{"rotation_period"}},
-			}); err != nil {
+			if err := t.rotateEvery(ctx, i, want); err != nil {
 				return false, err
 			}
 		}

@@ -2,7 +2,6 @@ package story
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -49,7 +48,7 @@ func (t *teller) once(ctx context.Context, phase typev1.Phase, method, path stri
 	if err != nil {
 		return "", err
 	}
-	t.sayf("   %s: a child of phasekey exec calls %s %s: %d (%d tries)", phase, method, path, seen.Status, seen.Calls)
+	t.sayf("   %s: a child of phasekey exec calls %s %s: %d, at try %d", phase, method, path, seen.Status, seen.Calls)
 	return fmt.Sprintf("%s %d", method, seen.Status), nil
 }
 
@@ -86,7 +85,7 @@ func (t *teller) revoke(ctx context.Context) (seen string, err error) {
 		reason = "GRANT_REVOKED"
 	}
 	if last.Failed > 0 {
-		return "", errors.New("calls failed before")
+		return "", fmt.Errorf("%d of %d calls failed before the grant was revoked", last.Failed, last.Calls)
 	}
 	return "served, then " + reason, nil
 }
