@@ -243,6 +243,11 @@ func (c *tour) consent(t *testing.T, m proto.Message) bool {
 			if !bytes.Contains(text, []byte("700016")) {
 				t.Fatalf("consent: %s", text)
 			}
+			select {
+			case <-t.Context().Done():
+				t.Fatal(t.Context().Err())
+			case <-time.After(100 * time.Millisecond):
+			}
 		}
 	}
 	return session.GetState() == brokerv1.ConsentSession_STATE_COMPLETED

@@ -32,14 +32,14 @@ var moments = []struct {
 	{5, 500 * time.Millisecond},
 	{3, 1500 * time.Millisecond},
 	{6, 5 * time.Second},
+	{2, 2 * time.Second},
 	{2, 20 * time.Millisecond},
-	{2, 50 * time.Millisecond},
-	{5, 2 * time.Second},
-	{4, time.Second},
+	{5, 150 * time.Millisecond},
+	{4, 80 * time.Millisecond},
 	{8, 9 * time.Second},
-	{3, 600 * time.Millisecond},
+	{3, 250 * time.Millisecond},
 	{8, 13 * time.Second},
-	{4, 1500 * time.Millisecond},
+	{4, 6 * time.Second},
 }
 
 // stepLine is how the demo says that it begins a step.
@@ -92,7 +92,7 @@ func disturb(t *testing.T, dir string, out io.Writer, signal syscall.Signal, lef
 			t.Fatal("the story does not end")
 		}
 		run := tellStory(t, dir, out)
-		step := 0
+		step, disturbed := 0, false
 		arm := func() <-chan time.Time {
 			if left[step] == 0 {
 				return nil
@@ -115,9 +115,14 @@ func disturb(t *testing.T, dir string, out io.Writer, signal syscall.Signal, lef
 				moment = arm()
 			case <-moment:
 				moment = nil
-				if err := run.command.Process.Signal(signal); err != nil && !errors.Is(err, os.ErrProcessDone) {
+				err := run.command.Process.Signal(signal)
+				if errors.Is(err, os.ErrProcessDone) {
+					break // it was through before
+				}
+				if err != nil {
 					t.Fatal(err)
 				}
+				disturbed = true
 				if signal != syscall.SIGKILL {
 					select {
 					case err := <-run.ended:
@@ -138,7 +143,7 @@ func disturb(t *testing.T, dir string, out io.Writer, signal syscall.Signal, lef
 			return done
 		case err == nil: // another story, for what is left
 		case errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signaled(): // on Unix it is one
-		case signal == syscall.SIGINT && errors.As(err, &exit):
+		case signal == syscall.SIGINT && disturbed && errors.As(err, &exit):
 		default:
 			t.Fatalf("life %d ended by itself: %v", life, err)
 		}
