@@ -679,3 +679,45 @@ func TestServer_DistrustsAnIssuerOfAnUnknownCA(t *testing.T) {
 		t.Error("it was asked all the same")
 	}
 }
+
+func TestReplicas_SecretStateJudgesCredentialsOfEveryKind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := entrasim.Range{Max: 10 * time.Second}
+		w, issuer, a, id := federatedWorld(t, entrasim.Config{Replicas: 4, Lags: entrasim.Lags{Federated: r, Removal: r}})
+		time.Sleep(20 * time.Second)
+		state := func(id string) (everywhere, nowhere bool) {
+			s, err := w.sim.SecretState(customerID, a.clientID, id)
+			w.must(err)
+			return s.Everywhere, s.Nowhere
+		}
+		if everywhere, _ := state(id); !everywhere {
+			t.Error("a replicated federated credential does not work everywhere")
+		}
+		path := "/applications/" + a.id + "/federatedIdentityCredentials/" + id
+		w.graph(http.MethodDelete, path, "")
+		for range 11 {
+			good, bad := 0, 0
+			for range 40 {
+				if w.code(customerID, asserted(a.clientID, issuer.token(t), armScope)) == "" {
+					good++
+				} else {
+					bad++
+				}
+			}
+			if everywhere, nowhere := state(id); everywhere != (bad == 0) || nowhere != (good == 0) {
+				t.Errorf("everywhere %v, nowhere %v, but %d requests succeeded and %d failed", everywhere, nowhere, good, bad)
+			}
+			time.Sleep(time.Second)
+		}
+		w.register(a, keyJSON(certificate(t, issuer.key, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))))
+		key := w.graph(http.MethodGet, "/applications/"+a.id, "").at("keyCredentials").([]any)[0].(map[string]any)["keyId"].(string)
+		time.Sleep(10 * time.Second)
+		if everywhere, _ := state(key); !everywhere {
+			t.Error("a replicated certificate does not work everywhere")
+		}
+		time.Sleep(time.Hour)
+		if _, nowhere := state(key); !nowhere {
+			t.Error("an expired certificate works somewhere")
+		}
+	})
+}

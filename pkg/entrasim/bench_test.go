@@ -1,19 +1,109 @@
 package entrasim_test
 
 import (
+	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"testing"
+	"time"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/cloud"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
+	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
 
 	"phasekey.dev/pkg/entrasim"
+	"phasekey.dev/pkg/entrasim/internal/devtls"
 )
 
-// BenchmarkToken is a token request, in process.
+// BenchmarkToken is token requests from all cores: in process, and over TLS with
+// connections that are kept, that are not, and by azidentity with a new
+// credential each. It measures the clients' share too.
 func BenchmarkToken(b *testing.B) {
-	key, err := sharedKey()
-	if err != nil {
-		b.Fatal(err)
+	for _, bits := range []int{2048, 1024} {
+		key, err := rsa.GenerateKey(rand.Reader, bits)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Run(fmt.Sprintf("key=%d/in_process", bits), func(b *testing.B) {
+			sim, p := benchmarked(b, entrasim.Config{SigningKey: key})
+			ask := asker(sim, p, &http.Client{Transport: sim.Transport()})
+			benchmarkTokens(b, ask)
+		})
+		b.Run(fmt.Sprintf("key=%d/kept_connections", bits), func(b *testing.B) {
+			sim, p, config := benchmarkedServer(b, key)
+			transport := &http.Transport{TLSClientConfig: config, MaxIdleConnsPerHost: 64}
+			defer transport.CloseIdleConnections()
+			benchmarkTokens(b, asker(sim, p, &http.Client{Transport: transport}))
+		})
+		b.Run(fmt.Sprintf("key=%d/new_connections", bits), func(b *testing.B) {
+			sim, p, config := benchmarkedServer(b, key)
+			benchmarkTokens(b, asker(sim, p, &http.Client{Transport: &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}}))
+		})
+		b.Run(fmt.Sprintf("key=%d/azidentity", bits), func(b *testing.B) {
+			sim, p, config := benchmarkedServer(b, key)
+			benchmarkTokens(b, func() error {
+				transport := &http.Transport{TLSClientConfig: config}
+				defer transport.CloseIdleConnections()
+				c, err := azidentity.NewClientSecretCredential(homeID, p.ClientID, p.ClientSecret, &azidentity.ClientSecretCredentialOptions{
+					DisableInstanceDiscovery: true,
+					ClientOptions: azcore.ClientOptions{
+						Transport: &http.Client{Transport: transport}, Cloud: cloud.Configuration{ActiveDirectoryAuthorityHost: sim.Endpoints().Login},
+					},
+				})
+				if err != nil {
+					return err
+				}
+				_, err = c.GetToken(b.Context(), policy.TokenRequestOptions{Scopes: []string{armScope}})
+				return err
+			})
+		})
 	}
-	sim, err := entrasim.New(entrasim.Config{SigningKey: key})
+}
+
+// benchmarkTokens calls ask from all cores.
+func benchmarkTokens(b *testing.B, ask func() error) {
+	b.Helper()
+	b.ReportAllocs()
+	b.ResetTimer()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			if err := ask(); err != nil {
+				b.Error(err)
+				return
+			}
+		}
+	})
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "tokens/s")
+}
+
+func asker(sim *entrasim.Simulator, p entrasim.Platform, client *http.Client) func() error {
+	form := credentials(p.ClientID, p.ClientSecret, armScope)
+	return func() error {
+		resp, err := client.PostForm(sim.Endpoints().Login+"/"+homeID+"/oauth2/v2.0/token", form)
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(io.Discard, resp.Body)
+		if resp.StatusCode != http.StatusOK {
+			err = fmt.Errorf("status %d", resp.StatusCode)
+		}
+		return errors.Join(err, resp.Body.Close())
+	}
+}
+
+func benchmarked(b *testing.B, config entrasim.Config) (*entrasim.Simulator, entrasim.Platform) {
+	b.Helper()
+	sim, err := entrasim.New(config)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -24,18 +114,35 @@ func BenchmarkToken(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	form := credentials(p.ClientID, p.ClientSecret, armScope)
-	client := &http.Client{Transport: sim.Transport()}
-	b.ResetTimer()
-	b.RunParallel(func(pb *testing.PB) {
-		for pb.Next() {
-			resp, err := client.PostForm("https://login.microsoftonline.com/"+homeID+"/oauth2/v2.0/token", form)
-			if err != nil || resp.StatusCode != http.StatusOK {
-				b.Errorf("%v %v", resp, err)
-				return
-			}
-			_ = resp.Body.Close()
+	return sim, p
+}
+
+func benchmarkedServer(b *testing.B, key *rsa.PrivateKey) (*entrasim.Simulator, entrasim.Platform, *tls.Config) {
+	b.Helper()
+	dir := b.TempDir()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	secure, err := devtls.ServerConfig(dir, time.Now(), []string{"127.0.0.1"})
+	if err != nil {
+		b.Fatal(err)
+	}
+	sim, p := benchmarked(b, entrasim.Config{SigningKey: key, BaseURL: "https://" + listener.Addr().String()})
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- sim.Run(ctx, listener, secure) }()
+	b.Cleanup(func() {
+		stop()
+		if err := <-done; err != nil {
+			b.Error(err)
 		}
 	})
-	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "tokens/s")
+	ca, err := os.ReadFile(filepath.Join(dir, devtls.CAFile))
+	if err != nil {
+		b.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(ca)
+	return sim, p, &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool}
 }

@@ -53,9 +53,11 @@ type ServicePrincipal struct {
 	AccountEnabled bool   `json:"accountEnabled"`
 }
 
-// SecretState says what the token service makes of one secret in one tenant, at
-// every replica, now. It takes the application, the principal, the secret and
-// its times into account, as a token request does.
+// SecretState says what the token service makes of one credential in one tenant,
+// at every replica, now: a secret, a certificate or a federated credential. It
+// takes the application, the principal, the credential and its times into
+// account, as a token request does; what a federated credential's issuer would
+// say is not asked.
 type SecretState struct {
 	KeyID string `json:"keyId"`
 	// Replicas tells for each whether a token request would succeed.
@@ -279,8 +281,9 @@ func (s *Simulator) changePrincipal(tenant, clientID string, edit func(*principa
 	return s.commit(s.principalChange(time.Now().UTC(), &next, s.dice.Of(control), control, ""))
 }
 
-// SecretState judges the secret with the key ID. A key ID that the application
-// never had, or whose removal is complete, works nowhere.
+// SecretState judges the secret or certificate with the key ID, or the federated
+// credential with the ID. One that the application never had, or whose removal
+// is complete, works nowhere.
 func (s *Simulator) SecretState(tenant, clientID, keyID string) (SecretState, error) {
 	now := time.Now().UTC()
 	s.mu.Lock()
@@ -301,10 +304,13 @@ func (s *Simulator) SecretState(tenant, clientID, keyID string) (SecretState, er
 		if r := t.principal[clientID]; r != nil {
 			p = r.seen(PlaneLogin, i, now)
 		}
-		ok := a != nil && a.Deleted == nil && p != nil && p.Deleted == nil && p.AccountEnabled &&
-			slices.ContainsFunc(app.secrets, func(sec *secret) bool {
-				return sec.KeyID == keyID && sec.known(i, now) && !now.Before(sec.Start) && now.Before(sec.End)
-			})
+		ok := a != nil && a.Deleted == nil && p != nil && p.Deleted == nil && p.AccountEnabled && (slices.ContainsFunc(app.secrets, func(sec *secret) bool {
+			return sec.KeyID == keyID && sec.known(i, now) && !now.Before(sec.Start) && now.Before(sec.End)
+		}) || slices.ContainsFunc(a.Keys, func(k keyCredential) bool {
+			return k.KeyID == keyID && !now.Before(k.Start) && now.Before(k.End)
+		}) || slices.ContainsFunc(app.federated, func(r *federatedRecord) bool {
+			return r.id == keyID && r.seen(PlaneLogin, i, now) != nil
+		}))
 		out.Replicas[i] = ok
 		out.Everywhere = out.Everywhere && ok
 		out.Nowhere = out.Nowhere && !ok

@@ -28,7 +28,7 @@ type Entry struct {
 	// Object is the object ID, or resource ID, of what was changed.
 	Object string `json:"object,omitempty"`
 	// KeyID names the credential that was added, changed, removed or used: a
-	// secret's key ID, or a federated credential's ID.
+	// secret's or certificate's key ID, or a federated credential's ID.
 	KeyID string `json:"keyId,omitempty"`
 
 	// Of changes: when the replicas show it. For a removed secret, when they
