@@ -9,6 +9,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
 	typev1 "phasekey.dev/gen/phasekey/type/v1"
@@ -245,27 +246,41 @@ func (t *teller) renew(ctx context.Context, i *integration, old string, enough f
 	})
 }
 
-// milestones tells, once each, what has come of a version.
+// milestones tells, once each, what has come of a version, and how long ago if the story did not look then.
 func (t *teller) milestones(i *integration, v *vaultv1.CredentialVersion) {
 	for _, m := range []struct {
-		so   bool
+		at   *timestamppb.Timestamp
 		what string
 	}{
-		{v.GetCreateTime() != nil, "intended, as " + v.GetEntraDisplayName()},
-		{v.GetAddTime() != nil, "added at Entra ID, key " + v.GetKeyId()},
-		{v.GetActivateTime() != nil, fmt.Sprintf("active, after %d proofs in a row", v.GetProofs())},
-		{v.GetRetireTime() != nil, "retiring"},
-		{v.GetState() == vaultv1.CredentialVersion_STATE_REVOKING, "revoking"},
-		{v.GetRemoveTime() != nil, "removed at Entra ID"},
-		{v.GetState() == vaultv1.CredentialVersion_STATE_ABANDONED, "abandoned: " + v.GetReason()},
+		{v.GetCreateTime(), "intended, as " + v.GetEntraDisplayName()},
+		{v.GetAddTime(), "added at Entra ID, key " + v.GetKeyId()},
+		{v.GetActivateTime(), fmt.Sprintf("active, after %d proofs in a row", v.GetProofs())},
+		{v.GetRetireTime(), "retiring"},
+		{now(v.GetState() == vaultv1.CredentialVersion_STATE_REVOKING), "revoking"},
+		{v.GetRemoveTime(), "removed at Entra ID"},
+		{now(v.GetState() == vaultv1.CredentialVersion_STATE_ABANDONED), "abandoned: " + v.GetReason()},
 	} {
-		if line := fmt.Sprintf("%s version %s: %s", i.id, number(v), m.what); m.so && !t.told[line] {
-			t.told[line] = true
-			if time.Since(v.GetCreateTime().AsTime()) < time.Since(t.start) {
-				t.sayf("   %s", line)
-			}
+		line := fmt.Sprintf("%s version %s: %s", i.id, number(v), m.what)
+		if m.at == nil || t.told[line] {
+			continue
 		}
+		t.told[line] = true
+		if v.GetCreateTime().AsTime().Before(t.start) {
+			continue // an earlier life's
+		}
+		if ago := time.Since(m.at.AsTime()).Round(100 * time.Millisecond); ago > time.Second {
+			line += fmt.Sprintf(" (%s ago)", ago)
+		}
+		t.sayf("   %s", line)
 	}
+}
+
+// now is the time at which the story sees what has no time of its own; nil for what is not so.
+func now(so bool) *timestamppb.Timestamp {
+	if !so {
+		return nil
+	}
+	return timestamppb.Now()
 }
 
 // number is a version's, the last segment of its name.
