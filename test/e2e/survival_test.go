@@ -24,12 +24,12 @@ import (
 const seed = 3
 
 // moments says how often, and within which time of its beginning, each step of the demo's story is disturbed. Step 0 is the start
-// of the process, before any step.
+// of the process, before any step. The times are less than what a step takes: what is left of the last one costs another story.
 var moments = []struct {
 	times  int
 	within time.Duration
 }{
-	{5, 500 * time.Millisecond},
+	{5, 30 * time.Millisecond},
 	{3, 1500 * time.Millisecond},
 	{6, 5 * time.Second},
 	{2, 2 * time.Second},
@@ -38,8 +38,8 @@ var moments = []struct {
 	{4, 80 * time.Millisecond},
 	{8, 9 * time.Second},
 	{3, 250 * time.Millisecond},
-	{8, 13 * time.Second},
-	{4, 6 * time.Second},
+	{8, 10 * time.Second},
+	{4, 1500 * time.Millisecond},
 }
 
 // stepLine is how the demo says that it begins a step.
