@@ -51,6 +51,7 @@ func (s *Simulator) routeAdmin(c *call) {
 		},
 		"GET principals":       func() (any, error) { return s.Principal(c.URL.Query().Get("tenant"), c.URL.Query().Get("clientId")) },
 		"POST principals":      func() (any, error) { return decoded(c, s.adminPrincipal) },
+		"POST signInBlocks":    func() (any, error) { return decoded(c, s.adminBlock) },
 		"POST roleAssignments": func() (any, error) { return decoded(c, s.AssignRole) },
 		"DELETE roleAssignments": func() (any, error) {
 			return map[string]string{}, s.RemoveRole(c.URL.Query().Get("id"))

@@ -140,6 +140,9 @@ func (s *Simulator) routeARM(c *call) {
 		}
 		return route.run(c, target, sub)
 	}
+	if run := c.run; err == nil && found && !s.config.Budgets.Unlimited {
+		c.run = func(c *call) reply { return s.armMetered(c, target.subscription, run) }
+	}
 }
 
 // armError is the CloudError envelope.

@@ -114,7 +114,8 @@ func (s *Simulator) checkFederated(c *call, who *client, a *assertion) *problem 
 	key, err := s.issuers.key(c.Context(), f.Issuer, id)
 	switch {
 	case errors.Is(err, context.Canceled): // the caller has gone
-		return &problem{http.StatusServiceUnavailable, "temporarily_unavailable", "90033", "A transient error has occurred. Please try again."}
+		gone := c.problem("90033")
+		return &gone
 	case err != nil:
 		s.config.Log.WarnContext(c.Context(), "issuer cannot be read", "issuer", f.Issuer, "error", err)
 		return &problem{http.StatusBadRequest, "invalid_request", "50166", "Request to External OIDC endpoint failed."}

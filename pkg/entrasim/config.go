@@ -68,6 +68,16 @@ type Config struct {
 	// ConsentRace answers a second consent in the same tenant with AADSTS650051
 	// while the first has not replicated, instead of finding the principal.
 	ConsentRace bool
+	// WriteConflicts has writes to one application get in each other's way. Off
+	// when zero.
+	WriteConflicts WriteConflicts
+	// LoginLoop has the token service answer AADSTS50196, to come back after a
+	// minute, when one client asks for the same token (tenant, resource,
+	// credential) more often than that. Off when zero: what Entra allows is not
+	// documented.
+	LoginLoop Budget
+	// Budgets are those of Graph and Resource Manager, the documented ones when zero.
+	Budgets Budgets
 	// OpenAdmin has the admin API answer other machines too. It asks nobody who
 	// they are, so without this only this machine is answered.
 	OpenAdmin bool
@@ -123,6 +133,12 @@ func (c Config) withDefaults() (Config, error) {
 		if r.Min < 0 || r.Max < r.Min {
 			errs = append(errs, fmt.Errorf("lag %s: %v to %v is not a span", name, r.Min, r.Max))
 		}
+	}
+	var err error
+	c.Budgets, err = c.Budgets.withDefaults()
+	errs = append(errs, err, c.WriteConflicts.check())
+	if err := c.LoginLoop.check(); err != nil {
+		errs = append(errs, fmt.Errorf("login loop: %w", err))
 	}
 	if c.JournalRequests <= 0 {
 		c.JournalRequests = 100_000

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -68,7 +69,7 @@ func (s *Simulator) Consent(ctx context.Context, n Consent) (string, error) {
 	switch {
 	case err != nil:
 		return "", fmt.Errorf("consent in tenant %q: %w", n.Tenant, err)
-	case answer.cut:
+	case answer.cut || answer.short:
 		return "", fmt.Errorf("consent in tenant %q: %w", n.Tenant, io.ErrUnexpectedEOF)
 	case answer.status != http.StatusFound:
 		return "", &ConsentError{Status: answer.status, Code: answer.code}
@@ -91,23 +92,9 @@ type consentRequest struct {
 // /{tenant}/adminconsent. The page keeps nothing between its steps: each form
 // carries all that is needed.
 func (s *Simulator) adminConsent(c *call) reply {
-	form := c.URL.Query()
-	switch c.Method {
-	case http.MethodGet, http.MethodHead:
-		// Following a link decides nothing.
-		form.Del("decision")
-		form.Del("username")
-	case http.MethodPost:
-		posted, err := url.ParseQuery(string(c.body))
-		if err != nil {
-			return consentProblem(c, missingParameter("client_id"))
-		}
-		for k, v := range posted {
-			form[k] = v
-		}
-	default:
-		return consentProblem(c, problem{http.StatusMethodNotAllowed, "invalid_request", "900561",
-			"The endpoint only accepts GET, POST requests. Received a " + clip(c.Method, 16) + " request."})
+	form, bad := c.consentForm()
+	if bad != nil {
+		return consentProblem(c, *bad)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -129,24 +116,111 @@ func (s *Simulator) adminConsent(c *call) reply {
 			return consentProblem(c, *bad)
 		}
 	}
-	c.tenant = q.Tenant.ID
+	c.tenant, c.tenantName = q.Tenant.ID, q.Tenant.DisplayName
 	switch {
+	case c.restricted(q.Tenant.Tenant):
+		return consentProblem(c, c.problem("500021"))
 	case q.Person.Tenant != q.Tenant.ID:
 		return consentProblem(c, problem{http.StatusBadRequest, "interaction_required", "50020",
 			"User account '" + q.Person.UserName + "' from identity provider '" + issuerPrefix + q.Person.Tenant + "/' does not exist in tenant '" + q.Tenant.DisplayName +
 				"' and cannot access the application '" + q.App.AppID + "'(" + q.App.Set.DisplayName + ") in that tenant. The account needs to be added as an external user in the tenant first. Sign out and sign in again with a different Azure Active Directory user account."})
+	case !q.Person.Admin && q.Tenant.ConsentWorkflow:
+		return consentProblem(c, c.problem("90095"))
 	case !q.Person.Admin:
 		return consentProblem(c, problem{http.StatusForbidden, "interaction_required", "90094",
 			"Need admin approval: " + q.App.Set.DisplayName + " needs permission to access resources in your organization that only an admin can grant. Please ask an admin to grant permission to this app before you can use it."})
+	}
+	if code := q.Tenant.blocked(q.App.AppID); code != "" {
+		return consentProblem(c, c.problem(code))
+	}
+	if bad := s.checkResources(c, q); bad != nil {
+		return consentTrouble(c, q, *bad)
 	}
 	switch form.Get("decision") {
 	case "accept":
 		return s.acceptConsent(c, q)
 	case "cancel":
-		return consentRedirect(c, q, &problem{http.StatusFound, "consent_required", "65004", "User declined to consent to access the app."})
+		return consentTrouble(c, q, c.problem("65004"))
 	default:
 		return consentPage(c, q)
 	}
+}
+
+// consentForm is what a step of the page was sent.
+func (c *call) consentForm() (url.Values, *problem) {
+	form := c.URL.Query()
+	switch c.Method {
+	case http.MethodGet, http.MethodHead:
+		// Following a link decides nothing.
+		form.Del("decision")
+		form.Del("username")
+	case http.MethodPost:
+		posted, err := url.ParseQuery(string(c.body))
+		if err != nil {
+			bad := missingParameter("client_id")
+			return nil, &bad
+		}
+		maps.Copy(form, posted)
+	default:
+		return nil, &problem{http.StatusMethodNotAllowed, "invalid_request", "900561",
+			"The endpoint only accepts GET, POST requests. Received a " + clip(c.Method, 16) + " request."}
+	}
+	return form, nil
+}
+
+// consentTrouble ends a consent: the browser is sent back with the problem or
+// stays on the page, depending on which it is.
+func consentTrouble(c *call, q *consentRequest, p problem) reply {
+	if !knownProblems()[p.code].redirects {
+		return consentProblem(c, p)
+	}
+	return consentRedirect(c, q, &p)
+}
+
+// consentTrouble is the same for a request that has not been looked at: it is
+// sent nowhere but where a good one would be.
+func (s *Simulator) consentTrouble(c *call, p problem) reply {
+	form, bad := c.consentForm()
+	if bad != nil {
+		return consentProblem(c, *bad)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	q, bad := s.checkConsent(c, form)
+	if bad != nil {
+		return consentProblem(c, *bad)
+	}
+	return consentTrouble(c, q, p)
+}
+
+// checkResources judges the permissions that the application asks for: of
+// resources that are in the tenant, and at least one of Graph. Graph and
+// Resource Manager are in every tenant, other applications where they have a
+// principal.
+func (s *Simulator) checkResources(c *call, q *consentRequest) *problem {
+	code, graph := "", false
+	for _, r := range q.App.Set.RequiredResourceAccess {
+		id := strings.ToLower(r.ResourceAppID)
+		graph = graph || id == graphAppID
+		here, app := q.Tenant.principal[id], s.state.clients[id]
+		switch {
+		case code != "" || id == graphAppID || id == armAppID:
+		case app != nil && app.latest().Deleted != nil:
+			code = "650054"
+		case here == nil || here.latest().Deleted != nil:
+			code = "650052"
+		}
+	}
+	switch {
+	case len(q.App.Set.RequiredResourceAccess) == 0:
+		code = "650056"
+	case code == "" && !graph:
+		code = "90008"
+	case code == "":
+		return nil
+	}
+	bad := c.problem(code)
+	return &bad
 }
 
 // checkConsent judges what can be judged before anybody signs in, as the replica
@@ -207,8 +281,7 @@ func (s *Simulator) acceptConsent(c *call, q *consentRequest) reply {
 	kind, p := "principal.created", (*principal)(nil)
 	if r := q.Tenant.principal[q.App.AppID]; r != nil && r.latest().Deleted == nil {
 		if s.config.ConsentRace && !r.versions[0].visible.everywhere(c.now) {
-			return consentRedirect(c, q, &problem{http.StatusFound, "invalid_client", "650051",
-				"The application '" + q.App.AppID + "' could not be added: the service principal name is already present for the tenant " + q.Tenant.ID + "."})
+			return consentTrouble(c, q, c.problem("650051"))
 		}
 		old := *r.latest()
 		if sameRoles(old.Roles, roles) {
@@ -229,7 +302,7 @@ func (s *Simulator) acceptConsent(c *call, q *consentRequest) reply {
 		Visible: s.principalLag(dice, c.now, s.config.Lags.Principal),
 	})
 	if err != nil {
-		return consentProblem(c, problem{http.StatusServiceUnavailable, "temporarily_unavailable", "90033", "A transient error has occurred. Please try again."})
+		return consentProblem(c, c.problem("90033"))
 	}
 	return consentRedirect(c, q, nil)
 }
@@ -280,12 +353,11 @@ func (q *consentRequest) outcome(c *call, bad *problem) string {
 	if q.State != "" {
 		state = "&state=" + url.QueryEscape(q.State)
 	}
-	tenant := "tenant=" + url.QueryEscape(q.Tenant.ID)
 	switch {
 	case bad == nil && c.isV1():
-		return tenant + state + "&admin_consent=True"
+		return "tenant=" + q.Tenant.ID + state + "&admin_consent=True"
 	case bad == nil:
-		return "admin_consent=True&" + tenant + "&scope=" + url.QueryEscape(q.Scope) + state
+		return "admin_consent=True&tenant=" + q.Tenant.ID + "&scope=" + url.QueryEscape(q.Scope) + state
 	case c.isV1() && bad.code == "65004":
 		return "error=permission_denied&error_description=" + url.QueryEscape("The admin canceled the request")
 	case c.isV1():

@@ -14,6 +14,9 @@ type NewTenant struct {
 	Domain      string `json:"domain"`
 	// Verified says that the tenant has a verified domain.
 	Verified bool `json:"verified"`
+	// ConsentWorkflow has the consent page answer those who are no administrators
+	// with AADSTS90095, that they may ask one, instead of 90094.
+	ConsentWorkflow bool `json:"consentWorkflow"`
 }
 
 // NewPlatform describes an application, with its principal at home, that
@@ -72,7 +75,7 @@ func (s *Simulator) CreateTenant(n NewTenant) (Tenant, error) {
 	dice := s.dice.Of(control)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	t := Tenant{ID: strings.ToLower(n.ID), DisplayName: n.DisplayName, Domain: strings.ToLower(n.Domain), Verified: n.Verified, Created: time.Now().UTC()}
+	t := Tenant{ID: strings.ToLower(n.ID), DisplayName: n.DisplayName, Domain: strings.ToLower(n.Domain), Verified: n.Verified, ConsentWorkflow: n.ConsentWorkflow, Created: time.Now().UTC()}
 	if t.ID == "" {
 		t.ID = dice.UUID()
 	}
@@ -304,7 +307,7 @@ func (s *Simulator) SecretState(tenant, clientID, keyID string) (SecretState, er
 		if r := t.principal[clientID]; r != nil {
 			p = r.seen(PlaneLogin, i, now)
 		}
-		ok := a != nil && a.Deleted == nil && p != nil && p.Deleted == nil && p.AccountEnabled && (slices.ContainsFunc(app.secrets, func(sec *secret) bool {
+		ok := t.blocked(clientID) == "" && a != nil && a.Deleted == nil && p != nil && p.Deleted == nil && p.AccountEnabled && (slices.ContainsFunc(app.secrets, func(sec *secret) bool {
 			return sec.KeyID == keyID && sec.known(i, now) && !now.Before(sec.Start) && now.Before(sec.End)
 		}) || slices.ContainsFunc(a.Keys, func(k keyCredential) bool {
 			return k.KeyID == keyID && !now.Before(k.Start) && now.Before(k.End)

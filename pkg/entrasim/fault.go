@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"path"
 	"strconv"
+	"strings"
 	"time"
 
 	"phasekey.dev/pkg/entrasim/internal/chance"
@@ -37,13 +38,15 @@ type Fault struct {
 	Acted int `json:"acted"`
 }
 
-// Effect is what a fault does: it waits for Delay, then, when Status or Cut is
-// set, spoils the answer. Without AfterCommit the request is not carried out;
+// Effect is what a fault does: it waits for Delay, then, when Status, Code or Cut
+// is set, spoils the answer. Without AfterCommit the request is not carried out;
 // with it, it is, and only the answer is lost.
 type Effect struct {
 	Delay time.Duration
 	// Status is the HTTP status to answer. Code and Message fill the plane's
-	// own error envelope, with usual values when empty; Body replaces it.
+	// own error envelope, with usual values when empty; Body replaces it. A Code
+	// of the token service, such as 90024, is enough by itself: the rule is then
+	// for the login plane, with the status and the text that go with the code.
 	Status  int
 	Code    string
 	Message string
@@ -51,7 +54,11 @@ type Effect struct {
 	// RetryAfter, when set, is sent in whole seconds.
 	RetryAfter time.Duration
 	// Cut breaks the connection instead of answering.
-	Cut         bool
+	Cut bool
+	// CutBody breaks the connection in the middle of the answer's body: of the
+	// one that Status or Code make, or else of the real one, to a request that
+	// has been carried out. An answer without a body is cut as by Cut.
+	CutBody     bool
 	AfterCommit bool
 }
 
@@ -63,12 +70,13 @@ type effectJSON struct {
 	Body        string `json:"body,omitempty"`
 	RetryAfter  string `json:"retryAfter,omitempty"`
 	Cut         bool   `json:"cut,omitempty"`
+	CutBody     bool   `json:"cutBody,omitempty"`
 	AfterCommit bool   `json:"afterCommit,omitempty"`
 }
 
 // MarshalJSON writes durations as text, such as "1.5s".
 func (e Effect) MarshalJSON() ([]byte, error) {
-	j := effectJSON{Status: e.Status, Code: e.Code, Message: e.Message, Body: e.Body, Cut: e.Cut, AfterCommit: e.AfterCommit}
+	j := effectJSON{Status: e.Status, Code: e.Code, Message: e.Message, Body: e.Body, Cut: e.Cut, CutBody: e.CutBody, AfterCommit: e.AfterCommit}
 	if e.Delay != 0 {
 		j.Delay = e.Delay.String()
 	}
@@ -84,7 +92,7 @@ func (e *Effect) UnmarshalJSON(text []byte) error {
 	if err := json.Unmarshal(text, &j); err != nil {
 		return err
 	}
-	*e = Effect{Status: j.Status, Code: j.Code, Message: j.Message, Body: j.Body, Cut: j.Cut, AfterCommit: j.AfterCommit}
+	*e = Effect{Status: j.Status, Code: j.Code, Message: j.Message, Body: j.Body, Cut: j.Cut, CutBody: j.CutBody, AfterCommit: j.AfterCommit}
 	for _, d := range []struct {
 		text string
 		to   *time.Duration
@@ -109,6 +117,10 @@ type faults struct {
 
 // AddFault puts a rule in force and returns it with its ID.
 func (s *Simulator) AddFault(f Fault) (Fault, error) {
+	f.Effect.Code = strings.TrimPrefix(f.Effect.Code, "AADSTS")
+	if k, found := knownProblems()[f.Effect.Code]; found && f.Effect.Status == 0 && (f.Plane == "" || f.Plane == PlaneLogin) {
+		f.Plane, f.Effect.Status = PlaneLogin, k.status
+	}
 	switch _, err := path.Match(f.Operation, ""); {
 	case err != nil:
 		return Fault{}, fmt.Errorf("fault operation %q: %w: %w", f.Operation, ErrInvalid, err)
@@ -118,8 +130,10 @@ func (s *Simulator) AddFault(f Fault) (Fault, error) {
 		return Fault{}, fmt.Errorf("fault count and durations cannot be negative: %w", ErrInvalid)
 	case f.Effect.Status != 0 && (f.Effect.Status < 200 || f.Effect.Status > 599):
 		return Fault{}, fmt.Errorf("fault status %d is not within 200 to 599: %w", f.Effect.Status, ErrInvalid)
-	case f.Effect.Status == 0 && !f.Effect.Cut && f.Effect.Delay == 0:
-		return Fault{}, fmt.Errorf("fault has no effect: set delay, status or cut: %w", ErrInvalid)
+	case f.Effect.Status == 0 && f.Effect.Code != "":
+		return Fault{}, fmt.Errorf("fault code %q has no status of its own on this plane: %w", f.Effect.Code, ErrInvalid)
+	case f.Effect.Status == 0 && !f.Effect.Cut && !f.Effect.CutBody && f.Effect.Delay == 0:
+		return Fault{}, fmt.Errorf("fault has no effect: set delay, status, code or a cut: %w", ErrInvalid)
 	}
 	f.Acted = 0
 	s.mu.Lock()
@@ -203,6 +217,12 @@ func (f *Fault) answer(c *call) reply {
 	if e.Code != "" {
 		code = e.Code
 	}
+	if k, found := knownProblems()[code]; found && c.plane == PlaneLogin {
+		message = c.fill(k.text)
+		if e.RetryAfter == 0 {
+			e.RetryAfter = k.retryAfter
+		}
+	}
 	if e.Message != "" {
 		message = e.Message
 	}
@@ -211,19 +231,23 @@ func (f *Fault) answer(c *call) reply {
 		r.body = []byte(e.Body)
 	}
 	if e.RetryAfter > 0 {
-		seconds := int64((e.RetryAfter + time.Second - 1) / time.Second)
-		r.header.Set("Retry-After", strconv.FormatInt(seconds, 10))
+		retryAfter(r.header, e.RetryAfter)
 	}
 	return r
+}
+
+// retryAfter says so in whole seconds, rounded up.
+func retryAfter(h http.Header, d time.Duration) {
+	h.Set("Retry-After", strconv.FormatInt(int64((d+time.Second-1)/time.Second), 10))
 }
 
 // usualTrouble is the code and text a plane gives with a status.
 func usualTrouble(plane Plane, status int) (code, message string) {
 	switch {
 	case plane == PlaneLogin && status == http.StatusTooManyRequests:
-		return "90055", "The server has terminated the request due to excessive request rate."
+		return "90055", "" // the text goes with the code
 	case plane == PlaneLogin:
-		return "90033", "A transient error has occurred. Please try again."
+		return "90033", ""
 	case status == http.StatusTooManyRequests:
 		return "TooManyRequests", "Too many requests. Please retry after the given time."
 	case status == http.StatusConflict && plane == PlaneGraph:

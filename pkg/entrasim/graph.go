@@ -102,6 +102,9 @@ func (s *Simulator) routeGraph(c *call) {
 		}
 		return route.run(c, key)
 	}
+	if run := c.run; err == nil && !s.config.Budgets.Unlimited {
+		c.run = func(c *call) reply { return s.graphMetered(c, run) }
+	}
 }
 
 // graphPattern turns a path into a route's pattern, the key it names, and the

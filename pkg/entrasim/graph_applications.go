@@ -116,6 +116,9 @@ func (s *Simulator) changeable(c *call, key graphKey) (*applicationRecord, *appl
 		bad := c.fail(http.StatusForbidden, codeDenied, messageDenied)
 		return nil, nil, &bad
 	}
+	if bad := s.conflict(c, record); bad != nil {
+		return nil, nil, bad
+	}
 	return record, latest, nil
 }
 
@@ -163,6 +166,9 @@ func (s *Simulator) upsertApplication(c *call, key graphKey) reply {
 	}
 	if !c.mayChange(record.latest().Owners) {
 		return c.fail(http.StatusForbidden, codeDenied, messageDenied)
+	}
+	if bad := s.conflict(c, record); bad != nil {
+		return *bad
 	}
 	return s.changeApplication(c, record)
 }

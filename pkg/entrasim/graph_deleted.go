@@ -74,7 +74,7 @@ func (s *Simulator) binned(c *call, key graphKey) (*applicationRecord, *reply) {
 		bad := c.fail(http.StatusForbidden, codeDenied, messageDenied)
 		return nil, &bad
 	}
-	return record, nil
+	return record, s.conflict(c, record)
 }
 
 func (s *Simulator) purgeDeleted(c *call, key graphKey) reply {

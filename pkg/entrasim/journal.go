@@ -6,7 +6,7 @@ import (
 )
 
 // KindRequest is the kind of the entry a request leaves; every other kind is a
-// change: tenant.created, person.created, subscription.created, key.created,
+// change: tenant.created, signIn.blocked and .unblocked, person.created, subscription.created, key.created,
 // application.created, .updated, .deleted, .restored and .purged,
 // password.added and .removed, federatedCredential.added, .updated and .removed, principal.created, .updated and .deleted,
 // role.assigned and .removed, group.written and .deleted.
@@ -127,6 +127,8 @@ func (c *change) entry() Entry {
 		e.Object = groupID(c.Group)
 	case c.Tenant != nil:
 		e.Tenant = c.Tenant.ID
+	case c.Block != nil:
+		e.Tenant, e.Application = c.Block.Tenant, c.Block.ClientID
 	case c.Person != nil:
 		e.Tenant, e.Object = c.Person.Tenant, c.Person.ID
 	case c.Subscription != nil:

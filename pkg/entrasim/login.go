@@ -21,7 +21,7 @@ const (
 // routeLogin names a login request's operation and who asks.
 func (s *Simulator) routeLogin(c *call) {
 	c.fail = func(status int, code, message string) reply {
-		return loginError(c, problem{status: status, oauth: oauthFor(status), code: code, text: message})
+		return loginError(c, problem{status: status, oauth: oauthOf(code, status), code: code, text: message})
 	}
 	c.operation, c.run = "login.unknown", func(c *call) reply {
 		return loginError(c, problem{http.StatusNotFound, "invalid_request", "90015", "The requested address is not known here."})
@@ -31,9 +31,10 @@ func (s *Simulator) routeLogin(c *call) {
 		tenant, rest = c.path[0], strings.ToLower(strings.Join(c.path[1:], "/"))
 	}
 	c.tenant = clip(tenant, 64)
+	c.tenantName = c.tenant
 	s.mu.Lock()
 	if t := s.state.tenant(tenant); t != nil {
-		c.tenant = t.ID
+		c.tenant, c.tenantName = t.ID, t.DisplayName
 	}
 	s.mu.Unlock()
 	only := func(method, operation string, run func(*call) reply) {
@@ -57,6 +58,9 @@ func (s *Simulator) routeLogin(c *call) {
 		only(http.MethodGet, "login.instance", s.instanceDiscovery)
 	case "v2.0/adminconsent", "adminconsent":
 		c.operation, c.run = "login.adminconsent", s.adminConsent
+		c.fail = func(status int, code, message string) reply {
+			return s.consentTrouble(c, problem{status: status, oauth: oauthOf(code, status), code: code, text: message})
+		}
 		s.identifyClient(c)
 	}
 }
@@ -76,8 +80,8 @@ func (s *Simulator) identifyClient(c *call) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	// Only known clients get a generator: strangers could name any number.
-	if s.state.clients[id] != nil {
-		c.actor, c.application = id, id
+	if r := s.state.clients[id]; r != nil {
+		c.actor, c.application, c.applicationName = id, id, r.latest().Set.DisplayName
 	}
 }
 
@@ -137,6 +141,11 @@ func (s *Simulator) token(c *call) reply {
 	}
 	proof := proof{secret: text, kind: form.Get("client_assertion_type"), assertion: form.Get("client_assertion")}
 	p, bad := s.authenticate(c, strings.ToLower(id), proof)
+	if s.looped(c, audience, proof) {
+		out := loginError(c, c.problem("50196"))
+		retryAfter(out.header, knownProblems()["50196"].retryAfter)
+		return out
+	}
 	if bad != nil {
 		return loginError(c, *bad)
 	}
@@ -149,7 +158,7 @@ func (s *Simulator) token(c *call) reply {
 	access, claims, err := s.mint(s.dice.Of(c.actor), c.now, p, proof, r, audience)
 	if err != nil {
 		s.config.Log.Error("token cannot be signed", "error", err)
-		return loginError(c, problem{http.StatusServiceUnavailable, "temporarily_unavailable", "90033", "A transient error has occurred. Please try again."})
+		return loginError(c, c.problem("90033"))
 	}
 	life := claims.Expires - claims.IssuedAt - 1
 	granted := map[string]any{"token_type": "Bearer", "expires_in": life, "ext_expires_in": life, "access_token": access}
@@ -187,6 +196,8 @@ type client struct {
 	principal *principal
 	// missing is what is wrong with the principal.
 	missing *problem
+	// blocked is the code by which the tenant refuses it all the same, if it does.
+	blocked string
 }
 
 // authenticate finds the principal that the proof speaks for, as the token
@@ -205,6 +216,10 @@ func (s *Simulator) authenticate(c *call, id string, p proof) (*principal, *prob
 	if who.missing != nil {
 		return nil, who.missing
 	}
+	if who.blocked != "" {
+		bad := c.problem(who.blocked)
+		return nil, &bad
+	}
 	return who.principal, nil
 }
 
@@ -221,6 +236,8 @@ func (s *Simulator) prove(c *call, who *client, p proof) *problem {
 		return &bad
 	case p.asserted():
 		return s.checkAssertion(c, who, p.assertion)
+	case p.secret == "" && !c.isV1():
+		return invalidClient("7000216", "'client_assertion', 'client_secret' or 'request' is required for the 'client_credentials' grant type.")
 	case p.secret == "":
 		return invalidClient("7000218", "The request body must contain the following parameter: 'client_assertion' or 'client_secret'.")
 	}
@@ -234,6 +251,10 @@ func (s *Simulator) findClient(c *call, id string) (*client, *problem) {
 	if t == nil {
 		return nil, &problem{http.StatusBadRequest, "invalid_request", "90002", tenantNotFound(c.path[0])}
 	}
+	if c.restricted(t.Tenant) {
+		bad := c.problem("500021")
+		return nil, &bad
+	}
 	unknown := &problem{http.StatusBadRequest, "unauthorized_client", "700016",
 		"Application with identifier '" + clip(id, 64) + "' was not found in the directory '" + t.DisplayName +
 			"'. This can happen if the application has not been installed by the administrator of the tenant or consented to by any user in the tenant. You may have sent your authentication request to the wrong tenant."}
@@ -241,7 +262,7 @@ func (s *Simulator) findClient(c *call, id string) (*client, *problem) {
 	if app == nil {
 		return nil, unknown
 	}
-	who := &client{tenant: t.Tenant, app: app.seen(PlaneLogin, c.replica, c.now), secrets: app.secrets}
+	who := &client{tenant: t.Tenant, app: app.seen(PlaneLogin, c.replica, c.now), secrets: app.secrets, blocked: t.blocked(id)}
 	if who.app == nil || who.app.Deleted != nil {
 		return nil, unknown
 	}
@@ -342,13 +363,6 @@ func missingParameter(name string) problem {
 
 func tenantNotFound(tenant string) string {
 	return "Tenant '" + clip(tenant, 64) + "' not found. Check to make sure you have the correct tenant ID and are signing into the correct cloud. Check with your subscription administrator, this may happen if there are no active subscriptions for the tenant."
-}
-
-func oauthFor(status int) string {
-	if status == http.StatusTooManyRequests || status >= http.StatusInternalServerError {
-		return "temporarily_unavailable"
-	}
-	return "invalid_request"
 }
 
 // description is the text with everything support would ask for.

@@ -91,7 +91,7 @@ func TestLogin_Errors(t *testing.T) {
 		{"no grant type", customerID, with("grant_type", ""), 400, "invalid_request", 900144},
 		{"no client", customerID, with("client_id", ""), 400, "invalid_request", 900144},
 		{"no scope", customerID, with("scope", ""), 400, "invalid_request", 900144},
-		{"no secret", customerID, with("client_secret", ""), 401, "invalid_client", 7000218},
+		{"no secret", customerID, with("client_secret", ""), 401, "invalid_client", 7000216},
 		{"another grant", customerID, with("grant_type", "password"), 400, "unsupported_grant_type", 70003},
 		{"unknown tenant", "44444444-4444-4444-8444-444444444444", good, 400, "invalid_request", 90002},
 		{"unknown application", customerID, with("client_id", homeID), 400, "unauthorized_client", 700016},

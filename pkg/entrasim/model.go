@@ -32,9 +32,11 @@ type Tenant struct {
 	ID          string `json:"id"`
 	DisplayName string `json:"displayName"`
 	// Domain is a name under which the tenant is found too.
-	Domain   string    `json:"domain"`
-	Verified bool      `json:"verified"`
-	Created  time.Time `json:"created"`
+	Domain   string `json:"domain"`
+	Verified bool   `json:"verified"`
+	// ConsentWorkflow: those who are no administrators may ask one.
+	ConsentWorkflow bool      `json:"consentWorkflow"`
+	Created         time.Time `json:"created"`
 }
 
 // Person is somebody who can sign in on the consent page.

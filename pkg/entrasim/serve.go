@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -22,12 +23,15 @@ type call struct {
 	*http.Request
 
 	body []byte
-	path []string // unescaped segments, without those that led to the plane
-	now  time.Time
+	path []string  // unescaped segments, without those that led to the plane
+	now  time.Time // when it acts
+	came time.Time
 
 	plane     Plane
 	operation string // such as graph.application.addPassword
 	tenant    string
+	// tenantName and applicationName are for texts of the login plane.
+	tenantName, applicationName string
 	// actor is the calling application's ID, or control, or anonymous.
 	actor       string
 	application string // application ID of the target
@@ -52,6 +56,7 @@ type reply struct {
 	body   []byte
 	code   string // the error code, for the journal
 	cut    bool   // break the connection instead
+	short  bool   // break the connection in the middle of the body
 }
 
 // Handler serves all planes: by host name (login.…, graph.…, management.…,
@@ -66,8 +71,16 @@ func (s *Simulator) Handler() http.Handler {
 		for k, v := range a.header {
 			w.Header()[k] = v
 		}
+		if a.short {
+			w.Header().Set("Content-Length", strconv.Itoa(len(a.body)))
+			a.body = a.body[:len(a.body)/2]
+		}
 		w.WriteHeader(a.status)
 		_, _ = w.Write(a.body) // a caller that has gone needs no answer
+		if a.short {
+			_ = http.NewResponseController(w).Flush()
+			panic(http.ErrAbortHandler) //nolint:forbidigo // as above
+		}
 	})
 }
 
@@ -100,6 +113,10 @@ func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if a.cut {
 		return nil, fmt.Errorf("%s %s: %w", r.Method, r.URL.Host, io.ErrUnexpectedEOF)
 	}
+	body := io.Reader(bytes.NewReader(a.body))
+	if a.short {
+		body = io.MultiReader(bytes.NewReader(a.body[:len(a.body)/2]), broken{})
+	}
 	return &http.Response{
 		Status:        fmt.Sprintf("%d %s", a.status, http.StatusText(a.status)),
 		StatusCode:    a.status,
@@ -107,11 +124,16 @@ func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		ProtoMajor:    1,
 		ProtoMinor:    1,
 		Header:        a.header,
-		Body:          io.NopCloser(bytes.NewReader(a.body)),
+		Body:          io.NopCloser(body),
 		ContentLength: int64(len(a.body)),
 		Request:       r,
 	}, nil
 }
+
+// broken is the rest of a body whose connection has broken.
+type broken struct{}
+
+func (broken) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
 
 // Run serves HTTPS on the listener until ctx ends, then finishes what is under
 // way within a second, and cuts what is not finished then.
@@ -149,6 +171,7 @@ func (s *Simulator) Run(ctx context.Context, listener net.Listener, config *tls.
 // of a caller who has gone.
 func (s *Simulator) serve(r *http.Request) (reply, error) {
 	c := &call{Request: r, now: time.Now().UTC(), actor: "anonymous"}
+	c.came = c.now
 	ids := s.dice.Of("request identifiers")
 	c.requestID = ids.UUID()
 	c.clientRequestID = c.requestID
@@ -202,6 +225,10 @@ func (s *Simulator) carryOut(c *call) (reply, error) {
 	if spoil {
 		lost = fault.Effect.AfterCommit
 		answer = fault.answer(c)
+	}
+	if fault != nil && fault.Effect.CutBody && !answer.cut {
+		lost = lost || !spoil
+		answer.short, answer.cut = len(answer.body) > 1, len(answer.body) <= 1
 	}
 	s.record(c, answer, fault, lost)
 	return answer, nil

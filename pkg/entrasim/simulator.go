@@ -25,6 +25,7 @@ type Simulator struct {
 	key    signingKey
 
 	issuers *issuers
+	meters  meters
 
 	mu      sync.Mutex
 	state   *state

@@ -29,6 +29,7 @@ type change struct {
 	PrincipalVisible Visibility `json:"principalVisible,omitzero"`
 
 	Tenant       *Tenant         `json:"tenant,omitempty"`
+	Block        *SignInBlock    `json:"block,omitempty"`
 	Person       *Person         `json:"person,omitempty"`
 	Subscription *Subscription   `json:"subscription,omitempty"`
 	Application  *application    `json:"application,omitempty"`
@@ -49,6 +50,8 @@ type applicationRecord struct {
 
 	id, appID, tenant string
 	order             uint64 // among all that was made
+	written           time.Time
+	passwordAdded     time.Time
 	secrets           []*secret
 	federated         []*federatedRecord // in the order they were made
 }
@@ -79,6 +82,7 @@ type tenantRecord struct {
 	applications  []*applicationRecord        // in the order they were made
 	principals    []*principalRecord          // in the order they were made
 	principal     map[string]*principalRecord // the newest one, by application ID
+	blocks        map[string]string           // codes, by application ID, or empty for all
 }
 
 type subscriptionRecord struct {
@@ -128,7 +132,7 @@ func (st *state) tenant(name string) *tenantRecord {
 // inputs, so replaying the file gives the same state again.
 func (st *state) apply(c *change) error {
 	if t := c.Tenant; t != nil {
-		r := &tenantRecord{Tenant: *t, principal: make(map[string]*principalRecord)}
+		r := &tenantRecord{Tenant: *t, principal: make(map[string]*principalRecord), blocks: make(map[string]string)}
 		st.tenants[t.ID] = r
 		st.domains[strings.ToLower(t.Domain)] = r
 	}
@@ -146,6 +150,13 @@ func (st *state) apply(c *change) error {
 		}
 		t.subscriptions = append(t.subscriptions, sub.ID)
 		st.subscriptions[sub.ID] = &subscriptionRecord{Subscription: *sub, groups: make(map[string]*resourceGroup)}
+	}
+	if b := c.Block; b != nil {
+		t := st.tenants[b.Tenant]
+		if t == nil {
+			return fmt.Errorf("tenant %s of block: %w", b.Tenant, ErrNotFound)
+		}
+		t.blocks[b.ClientID] = b.Code
 	}
 	if c.Key != nil {
 		st.key = c.Key
@@ -168,6 +179,10 @@ func (st *state) applyApplication(c *change) error {
 		st.applications[a.ID] = r
 		st.clients[a.AppID] = r
 		t.applications = append(t.applications, r)
+	}
+	r.written = c.Time
+	if c.Secret != nil && !c.Secret.Gone {
+		r.passwordAdded = c.Time
 	}
 	name := uniqueKey(a.Tenant, a.UniqueName)
 	if c.Purged {
@@ -237,6 +252,7 @@ func (st *state) applyFederated(c *change) error {
 	if c.Unfederated {
 		f = nil
 	}
+	r.written = c.Time
 	r.federated[i].add(c.Time, f, c.Visible)
 	return nil
 }
