@@ -36,6 +36,9 @@ func FuzzHandler(f *testing.F) {
 	f.Add("PUT", "/subscriptions/"+subID+"/resourcegroups/x?api-version=1", `{"location":"y","tags":{"a":"b"}}`, "")
 	f.Add("GET", "/subscriptions/"+subID+"/providers/Microsoft.Authorization/roleAssignments?api-version=1&$filter=atScope()", "", "")
 	f.Add("POST", "/admin/faults", `{"effect":{"delay":"1ms"}}`, "")
+	f.Add("POST", "/admin/faults", `{"effect":{"code":"AADSTS650052","cutBody":true}}`, "")
+	f.Add("POST", "/admin/signInBlocks", `{"tenant":"`+homeID+`","clientId":"APP","code":"53003"}`, "")
+	f.Add("POST", "/"+homeID+"/adminconsent?client_id=APP&redirect_uri="+callback, "username=x&decision=accept", "")
 	f.Fuzz(func(t *testing.T, method, target, body, prefer string) {
 		where, err := url.ParseRequestURI(target)
 		if err != nil || method == "" || strings.ContainsAny(method, " \t\r\n/:()<>@,;\\\"[]?={}\x00") {

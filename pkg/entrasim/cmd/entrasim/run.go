@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -26,7 +27,9 @@ type options struct {
 	seed                                                    uint64
 	replicas                                                int
 	lag, life                                               span
-	secretFirst, race, openAdmin, verbose                   bool
+	secretFirst, race, openAdmin, verbose, unlimited        bool
+	conflicts                                               entrasim.WriteConflicts
+	loop                                                    rate
 }
 
 func parse(args []string, help io.Writer) (options, error) {
@@ -47,6 +50,11 @@ func parse(args []string, help io.Writer) (options, error) {
 	f.Var(&o.life, "token-life", "life of access tokens, a fixed `duration` or shortest-longest")
 	f.BoolVar(&o.secretFirst, "secret-before-principal", false, "check the secret before missing the principal")
 	f.BoolVar(&o.race, "consent-race", false, "answer an early second consent with AADSTS650051")
+	f.BoolVar(&o.unlimited, "unlimited", false, "never throttle Graph and Resource Manager of their own accord")
+	f.Float64Var(&o.conflicts.Probability, "conflicts", 0, "`probability` that two writes to one application conflict, at once or within -conflict-window")
+	f.DurationVar(&o.conflicts.Window, "conflict-window", 0, "how long a write stands in the way of the next one to the same application")
+	f.Float64Var(&o.conflicts.RemovalProbability, "removal-failures", 0, "`probability` that a password's removal fails within -conflict-window after an addition")
+	f.Var(&o.loop, "login-loop", "`number/duration`, such as 20/1m, of equal token requests beyond which AADSTS50196 is answered")
 	f.BoolVar(&o.openAdmin, "open-admin", false, "answer the admin API, which asks nobody who they are, to other machines too")
 	f.BoolVar(&o.verbose, "verbose", false, "log more")
 	if err := f.Parse(args); err != nil {
@@ -100,6 +108,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) (err error) 
 		Seed: o.seed, StateDir: o.state, Replicas: o.replicas, BaseURL: o.base, Log: log,
 		Lags: entrasim.Lag(o.lag.low, o.lag.high), TokenLife: entrasim.Range{Min: o.life.low, Max: o.life.high},
 		SecretBeforePrincipal: o.secretFirst, ConsentRace: o.race, OpenAdmin: o.openAdmin, Issuers: issuers,
+		WriteConflicts: o.conflicts, LoginLoop: entrasim.Budget(o.loop), Budgets: entrasim.Budgets{Unlimited: o.unlimited},
 	})
 	if err != nil {
 		return err
@@ -186,5 +195,22 @@ func (s *span) Set(text string) error {
 		return err
 	}
 	s.high, err = time.ParseDuration(high)
+	return err
+}
+
+// rate is a flag: a number, a slash, and the time in which it comes back.
+type rate entrasim.Budget
+
+func (r *rate) String() string {
+	return fmt.Sprintf("%d/%v", r.Amount, r.Per)
+}
+
+func (r *rate) Set(text string) error {
+	amount, per, _ := strings.Cut(text, "/")
+	var err error
+	if r.Amount, err = strconv.Atoi(amount); err != nil {
+		return err
+	}
+	r.Per, err = time.ParseDuration(per)
 	return err
 }
