@@ -94,23 +94,21 @@ func (w *errorWorld) asking(resources ...string) app {
 
 // TestErrors_EveryOne has a row for each error of the token endpoint and of the
 // consent page that the simulator knows of: how it comes about, and all that is
-// told of it. Those that come by a fault only, are said to by their column;
-// README.md has the reasons.
+// told of it. A column says which come by a
+// fault only; README.md has the reasons.
 func TestErrors_EveryOne(t *testing.T) {
 	const (
 		graph = "00000003-0000-0000-c000-000000000000"
 		arm   = "797f4846-ba00-4fd7-ba43-dac1f8f63013"
 	)
 	w := newErrorWorld(t, entrasim.Config{})
-	lagging := newErrorWorld(t, entrasim.Config{ConsentRace: true, Lags: entrasim.Lags{Federated: entrasim.Range{Min: time.Hour, Max: time.Hour}}})
+	lagging := newErrorWorld(t, entrasim.Config{Lags: entrasim.Lags{Federated: entrasim.Range{Min: time.Hour, Max: time.Hour}}})
 	racing := newErrorWorld(t, entrasim.Config{ConsentRace: true, Lags: entrasim.Lags{Principal: entrasim.Range{Min: time.Hour, Max: time.Hour}}})
 	looping := newErrorWorld(t, entrasim.Config{LoginLoop: entrasim.Budget{Amount: 3, Per: time.Hour}})
 	workflow := newErrorWorld(t, entrasim.Config{})
-	w.must(func() error {
-		_, err := workflow.sim.CreateTenant(entrasim.NewTenant{ID: subID, ConsentWorkflow: true})
-		return err
-	}())
-	_, err := workflow.sim.CreatePerson(entrasim.Person{Tenant: subID, UserName: "user@workflow.example.com"})
+	_, err := workflow.sim.CreateTenant(entrasim.NewTenant{ID: subID, ConsentWorkflow: true})
+	w.must(err)
+	_, err = workflow.sim.CreatePerson(entrasim.Person{Tenant: subID, UserName: "user@workflow.example.com"})
 	w.must(err)
 
 	bare := w.newSecret(w.newApp("bare"))
@@ -130,7 +128,7 @@ func TestErrors_EveryOne(t *testing.T) {
 	w.must(err)
 	token := func() answer { return w.ask(w.good()) }
 	consent := func() answer { return w.accept(w.app.clientID) }
-	const token0, page, redirect = "token", "page", "redirect"
+	const endpoint, page, redirect = "token endpoint", "page", "redirect"
 
 	rows := []struct {
 		code   string
@@ -141,19 +139,19 @@ func TestErrors_EveryOne(t *testing.T) {
 		fault  bool   // it comes by a fault only
 		ask    func() answer
 	}{
-		{"700016", token0, 400, "unauthorized_client", "was not found in the directory 'Customer'", false, func() answer { return w.with("client_id", homeID) }},
-		{"7000229", token0, 401, "invalid_client", "is missing service principal in the tenant", false, func() answer {
+		{"700016", endpoint, 400, "unauthorized_client", "was not found in the directory 'Customer'", false, func() answer { return w.with("client_id", homeID) }},
+		{"7000229", endpoint, 401, "invalid_client", "is missing service principal in the tenant", false, func() answer {
 			return w.login(homeID, credentials(bare.clientID, bare.secret, armScope), "client-request-id", subID)
 		}},
-		{"7000215", token0, 401, "invalid_client", "Invalid client secret provided.", false, func() answer { return w.with("client_secret", "x") }},
-		{"7000222", token0, 401, "invalid_client", "are expired", false, func() answer { return w.with("client_secret", old.text("secretText")) }},
-		{"7000216", token0, 401, "invalid_client", "is required for the 'client_credentials' grant type", false, func() answer { return w.with("client_secret", "") }},
-		{"7000218", token0, 401, "invalid_client", "'client_assertion' or 'client_secret'", false, func() answer {
+		{"7000215", endpoint, 401, "invalid_client", "Invalid client secret provided.", false, func() answer { return w.with("client_secret", "x") }},
+		{"7000222", endpoint, 401, "invalid_client", "are expired", false, func() answer { return w.with("client_secret", old.text("secretText")) }},
+		{"7000216", endpoint, 401, "invalid_client", "is required for the 'client_credentials' grant type", false, func() answer { return w.with("client_secret", "") }},
+		{"7000218", endpoint, 401, "invalid_client", "'client_assertion' or 'client_secret'", false, func() answer {
 			form := url.Values{"grant_type": {"client_credentials"}, "client_id": {w.app.clientID}, "resource": {"https://graph.microsoft.com"}}
 			return w.send(http.MethodPost, w.sim.Endpoints().Login+"/"+customerID+"/oauth2/token", "", form.Encode(), "client-request-id", subID)
 		}},
-		{"900144", token0, 400, "invalid_request", "must contain the following parameter: 'scope'", false, func() answer { return w.with("scope", "") }},
-		{"70021", token0, 401, "invalid_client", "No matching federated identity record found", false, func() answer {
+		{"900144", endpoint, 400, "invalid_request", "must contain the following parameter: 'scope'", false, func() answer { return w.with("scope", "") }},
+		{"70021", endpoint, 401, "invalid_client", "No matching federated identity record found", false, func() answer {
 			var got answer
 			for range 30 { // half of those that are missed are missed without details
 				if got = lagging.assert(func(jwt.MapClaims) {}); got.at("error_codes").([]any)[0] == 70021.0 {
@@ -162,51 +160,51 @@ func TestErrors_EveryOne(t *testing.T) {
 			}
 			return got
 		}},
-		{"700213", token0, 401, "invalid_client", "assertion subject 'other'", false, func() answer { return w.assert(func(c jwt.MapClaims) { c["sub"] = "other" }) }},
-		{"700024", token0, 401, "invalid_client", "expiry time of assertion", false, func() answer {
+		{"700213", endpoint, 401, "invalid_client", "assertion subject 'other'", false, func() answer { return w.assert(func(c jwt.MapClaims) { c["sub"] = "other" }) }},
+		{"700024", endpoint, 401, "invalid_client", "expiry time of assertion", false, func() answer {
 			return w.assert(func(c jwt.MapClaims) { c["exp"] = time.Now().Add(-time.Minute).Unix() })
 		}},
-		{"700027", token0, 401, "invalid_client", "The key was not found.", false, func() answer {
-			print1 := base64.RawURLEncoding.EncodeToString([]byte("12345678901234567890"))
+		{"700027", endpoint, 401, "invalid_client", "The key was not found.", false, func() answer {
+			thumbprint := base64.RawURLEncoding.EncodeToString([]byte("12345678901234567890"))
 			c := jwt.MapClaims{"iss": w.app.clientID, "sub": w.app.clientID, "aud": "x", "exp": time.Now().Add(time.Minute).Unix()}
-			return w.ask(asserted(w.app.clientID, sign(t, jwt.SigningMethodRS256, map[string]any{"x5t": print1}, c, other), armScope))
+			return w.ask(asserted(w.app.clientID, sign(t, jwt.SigningMethodRS256, map[string]any{"x5t": thumbprint}, c, other), armScope))
 		}},
-		{"50013", token0, 401, "invalid_client", "Assertion failed signature validation.", false, func() answer {
+		{"50013", endpoint, 401, "invalid_client", "Assertion failed signature validation.", false, func() answer {
 			return w.ask(asserted(w.app.clientID, sign(t, jwt.SigningMethodRS256, map[string]any{"kid": w.issuer.kid}, w.issuer.claimsFor(), other), armScope))
 		}},
-		{"900384", token0, 400, "invalid_request", "JWT token failed signature validation.", true, token},
-		{"7000112", token0, 400, "unauthorized_client", "(network-read) is disabled", false, func() answer {
+		{"900384", endpoint, 400, "invalid_request", "JWT token failed signature validation.", true, token},
+		{"7000112", endpoint, 400, "unauthorized_client", "(network-read) is disabled", false, func() answer {
 			return w.ask(credentials(disabled.clientID, disabled.secret, armScope))
 		}},
-		{"70001", token0, 400, "unauthorized_client", "Application '" + w.app.clientID + "' is disabled.", true, token},
-		{"90002", token0, 400, "invalid_request", "Tenant '" + subID + "' not found.", false, func() answer { return w.login(subID, w.good(), "client-request-id", subID) }},
-		{"65001", token0, 400, "invalid_grant", "has not consented to use the application with ID '" + w.app.clientID + "' named 'network-read'", true, token},
-		{"500011", token0, 400, "invalid_resource", "The resource principal named https://x.example.com", false, func() answer { return w.with("scope", "https://x.example.com/.default") }},
-		{"500021", token0, 400, "access_denied", "Access to 'Customer' tenant is denied.", false, func() answer {
+		{"70001", endpoint, 400, "unauthorized_client", "Application '" + w.app.clientID + "' is disabled.", true, token},
+		{"90002", endpoint, 400, "invalid_request", "Tenant '" + subID + "' not found.", false, func() answer { return w.login(subID, w.good(), "client-request-id", subID) }},
+		{"65001", endpoint, 400, "invalid_grant", "has not consented to use the application with ID '" + w.app.clientID + "' named 'network-read'", true, token},
+		{"500011", endpoint, 400, "invalid_resource", "The resource principal named https://x.example.com", false, func() answer { return w.with("scope", "https://x.example.com/.default") }},
+		{"500021", endpoint, 400, "access_denied", "Access to 'Customer' tenant is denied.", false, func() answer {
 			return w.login(customerID, w.good(), "client-request-id", subID, "Restrict-Access-To-Tenants", "home.example.com, "+subID)
 		}},
-		{"500022", token0, 400, "access_denied", "Access to 'Customer' tenant is denied.", true, token},
-		{"53003", token0, 400, "invalid_grant", "Access has been blocked by Conditional Access policies.", false, func() answer {
+		{"500022", endpoint, 400, "access_denied", "Access to 'Customer' tenant is denied.", true, token},
+		{"53003", endpoint, 400, "invalid_grant", "Access has been blocked by Conditional Access policies.", false, func() answer {
 			return block("53003", func() answer { return w.ask(credentials(blocked.clientID, blocked.secret, armScope)) })
 		}},
-		{"530032", token0, 400, "invalid_grant", "configured a security policy", false, func() answer {
+		{"530032", endpoint, 400, "invalid_grant", "configured a security policy", false, func() answer {
 			return block("530032", func() answer { return w.ask(credentials(blocked.clientID, blocked.secret, armScope)) })
 		}},
-		{"50196", token0, 429, "invalid_grant", "client request loop", false, func() answer {
+		{"50196", endpoint, 429, "invalid_grant", "client request loop", false, func() answer {
 			for range 3 {
 				looping.ask(looping.good())
 			}
 			return looping.ask(looping.good())
 		}},
-		{"90055", token0, 429, "temporarily_unavailable", "excessive request rate", true, token},
-		{"90006", token0, 503, "temporarily_unavailable", "The service is temporarily unavailable.", true, token},
-		{"90012", token0, 504, "temporarily_unavailable", "The request has timed out.", true, token},
-		{"90024", token0, 503, "temporarily_unavailable", "A transient error has occurred.", true, token},
-		{"90033", token0, 503, "temporarily_unavailable", "A transient error has occurred.", true, token},
-		{"90090", token0, 503, "temporarily_unavailable", "The service is temporarily unavailable.", true, token},
-		{"1000031", token0, 400, "unauthorized_client", "Application network-read cannot be accessed at this time.", true, token},
-		{"70011", token0, 400, "invalid_scope", "is not valid", false, func() answer { return w.with("scope", "x") }},
-		{"700022", token0, 400, "invalid_scope", "more than one resource", false, func() answer { return w.with("scope", armScope+" "+graphScope) }},
+		{"90055", endpoint, 429, "temporarily_unavailable", "excessive request rate", true, token},
+		{"90006", endpoint, 503, "temporarily_unavailable", "The service is temporarily unavailable.", true, token},
+		{"90012", endpoint, 504, "temporarily_unavailable", "The request has timed out.", true, token},
+		{"90024", endpoint, 503, "temporarily_unavailable", "A transient error has occurred.", true, token},
+		{"90033", endpoint, 503, "temporarily_unavailable", "A transient error has occurred.", true, token},
+		{"90090", endpoint, 503, "temporarily_unavailable", "The service is temporarily unavailable.", true, token},
+		{"1000031", endpoint, 400, "unauthorized_client", "Application network-read cannot be accessed at this time.", true, token},
+		{"70011", endpoint, 400, "invalid_scope", "is not valid", false, func() answer { return w.with("scope", "x") }},
+		{"700022", endpoint, 400, "invalid_scope", "more than one resource", false, func() answer { return w.with("scope", armScope+" "+graphScope) }},
 
 		{"65004", redirect, 302, "consent_required", "User declined to consent", false, func() answer { return w.decide(w.app.clientID, "admin@customer.example.com", "cancel") }},
 		{"650051", redirect, 302, "invalid_client", "the service principal name is already present for the tenant", false, func() answer { return racing.accept(racing.app.clientID) }},
@@ -251,7 +249,7 @@ func TestErrors_EveryOne(t *testing.T) {
 			}
 			text := ""
 			switch row.where {
-			case token0:
+			case endpoint:
 				if codes, _ := got.at("error_codes").([]any); got.text("error") != row.oauth || !slices.Equal(codes, []any{number(row.code)}) {
 					t.Errorf("error %q, codes %v", got.text("error"), codes)
 				}
