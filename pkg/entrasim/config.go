@@ -1,7 +1,6 @@
 package entrasim
 
 import (
-	"crypto/rsa"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -86,11 +85,6 @@ type Config struct {
 	// the system's roots; inside a testing/synctest bubble it must be something
 	// that opens no socket.
 	Issuers http.RoundTripper
-	// SigningKey signs access tokens when the state holds no key yet; nil
-	// makes one of 2048 bits, as Entra's are, which takes a noticeable moment.
-	// Nearly all of a token request's time is spent signing: one of 1024 bits
-	// signs several times as fast, but nothing real does so.
-	SigningKey *rsa.PrivateKey
 	// JournalRequests is how many requests the journal remembers; 0 means
 	// 100000. Changes are all remembered.
 	JournalRequests int

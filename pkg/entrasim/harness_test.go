@@ -27,7 +27,7 @@ const (
 	reader     = "acdd72a7-3385-48ef-bd42-f606fba81ae7"
 )
 
-// sharedKey is one key for all tests: making one takes a while.
+// sharedKey is what assertions in all tests are signed by: making one takes a while.
 var sharedKey = sync.OnceValues(func() (*rsa.PrivateKey, error) { return rsa.GenerateKey(rand.Reader, 2048) })
 
 // world is a simulator with a home tenant, its platform application, and a
@@ -42,11 +42,6 @@ type world struct {
 
 func open(t *testing.T, config entrasim.Config) *entrasim.Simulator {
 	t.Helper()
-	key, err := sharedKey()
-	if err != nil {
-		t.Fatal(err)
-	}
-	config.SigningKey = key
 	sim, err := entrasim.New(config)
 	if err != nil {
 		t.Fatal(err)

@@ -1,9 +1,6 @@
 package entrasim
 
 import (
-	"crypto/rand"
-	"crypto/rsa"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,7 +19,7 @@ const control = "control"
 type Simulator struct {
 	config Config
 	dice   *chance.Source
-	key    signingKey
+	key    *signer
 
 	issuers *issuers
 	meters  meters
@@ -108,22 +105,15 @@ func (s *Simulator) commit(c *change) error {
 // openKey takes the signing key from the state, or makes it part of it.
 func (s *Simulator) openKey() error {
 	if s.state.key == nil {
-		key := s.config.SigningKey
-		if key == nil {
-			var err error
-			if key, err = rsa.GenerateKey(rand.Reader, 2048); err != nil {
-				return fmt.Errorf("make signing key: %w", err)
-			}
-		}
-		encoded, err := x509.MarshalPKCS8PrivateKey(key)
+		encoded, err := newKey()
 		if err != nil {
-			return fmt.Errorf("encode signing key: %w", err)
+			return err
 		}
 		if err := s.commit(&change{Time: time.Now().UTC(), Kind: "key.created", Actor: control, Key: encoded}); err != nil {
 			return err
 		}
 	}
-	key, err := newSigningKey(s.state.key)
+	key, err := newSigner(s.state.key)
 	s.key = key
 	return err
 }
