@@ -70,6 +70,28 @@ func (s *Simulator) routeAdmin(c *call) {
 			q := c.URL.Query()
 			return s.SecretState(q.Get("tenant"), q.Get("clientId"), q.Get("keyId"))
 		},
+		"GET credentials": func() (any, error) {
+			at, err := moment(c.URL.Query(), "at", c.now)
+			if err != nil {
+				return nil, err
+			}
+			return s.Credentials(c.URL.Query().Get("clientId"), at)
+		},
+		"GET writes": func() (any, error) {
+			since, err := moment(c.URL.Query(), "since", c.now)
+			if err != nil {
+				return nil, err
+			}
+			return s.Writes(c.URL.Query().Get("clientId"), since)
+		},
+		"POST secretKeys": func() (any, error) { return decoded(c, s.adminSecretKey) },
+		"POST tokens": func() (any, error) {
+			return decoded(c, func(n struct {
+				Token string `json:"token"`
+			}) (any, error) {
+				return s.TokenState(n.Token), nil
+			})
+		},
 	}
 	run, found := routes[pattern]
 	if found {
@@ -89,6 +111,8 @@ func (s *Simulator) routeAdmin(c *call) {
 			return c.fail(http.StatusConflict, consent.Code, err.Error())
 		case errors.Is(err, ErrNotFound):
 			return c.fail(http.StatusNotFound, "NotFound", err.Error())
+		case errors.Is(err, ErrForgotten):
+			return c.fail(http.StatusGone, "Forgotten", err.Error())
 		case errors.Is(err, ErrExists):
 			return c.fail(http.StatusConflict, "AlreadyExists", err.Error())
 		case errors.Is(err, ErrInvalid):
@@ -132,6 +156,27 @@ func (s *Simulator) adminPrincipal(b principalBody) (any, error) {
 	return s.Principal(b.Tenant, b.ClientID)
 }
 
+// adminSecretKey is SecretKey, whose text is no thing for a URL.
+func (s *Simulator) adminSecretKey(n struct {
+	ClientID string `json:"clientId"`
+	Secret   string `json:"secret"`
+}) (any, error) {
+	id, err := s.SecretKey(n.ClientID, n.Secret)
+	return map[string]string{"keyId": id}, err
+}
+
+// moment reads a time (RFC 3339) of a query, the usual one when it has none.
+func moment(v url.Values, name string, usual time.Time) (time.Time, error) {
+	if v.Get(name) == "" {
+		return usual, nil
+	}
+	at, err := time.Parse(time.RFC3339Nano, v.Get(name))
+	if err != nil {
+		return at, fmt.Errorf("%s: %w: %w", name, ErrInvalid, err)
+	}
+	return at, nil
+}
+
 // parseQuery reads a journal query: after, since, until (RFC 3339), kind (may be
 // repeated), plane, operation, tenant, application, keyId, limit.
 func parseQuery(v url.Values) (Query, error) {
@@ -149,10 +194,8 @@ func parseQuery(v url.Values) (Query, error) {
 		q.Limit, errs = n, append(errs, err)
 	}
 	for name, to := range map[string]*time.Time{"since": &q.Since, "until": &q.Until} {
-		if text := v.Get(name); text != "" {
-			t, err := time.Parse(time.RFC3339Nano, text)
-			*to, errs = t, append(errs, err)
-		}
+		t, err := moment(v, name, time.Time{})
+		*to, errs = t, append(errs, err)
 	}
 	if err := errors.Join(errs...); err != nil {
 		return Query{}, fmt.Errorf("journal query: %w: %w", ErrInvalid, err)

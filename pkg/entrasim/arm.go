@@ -98,8 +98,7 @@ func (s *Simulator) routeARM(c *call) {
 	c.fail = func(status int, code, message string) reply { return armError(c, status, code, message) }
 	token, err := s.checkToken(c.Header.Get("Authorization"), c.now, armResource())
 	if token != nil && err == nil {
-		c.token, c.tenant = token, token.TenantID
-		c.actor = s.knownActor(token.AppID)
+		s.identifyBearer(c, token)
 		if c.actor != "anonymous" {
 			c.application = c.actor
 		}

@@ -86,8 +86,12 @@ type Config struct {
 	// that opens no socket.
 	Issuers http.RoundTripper
 	// JournalRequests is how many requests the journal remembers; 0 means
-	// 100000. Changes are all remembered.
+	// 100000.
 	JournalRequests int
+	// JournalLife is for how long the journal remembers changes at least, and
+	// what it can tell of them; 0 is for ever. What is known of credentials that
+	// stand does not depend on it, nor what is in StateDir.
+	JournalLife time.Duration
 	// Log receives what an operator should know; nil discards it.
 	Log *slog.Logger
 }
@@ -133,6 +137,9 @@ func (c Config) withDefaults() (Config, error) {
 	errs = append(errs, err, c.WriteConflicts.check())
 	if err := c.LoginLoop.check(); err != nil {
 		errs = append(errs, fmt.Errorf("login loop: %w", err))
+	}
+	if c.JournalLife < 0 {
+		errs = append(errs, fmt.Errorf("journal life: %v is below zero", c.JournalLife))
 	}
 	if c.JournalRequests <= 0 {
 		c.JournalRequests = 100_000

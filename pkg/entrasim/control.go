@@ -225,7 +225,7 @@ func (s *Simulator) CreatePlatform(n NewPlatform) (Platform, error) {
 	}
 	now := time.Now().UTC()
 	app := &application{ID: dice.UUID(), AppID: dice.UUID(), Tenant: t.ID, Publisher: t.Domain, Created: now}
-	app.Set = applicationProperties{DisplayName: n.DisplayName, SignInAudience: "AzureADMyOrg"}
+	app.Set = &applicationProperties{DisplayName: n.DisplayName, SignInAudience: "AzureADMyOrg"}
 	text, sec := newSecret(dice, app.AppID, now, now.Add(n.SecretLife))
 	app.Passwords = []password{{KeyID: sec.KeyID, Hint: text[:3], Start: sec.Start, End: sec.End}}
 	p := &principal{

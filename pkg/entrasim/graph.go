@@ -68,8 +68,7 @@ func (s *Simulator) routeGraph(c *call) {
 	c.fail = func(status int, code, message string) reply { return graphError(c, status, code, message) }
 	token, err := s.checkToken(c.Header.Get("Authorization"), c.now, graphResource())
 	if token != nil && err == nil {
-		c.token, c.tenant = token, token.TenantID
-		c.actor = s.knownActor(token.AppID)
+		s.identifyBearer(c, token)
 	}
 	pattern, key, part, keyErr := graphPattern(c.path)
 	c.part = part
@@ -180,14 +179,24 @@ func (s *Simulator) graphTarget(c *call, pattern string, key graphKey) string {
 	return ""
 }
 
-// knownActor is the client's own generator's name, if there is such a client.
-func (s *Simulator) knownActor(id string) string {
+// identifyBearer names the caller by a token. Where the state has the same
+// texts they are taken from there: what the caller makes keeps them, and a copy
+// of each in each thing made would be much of it.
+func (s *Simulator) identifyBearer(c *call, token *accessToken) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.state.clients[id] == nil {
-		return "anonymous"
+	if t := s.state.tenants[token.TenantID]; t != nil {
+		token.TenantID = t.ID
 	}
-	return id
+	if p := s.state.principals[token.ObjectID]; p != nil {
+		token.ObjectID = p.id
+	}
+	// Only a known client has a generator of its own.
+	if r := s.state.clients[token.AppID]; r != nil {
+		token.AppID = r.appID
+		c.actor = r.appID
+	}
+	c.token, c.tenant = token, token.TenantID
 }
 
 func (t *accessToken) may(write bool) bool {

@@ -182,7 +182,7 @@ func (s *Simulator) updateApplication(c *call, key graphKey) reply {
 }
 
 func (s *Simulator) makeApplication(c *call, uniqueName string) reply {
-	a := &application{Tenant: c.tenant, Publisher: s.state.tenants[c.tenant].Domain, Created: c.now.Truncate(time.Second), UniqueName: uniqueName, Owners: []string{c.token.ObjectID}}
+	a := &application{Tenant: c.tenant, Publisher: s.state.tenants[c.tenant].Domain, Created: c.now.Truncate(time.Second), UniqueName: uniqueName, Owners: []string{c.token.ObjectID}, Set: &applicationProperties{}}
 	if bad := s.applyProperties(c, a); bad != nil {
 		return *bad
 	}
@@ -286,7 +286,7 @@ func (s *Simulator) applyProperties(c *call, a *application) *reply {
 	if text := set.wrong(); text != "" {
 		return fail(text)
 	}
-	a.Set = set
+	a.Set = &set
 	return nil
 }
 

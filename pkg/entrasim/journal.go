@@ -75,12 +75,31 @@ func (q Query) matches(e *Entry) bool {
 		(q.KeyID == "" || q.KeyID == e.KeyID)
 }
 
-// journal keeps all changes, and the newest requests. Simulator.mu guards it.
+// journal keeps the changes, for life if that is set, and the newest requests;
+// and what both are asked for most. Simulator.mu guards it.
 type journal struct {
 	seq      uint64
 	limit    int
-	changes  []Entry
+	life     time.Duration // 0: for ever
+	changes  []past
 	requests []Entry
+	evidence map[string]*evidence // by application ID
+}
+
+// past is a change's entry with nothing in it that only requests have: there
+// are hundreds of thousands in a year.
+type past struct {
+	seq                                                        uint64
+	at                                                         int64 // in nanoseconds of Unix time
+	kind, actor, requestID, tenant, application, object, keyID string
+	visible                                                    Visibility
+}
+
+func (p *past) entry() Entry {
+	return Entry{
+		Seq: p.seq, Time: time.Unix(0, p.at).UTC(), Kind: p.kind, Actor: p.actor, RequestID: p.requestID,
+		Tenant: p.tenant, Application: p.application, Object: p.object, KeyID: p.keyID, Visible: p.visible,
+	}
 }
 
 func (j *journal) next() uint64 {
@@ -100,7 +119,30 @@ func (j *journal) addRequest(e Entry) {
 
 func (j *journal) addChange(c *change) {
 	j.seq = max(j.seq, c.Seq)
-	j.changes = append(j.changes, c.entry())
+	e := c.entry()
+	j.changes = append(j.changes, past{
+		seq: e.Seq, at: e.Time.UnixNano(), kind: e.Kind, actor: e.Actor, requestID: e.RequestID,
+		tenant: e.Tenant, application: e.Application, object: e.Object, keyID: e.KeyID, visible: e.Visible,
+	})
+	j.witness(c, &e)
+	if j.life > 0 {
+		j.forget(c.Time.Add(-j.life).UnixNano())
+	}
+}
+
+// forget drops the changes before the horizon once they are half of all, so that
+// each is moved once or twice in its life.
+func (j *journal) forget(horizon int64) {
+	const few = 1024
+	if len(j.changes) < few || j.changes[len(j.changes)/2].at >= horizon {
+		return
+	}
+	j.changes = slices.Clone(slices.DeleteFunc(j.changes, func(p past) bool { return p.at < horizon }))
+	for id, v := range j.evidence {
+		if v.forget(horizon) {
+			delete(j.evidence, id)
+		}
+	}
 }
 
 func (c *change) entry() Entry {
@@ -142,25 +184,25 @@ func (c *change) entry() Entry {
 func (s *Simulator) Journal(q Query) []Entry {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	later := func(e Entry, seq uint64) int {
-		if e.Seq > seq {
+	later := func(is, seq uint64) int {
+		if is > seq {
 			return 1
 		}
 		return -1
 	}
-	i, _ := slices.BinarySearchFunc(s.journal.changes, q.After, later)
-	k, _ := slices.BinarySearchFunc(s.journal.requests, q.After, later)
+	i, _ := slices.BinarySearchFunc(s.journal.changes, q.After, func(p past, seq uint64) int { return later(p.seq, seq) })
+	k, _ := slices.BinarySearchFunc(s.journal.requests, q.After, func(e Entry, seq uint64) int { return later(e.Seq, seq) })
 	changes, requests := s.journal.changes[i:], s.journal.requests[k:]
 	found := []Entry{}
 	for (len(changes) > 0 || len(requests) > 0) && (q.Limit <= 0 || len(found) < q.Limit) {
-		var e *Entry
-		if len(requests) == 0 || (len(changes) > 0 && changes[0].Seq < requests[0].Seq) {
-			e, changes = &changes[0], changes[1:]
+		var e Entry
+		if len(requests) == 0 || (len(changes) > 0 && changes[0].seq < requests[0].Seq) {
+			e, changes = changes[0].entry(), changes[1:]
 		} else {
-			e, requests = &requests[0], requests[1:]
+			e, requests = requests[0], requests[1:]
 		}
-		if q.matches(e) {
-			found = append(found, *e)
+		if q.matches(&e) {
+			found = append(found, e)
 		}
 	}
 	return found

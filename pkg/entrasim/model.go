@@ -93,10 +93,12 @@ type application struct {
 	UniqueName string     `json:"uniqueName,omitempty"`
 	Deleted    *time.Time `json:"deleted,omitempty"`
 	// Owners are the object IDs of principals that own it.
-	Owners    []string              `json:"owners,omitempty"`
-	Passwords []password            `json:"passwords,omitempty"`
-	Keys      []keyCredential       `json:"keys,omitempty"`
-	Set       applicationProperties `json:"set"`
+	Owners    []string        `json:"owners,omitempty"`
+	Passwords []password      `json:"passwords,omitempty"`
+	Keys      []keyCredential `json:"keys,omitempty"`
+	// Set is shared by the versions that do not change it, so it is replaced,
+	// never written to.
+	Set *applicationProperties `json:"set"`
 }
 
 // applicationProperties are those a client may write.

@@ -60,8 +60,11 @@ func (v Visibility) everywhere(now time.Time) bool {
 	return v.Login.Everywhere(now) && v.Graph.Everywhere(now) && v.ARM.Everywhere(now)
 }
 
-// draw makes the moments of a change made now.
+// draw makes the moments of a change made now, none when it is seen at once.
 func (s *Simulator) draw(dice *chance.Dice, now time.Time, r Range) Moments {
+	if r == (Range{}) {
+		return nil
+	}
 	m := make(Moments, s.config.Replicas)
 	for i := range m {
 		m[i] = now.Add(dice.Between(r.Min, r.Max)).UnixNano()

@@ -38,7 +38,8 @@ func New(config Config) (*Simulator, error) {
 	if err != nil {
 		return nil, fmt.Errorf("simulator configuration: %w", err)
 	}
-	s := &Simulator{config: config, state: newState(), journal: journal{limit: config.JournalRequests}, issuers: newIssuers(config.Issuers)}
+	s := &Simulator{config: config, state: newState(), issuers: newIssuers(config.Issuers)}
+	s.journal = journal{limit: config.JournalRequests, life: config.JournalLife, evidence: make(map[string]*evidence)}
 	if config.StateDir != "" {
 		s.log, err = eventlog.Open(filepath.Join(config.StateDir, "entrasim.log"), s.replay)
 		if err != nil {

@@ -92,17 +92,23 @@ func (s *Simulator) checkToken(header string, now time.Time, r *resource) (*acce
 		}
 		return s.key.public, nil
 	})
-	switch {
-	case err != nil:
+	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errTokenInvalid, err)
-	case !slices.Contains(r.audiences, claims.Audience):
-		return claims, errTokenAudience
-	case now.Unix() >= claims.Expires:
-		return claims, errTokenExpired
-	case now.Unix() < claims.From:
-		return claims, errTokenTooEarly
 	}
-	return claims, nil
+	return claims, claims.judge(now, r)
+}
+
+// judge judges a token that is well signed.
+func (t *accessToken) judge(now time.Time, r *resource) error {
+	switch {
+	case !slices.Contains(r.audiences, t.Audience):
+		return errTokenAudience
+	case now.Unix() >= t.Expires:
+		return errTokenExpired
+	case now.Unix() < t.From:
+		return errTokenTooEarly
+	}
+	return nil
 }
 
 // resource is something tokens can be asked for.
