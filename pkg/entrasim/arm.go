@@ -96,7 +96,11 @@ func (s *Simulator) armRoute(method string, t armTarget) (armRoute, bool) {
 func (s *Simulator) routeARM(c *call) {
 	c.operation = "arm.unknown"
 	c.fail = func(status int, code, message string) reply { return armError(c, status, code, message) }
-	token, err := s.checkToken(c.Header.Get("Authorization"), c.now, armResource())
+	if c.Method == http.MethodGet && strings.EqualFold(strings.Join(c.path, "/"), "metadata/endpoints") {
+		c.operation, c.run = "arm.metadata", s.metadata
+		return
+	}
+	token, err := s.checkToken(c.Header.Get("Authorization"), c.now, s.armResource())
 	if token != nil && err == nil {
 		s.identifyBearer(c, token)
 		if c.actor != "anonymous" {
@@ -117,7 +121,7 @@ func (s *Simulator) routeARM(c *call) {
 		case !found:
 			return c.fail(http.StatusNotFound, "InvalidResourceType", "The resource type could not be found for the request "+clip(c.Method, 16)+" '"+clip(c.URL.Path, 256)+"'.")
 		case c.URL.Query().Get("api-version") == "":
-			return c.fail(http.StatusBadRequest, "MissingApiVersionParameter", "The api-version query parameter (?api-version=) is required for all requests.")
+			return missingVersion(c)
 		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -150,6 +154,10 @@ func armError(c *call, status int, code, message string) reply {
 	out.code = code
 	armHeaders(c, out.header)
 	return out
+}
+
+func missingVersion(c *call) reply {
+	return c.fail(http.StatusBadRequest, "MissingApiVersionParameter", "The api-version query parameter (?api-version=) is required for all requests.")
 }
 
 func armHeaders(c *call, h http.Header) {

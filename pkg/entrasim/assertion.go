@@ -172,6 +172,9 @@ func checkCertificate(c *call, who *client, a *assertion) *problem {
 	}
 	print1, print256 := thumbprint(a.token, "x5t"), thumbprint(a.token, "x5t#S256")
 	if print1 == nil && print256 == nil {
+		print1 = thumbprint(a.token, "kid") // as HashiCorp's clients have it
+	}
+	if print1 == nil && print256 == nil {
 		return invalidJWT("No certificate thumbprint specified in token header.")
 	}
 	shown := fmt.Sprintf("%X", print1)

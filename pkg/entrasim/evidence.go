@@ -302,10 +302,10 @@ func (s *Simulator) Writes(clientID string, since time.Time) (Writes, error) {
 func (s *Simulator) TokenState(token string) TokenState {
 	now := time.Now().UTC()
 	out := TokenState{Plane: PlaneARM}
-	claims, err := s.checkToken("Bearer "+token, now, armResource())
+	claims, err := s.checkToken("Bearer "+token, now, s.armResource())
 	if errors.Is(err, errTokenAudience) {
 		out.Plane = PlaneGraph
-		err = claims.judge(now, graphResource())
+		err = claims.judge(now, s.graphResource())
 	}
 	if claims == nil {
 		return TokenState{Problem: errTokenInvalid.Error()}

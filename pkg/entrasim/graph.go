@@ -66,7 +66,7 @@ func (s *Simulator) graphRoutes() map[string]graphRoute {
 func (s *Simulator) routeGraph(c *call) {
 	c.operation = "graph.unknown"
 	c.fail = func(status int, code, message string) reply { return graphError(c, status, code, message) }
-	token, err := s.checkToken(c.Header.Get("Authorization"), c.now, graphResource())
+	token, err := s.checkToken(c.Header.Get("Authorization"), c.now, s.graphResource())
 	if token != nil && err == nil {
 		s.identifyBearer(c, token)
 	}

@@ -149,7 +149,7 @@ func (s *Simulator) token(c *call) reply {
 	if bad != nil {
 		return loginError(c, *bad)
 	}
-	r := findResource(audience)
+	r := s.findResource(audience)
 	if r == nil {
 		return loginError(c, problem{http.StatusBadRequest, "invalid_resource", "500011",
 			"The resource principal named " + clip(audience, 256) + " was not found in the tenant named " + c.tenant +

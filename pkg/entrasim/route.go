@@ -38,7 +38,7 @@ func locate(r *http.Request) (Plane, []string) {
 	switch strings.ToLower(segments[0]) {
 	case "v1.0", "beta":
 		return PlaneGraph, segments
-	case "subscriptions", "providers", "tenants":
+	case "subscriptions", "providers", "tenants", "metadata":
 		return PlaneARM, segments
 	}
 	return PlaneLogin, segments

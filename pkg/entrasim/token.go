@@ -117,27 +117,37 @@ type resource struct {
 	audiences []string
 }
 
-func graphResource() *resource {
-	return &resource{appID: graphAppID, audiences: []string{
+func (s *Simulator) graphResource() *resource {
+	return &resource{appID: graphAppID, audiences: append(s.ownAudiences(),
 		"https://graph.microsoft.com", "https://graph.microsoft.com/", graphAppID,
 		"https://graph.microsoft.us", "https://dod-graph.microsoft.us", "https://microsoftgraph.chinacloudapi.cn",
-	}}
+	)}
 }
 
-func armResource() *resource {
-	return &resource{appID: armAppID, audiences: []string{
+func (s *Simulator) armResource() *resource {
+	return &resource{appID: armAppID, audiences: append(s.ownAudiences(),
 		"https://management.azure.com", "https://management.azure.com/",
 		"https://management.core.windows.net", "https://management.core.windows.net/",
 		"https://management.usgovcloudapi.net", "https://management.usgovcloudapi.net/",
 		"https://management.core.usgovcloudapi.net", "https://management.core.usgovcloudapi.net/",
 		"https://management.chinacloudapi.cn", "https://management.chinacloudapi.cn/",
 		"https://management.core.chinacloudapi.cn", "https://management.core.chinacloudapi.cn/", armAppID,
-	}}
+	)}
+}
+
+// ownAudiences are the simulator's one origin, which is the name of all its
+// planes: clients that are told where a cloud is, and no audience, ask for that.
+func (s *Simulator) ownAudiences() []string {
+	if s.config.BaseURL == "" {
+		return nil
+	}
+	return []string{s.config.BaseURL, s.config.BaseURL + "/"}
 }
 
 // findResource returns the resource a scope's first part names, nil if unknown.
-func findResource(audience string) *resource {
-	for _, r := range []*resource{armResource(), graphResource()} {
+func (s *Simulator) findResource(audience string) *resource {
+	// Graph first, for a token to both: only Graph gives roles in tokens.
+	for _, r := range []*resource{s.graphResource(), s.armResource()} {
 		if slices.Contains(r.audiences, audience) {
 			return r
 		}
