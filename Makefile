@@ -6,6 +6,7 @@ SHELL := /bin/bash
 
 BIN := $(CURDIR)/.bin
 BUILD := $(CURDIR)/.build
+NODE := $(BUILD)/node
 TOOLS := $(BIN)/buf $(BIN)/golangci-lint $(BIN)/grpcurl $(BIN)/protoc-gen-go $(BIN)/protoc-gen-go-grpc
 # Every module of the workspace, from go.work itself.
 MODULES = $(shell go list -m -f '{{.Dir}}')
@@ -38,8 +39,16 @@ unit: build ## Run the tests; RUN=pattern selects
 	go test -race -shuffle=on -timeout 20m -run '$(RUN)' work
 
 .PHONY: setup
-setup: $(TOOLS) ## Install what the tests need: Debian packages, build tools
-	@tools/debian.sh gcc:gcc redis-server:redis-server initdb:postgresql chromium:chromium
+setup: $(TOOLS) ## Install what the tests need: Debian packages, build tools, clients for Node
+	@tools/debian.sh gcc:gcc redis-server:redis-server initdb:postgresql chromium:chromium node:nodejs npm:npm
+	@$(MAKE) --no-print-directory $(NODE)/installed
+
+# What test/clients runs in Node, outside of the source; after setup's packages, which npm is one of.
+$(NODE)/installed: test/clients/node/package.json test/clients/node/package-lock.json
+	@echo "installing the clients for Node that test/clients/node/package-lock.json pins"
+	@rm -rf $(NODE) && mkdir -p $(NODE) && cp $^ $(NODE)/
+	npm ci --prefix $(NODE) --ignore-scripts --no-audit --no-fund --loglevel=http
+	@touch $@
 
 $(TOOLS) &: tools/go.mod tools/go.sum
 	@mkdir -p $(BIN)

@@ -21,6 +21,7 @@ import (
 const (
 	jwtBearer    = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer" //nolint:gosec // a type, no secret
 	maxAssertion = 1 << 16                                                  // bytes
+	earliness    = 5 * time.Minute                                          // how long before its beginning an assertion is taken
 
 	certificateHelp = "Review the documentation at https://learn.microsoft.com/entra/identity-platform/certificate-credentials ."
 	federationHelp  = "Check your federated identity credential Subject, Audience and Issuer against the presented assertion. https://learn.microsoft.com/entra/workload-id/workload-identity-federation"
@@ -73,14 +74,14 @@ func (a *assertion) signedBy(key *rsa.PublicKey) bool {
 	return a.token.Method.Verify(a.signed, a.token.Signature, key) == nil
 }
 
-// inTime judges the assertion's times, without any allowance for clocks that
-// differ.
+// inTime judges the assertion's times: its end to the instant, its beginning
+// with an allowance, for MSAL for Node rounds the time it signs up or down.
 func (a *assertion) inTime(now time.Time) *problem {
 	from := time.Unix(0, 0)
 	if a.NotBefore != nil {
 		from = a.NotBefore.Time
 	}
-	if !now.Before(from) && now.Before(a.ExpiresAt.Time) {
+	if !now.Before(from.Add(-earliness)) && now.Before(a.ExpiresAt.Time) {
 		return nil
 	}
 	return invalidClient("700024", fmt.Sprintf(

@@ -181,7 +181,7 @@ func TestAssertion_FederatedErrors(t *testing.T) {
 	}
 	rs := func(c jwt.MapClaims) string { return sign(t, jwt.SigningMethodRS256, kid, c, issuer.key) }
 	good := issuer.token(t)
-	past, future := time.Now().Add(-time.Minute), time.Now().Add(time.Minute)
+	past, future := time.Now().Add(-time.Minute), time.Now().Add(6*time.Minute)
 	for _, c := range []struct {
 		name, client, assertion string
 		status                  int
@@ -548,6 +548,8 @@ func TestAssertion_CertificateErrors(t *testing.T) {
 		{"for another service", sign(t, jwt.SigningMethodPS256, x5t256(cert), own("aud", strings.Replace(endpoint, "login", "other", 1)), key), 401, "AADSTS700023"},
 		{"for a federation", sign(t, jwt.SigningMethodPS256, x5t256(cert), own("aud", exchange), key), 401, "AADSTS700023"},
 		{"for two", sign(t, jwt.SigningMethodPS256, x5t256(cert), own("aud", []string{endpoint, "x"}), key), 400, "AADSTS50027"},
+		{"a little before its beginning", sign(t, jwt.SigningMethodPS256, x5t256(cert), own("nbf", now.Add(4*time.Minute).Unix()), key), 200, ""},
+		{"before its beginning", sign(t, jwt.SigningMethodPS256, x5t256(cert), own("nbf", now.Add(6*time.Minute).Unix()), key), 401, "AADSTS700024"},
 		{"past its end", sign(t, jwt.SigningMethodPS256, x5t256(cert), own("exp", now.Add(-time.Second).Unix()), key), 401, "AADSTS700024"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
