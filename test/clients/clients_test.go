@@ -325,3 +325,6 @@ func (i *issuer) token() (string, error) {
 func (c *cloud) asked(operation string) int {
 	return len(c.sim.Journal(entrasim.Query{Kinds: []string{entrasim.KindRequest}, Operation: operation}))
 }
+
+// names tells whether an error says a code.
+func names(err error, code string) bool { return err != nil && strings.Contains(err.Error(), code) }

@@ -3,7 +3,6 @@ package clients
 import (
 	"context"
 	"net/http"
-	"strings"
 	"testing"
 	"time"
 
@@ -14,9 +13,6 @@ import (
 	"github.com/hashicorp/go-azure-sdk/sdk/environments"
 	"software.sslmate.com/src/go-pkcs12"
 )
-
-// names tells whether an error says a code.
-func names(err error, code string) bool { return err != nil && strings.Contains(err.Error(), code) }
 
 // hashicorp is what the azurerm and azuread providers are made of, for one environment and one way of proving who they are.
 type hashicorp struct {

@@ -39,7 +39,7 @@ func runNode(t *testing.T) (seen seenByNode) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := os.Stat(filepath.Join(packages, "node_modules")); err != nil {
+	if _, err := os.Stat(filepath.Join(packages, "installed")); err != nil {
 		t.Fatalf("Node's packages are missing: run 'make setup': %v", err)
 	}
 	script, err := os.Open(filepath.Join("node", "clients.mjs"))

@@ -142,3 +142,18 @@ func TestRun_RefusesBadFlags(t *testing.T) {
 		}
 	}
 }
+
+func TestRun_CertificateHasTheCloudsNames(t *testing.T) {
+	admin, client, stop := start(t, t.TempDir())
+	defer stop()
+	address := strings.TrimSuffix(strings.TrimPrefix(admin, "https://"), "/admin")
+	roots := client.Transport.(*http.Transport).TLSClientConfig.RootCAs
+	for _, name := range []string{"login.microsoftonline.com", "graph.microsoft.com", "management.azure.com", "localhost"} {
+		conn, err := tls.Dial("tcp", address, &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots, ServerName: name})
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		_ = conn.Close()
+	}
+}
