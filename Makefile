@@ -93,6 +93,12 @@ fix: $(BIN)/golangci-lint ## Format, and mend what the linters can mend
 	$(BIN)/golangci-lint fmt $(MODULES)
 	$(BIN)/golangci-lint run --fix $(addsuffix /...,$(MODULES))
 
+# The packages that promise something about speed or memory.
+BENCHES := ./pkg/entrasim
+.PHONY: bench
+bench: build ## Measure what the documentation promises, and fail if a ratio or a bound of memory is not kept
+	@tools/bench.sh $(BENCHES)
+
 PICTURES := waiting landing entra pending result declined
 .PHONY: pictures
 pictures: build setup ## Make the pictures in docs/ anew, from what the tests in a browser see

@@ -237,7 +237,7 @@ func (s *Simulator) evidenceOf(clientID string) (*evidence, error) {
 // not removed by then, is yet to get: first those that still stand, then those
 // that have been removed since, the last one first. The time may be past, or
 // ahead: what has been committed will be seen at moments that are drawn already.
-// It costs as much as it finds.
+// It costs as much as there stands now and was removed since that time.
 func (s *Simulator) Credentials(clientID string, at time.Time) ([]Credential, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

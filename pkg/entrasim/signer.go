@@ -14,7 +14,7 @@ import (
 
 // The signing key is an RSA key of 2,048 bits like Entra's, but of eight primes
 // (RFC 8017, section 3.2). Nobody who verifies can tell: the modulus and the
-// exponent are all they see. Signing by eight small primes takes a third of the
+// exponent are all they see. Signing by eight small primes takes an eighth of the
 // time that two large ones take. Primes of 256 bits are within reach of
 // somebody who has months and a cluster, which is of no use against a simulator,
 // whose tokens open nothing, and is why no key that protects anything may be
@@ -39,6 +39,18 @@ type crtPart struct {
 	prime, exponent *big.Int
 	before          *big.Int // the product of the primes before this one
 	inverse         *big.Int // of before, modulo the prime
+	// fast and its exponent are set for primes of the size that newKey makes.
+	fast         *modulus
+	fastExponent words
+}
+
+// power sets z to x to the power of the exponent.
+func (p *crtPart) power(z, x *big.Int) {
+	if p.fast == nil {
+		z.Exp(x, p.exponent, p.prime)
+		return
+	}
+	p.fast.power(z, x, &p.fastExponent)
 }
 
 // newKey makes a private key, in PKCS #8 form.
@@ -100,10 +112,14 @@ func newSigner(encoded []byte) (*signer, error) {
 	s.head = base64.RawURLEncoding.EncodeToString([]byte(`{"typ":"JWT","alg":"RS256","x5t":"`+s.id+`","kid":"`+s.id+`"}`)) + "."
 	one, before := big.NewInt(1), big.NewInt(1)
 	for _, p := range key.Primes {
-		s.parts = append(s.parts, crtPart{
+		part := crtPart{
 			prime: p, exponent: new(big.Int).Mod(key.D, new(big.Int).Sub(p, one)),
 			before: new(big.Int).Set(before), inverse: new(big.Int).ModInverse(before, p),
-		})
+		}
+		if p.BitLen() == 8*primeBytes {
+			part.fast, part.fastExponent = newModulus(p), toWords(part.exponent)
+		}
+		s.parts = append(s.parts, part)
 		before.Mul(before, p)
 	}
 	probe := sha256.Sum256([]byte(s.id))
@@ -141,8 +157,9 @@ func (s *signer) sign(sum [sha256.Size]byte) []byte {
 	copy(padded[end+len(info):], sum[:])
 
 	message, signature, x := new(big.Int).SetBytes(padded), new(big.Int), new(big.Int)
-	for _, p := range s.parts {
-		x.Exp(x.Mod(message, p.prime), p.exponent, p.prime)
+	for i := range s.parts {
+		p := &s.parts[i]
+		p.power(x, x.Mod(message, p.prime))
 		x.Mul(x.Sub(x, signature), p.inverse)
 		signature.Add(signature, x.Mul(x.Mod(x, p.prime), p.before))
 	}

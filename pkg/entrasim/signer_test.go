@@ -1,6 +1,7 @@
 package entrasim_test
 
 import (
+	"bytes"
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/base64"
@@ -107,4 +108,26 @@ func TestSigner_RefusesWhatIsNoKey(t *testing.T) {
 	if _, err := entrasim.New(entrasim.Config{StateDir: dir}); err == nil {
 		t.Error("a state with a broken key was opened")
 	}
+}
+
+// FuzzPower compares powers with those of math/big, at the ends of what there is too.
+func FuzzPower(f *testing.F) {
+	ones, zeros := bytes.Repeat([]byte{0xff}, 32), make([]byte, 32)
+	high := append([]byte{0x80}, zeros[1:]...)
+	for _, m := range [][]byte{ones, high, append(append([]byte{}, ones[:8]...), zeros[8:]...), append(append([]byte{}, high[:8]...), ones[8:]...)} {
+		for _, x := range [][]byte{ones, zeros, high, ones[:31]} {
+			f.Add(x, ones, m)
+			f.Add(x, zeros, m)
+			f.Add(x, high, m)
+		}
+	}
+	f.Fuzz(func(t *testing.T, base, exponent, modulus []byte) {
+		number := func(text []byte) *big.Int { return new(big.Int).SetBytes(text[:min(len(text), 32)]) }
+		x, e, m := number(base), number(exponent), number(modulus)
+		m.SetBit(m.SetBit(m, 0, 1), 255, 1)
+		x.Mod(x, m)
+		if got, want := entrasim.Power(x, e, m), new(big.Int).Exp(x, e, m); got.Cmp(want) != 0 {
+			t.Errorf("%x to the power of %x modulo %x is %x, want %x", x, e, m, got, want)
+		}
+	})
 }
