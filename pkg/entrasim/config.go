@@ -1,6 +1,7 @@
 package entrasim
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -60,6 +61,9 @@ type Config struct {
 	// all planes are reached, told apart by path. Empty: by host name, those of
 	// the public cloud.
 	BaseURL string
+	// Endpoints are those of planes that are reached elsewhere than BaseURL says,
+	// under an origin of their own (of Admin: with /admin after it).
+	Endpoints Endpoints
 	// SecretBeforePrincipal makes the token service look at the secret before
 	// it misses the principal in the application's home tenant (7000215 hides
 	// 7000229). What Entra does is not documented.
@@ -144,11 +148,11 @@ func (c Config) withDefaults() (Config, error) {
 	if c.JournalRequests <= 0 {
 		c.JournalRequests = 100_000
 	}
-	if c.BaseURL != "" {
-		c.BaseURL = strings.TrimSuffix(c.BaseURL, "/")
-		u, err := url.Parse(c.BaseURL)
-		if err != nil || u.Host == "" || u.Path != "" || (u.Scheme != "https" && u.Scheme != "http") {
-			errs = append(errs, fmt.Errorf("base URL: %q is not an origin such as https://127.0.0.1:8443", c.BaseURL))
+	c.BaseURL = strings.TrimSuffix(c.BaseURL, "/")
+	for _, text := range []string{c.BaseURL, c.Endpoints.Login, c.Endpoints.Graph, c.Endpoints.ResourceManager, strings.TrimSuffix(c.Endpoints.Admin, adminPath)} {
+		u, err := url.Parse(text)
+		if text != "" && (err != nil || u.Host == "" || u.Path != "" || (u.Scheme != "https" && u.Scheme != "http")) {
+			errs = append(errs, fmt.Errorf("base URL or endpoint: %q is not an origin such as https://127.0.0.1:8443", text))
 		}
 	}
 	if c.Issuers == nil {
@@ -164,13 +168,19 @@ func (c Config) withDefaults() (Config, error) {
 }
 
 func (c Config) endpoints() Endpoints {
-	if c.BaseURL != "" {
-		return Endpoints{Login: c.BaseURL, Graph: c.BaseURL, ResourceManager: c.BaseURL, Admin: c.BaseURL + adminPath}
-	}
-	return Endpoints{
+	usual := Endpoints{
 		Login:           "https://login.microsoftonline.com",
 		Graph:           "https://graph.microsoft.com",
 		ResourceManager: "https://management.azure.com",
 		Admin:           "https://admin.entrasim.invalid" + adminPath,
+	}
+	if c.BaseURL != "" {
+		usual = Endpoints{Login: c.BaseURL, Graph: c.BaseURL, ResourceManager: c.BaseURL, Admin: c.BaseURL + adminPath}
+	}
+	return Endpoints{
+		Login:           cmp.Or(c.Endpoints.Login, usual.Login),
+		Graph:           cmp.Or(c.Endpoints.Graph, usual.Graph),
+		ResourceManager: cmp.Or(c.Endpoints.ResourceManager, usual.ResourceManager),
+		Admin:           cmp.Or(c.Endpoints.Admin, usual.Admin),
 	}
 }

@@ -65,7 +65,7 @@ func (s *Simulator) Consent(ctx context.Context, n Consent) (string, error) {
 		return "", fmt.Errorf("consent in tenant %q: %w: %w", n.Tenant, ErrInvalid, err)
 	}
 	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	answer, err := s.serve(r)
+	answer, err := s.serve(r, PlaneLogin)
 	switch {
 	case err != nil:
 		return "", fmt.Errorf("consent in tenant %q: %w", n.Tenant, err)

@@ -9,7 +9,7 @@ import (
 
 // origin is what the caller knows the simulator, or the plane, by.
 func (s *Simulator) origin(c *call) string {
-	if strings.HasPrefix(s.config.BaseURL, "http:") {
+	if strings.HasPrefix(s.config.endpoints().Login, "http:") {
 		return "http://" + c.Host
 	}
 	return "https://" + c.Host

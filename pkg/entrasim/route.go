@@ -10,12 +10,15 @@ import (
 // adminPath is where the admin plane is, on any host.
 const adminPath = "/admin"
 
-// locate finds a request's plane, by host name or else by path, and the path's
-// segments within it.
-func locate(r *http.Request) (Plane, []string) {
+// locate finds a request's plane, the only one that is served where it came in or,
+// if that is empty, by path or host name; and the path's segments within it.
+func locate(r *http.Request, only Plane) (Plane, []string) {
 	segments := split(r.URL)
-	if len(segments) > 0 && segments[0] == strings.TrimPrefix(adminPath, "/") {
+	if len(segments) > 0 && segments[0] == strings.TrimPrefix(adminPath, "/") && (only == "" || only == PlaneAdmin) {
 		return PlaneAdmin, segments[1:]
+	}
+	if only != "" {
+		return only, segments
 	}
 	host := r.Host
 	if name, _, err := net.SplitHostPort(host); err == nil {

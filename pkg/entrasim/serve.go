@@ -59,11 +59,16 @@ type reply struct {
 	short  bool   // break the connection in the middle of the body
 }
 
-// Handler serves all planes: by host name (login.…, graph.…, management.…,
-// admin.…) or, under any other name, by path.
+// Handler serves all planes: by host name (login.…, graph.…, management.…) or,
+// under any other name, by path; the admin plane under /admin of any host.
 func (s *Simulator) Handler() http.Handler {
+	return s.handler("")
+}
+
+// handler serves one plane, or all of them.
+func (s *Simulator) handler(only Plane) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		a, err := s.serve(r)
+		a, err := s.serve(r, only)
 		if err != nil || a.cut {
 			// The documented way of breaking a connection; net/http recovers it.
 			panic(http.ErrAbortHandler) //nolint:forbidigo // see above
@@ -106,7 +111,7 @@ func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if in.Body == nil {
 		in.Body = http.NoBody
 	}
-	a, err := t.sim.serve(in)
+	a, err := t.sim.serve(in, "")
 	if err != nil {
 		return nil, err
 	}
@@ -135,11 +140,16 @@ type broken struct{}
 
 func (broken) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
 
-// Run serves HTTPS on the listener until ctx ends, then finishes what is under
-// way within a second, and cuts what is not finished then.
+// Run serves all planes by HTTPS on the listener until ctx ends, then finishes
+// what is under way within a second, and cuts what is not finished then.
 func (s *Simulator) Run(ctx context.Context, listener net.Listener, config *tls.Config) error {
+	return s.RunPlane(ctx, "", listener, config)
+}
+
+// RunPlane is Run for one plane alone, whatever the hosts and paths are.
+func (s *Simulator) RunPlane(ctx context.Context, plane Plane, listener net.Listener, config *tls.Config) error {
 	server := &http.Server{
-		Handler:           s.Handler(),
+		Handler:           s.handler(plane),
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       30 * time.Second,
 		IdleTimeout:       2 * time.Minute,
@@ -169,7 +179,7 @@ func (s *Simulator) Run(ctx context.Context, listener net.Listener, config *tls.
 
 // serve takes one request from identification to the journal. Its error is that
 // of a caller who has gone.
-func (s *Simulator) serve(r *http.Request) (reply, error) {
+func (s *Simulator) serve(r *http.Request, only Plane) (reply, error) {
 	c := &call{Request: r, now: time.Now().UTC(), actor: "anonymous"}
 	c.came = c.now
 	ids := s.dice.Of("request identifiers")
@@ -178,7 +188,7 @@ func (s *Simulator) serve(r *http.Request) (reply, error) {
 	if id := r.Header.Get("client-request-id"); isGUID(id) {
 		c.clientRequestID = id
 	}
-	c.plane, c.path = locate(r)
+	c.plane, c.path = locate(r, only)
 	body, err := io.ReadAll(io.LimitReader(r.Body, maxBody+1))
 	if err != nil {
 		return reply{}, fmt.Errorf("read request: %w", err)

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -23,26 +24,37 @@ import (
 
 // options are the command line.
 type options struct {
-	listen, state, tlsDir, cert, key, base, names, issuerCA string
-	seed                                                    uint64
-	replicas                                                int
-	lag, life                                               span
-	secretFirst, race, openAdmin, verbose, unlimited        bool
-	conflicts                                               entrasim.WriteConflicts
-	loop                                                    rate
+	listen, listenLogin, listenGraph, listenARM, listenAdmin string
+	base, domain                                             string
+	state, tlsDir, cert, key, names, issuerCA                string
+	seed                                                     uint64
+	replicas                                                 int
+	lag, life                                                span
+	journalLife                                              time.Duration
+	secretFirst, race, openAdmin, verbose, unlimited         bool
+	conflicts                                                entrasim.WriteConflicts
+	loop                                                     rate
 }
 
-func parse(args []string, help io.Writer) (options, error) {
-	o := options{life: span{60 * time.Minute, 90 * time.Minute}}
+// define makes the flags, which write to the options.
+func define(help io.Writer) (*options, *flag.FlagSet) {
+	o := &options{life: span{60 * time.Minute, 90 * time.Minute}}
 	f := flag.NewFlagSet("entrasim", flag.ContinueOnError)
 	f.SetOutput(help)
-	f.StringVar(&o.listen, "listen", "127.0.0.1:8443", "`address` to serve HTTPS on")
+	f.Usage = func() { usage(f, help) }
+	f.StringVar(&o.listen, "listen", "127.0.0.1:8443", "`address` to serve on all that has no address of its own")
+	f.StringVar(&o.listenLogin, "listen-login", "", "`address` to serve the login endpoints on alone")
+	f.StringVar(&o.listenGraph, "listen-graph", "", "`address` to serve Graph on alone")
+	f.StringVar(&o.listenARM, "listen-arm", "", "`address` to serve Resource Manager on alone")
+	f.StringVar(&o.listenAdmin, "listen-admin", "", "`address` to serve the admin API on alone")
 	f.StringVar(&o.state, "state", "", "`folder` to keep the state in; without it, in memory")
 	f.StringVar(&o.tlsDir, "tls", "entrasim-tls", "`folder` of the CA that clients trust (ca.pem); made if need be")
 	f.StringVar(&o.cert, "cert", "", "`file` with a certificate to use instead of that CA's (with -key)")
 	f.StringVar(&o.key, "key", "", "`file` with that certificate's key")
 	f.StringVar(&o.names, "names", "", "more host `names`, by comma, for the certificate")
-	f.StringVar(&o.base, "base-url", "", "`origin` clients use; by default that of -listen")
+	f.StringVar(&o.base, "base-url", "", "`origin` clients use, as https://entra.test, when it is not that of -listen")
+	f.StringVar(&o.domain, "domain", "", "`name` under which login, graph, management and admin are host names of their own")
+	f.DurationVar(&o.journalLife, "journal-life", 0, "how long the journal remembers changes; 0s is for ever")
 	f.StringVar(&o.issuerCA, "issuer-ca", "", "`file` of CA certificates to trust, besides the system's, in issuers of federated credentials")
 	f.Uint64Var(&o.seed, "seed", 1, "`number` that decides everything random")
 	f.IntVar(&o.replicas, "replicas", 3, "`number` of replicas of each plane")
@@ -57,11 +69,19 @@ func parse(args []string, help io.Writer) (options, error) {
 	f.Var(&o.loop, "login-loop", "`number/duration`, such as 20/1m, of equal token requests beyond which AADSTS50196 is answered")
 	f.BoolVar(&o.openAdmin, "open-admin", false, "answer the admin API, which asks nobody who they are, to other machines too")
 	f.BoolVar(&o.verbose, "verbose", false, "log more")
+	return o, f
+}
+
+func parse(args []string, help io.Writer) (*options, error) {
+	o, f := define(help)
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
 	if f.NArg() > 0 {
 		return o, fmt.Errorf("unexpected argument %q", f.Arg(0))
+	}
+	if o.base != "" && o.domain != "" {
+		return o, errors.New("-base-url and -domain exclude each other")
 	}
 	if (o.cert == "") != (o.key == "") {
 		return o, errors.New("-cert and -key go together")
@@ -83,17 +103,14 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) (err error) 
 		level = slog.LevelDebug
 	}
 	log := slog.New(slog.NewTextHandler(errOut, &slog.HandlerOptions{Level: level}))
-	listener, err := net.Listen("tcp", o.listen)
-	if err != nil {
-		return fmt.Errorf("listen: %w", err)
-	}
-	defer func() { _ = listener.Close() }() // Run closes it too
-	config, trust, err := o.tls(listener.Addr())
+	at, err := o.open()
 	if err != nil {
 		return err
 	}
-	if o.base == "" {
-		o.base = "https://" + reachable(listener.Addr())
+	defer func() { err = errors.Join(err, at.close()) }()
+	config, trust, err := o.tls(at)
+	if err != nil {
+		return err
 	}
 	if o.state != "" {
 		if err := os.MkdirAll(o.state, 0o700); err != nil {
@@ -105,9 +122,9 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) (err error) 
 		return err
 	}
 	sim, err := entrasim.New(entrasim.Config{
-		Seed: o.seed, StateDir: o.state, Replicas: o.replicas, BaseURL: o.base, Log: log,
+		Seed: o.seed, StateDir: o.state, Replicas: o.replicas, Endpoints: at.endpoints(o), Log: log,
 		Lags: entrasim.Lag(o.lag.low, o.lag.high), TokenLife: entrasim.Range{Min: o.life.low, Max: o.life.high},
-		SecretBeforePrincipal: o.secretFirst, ConsentRace: o.race, OpenAdmin: o.openAdmin, Issuers: issuers,
+		SecretBeforePrincipal: o.secretFirst, ConsentRace: o.race, OpenAdmin: o.openAdmin, Issuers: issuers, JournalLife: o.journalLife,
 		WriteConflicts: o.conflicts, LoginLoop: entrasim.Budget(o.loop), Budgets: entrasim.Budgets{Unlimited: o.unlimited},
 	})
 	if err != nil {
@@ -117,11 +134,13 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) (err error) 
 	e := sim.Endpoints()
 	_, _ = fmt.Fprintf(out, "login             %s\ngraph             %s/v1.0\nresource manager  %s\nadmin             %s\ntrust             %s\n",
 		e.Login, e.Graph, e.ResourceManager, e.Admin, trust)
-	return sim.Run(ctx, listener, config)
+	return at.serve(ctx, func(ctx context.Context, one place) error {
+		return sim.RunPlane(ctx, one.plane, one.listener, config.Clone())
+	})
 }
 
 // tls returns the server's configuration, and the file that clients trust.
-func (o options) tls(addr net.Addr) (*tls.Config, string, error) {
+func (o *options) tls(at places) (*tls.Config, string, error) {
 	if o.cert != "" {
 		pair, err := tls.LoadX509KeyPair(o.cert, o.key)
 		if err != nil {
@@ -132,8 +151,18 @@ func (o options) tls(addr net.Addr) (*tls.Config, string, error) {
 	names := []string{
 		"localhost", "127.0.0.1", "::1", "login.microsoftonline.com", "graph.microsoft.com", "management.azure.com", "admin.entrasim.invalid",
 	}
-	if host, _, err := net.SplitHostPort(addr.String()); err == nil && !net.ParseIP(host).IsUnspecified() {
-		names = append(names, host)
+	for _, one := range at {
+		if host, _, err := net.SplitHostPort(one.listener.Addr().String()); err == nil && !net.ParseIP(host).IsUnspecified() {
+			names = append(names, host)
+		}
+	}
+	if o.domain != "" {
+		for _, plane := range []entrasim.Plane{entrasim.PlaneLogin, entrasim.PlaneGraph, entrasim.PlaneARM, entrasim.PlaneAdmin} {
+			names = append(names, hostOf(plane)+"."+o.domain)
+		}
+	}
+	if u, err := url.Parse(o.base); err == nil && u.Hostname() != "" {
+		names = append(names, u.Hostname())
 	}
 	for name := range strings.SplitSeq(o.names, ",") {
 		if name = strings.TrimSpace(name); name != "" {
@@ -145,11 +174,11 @@ func (o options) tls(addr net.Addr) (*tls.Config, string, error) {
 }
 
 // issuers returns what carries requests to issuers, nil for the usual way.
-func (o options) issuers() (http.RoundTripper, error) {
+func (o *options) issuers() (http.RoundTripper, error) {
 	if o.issuerCA == "" {
 		return nil, nil //nolint:nilnil // as entrasim.Config has it
 	}
-	text, err := os.ReadFile(o.issuerCA)
+	text, err := os.ReadFile(o.issuerCA) //nolint:gosec // the path is the operator's choice
 	if err != nil {
 		return nil, fmt.Errorf("read issuers' CA: %w", err)
 	}

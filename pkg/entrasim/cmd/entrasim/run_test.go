@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -20,37 +21,59 @@ import (
 // that trusts its CA.
 func start(t *testing.T, dir string, args ...string) (admin string, client *http.Client, stop func()) {
 	t.Helper()
+	printed, end := launch(t, append([]string{
+		"-listen", "127.0.0.1:0", "-state", filepath.Join(dir, "state"), "-tls", filepath.Join(dir, "tls"), "-lag", "0s-1s", "-token-life", "10m",
+	}, args...)...)
+	client, idle := trusting(t, printed["trust"], "")
+	return printed["admin"], client, func() {
+		idle()
+		end()
+	}
+}
+
+// launch runs the command until stop, and returns what it prints by name.
+func launch(t *testing.T, args ...string) (printed map[string]string, stop func()) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	r, w := io.Pipe()
 	done := make(chan error, 1)
 	go func() {
-		done <- run(ctx, append([]string{
-			"-listen", "127.0.0.1:0", "-state", filepath.Join(dir, "state"), "-tls", filepath.Join(dir, "tls"), "-lag", "0s-1s", "-token-life", "10m",
-		}, args...), w, io.Discard)
+		done <- run(ctx, args, w, io.Discard)
 		_ = w.Close()
 	}()
-	for lines := bufio.NewScanner(r); lines.Scan() && !strings.HasPrefix(lines.Text(), "trust"); {
-		if fields := strings.Fields(lines.Text()); len(fields) == 2 && fields[0] == "admin" {
-			admin = fields[1]
-		}
+	printed = make(map[string]string)
+	for lines := bufio.NewScanner(r); printed["trust"] == "" && lines.Scan(); {
+		name, value, _ := strings.Cut(lines.Text(), "  ")
+		printed[name] = strings.TrimSpace(value)
 	}
-	if admin == "" {
+	if printed["trust"] == "" {
 		t.Fatalf("it did not start: %v", <-done)
 	}
-	ca, err := os.ReadFile(filepath.Join(dir, "tls", "ca.pem"))
+	return printed, func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// trusting is a client that trusts the CA in a file. Every name leads it to the
+// address, if that is not empty.
+func trusting(t *testing.T, file, address string) (client *http.Client, idle func()) {
+	t.Helper()
+	ca, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(ca)
 	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}}
-	return admin, &http.Client{Transport: transport}, func() {
-		transport.CloseIdleConnections()
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
+	if address != "" {
+		transport.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, network, address)
 		}
 	}
+	return &http.Client{Transport: transport}, transport.CloseIdleConnections
 }
 
 func TestRun_KeepsItsStateAndItsCA(t *testing.T) {
