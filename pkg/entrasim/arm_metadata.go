@@ -23,7 +23,7 @@ func (s *Simulator) metadata(c *call) reply {
 		at = public
 	}
 	audiences := []string{"https://management.core.windows.net/", "https://management.azure.com/"}
-	if s.config.BaseURL != "" && at.ResourceManager == s.config.BaseURL {
+	if at.ResourceManager != (Config{}).endpoints().ResourceManager {
 		audiences = append(audiences, at.ResourceManager+"/")
 	}
 	return armJSON(c, http.StatusOK, map[string]any{

@@ -32,9 +32,9 @@ func TestARM_MetadataSaysWhereTheCloudIs(t *testing.T) {
 	}
 }
 
-// TestLogin_TheOneOriginIsAnAudience is how clients ask that were told where a
+// TestLogin_OriginsAreAudiences is how clients ask that were told where a
 // cloud is, and nothing of its audiences.
-func TestLogin_TheOneOriginIsAnAudience(t *testing.T) {
+func TestLogin_OriginsAreAudiences(t *testing.T) {
 	const own = "https://127.0.0.1:8443"
 	w := newWorld(t, entrasim.Config{BaseURL: own})
 	for _, scope := range []string{own + "/.default", own + "//.default"} {
@@ -45,6 +45,14 @@ func TestLogin_TheOneOriginIsAnAudience(t *testing.T) {
 		if got := w.arm(http.MethodGet, "/subscriptions", token, ""); got.status != http.StatusOK {
 			t.Errorf("%s: Resource Manager: %d %s", scope, got.status, got.body)
 		}
+	}
+	apart := newWorld(t, entrasim.Config{Endpoints: entrasim.Endpoints{Graph: "https://127.0.0.1:8445", ResourceManager: "https://127.0.0.1:8446"}})
+	token := apart.token(homeID, apart.platform.ClientID, apart.platform.ClientSecret, "https://127.0.0.1:8446/.default")
+	if got := apart.send(http.MethodGet, "https://127.0.0.1:8446/subscriptions?api-version=2022-12-01", token, ""); got.status != http.StatusOK {
+		t.Errorf("Resource Manager's own origin: %d %s", got.status, got.body)
+	}
+	if got := apart.send(http.MethodGet, "https://127.0.0.1:8445/v1.0/applications", token, ""); got.status != http.StatusUnauthorized {
+		t.Errorf("Graph takes a token for Resource Manager's origin: %d", got.status)
 	}
 	for i, w := range []*world{w, newWorld(t, entrasim.Config{})} {
 		for _, scope := range []string{"https://127.0.0.1:8444/.default", "/.default"} {

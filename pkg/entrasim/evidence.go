@@ -50,7 +50,8 @@ type Writes struct {
 
 // TokenState says what Graph or Resource Manager, whichever the token is for,
 // makes of an access token now. Their replicas agree on it: neither asks the
-// token service, so a token outlives its secret and its principal.
+// token service, so a token outlives its secret and its principal. One for their
+// common origin, which both take, is judged as Resource Manager does.
 type TokenState struct {
 	Plane       Plane     `json:"plane,omitempty"`
 	Tenant      string    `json:"tenant,omitempty"`

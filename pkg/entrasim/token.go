@@ -118,14 +118,14 @@ type resource struct {
 }
 
 func (s *Simulator) graphResource() *resource {
-	return &resource{appID: graphAppID, audiences: append(s.ownAudiences(),
+	return &resource{appID: graphAppID, audiences: append(audiencesOf(s.config.endpoints().Graph),
 		"https://graph.microsoft.com", "https://graph.microsoft.com/", graphAppID,
 		"https://graph.microsoft.us", "https://dod-graph.microsoft.us", "https://microsoftgraph.chinacloudapi.cn",
 	)}
 }
 
 func (s *Simulator) armResource() *resource {
-	return &resource{appID: armAppID, audiences: append(s.ownAudiences(),
+	return &resource{appID: armAppID, audiences: append(audiencesOf(s.config.endpoints().ResourceManager),
 		"https://management.azure.com", "https://management.azure.com/",
 		"https://management.core.windows.net", "https://management.core.windows.net/",
 		"https://management.usgovcloudapi.net", "https://management.usgovcloudapi.net/",
@@ -135,13 +135,10 @@ func (s *Simulator) armResource() *resource {
 	)}
 }
 
-// ownAudiences are the simulator's one origin, which is the name of all its
-// planes: clients that are told where a cloud is, and no audience, ask for that.
-func (s *Simulator) ownAudiences() []string {
-	if s.config.BaseURL == "" {
-		return nil
-	}
-	return []string{s.config.BaseURL, s.config.BaseURL + "/"}
+// audiencesOf are those of a plane by its origin: clients that are told where a
+// cloud is, and no audience, ask for that. With one origin it is that of all.
+func audiencesOf(origin string) []string {
+	return []string{origin, origin + "/"}
 }
 
 // findResource returns the resource a scope's first part names, nil if unknown.
