@@ -31,16 +31,20 @@ build: ## Build all commands into .bin
 	@tools/progress.sh go build -v -o $(BIN)/ ./services/registry/cmd/... ./services/broker/cmd/... ./services/vault/cmd/... ./services/phasekey/cmd/... ./pkg/entrasim/cmd/...
 
 .PHONY: test
-test: setup proto-check generate-check lint modules ## Everything that CI runs
+test: setup proto-check generate-check lint modules model ## Everything that CI runs
 	@$(MAKE) --no-print-directory unit
 
 .PHONY: unit
 unit: build ## Run the tests; RUN=pattern selects
 	go test -race -shuffle=on -timeout 20m -run '$(RUN)' work
 
+.PHONY: model
+model: setup ## Check the models of mastership exhaustively
+	@test/model/check.sh $(BUILD)/model
+
 .PHONY: setup
 setup: $(TOOLS) ## Install what the tests need: Debian packages, build tools, clients for Node
-	@tools/debian.sh gcc:gcc redis-server:redis-server initdb:postgresql chromium:chromium node:nodejs npm:npm
+	@tools/debian.sh gcc:gcc redis-server:redis-server initdb:postgresql chromium:chromium node:nodejs npm:npm spin:spin
 	@$(MAKE) --no-print-directory $(NODE)/installed
 
 # What test/clients runs in Node, outside of the source; after setup's packages, which npm is one of.
