@@ -129,7 +129,7 @@ func benchmarked(b *testing.B, config entrasim.Config) (*entrasim.Simulator, ent
 	if err != nil {
 		b.Fatal(err)
 	}
-	if _, err = sim.CreateTenant(entrasim.NewTenant{ID: homeID}); err != nil {
+	if _, err = sim.CreateTenant(entrasim.NewTenant{ID: homeID, Verified: true}); err != nil {
 		b.Fatal(err)
 	}
 	p, err := sim.CreatePlatform(entrasim.NewPlatform{Tenant: homeID})
