@@ -182,7 +182,11 @@ func checkCertificate(c *call, who *client, a *assertion) *problem {
 	if print1 == nil {
 		shown = fmt.Sprintf("%X", print256)
 	}
-	i := slices.IndexFunc(who.app.Keys, func(k keyCredential) bool {
+	keys := who.app.Keys
+	if who.principal != nil {
+		keys = slices.Concat(keys, who.principal.Keys)
+	}
+	i := slices.IndexFunc(keys, func(k keyCredential) bool {
 		sha, sha2 := sha1.Sum(k.Certificate), sha256.Sum256(k.Certificate) //nolint:gosec // see above
 		return (print1 == nil || string(print1) == string(sha[:])) && (print256 == nil || string(print256) == string(sha2[:]))
 	})
@@ -190,7 +194,7 @@ func checkCertificate(c *call, who *client, a *assertion) *problem {
 		return invalidClient("700027", "The certificate with identifier used to sign the client assertion is not registered on application. [Reason - The key was not found., Thumbprint of key used by client: '"+shown+
 			"', Please visit the Azure Portal, Graph Explorer or directly use MS Graph to see configured keys for app Id '"+who.app.AppID+"'].")
 	}
-	k := who.app.Keys[i]
+	k := keys[i]
 	c.keyID = k.KeyID
 	found := fmt.Sprintf("Thumbprint of key used by client: '%s', Found key 'Start=%s, End=%s'", shown, k.Start.Format("01/02/2006 15:04:05"), k.End.Format("01/02/2006 15:04:05"))
 	invalid := func(reason string) *problem {

@@ -71,6 +71,13 @@ type Config struct {
 	// ConsentRace answers a second consent in the same tenant with AADSTS650051
 	// while the first has not replicated, instead of finding the principal.
 	ConsentRace bool
+	// MaxCredentials is how many secrets and certificates together an application,
+	// or a principal, has room for; 0 means 600. Entra's limit is one of size, and
+	// where it is met is not documented: more than 600 certificates were too many.
+	MaxCredentials int
+	// LockAtHome has the property lock hold for an application's principal in its
+	// home tenant too, as has been reported; the documentation speaks of others.
+	LockAtHome bool
 	// WriteConflicts has writes to one application get in each other's way. Off
 	// when zero.
 	WriteConflicts WriteConflicts
@@ -141,6 +148,12 @@ func (c Config) withDefaults() (Config, error) {
 	errs = append(errs, err, c.WriteConflicts.check())
 	if err := c.LoginLoop.check(); err != nil {
 		errs = append(errs, fmt.Errorf("login loop: %w", err))
+	}
+	if c.MaxCredentials < 0 {
+		errs = append(errs, fmt.Errorf("credentials of an object: %d is below zero", c.MaxCredentials))
+	}
+	if c.MaxCredentials == 0 {
+		c.MaxCredentials = 600
 	}
 	if c.JournalLife < 0 {
 		errs = append(errs, fmt.Errorf("journal life: %v is below zero", c.JournalLife))

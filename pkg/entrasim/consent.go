@@ -291,6 +291,9 @@ func (s *Simulator) acceptConsent(c *call, q *consentRequest) reply {
 		kind, p = "principal.updated", &old
 	}
 	dice := s.dice.Of(c.actor)
+	if p == nil && !s.roomFor(q.Tenant, c.now) {
+		return consentTrouble(c, q, c.problem("90093"))
+	}
 	if p == nil {
 		p = &principal{
 			ID: dice.UUID(), Tenant: q.Tenant.ID, AppID: q.App.AppID, HomeTenant: q.App.Tenant, DisplayName: q.App.Set.DisplayName,

@@ -2,6 +2,7 @@ package entrasim
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -215,8 +216,9 @@ func (s *Simulator) CreatePlatform(n NewPlatform) (Platform, error) {
 	if len(n.Roles) == 0 {
 		n.Roles = []string{roleReadWriteOwnedBy}
 	}
+	known := slices.Collect(maps.Values(graphRoles()))
 	for _, role := range n.Roles {
-		if !slices.Contains([]string{roleReadWriteOwnedBy, roleReadWriteAll, roleReadAll}, role) {
+		if !slices.Contains(known, role) {
 			return Platform{}, fmt.Errorf("permission %q of Graph is not one the simulator knows: %w", role, ErrInvalid)
 		}
 	}
@@ -304,12 +306,13 @@ func (s *Simulator) SecretState(tenant, clientID, keyID string) (SecretState, er
 	for i := range out.Replicas {
 		a := app.seen(PlaneLogin, i, now)
 		var p *principal
+		secrets := app.secrets
 		if r := t.principal[clientID]; r != nil {
-			p = r.seen(PlaneLogin, i, now)
+			p, secrets = r.seen(PlaneLogin, i, now), slices.Concat(secrets, r.secrets)
 		}
-		ok := t.blocked(clientID) == "" && a != nil && a.Deleted == nil && p != nil && p.Deleted == nil && p.AccountEnabled && (slices.ContainsFunc(app.secrets, func(sec *secret) bool {
+		ok := t.blocked(clientID) == "" && a != nil && a.Deleted == nil && p != nil && p.Deleted == nil && p.AccountEnabled && (slices.ContainsFunc(secrets, func(sec *secret) bool {
 			return sec.KeyID == keyID && sec.known(i, now) && !now.Before(sec.Start) && now.Before(sec.End)
-		}) || slices.ContainsFunc(a.Keys, func(k keyCredential) bool {
+		}) || slices.ContainsFunc(slices.Concat(a.Keys, p.Keys), func(k keyCredential) bool {
 			return k.KeyID == keyID && !now.Before(k.Start) && now.Before(k.End)
 		}) || slices.ContainsFunc(app.federated, func(r *federatedRecord) bool {
 			return r.id == keyID && r.seen(PlaneLogin, i, now) != nil
@@ -321,8 +324,8 @@ func (s *Simulator) SecretState(tenant, clientID, keyID string) (SecretState, er
 	return out, nil
 }
 
-// SecretKey returns the key ID of the application's secret that the text is,
-// replicated or not.
+// SecretKey returns the key ID of the secret of the application, or of one of its
+// principals, that the text is, replicated or not.
 func (s *Simulator) SecretKey(clientID, text string) (string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -330,7 +333,13 @@ func (s *Simulator) SecretKey(clientID, text string) (string, error) {
 	if app == nil {
 		return "", fmt.Errorf("application %q: %w", clientID, ErrNotFound)
 	}
-	for _, sec := range app.secrets {
+	secrets := app.secrets
+	for _, t := range s.state.tenants {
+		if r := t.principal[app.appID]; r != nil {
+			secrets = slices.Concat(secrets, r.secrets)
+		}
+	}
+	for _, sec := range secrets {
 		if sec.is(text) {
 			return sec.KeyID, nil
 		}

@@ -142,7 +142,7 @@ func (j *journal) witness(c *change, e *Entry) {
 	if a := c.Application; a != nil {
 		v.application(c, a, at)
 	}
-	if sec := c.Secret; sec != nil {
+	if sec := c.Secret; sec != nil && sec.Principal == "" {
 		if sec.Gone {
 			v.remove(sec.KeyID, edge{at: at, replica: sec.Removed})
 		} else {
@@ -234,7 +234,7 @@ func (s *Simulator) evidenceOf(clientID string) (*evidence, error) {
 }
 
 // Credentials returns an application's secrets, certificates and federated
-// credentials that any replica of the token service has at that time or, though
+// credentials, not those that are a principal's own, that any replica of the token service has at that time or, though
 // not removed by then, is yet to get: first those that still stand, then those
 // that have been removed since, the last one first. The time may be past, or
 // ahead: what has been committed will be seen at moments that are drawn already.

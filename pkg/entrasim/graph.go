@@ -30,35 +30,51 @@ type graphKey struct{ name, value string }
 
 type graphRoute struct {
 	operation string
-	write     bool
+	may       func(*accessToken) bool
 	run       func(*call, graphKey) reply
 }
 
 func (s *Simulator) graphRoutes() map[string]graphRoute {
 	return map[string]graphRoute{
-		"POST applications":                                      {"graph.application.create", true, s.createApplication},
-		"GET applications":                                       {"graph.application.list", false, s.listApplications},
-		"GET applications/{}":                                    {"graph.application.get", false, s.getApplication},
-		"PATCH applications/{}":                                  {"graph.application.update", true, s.updateApplication},
-		"DELETE applications/{}":                                 {"graph.application.delete", true, s.deleteApplication},
-		"POST applications/{}/addpassword":                       {"graph.application.addPassword", true, s.addPassword},
-		"POST applications/{}/removepassword":                    {"graph.application.removePassword", true, s.removePassword},
-		"POST applications/{}/federatedidentitycredentials":      {"graph.federatedCredential.create", true, s.createFederated},
-		"GET applications/{}/federatedidentitycredentials":       {"graph.federatedCredential.list", false, s.listFederated},
-		"GET applications/{}/federatedidentitycredentials/{}":    {"graph.federatedCredential.get", false, s.getFederated},
-		"PATCH applications/{}/federatedidentitycredentials/{}":  {"graph.federatedCredential.update", true, s.updateFederated},
-		"DELETE applications/{}/federatedidentitycredentials/{}": {"graph.federatedCredential.delete", true, s.deleteFederated},
-		"GET directory/deleteditems/graph.application":           {"graph.deletedItem.list", false, s.listDeleted},
-		"GET directory/deleteditems/{}":                          {"graph.deletedItem.get", false, s.getDeleted},
-		"DELETE directory/deleteditems/{}":                       {"graph.deletedItem.delete", true, s.purgeDeleted},
-		"POST directory/deleteditems/{}/restore":                 {"graph.deletedItem.restore", true, s.restoreDeleted},
-		"GET serviceprincipals":                                  {"graph.servicePrincipal.list", false, s.listPrincipals},
-		"POST serviceprincipals":                                 {"graph.servicePrincipal.create", true, s.createPrincipal},
-		"GET serviceprincipals/{}":                               {"graph.servicePrincipal.get", false, s.getPrincipal},
-		"PATCH serviceprincipals/{}":                             {"graph.servicePrincipal.update", true, s.updatePrincipal},
-		"DELETE serviceprincipals/{}":                            {"graph.servicePrincipal.delete", true, s.deletePrincipal},
-		"GET organization":                                       {"graph.organization.list", false, s.listOrganization},
-		"GET organization/{}":                                    {"graph.organization.get", false, s.getOrganization},
+		"POST applications":                                         {"graph.application.create", writeApplications, s.createApplication},
+		"GET applications":                                          {"graph.application.list", readApplications, s.listApplications},
+		"GET applications/{}":                                       {"graph.application.get", readApplications, s.getApplication},
+		"PATCH applications/{}":                                     {"graph.application.update", writeApplications, s.updateApplication},
+		"DELETE applications/{}":                                    {"graph.application.delete", writeApplications, s.deleteApplication},
+		"POST applications/{}/addpassword":                          {"graph.application.addPassword", writeApplications, s.addPassword},
+		"POST applications/{}/removepassword":                       {"graph.application.removePassword", writeApplications, s.removePassword},
+		"POST applications/{}/federatedidentitycredentials":         {"graph.federatedCredential.create", writeApplications, s.createFederated},
+		"GET applications/{}/federatedidentitycredentials":          {"graph.federatedCredential.list", readApplications, s.listFederated},
+		"GET applications/{}/federatedidentitycredentials/{}":       {"graph.federatedCredential.get", readApplications, s.getFederated},
+		"PATCH applications/{}/federatedidentitycredentials/{}":     {"graph.federatedCredential.update", writeApplications, s.updateFederated},
+		"DELETE applications/{}/federatedidentitycredentials/{}":    {"graph.federatedCredential.delete", writeApplications, s.deleteFederated},
+		"GET directory/deleteditems/graph.application":              {"graph.deletedItem.list", readApplications, s.listDeleted},
+		"GET directory/deleteditems/{}":                             {"graph.deletedItem.get", readApplications, s.getDeleted},
+		"DELETE directory/deleteditems/{}":                          {"graph.deletedItem.delete", writeApplications, s.purgeDeleted},
+		"POST directory/deleteditems/{}/restore":                    {"graph.deletedItem.restore", writeApplications, s.restoreDeleted},
+		"GET serviceprincipals":                                     {"graph.servicePrincipal.list", readApplications, s.listPrincipals},
+		"POST serviceprincipals":                                    {"graph.servicePrincipal.create", writeApplications, s.createPrincipal},
+		"GET serviceprincipals/{}":                                  {"graph.servicePrincipal.get", readApplications, s.getPrincipal},
+		"PATCH serviceprincipals/{}":                                {"graph.servicePrincipal.update", writeApplications, s.updatePrincipal},
+		"DELETE serviceprincipals/{}":                               {"graph.servicePrincipal.delete", writeApplications, s.deletePrincipal},
+		"POST serviceprincipals/{}/addpassword":                     {"graph.servicePrincipal.addPassword", writeApplications, s.addPrincipalPassword},
+		"POST serviceprincipals/{}/removepassword":                  {"graph.servicePrincipal.removePassword", writeApplications, s.removePrincipalPassword},
+		"GET policies/defaultappmanagementpolicy":                   {"graph.defaultAppManagementPolicy.get", readPolicies, s.getDefaultPolicy},
+		"PATCH policies/defaultappmanagementpolicy":                 {"graph.defaultAppManagementPolicy.update", writePolicies, s.updateDefaultPolicy},
+		"POST policies/appmanagementpolicies":                       {"graph.appManagementPolicy.create", writePolicies, s.createPolicy},
+		"GET policies/appmanagementpolicies":                        {"graph.appManagementPolicy.list", readPolicies, s.listPolicies},
+		"GET policies/appmanagementpolicies/{}":                     {"graph.appManagementPolicy.get", readPolicies, s.getPolicy},
+		"PATCH policies/appmanagementpolicies/{}":                   {"graph.appManagementPolicy.update", writePolicies, s.updatePolicy},
+		"DELETE policies/appmanagementpolicies/{}":                  {"graph.appManagementPolicy.delete", writePolicies, s.deletePolicy},
+		"GET policies/appmanagementpolicies/{}/appliesto":           {"graph.appManagementPolicy.listAppliesTo", readAssignments, s.listApplied},
+		"GET applications/{}/appmanagementpolicies":                 {"graph.application.listPolicies", readAssignments, s.listApplicationPolicies},
+		"POST applications/{}/appmanagementpolicies/$ref":           {"graph.application.assignPolicy", assignPolicies, s.assignApplicationPolicy},
+		"DELETE applications/{}/appmanagementpolicies/{}/$ref":      {"graph.application.unassignPolicy", assignPolicies, s.unassignApplicationPolicy},
+		"GET serviceprincipals/{}/appmanagementpolicies":            {"graph.servicePrincipal.listPolicies", readAssignments, s.listPrincipalPolicies},
+		"POST serviceprincipals/{}/appmanagementpolicies/$ref":      {"graph.servicePrincipal.assignPolicy", assignPolicies, s.assignPrincipalPolicy},
+		"DELETE serviceprincipals/{}/appmanagementpolicies/{}/$ref": {"graph.servicePrincipal.unassignPolicy", assignPolicies, s.unassignPrincipalPolicy},
+		"GET organization":                                          {"graph.organization.list", readApplications, s.listOrganization},
+		"GET organization/{}":                                       {"graph.organization.get", readApplications, s.getOrganization},
 	}
 }
 
@@ -83,6 +99,15 @@ func (s *Simulator) routeGraph(c *call) {
 		}
 		c.application = s.graphTarget(c, pattern, key)
 	}
+	if batch := c.Method+" "+pattern == "POST "+batchSegment; batch {
+		c.operation, c.run = "graph.batch", func(c *call) reply {
+			if err != nil {
+				return graphUnauthorized(c, err)
+			}
+			return s.batch(c)
+		}
+		return
+	}
 	c.run = func(c *call) reply {
 		switch {
 		case err != nil:
@@ -91,7 +116,7 @@ func (s *Simulator) routeGraph(c *call) {
 			return c.fail(http.StatusBadRequest, "BadRequest", keyErr.Error())
 		case !found:
 			return c.fail(http.StatusBadRequest, "BadRequest", "Resource not found for the segment '"+clip(pattern, 128)+"'.")
-		case !c.token.may(route.write):
+		case !route.may(c.token):
 			return c.fail(http.StatusForbidden, codeDenied, messageDenied)
 		}
 		s.mu.Lock()
@@ -122,6 +147,20 @@ func graphPattern(segments []string) (pattern string, key, part graphKey, err er
 	case name != "":
 		key = graphKey{name, value}
 		out = append(out, "{}")
+	case out[0] == "policies" && len(rest) > 0:
+		collection, name, value, err := odata.ParseKey(rest[0])
+		if err != nil {
+			return rest[0], key, part, err
+		}
+		out, rest = append(out, strings.ToLower(collection)), rest[1:]
+		switch {
+		case name != "":
+			key = graphKey{name, value}
+			out = append(out, "{}")
+		case len(rest) > 0:
+			key = graphKey{"id", rest[0]}
+			out, rest = append(out, "{}"), rest[1:]
+		}
 	case out[0] == "directory" && len(rest) > 1:
 		out = append(out, strings.ToLower(rest[0]))
 		if last := strings.TrimPrefix(strings.ToLower(rest[1]), "microsoft."); last == "graph.application" {
@@ -136,14 +175,16 @@ func graphPattern(segments []string) (pattern string, key, part graphKey, err er
 		out = append(out, "{}")
 		rest = rest[1:]
 	}
-	if len(rest) > 0 && out[0] == "applications" {
+	if len(rest) > 0 && (out[0] == "applications" || out[0] == "serviceprincipals") {
 		collection, name, value, err := odata.ParseKey(rest[0])
-		switch collection = strings.ToLower(collection); {
+		collection = strings.ToLower(collection)
+		hasParts := collection == "federatedidentitycredentials" || collection == "appmanagementpolicies"
+		switch {
 		case err != nil:
 			return rest[0], key, part, err
-		case collection == "federatedidentitycredentials" && name != "":
+		case hasParts && name != "":
 			part, rest = graphKey{name, value}, append([]string{collection, "{}"}, rest[1:]...)
-		case collection == "federatedidentitycredentials" && len(rest) > 1:
+		case hasParts && len(rest) > 1 && rest[1] != "$ref":
 			part, rest = graphKey{"id", rest[1]}, append([]string{collection, "{}"}, rest[2:]...)
 		}
 	}
@@ -199,9 +240,30 @@ func (s *Simulator) identifyBearer(c *call, token *accessToken) {
 	c.token, c.tenant = token, token.TenantID
 }
 
-func (t *accessToken) may(write bool) bool {
-	return slices.Contains(t.Roles, roleReadWriteAll) || slices.Contains(t.Roles, roleReadWriteOwnedBy) ||
-		(!write && slices.Contains(t.Roles, roleReadAll))
+// What operations ask of a caller's permissions; who owns a thing is judged later.
+
+func writeApplications(t *accessToken) bool {
+	return slices.Contains(t.Roles, roleReadWriteAll) || slices.Contains(t.Roles, roleReadWriteOwnedBy)
+}
+
+func readApplications(t *accessToken) bool {
+	return writeApplications(t) || slices.Contains(t.Roles, roleReadAll)
+}
+
+func writePolicies(t *accessToken) bool {
+	return slices.Contains(t.Roles, rolePolicyReadWrite)
+}
+
+func readPolicies(t *accessToken) bool {
+	return writePolicies(t) || slices.Contains(t.Roles, rolePolicyRead)
+}
+
+func assignPolicies(t *accessToken) bool {
+	return writePolicies(t) && readApplications(t)
+}
+
+func readAssignments(t *accessToken) bool {
+	return readPolicies(t) && readApplications(t)
 }
 
 // mayChange tells whether the caller may write to a thing with these owners.
@@ -209,17 +271,26 @@ func (c *call) mayChange(owners []string) bool {
 	return slices.Contains(c.token.Roles, roleReadWriteAll) || slices.Contains(owners, c.token.ObjectID)
 }
 
-func graphError(c *call, status int, code, message string) reply {
-	out := jsonReply(status, map[string]any{"error": map[string]any{
-		"code": code, "message": message,
-		"innerError": map[string]string{
-			"date": c.now.Format(graphErrorTime), "request-id": c.requestID, "client-request-id": c.clientRequestID,
-		},
-	}})
+func graphError(c *call, status int, code, message string, details ...errorDetail) reply {
+	out := jsonReply(status, map[string]any{"error": struct {
+		Code    string            `json:"code"`
+		Message string            `json:"message"`
+		Details []errorDetail     `json:"details,omitempty"`
+		Inner   map[string]string `json:"innerError"`
+	}{code, message, details, map[string]string{
+		"date": c.now.Format(graphErrorTime), "request-id": c.requestID, "client-request-id": c.clientRequestID,
+	}}})
 	out.code = code
 	out.header.Set("Content-Type", "application/json")
 	graphHeaders(c, out.header)
 	return out
+}
+
+// errorDetail is one of the details an error may have.
+type errorDetail struct {
+	Code    string `json:"code"`
+	Message string `json:"message"`
+	Target  string `json:"target"`
 }
 
 func graphUnauthorized(c *call, err error) reply {
@@ -285,7 +356,7 @@ func selectProperties(c *call, collection string, item map[string]any) *reply {
 		wanted[name] = true
 	}
 	for name := range item {
-		if !wanted[name] {
+		if !wanted[name] && !strings.HasPrefix(name, "@") {
 			delete(item, name)
 		}
 	}

@@ -14,15 +14,11 @@ import (
 // view is an application as Graph shows it.
 func (a *application) view() map[string]any {
 	set := a.Set
-	passwords := make([]map[string]any, 0, len(a.Passwords))
-	for _, p := range a.Passwords {
-		passwords = append(passwords, p.view())
-	}
 	return map[string]any{
 		"id": a.ID, "appId": a.AppID, "deletedDateTime": graphMoment(a.Deleted), "createdDateTime": a.Created.Format(graphTime),
 		"publisherDomain": a.Publisher, "uniqueName": orNull(a.UniqueName), "applicationTemplateId": nil,
 		"disabledByMicrosoftStatus": nil, "certification": nil, "addIns": []any{}, "keyCredentials": keyViews(a.Keys, false),
-		"passwordCredentials": passwords,
+		"passwordCredentials": passwordViews(a.Passwords),
 		"displayName":         set.DisplayName, "signInAudience": set.SignInAudience, "description": set.Description, "notes": set.Notes,
 		"tags": orEmpty(set.Tags), "identifierUris": orEmpty(set.IdentifierURIs), "groupMembershipClaims": set.GroupMembershipClaims,
 		"isFallbackPublicClient": set.IsFallbackPublicClient, "serviceManagementReference": set.ServiceManagement,
@@ -128,7 +124,7 @@ func (s *Simulator) getApplication(c *call, key graphKey) reply {
 		return notFound(c, key)
 	}
 	item := a.view()
-	if slices.Contains(strings.Split(c.URL.Query().Get("$select"), ","), "keyCredentials") {
+	if c.selectsKeys() {
 		item["keyCredentials"] = keyViews(a.Keys, true)
 	}
 	return s.entity(c, http.StatusOK, "applications", item)
@@ -192,6 +188,9 @@ func (s *Simulator) makeApplication(c *call, uniqueName string) reply {
 	if a.Set.SignInAudience == "" {
 		a.Set.SignInAudience = "AzureADandPersonalMicrosoftAccount"
 	}
+	if bad := s.overQuota(c); bad != nil {
+		return *bad
+	}
 	dice := s.dice.Of(c.actor)
 	a.ID, a.AppID = dice.UUID(), dice.UUID()
 	if err := s.commit(&change{
@@ -210,9 +209,7 @@ func (s *Simulator) changeApplication(c *call, record *applicationRecord) reply 
 		return *bad
 	}
 	login := s.config.Lags.Application
-	if slices.ContainsFunc(record.latest().Keys, func(old keyCredential) bool {
-		return !slices.ContainsFunc(next.Keys, func(k keyCredential) bool { return k.KeyID == old.KeyID })
-	}) {
+	if loses(record.latest().Keys, next.Keys) {
 		login = s.config.Lags.Removal
 	}
 	if err := s.commitApplication(c, "application.updated", record, &next, s.applicationLag(s.dice.Of(c.actor), c.now, login)); err != nil {
@@ -254,9 +251,12 @@ func (s *Simulator) applyProperties(c *call, a *application) *reply {
 			}
 			delete(given, name)
 		case name == "keyCredentials":
-			if bad := s.setKeys(c, a, value); bad != nil {
+			rules := s.rulesOf(c, a.Policy, applicationRules, a.Created)
+			keys, bad := s.keysFrom(c, a.Keys, len(a.Passwords), rules, value)
+			if bad != nil {
 				return bad
 			}
+			a.Keys = keys
 			delete(given, name)
 		case slices.Contains(writableProperties(), name):
 		case name == "passwordCredentials" && (string(value) == "null" || string(value) == "[]"):

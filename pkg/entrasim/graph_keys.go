@@ -11,9 +11,6 @@ import (
 	"time"
 )
 
-// maxKeys is where the size of an application has been seen to end.
-const maxKeys = 600
-
 // keyCredential is a certificate whose key signs assertions of an application.
 type keyCredential struct {
 	KeyID       string    `json:"keyId"`
@@ -44,6 +41,11 @@ func keyViews(keys []keyCredential, withKey bool) []map[string]any {
 	return out
 }
 
+// selectsKeys tells whether a request names keyCredentials, and so is shown their data.
+func (c *call) selectsKeys() bool {
+	return slices.Contains(strings.Split(c.URL.Query().Get("$select"), ","), "keyCredentials")
+}
+
 type keyBody struct {
 	Identifier  *string    `json:"customKeyIdentifier"`
 	DisplayName *string    `json:"displayName"`
@@ -55,45 +57,69 @@ type keyBody struct {
 	Usage       string     `json:"usage"`
 }
 
-// setKeys replaces the application's certificates. One that is to stay is named
-// by its key ID, and its data, which Graph rarely shows, need not be repeated.
-func (s *Simulator) setKeys(c *call, a *application, value json.RawMessage) *reply {
-	fail := func(status int, code, text string) *reply {
-		bad := c.fail(status, code, text)
-		return &bad
+// keysFrom makes what a request gives into the certificates that take the place
+// of the old ones. One that is to stay is named by its key ID, and its data,
+// which Graph rarely shows, need not be repeated. New ones have to keep to the
+// rules.
+func (s *Simulator) keysFrom(c *call, old []keyCredential, passwords int, rules rules, value json.RawMessage) ([]keyCredential, *reply) {
+	refuse := func(text string) ([]keyCredential, *reply) {
+		bad := c.fail(http.StatusBadRequest, codeBadRequest, text)
+		return nil, &bad
 	}
 	var given []keyBody
 	if err := json.Unmarshal(value, &given); err != nil {
-		return fail(http.StatusBadRequest, codeBadRequest, "A property has a value of the wrong type.")
+		return refuse("A property has a value of the wrong type.")
 	}
-	if len(given) > maxKeys {
-		return fail(http.StatusForbidden, "Directory_ResourceSizeExceeded", "The size of the object has exceeded its limit. Please reduce the number of values and retry your request.")
+	if bad := s.tooLarge(c, passwords, len(given)); bad != nil {
+		return nil, bad
 	}
 	keys := make([]keyCredential, 0, len(given))
 	for _, g := range given {
-		k, text := s.keyFrom(c, a, g)
-		if text == "" && slices.ContainsFunc(keys, func(other keyCredential) bool { return other.KeyID == k.KeyID }) {
+		k, text := s.keyFrom(c, old, g)
+		if text == "" && hasKey(keys, k.KeyID) {
 			text = "Key credential " + k.KeyID + " is given twice."
 		}
 		if text != "" {
-			return fail(http.StatusBadRequest, codeBadRequest, text)
+			return refuse(text)
+		}
+		if !hasKey(old, k.KeyID) {
+			if bad := rules.judgeKey(c, k.Start, k.End); bad != nil {
+				return nil, bad
+			}
 		}
 		keys = append(keys, k)
 	}
-	a.Keys = keys
-	return nil
+	return keys, nil
+}
+
+func hasKey(keys []keyCredential, id string) bool {
+	return slices.ContainsFunc(keys, func(k keyCredential) bool { return k.KeyID == id })
+}
+
+// loses tells whether one of the old certificates is not among the new ones.
+func loses(old, keys []keyCredential) bool {
+	return slices.ContainsFunc(old, func(k keyCredential) bool { return !hasKey(keys, k.KeyID) })
+}
+
+// tooLarge refuses more credentials than an object has room for.
+func (s *Simulator) tooLarge(c *call, passwords, keys int) *reply {
+	if passwords+keys <= s.config.MaxCredentials {
+		return nil
+	}
+	bad := c.fail(http.StatusForbidden, "Directory_ResourceSizeExceeded", "The size of the object has exceeded its limit. Please reduce the number of values and retry your request.")
+	return &bad
 }
 
 // keyFrom makes what a request gives into a certificate, the old one when it
 // names one, or says what is wrong with it.
-func (s *Simulator) keyFrom(c *call, a *application, g keyBody) (keyCredential, string) {
+func (s *Simulator) keyFrom(c *call, old []keyCredential, g keyBody) (keyCredential, string) {
 	k := keyCredential{DisplayName: g.DisplayName, Certificate: g.Key}
 	if g.KeyID != nil {
 		if k.KeyID = strings.ToLower(*g.KeyID); !isGUID(k.KeyID) {
 			return k, "Invalid value specified for property 'keyId' of resource 'KeyCredential'."
 		}
-		if i := slices.IndexFunc(a.Keys, func(old keyCredential) bool { return old.KeyID == k.KeyID }); i >= 0 {
-			return a.Keys[i], a.Keys[i].differs(g)
+		if i := slices.IndexFunc(old, func(o keyCredential) bool { return o.KeyID == k.KeyID }); i >= 0 {
+			return old[i], old[i].differs(g)
 		}
 	}
 	if g.Type != "AsymmetricX509Cert" || g.Usage != "Verify" {

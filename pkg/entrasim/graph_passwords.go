@@ -15,6 +15,14 @@ func (p password) view() map[string]any {
 	}
 }
 
+func passwordViews(passwords []password) []map[string]any {
+	out := make([]map[string]any, 0, len(passwords))
+	for _, p := range passwords {
+		out = append(out, p.view())
+	}
+	return out
+}
+
 type addPasswordBody struct {
 	PasswordCredential struct {
 		DisplayName *string    `json:"displayName"`
@@ -29,9 +37,30 @@ func (s *Simulator) addPassword(c *call, key graphKey) reply {
 	if bad != nil {
 		return *bad
 	}
+	rules := s.rulesOf(c, latest.Policy, applicationRules, latest.Created)
+	text, added, sec, bad := s.newPassword(c, latest.AppID, rules)
+	if bad != nil {
+		return *bad
+	}
+	if bad := s.tooLarge(c, len(latest.Passwords)+1, len(latest.Keys)); bad != nil {
+		return *bad
+	}
+	next := *latest
+	next.Passwords = append(slices.Clone(latest.Passwords), added)
+	if err := s.commit(&change{
+		Time: c.now, Kind: "password.added", Actor: c.actor, RequestID: c.requestID, Application: &next, Secret: sec,
+		Visible: record.follow(c.now, Visibility{Graph: s.draw(s.dice.Of(c.actor), c.now, s.config.Lags.Graph)}),
+	}); err != nil {
+		return unavailable(c)
+	}
+	return s.shownPassword(c, added, text)
+}
+
+// newPassword makes the secret that a request describes, if the rules allow.
+func (s *Simulator) newPassword(c *call, appID string, rules rules) (text string, added password, sec *secret, bad *reply) {
 	var body addPasswordBody
 	if bad := decodeBody(c, &body); bad != nil {
-		return *bad
+		return "", password{}, nil, bad
 	}
 	start := c.now
 	if t := body.PasswordCredential.Start; t != nil {
@@ -43,21 +72,21 @@ func (s *Simulator) addPassword(c *call, key graphKey) reply {
 		end = t.UTC().Truncate(100 * time.Nanosecond)
 	}
 	if !end.After(start) || start.Year() > 9990 || start.Year() < 1900 || end.Year() > 9999 {
-		return c.fail(http.StatusBadRequest, codeBadRequest, "Key credential end date is invalid: it must be after the start date.")
+		bad := c.fail(http.StatusBadRequest, codeBadRequest, "Key credential end date is invalid: it must be after the start date.")
+		return "", password{}, nil, &bad
+	}
+	if bad := rules.judgePassword(c, start, end); bad != nil {
+		return "", password{}, nil, bad
 	}
 	dice := s.dice.Of(c.actor)
-	text, sec := newSecret(dice, record.appID, start, end)
+	text, sec = newSecret(dice, appID, start, end)
 	sec.Added = s.draw(dice, c.now, s.config.Lags.Secret)
-	added := password{KeyID: sec.KeyID, DisplayName: body.PasswordCredential.DisplayName, Hint: text[:3], Start: start, End: end}
-	next := *latest
-	next.Passwords = append(slices.Clone(latest.Passwords), added)
-	if err := s.commit(&change{
-		Time: c.now, Kind: "password.added", Actor: c.actor, RequestID: c.requestID, Application: &next, Secret: sec,
-		Visible: record.follow(c.now, Visibility{Graph: s.draw(dice, c.now, s.config.Lags.Graph)}),
-	}); err != nil {
-		return unavailable(c)
-	}
-	c.keyID = sec.KeyID
+	return text, password{KeyID: sec.KeyID, DisplayName: body.PasswordCredential.DisplayName, Hint: text[:3], Start: start, End: end}, sec, nil
+}
+
+// shownPassword is the only sight of a secret's text.
+func (s *Simulator) shownPassword(c *call, added password, text string) reply {
+	c.keyID = added.KeyID
 	shown := added.view()
 	shown["secretText"] = text
 	shown["@odata.context"] = s.origin(c) + "/v1.0/$metadata#microsoft.graph.passwordCredential"
@@ -74,33 +103,45 @@ func (s *Simulator) removePassword(c *call, key graphKey) reply {
 	if bad != nil {
 		return *bad
 	}
-	var body struct {
-		KeyID string `json:"keyId"`
-	}
-	if bad := decodeBody(c, &body); bad != nil {
+	left, gone, bad := s.withoutPassword(c, latest.Passwords, record.secrets)
+	if bad != nil {
 		return *bad
 	}
-	id := strings.ToLower(body.KeyID)
-	if !isGUID(id) {
-		return c.fail(http.StatusBadRequest, codeBadRequest, "Invalid value specified for property 'keyId' of resource 'PasswordCredential'.")
-	}
-	c.keyID = id
-	i := slices.IndexFunc(latest.Passwords, func(p password) bool { return p.KeyID == id })
-	k := slices.IndexFunc(record.secrets, func(sec *secret) bool { return sec.KeyID == id && !sec.Gone })
-	if i < 0 || k < 0 {
-		return c.fail(http.StatusBadRequest, codeBadRequest, "No password credential found with keyId "+id+".")
-	}
-	dice := s.dice.Of(c.actor)
-	gone := *record.secrets[k]
-	gone.Gone = true
-	gone.Removed = gone.Added.follow(c.now, s.draw(dice, c.now, s.config.Lags.Removal))
 	next := *latest
-	next.Passwords = slices.Delete(slices.Clone(latest.Passwords), i, i+1)
+	next.Passwords = left
 	if err := s.commit(&change{
-		Time: c.now, Kind: "password.removed", Actor: c.actor, RequestID: c.requestID, Application: &next, Secret: &gone,
-		Visible: record.follow(c.now, Visibility{Graph: s.draw(dice, c.now, s.config.Lags.Graph)}),
+		Time: c.now, Kind: "password.removed", Actor: c.actor, RequestID: c.requestID, Application: &next, Secret: gone,
+		Visible: record.follow(c.now, Visibility{Graph: s.draw(s.dice.Of(c.actor), c.now, s.config.Lags.Graph)}),
 	}); err != nil {
 		return unavailable(c)
 	}
 	return noContent(c)
+}
+
+// withoutPassword takes the secret that a request names from those there are.
+func (s *Simulator) withoutPassword(c *call, passwords []password, secrets []*secret) (left []password, gone *secret, bad *reply) {
+	refuse := func(text string) ([]password, *secret, *reply) {
+		bad := c.fail(http.StatusBadRequest, codeBadRequest, text)
+		return nil, nil, &bad
+	}
+	var body struct {
+		KeyID string `json:"keyId"`
+	}
+	if bad := decodeBody(c, &body); bad != nil {
+		return nil, nil, bad
+	}
+	id := strings.ToLower(body.KeyID)
+	if !isGUID(id) {
+		return refuse("Invalid value specified for property 'keyId' of resource 'PasswordCredential'.")
+	}
+	c.keyID = id
+	i := slices.IndexFunc(passwords, func(p password) bool { return p.KeyID == id })
+	k := slices.IndexFunc(secrets, func(sec *secret) bool { return sec.KeyID == id && !sec.Gone })
+	if i < 0 || k < 0 {
+		return refuse("No password credential found with keyId " + id + ".")
+	}
+	sec := *secrets[k]
+	sec.Gone = true
+	sec.Removed = sec.Added.follow(c.now, s.draw(s.dice.Of(c.actor), c.now, s.config.Lags.Removal))
+	return slices.Delete(slices.Clone(passwords), i, i+1), &sec, nil
 }

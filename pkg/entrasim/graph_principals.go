@@ -17,7 +17,8 @@ func (p *principal) view() map[string]any {
 		"appOwnerOrganizationId": p.HomeTenant, "accountEnabled": p.AccountEnabled, "deletedDateTime": graphMoment(p.Deleted),
 		"createdDateTime": p.Created.Format(graphTime), "servicePrincipalNames": []string{p.AppID}, "servicePrincipalType": "Application",
 		"replyUrls": orEmpty(p.ReplyURLs), "tags": orEmpty(p.Tags), "alternativeNames": []any{}, "appRoles": []any{},
-		"passwordCredentials": []any{}, "keyCredentials": []any{}, "oauth2PermissionScopes": []any{},
+		"passwordCredentials": passwordViews(p.Passwords), "keyCredentials": keyViews(p.Keys, false), "tokenEncryptionKeyId": p.TokenEncryptionKeyID,
+		"oauth2PermissionScopes":    []any{},
 		"appRoleAssignmentRequired": false, "appDescription": nil, "description": nil, "notes": nil, "homepage": nil, "loginUrl": nil, "logoutUrl": nil,
 		"signInAudience": nil, "info": nil, "verifiedPublisher": nil, "applicationTemplateId": nil, "disabledByMicrosoftStatus": nil,
 	}
@@ -51,7 +52,11 @@ func (s *Simulator) getPrincipal(c *call, key graphKey) reply {
 	if p == nil {
 		return notFound(c, key)
 	}
-	return s.entity(c, http.StatusOK, "servicePrincipals", p.view())
+	item := p.view()
+	if c.selectsKeys() {
+		item["keyCredentials"] = keyViews(p.Keys, true)
+	}
+	return s.entity(c, http.StatusOK, "servicePrincipals", item)
 }
 
 func (s *Simulator) listPrincipals(c *call, _ graphKey) reply {
@@ -89,6 +94,9 @@ func (s *Simulator) createPrincipal(c *call, _ graphKey) reply {
 	}
 	if r := s.state.tenants[c.tenant].principal[id]; r != nil && r.latest().Deleted == nil {
 		return c.fail(http.StatusConflict, "Request_MultipleObjectsWithSameKeyValue", "The service principal cannot be created, updated, or restored because the service principal name "+id+" is already in use.")
+	}
+	if bad := s.overQuota(c); bad != nil {
+		return *bad
 	}
 	dice := s.dice.Of(c.actor)
 	p := &principal{
@@ -132,6 +140,14 @@ func (s *Simulator) updatePrincipal(c *call, key graphKey) reply {
 		var err error
 		switch {
 		case strings.Contains(name, "@odata."):
+		case name == "keyCredentials":
+			if bad := s.changePrincipalKeys(c, next, value); bad != nil {
+				return *bad
+			}
+		case name == "tokenEncryptionKeyId":
+			if bad := s.changeTokenEncryption(c, next, value); bad != nil {
+				return *bad
+			}
 		case name == "accountEnabled":
 			err = json.Unmarshal(value, &next.AccountEnabled)
 		case name == "tags":
@@ -166,8 +182,11 @@ func (s *Simulator) deletePrincipal(c *call, key graphKey) reply {
 // principalChange is the update or, when next says so, the deletion of a principal.
 func (s *Simulator) principalChange(now time.Time, next *principal, dice *chance.Dice, actor, requestID string) *change {
 	kind, lag := "principal.updated", s.config.Lags.Principal
-	if next.Deleted != nil {
+	switch {
+	case next.Deleted != nil:
 		kind, lag = "principal.deleted", s.config.Lags.Removal
+	case loses(s.state.principals[next.ID].latest().Keys, next.Keys):
+		lag = s.config.Lags.Removal
 	}
 	return &change{
 		Time: now, Kind: kind, Actor: actor, RequestID: requestID, Principal: next,

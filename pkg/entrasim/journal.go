@@ -9,6 +9,7 @@ import (
 // change: tenant.created, signIn.blocked and .unblocked, person.created, subscription.created, key.created,
 // application.created, .updated, .deleted, .restored and .purged,
 // password.added and .removed, federatedCredential.added, .updated and .removed, principal.created, .updated and .deleted,
+// policy.created, .updated and .deleted, quota.set,
 // role.assigned and .removed, group.written and .deleted.
 const KindRequest = "request"
 
@@ -157,6 +158,9 @@ func (c *change) entry() Entry {
 		if c.Application != nil {
 			e.Tenant, e.Object = c.Application.Tenant, c.Application.ID
 		}
+		if c.Principal != nil {
+			e.Tenant, e.Object = c.Principal.Tenant, c.Principal.ID
+		}
 	case c.Federated != nil:
 		e.Tenant, e.Application, e.Object, e.KeyID = c.Federated.Tenant, c.Federated.AppID, c.Federated.ID, c.Federated.ID
 	case c.Application != nil:
@@ -169,6 +173,10 @@ func (c *change) entry() Entry {
 		e.Object = groupID(c.Group)
 	case c.Tenant != nil:
 		e.Tenant = c.Tenant.ID
+	case c.Policy != nil:
+		e.Tenant, e.Object = c.Policy.Tenant, c.Policy.ID
+	case c.Quota != nil:
+		e.Tenant = c.Quota.Tenant
 	case c.Block != nil:
 		e.Tenant, e.Application = c.Block.Tenant, c.Block.ClientID
 	case c.Person != nil:

@@ -190,7 +190,7 @@ func (p proof) asserted() bool {
 type client struct {
 	tenant    Tenant
 	app       *application
-	secrets   []*secret
+	secrets   []*secret    // the application's, and its principal's own
 	federated []*federated // those the replica knows
 	coming    []*federated // those that have been committed
 	principal *principal
@@ -268,6 +268,7 @@ func (s *Simulator) findClient(c *call, id string) (*client, *problem) {
 	}
 	if r := t.principal[id]; r != nil {
 		who.principal = r.seen(PlaneLogin, c.replica, c.now)
+		who.secrets = slices.Concat(app.secrets, r.secrets)
 	}
 	absent := who.principal == nil || who.principal.Deleted != nil
 	switch {

@@ -16,6 +16,8 @@ const (
 	roleReadWriteOwnedBy = "Application.ReadWrite.OwnedBy"
 	roleReadWriteAll     = "Application.ReadWrite.All"
 	roleReadAll          = "Application.Read.All"
+	rolePolicyReadWrite  = "Policy.ReadWrite.ApplicationConfiguration"
+	rolePolicyRead       = "Policy.Read.All"
 )
 
 // graphRoles maps the permission IDs found in requiredResourceAccess to names.
@@ -24,6 +26,8 @@ func graphRoles() map[string]string {
 		"18a4783c-866b-4cc7-a460-3d5e5662c884": roleReadWriteOwnedBy,
 		"1bfefb4e-e0b5-418b-a88f-73c46d2cc8e9": roleReadWriteAll,
 		"9a5d68dd-52b0-4cc2-bd40-abcf6ac3ccca": roleReadAll,
+		"be74164b-cff1-491c-8741-e671cb536e13": rolePolicyReadWrite,
+		"246dd0d5-5bd0-4def-940b-0421030a5b68": rolePolicyRead,
 	}
 }
 
@@ -81,6 +85,13 @@ type principal struct {
 	Deleted        *time.Time          `json:"deleted,omitempty"`
 	Owners         []string            `json:"owners,omitempty"`
 	Roles          map[string][]string `json:"roles,omitempty"` // by resource application ID
+	// Passwords and Keys are its own, besides the application's, and work in its
+	// tenant alone.
+	Passwords            []password      `json:"passwords,omitempty"`
+	Keys                 []keyCredential `json:"keys,omitempty"`
+	TokenEncryptionKeyID *string         `json:"tokenEncryptionKeyId,omitempty"`
+	// Policy is the ID of the management policy assigned to it, if there is one.
+	Policy string `json:"policy,omitempty"`
 }
 
 // application is what Graph stores of an application object.
@@ -96,6 +107,8 @@ type application struct {
 	Owners    []string        `json:"owners,omitempty"`
 	Passwords []password      `json:"passwords,omitempty"`
 	Keys      []keyCredential `json:"keys,omitempty"`
+	// Policy is the ID of the management policy assigned to it, if there is one.
+	Policy string `json:"policy,omitempty"`
 	// Set is shared by the versions that do not change it, so it is replaced,
 	// never written to.
 	Set *applicationProperties `json:"set"`
@@ -183,12 +196,15 @@ type password struct {
 
 // secret is what the token service checks: a salted hash and its times.
 type secret struct {
-	KeyID string    `json:"keyId"`
-	AppID string    `json:"appId"`
-	Salt  []byte    `json:"salt"`
-	Hash  []byte    `json:"hash"`
-	Start time.Time `json:"start"`
-	End   time.Time `json:"end"`
+	KeyID string `json:"keyId"`
+	AppID string `json:"appId"`
+	// Principal is the object ID of the principal whose own it is, empty for
+	// the application's.
+	Principal string    `json:"principal,omitempty"`
+	Salt      []byte    `json:"salt"`
+	Hash      []byte    `json:"hash"`
+	Start     time.Time `json:"start"`
+	End       time.Time `json:"end"`
 	// Added and Removed are the moments at the token service's replicas.
 	Added   Moments `json:"added,omitempty"`
 	Removed Moments `json:"removed,omitempty"`

@@ -28,20 +28,23 @@ type change struct {
 	// PrincipalVisible is for Principal where it goes with an Application.
 	PrincipalVisible Visibility `json:"principalVisible,omitzero"`
 
-	Tenant       *Tenant         `json:"tenant,omitempty"`
-	Block        *SignInBlock    `json:"block,omitempty"`
-	Person       *Person         `json:"person,omitempty"`
-	Subscription *Subscription   `json:"subscription,omitempty"`
-	Application  *application    `json:"application,omitempty"`
-	Purged       bool            `json:"purged,omitempty"` // Application is gone for good
-	Secret       *secret         `json:"secret,omitempty"`
-	Federated    *federated      `json:"federated,omitempty"`
-	Unfederated  bool            `json:"unfederated,omitempty"` // Federated has been removed
-	Principal    *principal      `json:"principal,omitempty"`
-	Assignment   *RoleAssignment `json:"assignment,omitempty"`
-	Unassigned   bool            `json:"unassigned,omitempty"` // Assignment has been removed
-	Group        *resourceGroup  `json:"group,omitempty"`
-	Key          []byte          `json:"key,omitempty"` // PKCS #8
+	Tenant       *Tenant           `json:"tenant,omitempty"`
+	Block        *SignInBlock      `json:"block,omitempty"`
+	Person       *Person           `json:"person,omitempty"`
+	Subscription *Subscription     `json:"subscription,omitempty"`
+	Application  *application      `json:"application,omitempty"`
+	Purged       bool              `json:"purged,omitempty"` // Application is gone for good
+	Secret       *secret           `json:"secret,omitempty"`
+	Policy       *managementPolicy `json:"policy,omitempty"`
+	Repealed     bool              `json:"repealed,omitempty"` // Policy has been deleted
+	Quota        *quotaSetting     `json:"quota,omitempty"`
+	Federated    *federated        `json:"federated,omitempty"`
+	Unfederated  bool              `json:"unfederated,omitempty"` // Federated has been removed
+	Principal    *principal        `json:"principal,omitempty"`
+	Assignment   *RoleAssignment   `json:"assignment,omitempty"`
+	Unassigned   bool              `json:"unassigned,omitempty"` // Assignment has been removed
+	Group        *resourceGroup    `json:"group,omitempty"`
+	Key          []byte            `json:"key,omitempty"` // PKCS #8
 }
 
 // applicationRecord is an application with its secrets and federated credentials.
@@ -68,6 +71,14 @@ type principalRecord struct {
 
 	id, appID, tenant string
 	order             uint64
+	secrets           []*secret // its own
+}
+
+type policyRecord struct {
+	history[managementPolicy]
+
+	id    string
+	order uint64
 }
 
 type assignmentRecord struct {
@@ -83,6 +94,10 @@ type tenantRecord struct {
 	principals    []*principalRecord          // in the order they were made
 	principal     map[string]*principalRecord // the newest one, by application ID
 	blocks        map[string]string           // codes, by application ID, or empty for all
+	policies      []*policyRecord             // in the order they were made
+	defaultPolicy policyRecord                // without versions until somebody changes it
+	purged        []time.Time                 // when applications were, in order, of late
+	quota         *int                        // of directory objects, when it is not the usual one
 }
 
 type subscriptionRecord struct {
@@ -161,7 +176,7 @@ func (st *state) apply(c *change) error {
 	if c.Key != nil {
 		st.key = c.Key
 	}
-	return errors.Join(st.applyApplication(c), st.applySecret(c), st.applyFederated(c), st.applyPrincipal(c), st.applyAzure(c))
+	return errors.Join(st.applyApplication(c), st.applySecret(c), st.applyFederated(c), st.applyPrincipal(c), st.applyPolicy(c), st.applyQuota(c), st.applyAzure(c))
 }
 
 func (st *state) applyApplication(c *change) error {
@@ -199,6 +214,7 @@ func (st *state) applyApplication(c *change) error {
 	}
 	if c.Purged {
 		st.forget(t, r)
+		t.purge(c.Time)
 	}
 	return nil
 }
@@ -217,18 +233,32 @@ func (st *state) applySecret(c *change) error {
 	if c.Secret == nil {
 		return nil
 	}
+	if id := c.Secret.Principal; id != "" {
+		r := st.principals[id]
+		if r == nil {
+			return fmt.Errorf("principal %s of secret: %w", id, ErrNotFound)
+		}
+		r.secrets = c.Secret.joins(r.secrets, c.Time)
+		return nil
+	}
 	r := st.clients[c.Secret.AppID]
 	if r == nil {
 		return fmt.Errorf("application %s of secret: %w", c.Secret.AppID, ErrNotFound)
 	}
-	kept := make([]*secret, 0, len(r.secrets)+1)
-	for _, old := range r.secrets {
-		if old.KeyID != c.Secret.KeyID && (!old.Gone || !old.Removed.Everywhere(c.Time)) {
+	r.secrets = c.Secret.joins(r.secrets, c.Time)
+	return nil
+}
+
+// joins puts the secret in place of its former self, and forgets those that no
+// replica has any more.
+func (sec *secret) joins(secrets []*secret, now time.Time) []*secret {
+	kept := make([]*secret, 0, len(secrets)+1)
+	for _, old := range secrets {
+		if old.KeyID != sec.KeyID && (!old.Gone || !old.Removed.Everywhere(now)) {
 			kept = append(kept, old)
 		}
 	}
-	r.secrets = append(kept, c.Secret)
-	return nil
+	return append(kept, sec)
 }
 
 func (st *state) applyFederated(c *change) error {

@@ -24,16 +24,16 @@ import (
 
 // options are the command line.
 type options struct {
-	listen, listenLogin, listenGraph, listenARM, listenAdmin string
-	base, domain                                             string
-	state, tlsDir, cert, key, names, issuerCA                string
-	seed                                                     uint64
-	replicas                                                 int
-	lag, life                                                span
-	journalLife                                              time.Duration
-	secretFirst, race, openAdmin, verbose, unlimited         bool
-	conflicts                                                entrasim.WriteConflicts
-	loop                                                     rate
+	listen, listenLogin, listenGraph, listenARM, listenAdmin     string
+	base, domain                                                 string
+	state, tlsDir, cert, key, names, issuerCA                    string
+	seed                                                         uint64
+	replicas, maxCredentials                                     int
+	lag, life                                                    span
+	journalLife                                                  time.Duration
+	secretFirst, race, lockAtHome, openAdmin, verbose, unlimited bool
+	conflicts                                                    entrasim.WriteConflicts
+	loop                                                         rate
 }
 
 // define makes the flags, which write to the options.
@@ -62,6 +62,8 @@ func define(help io.Writer) (*options, *flag.FlagSet) {
 	f.Var(&o.life, "token-life", "life of access tokens, a fixed `duration` or shortest-longest")
 	f.BoolVar(&o.secretFirst, "secret-before-principal", false, "check the secret before missing the principal")
 	f.BoolVar(&o.race, "consent-race", false, "answer an early second consent with AADSTS650051")
+	f.BoolVar(&o.lockAtHome, "lock-at-home", false, "have the property lock hold in an application's home tenant too")
+	f.IntVar(&o.maxCredentials, "max-credentials", 0, "`number` of secrets and certificates that an application has room for, 600 when zero")
 	f.BoolVar(&o.unlimited, "unlimited", false, "never throttle Graph and Resource Manager of their own accord")
 	f.Float64Var(&o.conflicts.Probability, "conflicts", 0, "`probability` that two writes to one application conflict, at once or within -conflict-window")
 	f.DurationVar(&o.conflicts.Window, "conflict-window", 0, "how long a write stands in the way of the next one to the same application")
@@ -124,7 +126,8 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) (err error) 
 	sim, err := entrasim.New(entrasim.Config{
 		Seed: o.seed, StateDir: o.state, Replicas: o.replicas, Endpoints: at.endpoints(o), Log: log,
 		Lags: entrasim.Lag(o.lag.low, o.lag.high), TokenLife: entrasim.Range{Min: o.life.low, Max: o.life.high},
-		SecretBeforePrincipal: o.secretFirst, ConsentRace: o.race, OpenAdmin: o.openAdmin, Issuers: issuers, JournalLife: o.journalLife,
+		SecretBeforePrincipal: o.secretFirst, ConsentRace: o.race, LockAtHome: o.lockAtHome, MaxCredentials: o.maxCredentials,
+		OpenAdmin: o.openAdmin, Issuers: issuers, JournalLife: o.journalLife,
 		WriteConflicts: o.conflicts, LoginLoop: entrasim.Budget(o.loop), Budgets: entrasim.Budgets{Unlimited: o.unlimited},
 	})
 	if err != nil {

@@ -156,7 +156,7 @@ func TestRun_RefusesBadFlags(t *testing.T) {
 		{"extra"}, {"-cert", "x"}, {"-lag", "soon"}, {"-lag", "3s-1s", "-listen", "127.0.0.1:0", "-tls", t.TempDir()},
 		{"-token-life", "0s", "-listen", "127.0.0.1:0", "-tls", t.TempDir()}, {"-nonsense"},
 		{"-issuer-ca", "/nonexistent", "-listen", "127.0.0.1:0", "-tls", t.TempDir()}, {"-issuer-ca", "run_test.go", "-listen", "127.0.0.1:0", "-tls", t.TempDir()},
-		{"-login-loop", "1"}, {"-login-loop", "x/1s"}, {"-login-loop", "0/1s", "-listen", "127.0.0.1:0", "-tls", t.TempDir()},
+		{"-login-loop", "1"}, {"-max-credentials", "-1", "-listen", "127.0.0.1:0", "-tls", t.TempDir()}, {"-login-loop", "x/1s"}, {"-login-loop", "0/1s", "-listen", "127.0.0.1:0", "-tls", t.TempDir()},
 		{"-conflicts", "2", "-listen", "127.0.0.1:0", "-tls", t.TempDir()},
 		{"-base-url", "x", "-listen", "127.0.0.1:0", "-tls", t.TempDir()}, {"-replicas", "-1", "-listen", "127.0.0.1:0", "-tls", t.TempDir()},
 	} {

@@ -16,7 +16,7 @@ func groups() []group {
 		{"Where it listens", "listen domain base-url listen-login listen-graph listen-arm listen-admin open-admin"},
 		{"What clients trust", "tls names cert key"},
 		{"What it keeps", "state journal-life"},
-		{"How it behaves", "lag replicas seed token-life secret-before-principal consent-race issuer-ca"},
+		{"How it behaves", "lag replicas seed token-life secret-before-principal consent-race lock-at-home max-credentials issuer-ca"},
 		{"What goes wrong of its own accord", "unlimited conflicts conflict-window removal-failures login-loop"},
 		{"What it says", "verbose"},
 	}
