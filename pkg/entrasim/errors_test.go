@@ -211,7 +211,12 @@ func TestErrors_EveryOne(t *testing.T) {
 		{"650052", redirect, 302, "invalid_client", "your organization 'Customer' has not subscribed to", false, func() answer { return w.accept(w.asking(graph, bare.clientID).clientID) }},
 		{"650054", redirect, 302, "invalid_client", "a resource that has been removed", false, func() answer { return w.accept(w.asking(graph, removed.clientID).clientID) }},
 		{"650056", redirect, 302, "invalid_client", "Misconfigured application.", false, func() answer { return w.accept(w.asking().clientID) }},
-		{"90093", redirect, 302, "access_denied", "directory object quota limit", true, consent},
+		{"90093", redirect, 302, "access_denied", "The directory object quota limit for the Tenant has been exceeded.", false, func() answer {
+			w.must(w.sim.SetQuota(customerID, 0))
+			got := w.accept(w.newApp("too many").clientID)
+			w.must(w.sim.SetQuota(customerID, 50_000))
+			return got
+		}},
 		{"90008", page, 400, "", "it must require access to Microsoft Graph", false, func() answer { return w.accept(w.asking(arm).clientID) }},
 		{"50011", page, 400, "", "does not match the redirect URIs", false, func() answer {
 			return w.send(http.MethodGet, consentURL(w.world, customerID, w.app.clientID, callback+"/x"), "", "", "client-request-id", subID)

@@ -3,6 +3,7 @@ package entrasim
 import (
 	"bytes"
 	"encoding/json"
+	"io"
 	"net/http"
 	"net/url"
 	"strings"
@@ -139,15 +140,17 @@ func (s *Simulator) step(c *call, step batchStep) (reply, error) {
 	if step.hasBody() {
 		body = step.Body
 	}
-	r, err := http.NewRequestWithContext(c.Context(), step.Method, s.origin(c)+step.target(), bytes.NewReader(body))
+	u, err := url.Parse(step.target()) // which wrongBatch has done before
 	if err != nil {
-		return c.fail(http.StatusBadRequest, "BadRequest", "Invalid method or URL of request Id "+clip(step.ID, 64)+"."), nil
+		return reply{}, err
 	}
+	r := (&http.Request{
+		Method: step.Method, URL: u, Header: make(http.Header), Body: io.NopCloser(bytes.NewReader(body)), Host: c.Host, RemoteAddr: c.RemoteAddr,
+	}).WithContext(c.Context())
 	for name, value := range step.Headers {
 		r.Header.Set(name, value)
 	}
 	r.Header.Set("Authorization", c.Header.Get("Authorization"))
-	r.Host, r.RemoteAddr = c.Host, c.RemoteAddr
 	out, err := s.serve(r, PlaneGraph)
 	if err == nil && (out.cut || out.short) {
 		// Graph's front has lost the service behind it, and answers all the same.
