@@ -44,7 +44,7 @@ func newFuzzState(t *testing.T) (*fuzzState, error) {
 	w.must(err)
 	_, err = sim.CreateSubscription(entrasim.Subscription{ID: subID, Tenant: homeID})
 	w.must(err)
-	w.platform, err = sim.CreatePlatform(entrasim.NewPlatform{Tenant: homeID, Roles: []string{"Application.ReadWrite.All"}})
+	w.platform, err = sim.CreatePlatform(entrasim.NewPlatform{Tenant: homeID, Roles: []string{"Application.ReadWrite.All", policyRole}})
 	w.must(err)
 	assignment := w.assign(w.platform.PrincipalID, "Owner", scope)
 	state := &fuzzState{graph: w.graphToken(), arm: w.token(homeID, w.platform.ClientID, w.platform.ClientSecret, armScope)}
@@ -54,7 +54,9 @@ func newFuzzState(t *testing.T) (*fuzzState, error) {
 	w.arm(http.MethodPut, scope+"/resourceGroups/one", state.arm, `{"location":"westeurope"}`)
 	binned := w.newApp("binned")
 	w.graph(http.MethodDelete, "/applications/"+binned.id, "")
+	policy := w.graph(http.MethodPost, "/policies/appManagementPolicies", `{"displayName":"x","description":"y","isEnabled":true}`).text("id")
 	state.names = strings.NewReplacer(
+		"POLICY", policy,
 		"APPID", a.clientID, "OBJECT", a.id, "KEYID", a.keyID, "SECRET", a.secret, "FEDERATED", federated, "PRINCIPAL", principal,
 		"BINNED", binned.id, "ASSIGNMENT", assignment.ID[strings.LastIndexByte(assignment.ID, '/')+1:], "TOKEN", state.arm,
 	)
@@ -237,6 +239,15 @@ func requestSeeds() []requestSeed {
 		{"POST", graph, "/v1.0/servicePrincipals", "", `{"appId":"APPID","tags":["x"]}`},
 		{"PATCH", graph, "/v1.0/servicePrincipals/PRINCIPAL", "", `{"accountEnabled":false}`},
 		{"POST", graph, "/v1.0/directory/deletedItems/BINNED/restore", "", ""},
+		{"POST", graph, "/v1.0/servicePrincipals/PRINCIPAL/addPassword", "", `{}`},
+		{"POST", graph, "/v1.0/servicePrincipals(appId='APPID')/removePassword", "", `{"keyId":"KEYID"}`},
+		{"PATCH", graph, "/v1.0/servicePrincipals/PRINCIPAL", "", `{"keyCredentials":[],"tokenEncryptionKeyId":null}`},
+		{"PATCH", graph, "/v1.0/policies/defaultAppManagementPolicy", "", `{"isEnabled":true,"applicationRestrictions":{"passwordCredentials":[{"restrictionType":"passwordLifetime","maxLifetime":"P4DT12H30M5S","state":"enabled","restrictForAppsCreatedAfterDateTime":"2019-10-19T10:37:00Z"}]}}`},
+		{"POST", graph, "/v1.0/policies/appManagementPolicies", "", `{"displayName":"x","description":"y","restrictions":{"keyCredentials":[{"restrictionType":"asymmetricKeyLifetime","maxLifetime":"P90D"}]}}`},
+		{"PATCH", graph, "/v1.0/policies/appManagementPolicies('POLICY')", "", `{"restrictions":null}`},
+		{"POST", graph, "/v1.0/applications/OBJECT/appManagementPolicies/$ref", "", `{"@odata.id":"https://graph.microsoft.com/v1.0/policies/appManagementPolicies/POLICY"}`},
+		{"DELETE", graph, "/v1.0/servicePrincipals/PRINCIPAL/appManagementPolicies/POLICY/$ref", "", ""},
+		{"POST", graph, "/v1.0/$batch", "", `{"requests":[{"id":"1","method":"GET","url":"/organization"},{"id":"2","method":"POST","url":"applications/OBJECT/addPassword?x","dependsOn":["1"],"headers":{"Content-Type":"application/json"},"body":{}},{"id":"3","method":"DELETE","url":"/$batch/%41"}]}`},
 		{"GET", arm, "/subscriptions" + arms, "", ""},
 		{"GET", arm, "/subscriptions/" + subID + arms, "", ""},
 		{"GET", arm, "/subscriptions/" + subID + "/resourcegroups" + arms, "", ""},
@@ -258,13 +269,15 @@ func requestSeeds() []requestSeed {
 		"applications", "applications/OBJECT", "applications(appId='APPID')", "applications/OBJECT/federatedIdentityCredentials",
 		"applications/OBJECT/federatedIdentityCredentials/FEDERATED", "directory/deletedItems/microsoft.graph.application", "directory/deletedItems/BINNED",
 		"servicePrincipals", "servicePrincipals/PRINCIPAL", "servicePrincipals(appId='APPID')", "organization", "organization/" + homeID,
+		"policies/defaultAppManagementPolicy", "policies/appManagementPolicies", "policies/appManagementPolicies/POLICY", "policies/appManagementPolicies/POLICY/appliesTo",
+		"applications/OBJECT/appManagementPolicies", "servicePrincipals/PRINCIPAL/appManagementPolicies",
 	} {
 		seeds = append(seeds, requestSeed{"GET", graph, "/v1.0/" + path, "", ""}, requestSeed{"DELETE", graph, "/v1.0/" + path, "", ""})
 	}
 	for _, path := range []string{
 		"", "/tenants", "/tenants/" + homeID + "/people", "/tenants/" + homeID + "/subscriptions", "/principals?tenant=" + homeID + "&clientId=APPID", "/faults",
 		"/journal?kind=password.added&limit=3&since=2020-01-01T00:00:00Z", "/secrets?tenant=" + homeID + "&clientId=APPID&keyId=KEYID",
-		"/credentials?clientId=APPID&at=2030-01-01T00:00:00Z", "/writes?clientId=APPID&since=2020-01-01T00:00:00Z",
+		"/tenants/" + homeID + "/quota", "/credentials?clientId=APPID&at=2030-01-01T00:00:00Z", "/writes?clientId=APPID&since=2020-01-01T00:00:00Z",
 	} {
 		seeds = append(seeds, requestSeed{"GET", "127.0.0.1", "/admin" + path, "", ""})
 	}
@@ -276,7 +289,8 @@ func requestSeeds() []requestSeed {
 		"roleAssignments": `{"scope":"` + scope + `","principalId":"PRINCIPAL","role":"Reader"}`,
 		"faults":          `{"operation":"graph.*","effect":{"code":"AADSTS650052","cutBody":true,"delay":"1ms"}}`,
 		"signInBlocks":    `{"tenant":"` + homeID + `","clientId":"APPID","code":"53003"}`,
-		"secretKeys":      `{"clientId":"APPID","secret":"SECRET"}`, "tokens": `{"token":"TOKEN"}`,
+		"quotas":          `{"tenant":"` + homeID + `","objects":3}`, "passwordPolicies": `{"tenant":"` + homeID + `","maxLifetime":"720h"}`,
+		"secretKeys": `{"clientId":"APPID","secret":"SECRET"}`, "tokens": `{"token":"TOKEN"}`,
 	} {
 		seeds = append(seeds, requestSeed{"POST", "127.0.0.1", "/admin/" + path, "", body})
 	}
