@@ -124,13 +124,13 @@ func TestBatch_Dependencies(t *testing.T) {
 	a := w.newApp("one")
 	remove := "/applications/" + a.id
 	got, _ := w.batch(
-		step("A", "GET", "/applications/"+subID, ""),
+		step("Fails", "GET", "/applications/"+subID, ""),
 		step("b", "GET", "/organization", ""),
-		step("after failure", "DELETE", remove, `,"dependsOn":["b","a"]`),
-		step("after that", "DELETE", remove, `,"dependsOn":["after failure"]`),
+		step("after failure", "DELETE", remove, `,"dependsOn":["b","fails"]`),
+		step("after that", "DELETE", remove, `,"dependsOn":["AFTER failure"]`),
 		step("after success", "GET", remove, `,"dependsOn":["B"]`),
 	)
-	for id, want := range map[string]int{"A": 404, "b": 200, "after failure": 424, "after that": 424, "after success": 200} {
+	for id, want := range map[string]int{"Fails": 404, "b": 200, "after failure": 424, "after that": 424, "after success": 200} {
 		if got[id].Status != want {
 			t.Errorf("%s: %+v", id, got[id])
 		}

@@ -226,7 +226,7 @@ func TestPolicy_AssignedInPlaceOfTheDefault(t *testing.T) {
 			list[1].(map[string]any)["@odata.type"] != "#microsoft.graph.servicePrincipal" || list[0].(map[string]any)["appId"] != a.clientID {
 			t.Errorf("applied: %d %s", applied.status, applied.body)
 		}
-		other := ok(graph(http.MethodPost, policies, `{"displayName":"other","description":"nothing"}`), 201).text("id")
+		other := ok(graph(http.MethodPost, policies, `{"displayName":"other","description":"off","restrictions":{"passwordCredentials":[{"restrictionType":"passwordAddition"}]}}`), 201).text("id")
 		if list, _ := graph(http.MethodGet, policies+"?$filter=displayName%20eq%20'other'", "").at("value").([]any); len(list) != 1 {
 			t.Errorf("%d policies of that name", len(list))
 		}
