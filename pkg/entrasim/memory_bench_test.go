@@ -40,10 +40,10 @@ func BenchmarkApplications(b *testing.B) {
 
 // BenchmarkEvidence asks what a judge asks after every event, of a journal that
 // is all but empty and of one with a million changes of a thousand applications,
-// and fails when an answer about now takes three times as long of the large one,
+// and fails when an answer about now takes ten times as long of the large one,
 // or a change more than half a KiB.
 func BenchmarkEvidence(b *testing.B) {
-	const applications, rotations, most, largest = 1000, 500, 3, 512
+	const applications, rotations, most, largest = 1000, 500, 10, 512
 	lag := entrasim.Range{Min: time.Second, Max: time.Minute}
 	sim, p := benchmarked(b, entrasim.Config{Lags: entrasim.Lags{Secret: lag, Removal: lag}, Budgets: entrasim.Budgets{Unlimited: true}, JournalRequests: 1000})
 	load := newLoader(b, sim, p)
