@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -332,6 +334,29 @@ func TestPolicy_ByControl(t *testing.T) {
 	for _, d := range []time.Duration{-1, time.Millisecond, 100_000 * day} {
 		if err := w.sim.SetPasswordPolicy(entrasim.PasswordPolicy{Tenant: homeID, MaxLifetime: d}); !errors.Is(err, entrasim.ErrInvalid) {
 			t.Errorf("%v: %v", d, err)
+		}
+	}
+}
+
+// TestPolicy_WhatIsNotUsedIsNotWritten holds the log's records to the form they
+// had before there were policies, quotas and principals' own credentials: what an
+// older simulator wrote is what this one writes without them.
+func TestPolicy_WhatIsNotUsedIsNotWritten(t *testing.T) {
+	dir := t.TempDir()
+	w := newWorld(t, entrasim.Config{StateDir: dir})
+	a, p := w.consented("one")
+	w.graph(http.MethodPost, "/applications/"+a.id+"/removePassword", `{"keyId":"`+a.keyID+`"}`)
+	w.must(w.sim.EnablePrincipal(customerID, a.clientID, false))
+	w.graph(http.MethodDelete, "/applications/"+a.id, "")
+	w.graph(http.MethodDelete, "/directory/deletedItems/"+a.id, "")
+	text, err := os.ReadFile(filepath.Join(dir, "entrasim.log"))
+	w.must(err)
+	if !strings.Contains(string(text), p.ID) {
+		t.Fatal("the log lacks the principal")
+	}
+	for _, name := range []string{`"policy"`, `"repealed"`, `"quota"`, `"principal":"`, `"keys"`, `"tokenEncryptionKeyId":"`} {
+		if strings.Contains(string(text), name) {
+			t.Errorf("the log has %s", name)
 		}
 	}
 }
