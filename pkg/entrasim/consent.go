@@ -205,7 +205,7 @@ func (s *Simulator) checkResources(c *call, q *consentRequest) *problem {
 		here, app := q.Tenant.principal[id], s.state.clients[id]
 		switch {
 		case code != "" || id == graphAppID || id == armAppID:
-		case app != nil && app.latest().Deleted != nil:
+		case app != nil && (app.latest() == nil || app.latest().Deleted != nil):
 			code = "650054"
 		case here == nil || here.latest().Deleted != nil:
 			code = "650052"

@@ -81,7 +81,10 @@ func (s *Simulator) identifyClient(c *call) {
 	defer s.mu.Unlock()
 	// Only known clients get a generator: strangers could name any number.
 	if r := s.state.clients[id]; r != nil {
-		c.actor, c.application, c.applicationName = id, id, r.latest().Set.DisplayName
+		c.actor, c.application = id, id
+		if a := r.latest(); a != nil {
+			c.applicationName = a.Set.DisplayName
+		}
 	}
 }
 

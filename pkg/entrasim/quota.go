@@ -106,7 +106,9 @@ func (t *tenantRecord) quarters(now time.Time) int {
 		}
 	}
 	for _, r := range t.applications {
-		count(r.latest().Deleted)
+		if a := r.latest(); a != nil { // else it is among the purged
+			count(a.Deleted)
+		}
 	}
 	for _, r := range t.principals {
 		count(r.latest().Deleted)

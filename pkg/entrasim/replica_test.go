@@ -1,6 +1,7 @@
 package entrasim_test
 
 import (
+	"errors"
 	"net/http"
 	"net/url"
 	"strings"
@@ -211,6 +212,65 @@ func TestSeed_OneActorsCallsDoNotChangeAnothers(t *testing.T) {
 		}
 		if a, b := run(false), run(true); a != b {
 			t.Error("another actor's calls changed what this one drew")
+		}
+	})
+}
+
+// What is deleted for good at once goes no faster than what is deleted.
+func TestReplicas_APurgeTakesAsLongAsADeletion(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		lag := entrasim.Range{Min: 10 * time.Second, Max: 10 * time.Second}
+		config := entrasim.Config{StateDir: t.TempDir(), Lags: entrasim.Lags{Removal: lag, Graph: entrasim.Range{Max: 5 * time.Second}}}
+		w := newWorld(t, config)
+		a := w.newApp("one")
+		w.consent(a)
+		time.Sleep(seconds(5))
+		a = w.newSecret(a)
+		time.Sleep(seconds(5))
+		bearer := w.graphToken()
+		until := func(want int, method, path string) {
+			w.Helper()
+			for range 1000 {
+				if w.send(method, w.sim.Endpoints().Graph+"/v1.0"+path, bearer, "").status == want {
+					return
+				}
+			}
+			t.Fatalf("%s %s is never %d", method, path, want)
+		}
+		until(204, http.MethodDelete, "/applications/"+a.id)
+		time.Sleep(seconds(3)) // some replicas know that it is in the bin
+		until(204, http.MethodDelete, "/directory/deletedItems/"+a.id)
+		time.Sleep(seconds(3)) // one or the other knows that it has left it
+		until(200, http.MethodGet, "/directory/deletedItems/"+a.id)
+		until(404, http.MethodGet, "/directory/deletedItems/"+a.id)
+		until(404, http.MethodDelete, "/directory/deletedItems/"+a.id)
+		judge := func(want string, works bool) {
+			w.Helper()
+			if got := w.code(customerID, credentials(a.clientID, a.secret, armScope)); got != want {
+				t.Errorf("token service: %q, want %q", got, want)
+			}
+			held, err := w.sim.Credentials(a.clientID, time.Now())
+			w.must(err)
+			if has := len(held) == 1 && held[0].Everywhere; has != works {
+				t.Errorf("the evidence is %+v", held)
+			}
+			state, err := w.sim.SecretState(customerID, a.clientID, a.keyID)
+			if state.Everywhere != works {
+				t.Errorf("the secret's state is %+v %v", state, err)
+			}
+		}
+		judge("", true)
+		w.reopen(config)
+		defer func() { w.must(w.sim.Close()) }()
+		judge("", true)
+		if _, err := w.sim.Quota(homeID); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(seconds(10))
+		judge("AADSTS700016", false)
+		w.newApp("two") // makes room
+		if _, err := w.sim.SecretState(customerID, a.clientID, a.keyID); !errors.Is(err, entrasim.ErrNotFound) {
+			t.Errorf("it is still kept: %v", err)
 		}
 	})
 }

@@ -91,6 +91,7 @@ type tenantRecord struct {
 	people        []Person
 	subscriptions []string
 	applications  []*applicationRecord        // in the order they were made
+	leaving       []*applicationRecord        // of those, the purged ones that a replica still shows
 	principals    []*principalRecord          // in the order they were made
 	principal     map[string]*principalRecord // the newest one, by application ID
 	blocks        map[string]string           // codes, by application ID, or empty for all
@@ -213,20 +214,25 @@ func (st *state) applyApplication(c *change) error {
 		delete(st.uniqueNames, name)
 	}
 	if c.Purged {
-		st.forget(t, r)
 		t.purge(c.Time)
+		t.leaving = append(t.leaving, r)
 	}
+	t.leaving = slices.DeleteFunc(t.leaving, func(r *applicationRecord) bool { return st.forget(t, r, c.Time) })
 	return nil
 }
 
-// forget drops a purged application that nothing can show or revive any more.
-// Its secrets go with it; the token service no longer finds the application.
-func (st *state) forget(t *tenantRecord, r *applicationRecord) {
+// forget drops a purged application, with its secrets, once no replica can show
+// it any more, and tells whether it has.
+func (st *state) forget(t *tenantRecord, r *applicationRecord, now time.Time) bool {
+	if !r.versions[len(r.versions)-1].visible.everywhere(now) {
+		return false
+	}
 	delete(st.applications, r.id)
 	delete(st.clients, r.appID)
 	if i := slices.Index(t.applications, r); i >= 0 {
 		t.applications = slices.Delete(t.applications, i, i+1)
 	}
+	return true
 }
 
 func (st *state) applySecret(c *change) error {
