@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -134,6 +135,9 @@ func decoded[In, Out any](c *call, f func(In) (Out, error)) (any, error) {
 	d.DisallowUnknownFields()
 	if err := d.Decode(&in); err != nil {
 		return nil, fmt.Errorf("request body: %w: %w", ErrInvalid, err)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("request body goes on after its end: %w", ErrInvalid)
 	}
 	return f(in)
 }

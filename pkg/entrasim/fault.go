@@ -1,6 +1,7 @@
 package entrasim
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -86,10 +87,13 @@ func (e Effect) MarshalJSON() ([]byte, error) {
 	return json.Marshal(j)
 }
 
-// UnmarshalJSON reads what MarshalJSON writes.
+// UnmarshalJSON reads what MarshalJSON writes, and nothing more.
 func (e *Effect) UnmarshalJSON(text []byte) error {
 	var j effectJSON
-	if err := json.Unmarshal(text, &j); err != nil {
+	// A decoder's strictness does not reach into a method like this one.
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&j); err != nil {
 		return err
 	}
 	*e = Effect{Status: j.Status, Code: j.Code, Message: j.Message, Body: j.Body, Cut: j.Cut, CutBody: j.CutBody, AfterCommit: j.AfterCommit}
