@@ -130,7 +130,7 @@ func newAssignment(scope, name, tenant, principalID, roleID string, now time.Tim
 func (s *Simulator) assign(a *RoleAssignment, dice *chance.Dice, actor, requestID string) *change {
 	return &change{
 		Time: a.Created, Kind: "role.assigned", Actor: actor, RequestID: requestID, Assignment: a,
-		Visible: Visibility{ARM: s.draw(dice, a.Created, s.config.Lags.Role)},
+		Visible: s.assignmentLag(dice, a, a.Created, s.config.Lags.Role),
 	}
 }
 
@@ -138,6 +138,15 @@ func (s *Simulator) unassign(a *RoleAssignment, dice *chance.Dice, actor, reques
 	now := time.Now().UTC()
 	return &change{
 		Time: now, Kind: "role.removed", Actor: actor, RequestID: requestID, Assignment: a, Unassigned: true,
-		Visible: Visibility{ARM: s.draw(dice, now, s.config.Lags.Removal)},
+		Visible: s.assignmentLag(dice, a, now, s.config.Lags.Removal),
 	}
+}
+
+// assignmentLag draws when Resource Manager's replicas see a change of an assignment.
+func (s *Simulator) assignmentLag(dice *chance.Dice, a *RoleAssignment, now time.Time, lag Range) Visibility {
+	visible := Visibility{ARM: s.draw(dice, now, lag)}
+	if r := s.state.assignments[strings.ToLower(a.ID)]; r != nil {
+		return r.follow(now, visible)
+	}
+	return visible
 }

@@ -278,7 +278,7 @@ func (q *consentRequest) checkAudience() *problem {
 // acceptConsent makes the principal, or finds it made already.
 func (s *Simulator) acceptConsent(c *call, q *consentRequest) reply {
 	roles := grantedRoles(q.App)
-	kind, p := "principal.created", (*principal)(nil)
+	kind, p, known := "principal.created", (*principal)(nil), (*principalRecord)(nil)
 	if r := q.Tenant.principal[q.App.AppID]; r != nil && r.latest().Deleted == nil {
 		if s.config.ConsentRace && !r.versions[0].visible.everywhere(c.now) {
 			return consentTrouble(c, q, c.problem("650051"))
@@ -288,7 +288,7 @@ func (s *Simulator) acceptConsent(c *call, q *consentRequest) reply {
 			return consentRedirect(c, q, nil)
 		}
 		old.Roles = roles
-		kind, p = "principal.updated", &old
+		kind, p, known = "principal.updated", &old, r
 	}
 	dice := s.dice.Of(c.actor)
 	if p == nil && !s.roomFor(q.Tenant, c.now) {
@@ -300,10 +300,11 @@ func (s *Simulator) acceptConsent(c *call, q *consentRequest) reply {
 			AccountEnabled: true, Created: c.now, ReplyURLs: q.App.Set.Web.RedirectURIs, Roles: roles,
 		}
 	}
-	err := s.commit(&change{
-		Time: c.now, Kind: kind, Actor: c.actor, RequestID: c.requestID, Principal: p,
-		Visible: s.principalLag(dice, c.now, s.config.Lags.Principal),
-	})
+	visible := s.principalLag(dice, c.now, s.config.Lags.Principal)
+	if known != nil {
+		visible = known.follow(c.now, visible)
+	}
+	err := s.commit(&change{Time: c.now, Kind: kind, Actor: c.actor, RequestID: c.requestID, Principal: p, Visible: visible})
 	if err != nil {
 		return consentProblem(c, c.problem("90033"))
 	}

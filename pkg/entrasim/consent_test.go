@@ -5,9 +5,11 @@ import (
 	"html"
 	"net/http"
 	"net/url"
+	"reflect"
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"phasekey.dev/pkg/entrasim"
 )
@@ -81,6 +83,35 @@ func TestConsent_TwiceIsOnePrincipal(t *testing.T) {
 	if now, err := w.sim.Principal(customerID, a.clientID); err != nil || now.ID != p.ID {
 		t.Errorf("principal is %v (%v), was %v", now, err, p)
 	}
+}
+
+// Consenting anew grants what the application asks for by then, and no replica
+// shows that before it shows the first consent.
+func TestConsent_ToMorePermissions(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, entrasim.Config{Lags: entrasim.Lags{Principal: entrasim.Range{Max: seconds(60)}}})
+		a, p := w.consented("one")
+		more := `{"requiredResourceAccess":[{"resourceAppId":"00000003-0000-0000-c000-000000000000","resourceAccess":[{"id":"9a5d68dd-52b0-4cc2-bd40-abcf6ac3ccca","type":"Role"}]}]}`
+		if got := w.graph(http.MethodPatch, "/applications/"+a.id, more); got.status != 204 {
+			t.Fatalf("%d %s", got.status, got.body)
+		}
+		w.consent(a)
+		made := w.sim.Journal(entrasim.Query{Kinds: []string{"principal.created", "principal.updated"}, Application: a.clientID})
+		if len(made) != 2 {
+			t.Fatalf("changes %+v", made)
+		}
+		for i, first := range made[0].Visible.Login {
+			if then := made[1].Visible.Login[i]; then < first {
+				t.Errorf("replica %d shows the second consent %d ns before the first", i, first-then)
+			}
+		}
+		time.Sleep(seconds(60))
+		again, err := w.sim.Principal(customerID, a.clientID)
+		roles := claims(t, w.token(customerID, a.clientID, a.secret, graphScope))["roles"]
+		if err != nil || again.ID != p.ID || !reflect.DeepEqual(roles, []any{"Application.Read.All"}) {
+			t.Errorf("principal %s (%v) with %v, was %s", again.ID, err, roles, p.ID)
+		}
+	})
 }
 
 func TestConsent_RaceWhenAskedTo(t *testing.T) {
