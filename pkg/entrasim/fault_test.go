@@ -213,7 +213,7 @@ func TestFault_LuckIsEachActorsOwn(t *testing.T) {
 			}
 		}
 		for _, e := range w.sim.Journal(entrasim.Query{Operation: "login.token", Application: a.clientID}) {
-			fmt.Fprint(&story, " ", e.Replica)
+			fmt.Fprint(&story, " ", e.Replica, " ", e.RequestID)
 		}
 		return story.String()
 	}

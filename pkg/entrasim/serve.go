@@ -182,12 +182,6 @@ func (s *Simulator) RunPlane(ctx context.Context, plane Plane, listener net.List
 func (s *Simulator) serve(r *http.Request, only Plane) (reply, error) {
 	c := &call{Request: r, now: time.Now().UTC(), actor: "anonymous"}
 	c.came = c.now
-	ids := s.dice.Of("request identifiers")
-	c.requestID = ids.UUID()
-	c.clientRequestID = c.requestID
-	if id := r.Header.Get("client-request-id"); isGUID(id) {
-		c.clientRequestID = id
-	}
 	c.plane, c.path = locate(r, only)
 	body, err := io.ReadAll(io.LimitReader(r.Body, maxBody+1))
 	if err != nil {
@@ -203,6 +197,12 @@ func (s *Simulator) serve(r *http.Request, only Plane) (reply, error) {
 		s.routeARM(c)
 	case PlaneAdmin:
 		s.routeAdmin(c)
+	}
+	// Known only now whose it is: another actor's requests do not change it.
+	c.requestID = s.dice.Of(c.actor).UUID()
+	c.clientRequestID = c.requestID
+	if id := r.Header.Get("client-request-id"); isGUID(id) {
+		c.clientRequestID = id
 	}
 	if len(body) > maxBody {
 		c.run = func(c *call) reply {
