@@ -119,6 +119,12 @@ func (s *Simulator) routeGraph(c *call) {
 		case !route.may(c.token):
 			return c.fail(http.StatusForbidden, codeDenied, messageDenied)
 		}
+		for _, option := range []string{"$search", "$orderby", "$skip", "$apply", "$expand"} {
+			// An answer that leaves one out would be taken for one that heeds it.
+			if c.Method == http.MethodGet && c.URL.Query().Has(option) {
+				return c.fail(http.StatusBadRequest, "Request_UnsupportedQuery", "The query option '"+option+"' is not supported.")
+			}
+		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if s.state.tenants[c.tenant] == nil {
@@ -339,7 +345,8 @@ func (s *Simulator) entity(c *call, status int, collection string, item map[stri
 	return out
 }
 
-// selectProperties keeps the properties $select names, all when it names none.
+// selectProperties keeps the properties $select names, all when it names none. A
+// write has been carried out by now, and is not refused for a name any more.
 func selectProperties(c *call, collection string, item map[string]any) *reply {
 	text := c.URL.Query().Get("$select")
 	if text == "" || text == "*" {
@@ -348,7 +355,7 @@ func selectProperties(c *call, collection string, item map[string]any) *reply {
 	wanted := make(map[string]bool)
 	for name := range strings.SplitSeq(text, ",") {
 		name = strings.TrimSpace(name)
-		if _, known := item[name]; !known {
+		if _, known := item[name]; !known && c.Method == http.MethodGet {
 			bad := c.fail(http.StatusBadRequest, codeBadRequest,
 				"Could not find a property named '"+clip(name, 64)+"' on type 'microsoft.graph."+strings.TrimSuffix(path.Base(collection), "s")+"'.")
 			return &bad

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"phasekey.dev/pkg/entrasim/internal/chance"
 )
@@ -131,21 +132,41 @@ func (s *Simulator) getApplication(c *call, key graphKey) reply {
 }
 
 func (s *Simulator) listApplications(c *call, _ graphKey) reply {
-	return s.collection(c, "applications", s.applications(c, func(a *application) bool { return a.Deleted == nil }), filterableApplication)
+	return s.collection(c, "applications", s.applications(c, func(a *application) bool { return a.Deleted == nil }))
 }
 
 func (s *Simulator) applications(c *call, keep func(*application) bool) []listed {
 	var items []listed
 	for _, r := range s.state.tenants[c.tenant].applications {
 		if a := r.seen(PlaneGraph, c.replica, c.now); a != nil && keep(a) {
-			items = append(items, listed{r.order, a.view()})
+			items = append(items, listed{r.order, a})
 		}
 	}
 	return items
 }
 
-func filterableApplication(name string) bool {
-	return slices.Contains([]string{"id", "appId", "uniqueName", "displayName", "tags", "identifierUris", "signInAudience", "publisherDomain", "createdDateTime"}, name)
+func (a *application) property(name string) (value any, known bool) {
+	switch name {
+	case "id":
+		return a.ID, true
+	case "appId":
+		return a.AppID, true
+	case "uniqueName":
+		return orNull(a.UniqueName), true
+	case "displayName":
+		return a.Set.DisplayName, true
+	case "tags":
+		return a.Set.Tags, true
+	case "identifierUris":
+		return a.Set.IdentifierURIs, true
+	case "signInAudience":
+		return a.Set.SignInAudience, true
+	case "publisherDomain":
+		return a.Publisher, true
+	case "createdDateTime":
+		return a.Created.Format(graphTime), true
+	}
+	return nil, false
 }
 
 func (s *Simulator) createApplication(c *call, _ graphKey) reply {
@@ -156,6 +177,9 @@ func (s *Simulator) createApplication(c *call, _ graphKey) reply {
 // create-if-missing. The name is looked up where it is kept unique, so that a
 // repeat finds what a first request made before any replica shows it.
 func (s *Simulator) upsertApplication(c *call, key graphKey) reply {
+	if key.value == "" {
+		return c.fail(http.StatusBadRequest, codeBadRequest, "Invalid value specified for property 'uniqueName' of resource 'Application'.")
+	}
 	record := s.state.uniqueNames[uniqueKey(c.tenant, key.value)]
 	if record == nil {
 		return s.makeApplication(c, key.value)
@@ -327,7 +351,7 @@ func (p applicationProperties) wrong() string {
 	switch {
 	case !slices.Contains(audiences, p.SignInAudience):
 		return "Invalid value specified for property 'signInAudience' of resource 'Application'."
-	case len(p.DisplayName) > 256:
+	case utf8.RuneCountInString(p.DisplayName) > 256:
 		return "Invalid value specified for property 'displayName' of resource 'Application'."
 	}
 	for _, r := range p.RequiredResourceAccess {

@@ -37,7 +37,7 @@ func (s *Simulator) deletion(c *call, kind string, record *applicationRecord, ne
 func (s *Simulator) listDeleted(c *call, _ graphKey) reply {
 	return s.collection(c, "applications", s.applications(c, func(a *application) bool {
 		return a.Deleted != nil && !expired(a.Deleted, c.now)
-	}), filterableApplication)
+	}))
 }
 
 // findDeleted finds an application in the bin, as the replica shows it.

@@ -58,10 +58,20 @@ func (s *Simulator) listFederated(c *call, key graphKey) reply {
 	var items []listed
 	for _, r := range app.federated {
 		if f := r.seen(PlaneGraph, c.replica, c.now); f != nil {
-			items = append(items, listed{r.order, f.view()})
+			items = append(items, listed{r.order, f})
 		}
 	}
-	return s.collection(c, federatedCollection(app), items, func(name string) bool { return name == "name" || name == "subject" })
+	return s.collection(c, federatedCollection(app), items)
+}
+
+func (f *federated) property(name string) (value any, known bool) {
+	switch name {
+	case "name":
+		return f.Name, true
+	case "subject":
+		return f.Subject, true
+	}
+	return nil, false
 }
 
 func (s *Simulator) getFederated(c *call, key graphKey) reply {

@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"unicode/utf8"
 )
 
 const (
@@ -26,6 +27,16 @@ func (p *managementPolicy) view() map[string]any {
 		out["restrictions"] = p.Restrictions.view()
 	}
 	return out
+}
+
+func (p *managementPolicy) property(name string) (value any, known bool) {
+	switch name {
+	case "id":
+		return p.ID, true
+	case "displayName":
+		return p.DisplayName, true
+	}
+	return nil, false
 }
 
 // applyPolicy takes the request's body into p and judges the outcome: lists of
@@ -64,9 +75,9 @@ func applyPolicy(c *call, p *managementPolicy) *reply {
 		}
 	}
 	switch {
-	case p.DisplayName == "" || len(p.DisplayName) > maxPolicyName:
+	case p.DisplayName == "" || utf8.RuneCountInString(p.DisplayName) > maxPolicyName:
 		return fail("Invalid value specified for property 'displayName' of a policy.")
-	case p.Description == "" || len(p.Description) > maxPolicyDescribe:
+	case p.Description == "" || utf8.RuneCountInString(p.Description) > maxPolicyDescribe:
 		return fail("Invalid value specified for property 'description' of a policy.")
 	}
 	for _, r := range []restrictions{p.Applications, p.Principals, p.Restrictions} {
@@ -112,10 +123,10 @@ func (s *Simulator) listPolicies(c *call, _ graphKey) reply {
 	var items []listed
 	for _, r := range s.state.tenants[c.tenant].policies {
 		if p := r.seen(PlaneGraph, c.replica, c.now); p != nil {
-			items = append(items, listed{r.order, p.view()})
+			items = append(items, listed{r.order, p})
 		}
 	}
-	return s.collection(c, policyCollection, items, func(name string) bool { return name == "id" || name == "displayName" })
+	return s.collection(c, policyCollection, items)
 }
 
 func (s *Simulator) createPolicy(c *call, _ graphKey) reply {
@@ -185,24 +196,36 @@ func (s *Simulator) listApplied(c *call, key graphKey) reply {
 		return notFound(c, key)
 	}
 	var items []listed
-	add := func(kind string, order uint64, item map[string]any) {
-		item["@odata.type"] = "#microsoft.graph." + kind
-		items = append(items, listed{order, item})
-	}
+	add := func(kind string, l listed) { items = append(items, listed{l.order, typed{l, kind}}) }
 	// An application and its principal may have been made at once; pages go on by
 	// an order of which there is one each.
 	for _, r := range t.applications {
 		if a := r.seen(PlaneGraph, c.replica, c.now); a != nil && a.Deleted == nil && a.Policy == id {
-			add("application", 2*r.order, a.view())
+			add("application", listed{2 * r.order, a})
 		}
 	}
 	for _, r := range t.principals {
 		if p := r.seen(PlaneGraph, c.replica, c.now); p != nil && p.Deleted == nil && p.Policy == id {
-			add("servicePrincipal", 2*r.order+1, p.view())
+			add("servicePrincipal", listed{2*r.order + 1, p})
 		}
 	}
 	slices.SortFunc(items, func(a, b listed) int { return cmp.Compare(a.order, b.order) })
-	return s.collection(c, "directoryObjects", items, filterableApplication)
+	return s.collection(c, "directoryObjects", items)
+}
+
+// typed is an item of a list in which others are of another type.
+type typed struct {
+	listed
+
+	kind string
+}
+
+func (t typed) property(name string) (value any, known bool) { return t.item.property(name) }
+
+func (t typed) view() map[string]any {
+	out := t.item.view()
+	out["@odata.type"] = "#microsoft.graph." + t.kind
+	return out
 }
 
 func (s *Simulator) listApplicationPolicies(c *call, key graphKey) reply {
@@ -225,9 +248,9 @@ func (s *Simulator) listPrincipalPolicies(c *call, key graphKey) reply {
 func (s *Simulator) assigned(c *call, id string) reply {
 	var items []listed
 	if r, p := s.state.tenants[c.tenant].policy(c, id); p != nil {
-		items = append(items, listed{r.order, p.view()})
+		items = append(items, listed{r.order, p})
 	}
-	return s.collection(c, policyCollection, items, func(name string) bool { return name == "id" || name == "displayName" })
+	return s.collection(c, policyCollection, items)
 }
 
 // assignment is the ID of the policy that a request names by its URL, for

@@ -3,7 +3,6 @@ package entrasim
 import (
 	"encoding/json"
 	"net/http"
-	"slices"
 	"strings"
 	"time"
 
@@ -63,12 +62,32 @@ func (s *Simulator) listPrincipals(c *call, _ graphKey) reply {
 	var items []listed
 	for _, r := range s.state.tenants[c.tenant].principals {
 		if p := r.seen(PlaneGraph, c.replica, c.now); p != nil && p.Deleted == nil {
-			items = append(items, listed{r.order, p.view()})
+			items = append(items, listed{r.order, p})
 		}
 	}
-	return s.collection(c, "servicePrincipals", items, func(name string) bool {
-		return slices.Contains([]string{"id", "appId", "displayName", "appDisplayName", "appOwnerOrganizationId", "accountEnabled", "servicePrincipalNames", "servicePrincipalType", "tags"}, name)
-	})
+	return s.collection(c, "servicePrincipals", items)
+}
+
+func (p *principal) property(name string) (value any, known bool) {
+	switch name {
+	case "id":
+		return p.ID, true
+	case "appId":
+		return p.AppID, true
+	case "displayName", "appDisplayName":
+		return p.DisplayName, true
+	case "appOwnerOrganizationId":
+		return p.HomeTenant, true
+	case "accountEnabled":
+		return p.AccountEnabled, true
+	case "servicePrincipalNames":
+		return []string{p.AppID}, true
+	case "servicePrincipalType":
+		return "Application", true
+	case "tags":
+		return p.Tags, true
+	}
+	return nil, false
 }
 
 // createPrincipal makes an application's principal in the caller's own tenant.
@@ -195,18 +214,30 @@ func (s *Simulator) principalChange(now time.Time, next *principal, dice *chance
 }
 
 func (s *Simulator) listOrganization(c *call, _ graphKey) reply {
-	t := s.state.tenants[c.tenant]
-	return s.collection(c, "organization", []listed{{1, t.organization()}}, func(name string) bool { return name == "id" || name == "displayName" })
+	return s.collection(c, "organization", []listed{{1, organization{s.state.tenants[c.tenant]}}})
 }
 
 func (s *Simulator) getOrganization(c *call, key graphKey) reply {
 	if !strings.EqualFold(key.value, c.tenant) {
 		return notFound(c, key)
 	}
-	return s.entity(c, http.StatusOK, "organization", s.state.tenants[c.tenant].organization())
+	return s.entity(c, http.StatusOK, "organization", organization{s.state.tenants[c.tenant]}.view())
 }
 
-func (t *tenantRecord) organization() map[string]any {
+// organization is a tenant as Graph has it.
+type organization struct{ *tenantRecord }
+
+func (t organization) property(name string) (value any, known bool) {
+	switch name {
+	case "id":
+		return t.ID, true
+	case "displayName":
+		return t.DisplayName, true
+	}
+	return nil, false
+}
+
+func (t organization) view() map[string]any {
 	return map[string]any{
 		"id": t.ID, "displayName": t.DisplayName, "createdDateTime": t.Created.Format(graphTime), "deletedDateTime": nil, "tenantType": "AAD",
 		"verifiedDomains": []any{map[string]any{"name": t.Domain, "isDefault": true, "isInitial": !t.Verified, "capabilities": "Email, OfficeCommunicationsOnline", "type": "Managed"}},

@@ -86,6 +86,14 @@ func TestGraph_ListsFilterAndPage(t *testing.T) {
 			t.Errorf("%s: %d", filter, got.status)
 		}
 	}
+	for _, option := range []string{"$search", "$orderby", "$skip", "$apply", "$expand"} {
+		if got := w.graph(http.MethodGet, "/applications?"+option+"=x", ""); got.status != 400 || got.text("error/code") != "Request_UnsupportedQuery" {
+			t.Errorf("%s is not heeded, and the answer is %d %s", option, got.status, got.body)
+		}
+	}
+	if got := w.graph(http.MethodPost, "/applications?$select=id,nonsense", `{"displayName":"made"}`); got.status != 201 || got.text("id") == "" || got.text("displayName") != "" {
+		t.Errorf("an application was made, and the answer is %d %s", got.status, got.body)
+	}
 	pages, seen := 0, map[string]bool{}
 	for next := "https://graph.microsoft.com/v1.0/applications?$top=2&$select=appId&$filter=" + url.QueryEscape("signInAudience eq 'AzureADMultipleOrgs'"); next != ""; pages++ {
 		got := w.send(http.MethodGet, next, w.graphToken(), "")
@@ -96,6 +104,25 @@ func TestGraph_ListsFilterAndPage(t *testing.T) {
 	}
 	if pages != 2 || len(seen) != 4 {
 		t.Errorf("%d pages, %d applications", pages, len(seen))
+	}
+}
+
+// All requests wait while a list is made, so of a large directory only what is
+// asked for may be shown in full.
+func TestGraph_AListShowsOnlyItsPage(t *testing.T) {
+	w := newWorld(t, entrasim.Config{Budgets: entrasim.Budgets{Unlimited: true}})
+	bearer := w.graphToken()
+	cost := func(applications int) float64 {
+		for range applications {
+			w.send(http.MethodPost, w.sim.Endpoints().Graph+"/v1.0/applications", bearer, `{"displayName":"x"}`)
+		}
+		return testing.AllocsPerRun(3, func() {
+			w.send(http.MethodGet, w.sim.Endpoints().Graph+"/v1.0/applications?$top=1&$filter=startswith(displayName,'x')", bearer, "")
+		})
+	}
+	few, many := cost(10), cost(1000)
+	if each := (many - few) / 1000; each > 10 {
+		t.Errorf("a list of one among 1,000 more costs %.0f allocations for each of them", each)
 	}
 }
 
@@ -149,6 +176,7 @@ func TestGraph_RefusesWhatCannotBeSet(t *testing.T) {
 		"a password":          `{"passwordCredentials":[{"displayName":"x"}]}`,
 		"the application ID":  `{"appId":"` + subID + `"}`,
 		"an unknown property": `{"nonsense":1}`,
+		"a name too long":     `{"displayName":"` + strings.Repeat("字", 257) + `"}`,
 		"a wrong type":        `{"displayName":1}`,
 		"a wrong audience":    `{"signInAudience":"Everybody"}`,
 		"another unique name": `{"uniqueName":"two"}`,
@@ -156,6 +184,12 @@ func TestGraph_RefusesWhatCannotBeSet(t *testing.T) {
 		if got := w.graph(http.MethodPatch, "/applications/"+a.id, body); got.status != 400 || got.text("error/code") != "Request_BadRequest" {
 			t.Errorf("%s: %d %s", name, got.status, got.body)
 		}
+	}
+	if got := w.graph(http.MethodPatch, "/applications/"+a.id, `{"displayName":"`+strings.Repeat("字", 256)+`"}`); got.status != 204 {
+		t.Errorf("a name of as many characters as there may be: %d %s", got.status, got.body)
+	}
+	if got := w.graph(http.MethodPatch, "/applications(uniqueName='')", appBody, "Prefer", "create-if-missing"); got.status != 400 {
+		t.Errorf("no unique name: %d %s", got.status, got.body)
 	}
 	if got := w.graph(http.MethodPost, "/applications", `{}`); got.status != 400 || !strings.Contains(got.text("error/message"), "displayName") {
 		t.Errorf("without a name: %d %s", got.status, got.body)
