@@ -1,12 +1,15 @@
 package redisconn_test
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
 
 	"github.com/alicebob/miniredis/v2/server"
+	"github.com/redis/go-redis/v9"
 
 	"phasekey.dev/pkg/redisconn"
 	"phasekey.dev/pkg/redistest"
@@ -73,6 +76,64 @@ func TestOpen_ReachesAServer(t *testing.T) {
 			t.Errorf("password %q: %v", password, err)
 		}
 		_ = client.Close()
+	}
+}
+
+// The password reaches every server, also those that are only named by others; the Sentinels have one of their own.
+func TestOpen_ReachesServersBehindOthers(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		config redisconn.Config
+	}{
+		{"sentinel", redistest.Sentinel(t).Config()},
+		{"cluster", redistest.Cluster(t).Config()},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			config := test.config
+			open := func() redis.UniversalClient {
+				t.Helper()
+				client, err := redisconn.Open(config)
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { _ = client.Close() })
+				return client
+			}
+			if config.MasterName != "" {
+				sentinel := redis.NewClient(&redis.Options{Addr: config.Addrs[0]})
+				defer func() { _ = sentinel.Close() }()
+				if err := sentinel.Do(t.Context(), "ACL", "SETUSER", "default", ">sentinel").Err(); err != nil {
+					t.Fatal(err)
+				}
+				config.SentinelPasswordFile = filepath.Join(t.TempDir(), "sentinel")
+				if err := os.WriteFile(config.SentinelPasswordFile, []byte("sentinel"), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			lock := func(ctx context.Context, node redis.UniversalClient) error { return node.ConfigSet(ctx, "requirepass", "server").Err() }
+			first, err := open(), error(nil)
+			if cluster, ok := first.(*redis.ClusterClient); ok {
+				err = cluster.ForEachMaster(t.Context(), func(ctx context.Context, node *redis.Client) error { return lock(ctx, node) })
+			} else {
+				err = lock(t.Context(), first)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := open().Set(t.Context(), "key", "value", 0).Err(); err == nil {
+				t.Error("written without a password, so this tests nothing")
+			}
+			config.PasswordFile = filepath.Join(t.TempDir(), "password")
+			if err := os.WriteFile(config.PasswordFile, []byte("server"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			client := open()
+			for i := range 10 { // in a cluster, at all nodes
+				if err := client.Set(t.Context(), fmt.Sprint("key", i), "value", 0).Err(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
 	}
 }
 

@@ -75,8 +75,8 @@ func (l *Link) refuse(err error) error {
 	return err
 }
 
-func (l *Link) dialer(dial func(context.Context) (net.Conn, error)) func(context.Context, string, string) (net.Conn, error) {
-	return func(ctx context.Context, _, _ string) (net.Conn, error) {
+func (l *Link) dialer(dial func(context.Context, string) (net.Conn, error)) func(context.Context, string, string) (net.Conn, error) {
+	return func(ctx context.Context, _, address string) (net.Conn, error) {
 		switch l.current() {
 		case cut:
 			return nil, l.refuse(errCut)
@@ -87,7 +87,7 @@ func (l *Link) dialer(dial func(context.Context) (net.Conn, error)) func(context
 			return nil, l.refuse(ctx.Err())
 		case none, deaf:
 		}
-		conn, err := dial(ctx)
+		conn, err := dial(ctx, address)
 		if err != nil {
 			return nil, l.refuse(err)
 		}

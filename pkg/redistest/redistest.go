@@ -1,14 +1,10 @@
-// Package redistest gives tests a Redis of their own: miniredis, which lives inside a testing/synctest bubble, or a private redis-server on a Unix socket. Each client has a link of its
-// own, which fails the ways networks do. A machine without redis-server fails the test and is told what to install.
+// Package redistest gives tests a Redis of their own: miniredis, which lives inside a testing/synctest bubble; a private redis-server on a Unix socket; a master and a replica under a
+// Sentinel; a Cluster of three. Each client has a link of its own, which fails the ways networks do. A machine without redis-server fails the test and is told what to install.
 package redistest
 
 import (
 	"context"
-	"fmt"
 	"net"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,13 +16,11 @@ import (
 	"phasekey.dev/pkg/redisconn"
 )
 
-const startTimeout = 30 * time.Second
-
-// Redis is one server.
+// Redis is one server, or several that work together.
 type Redis struct {
-	dial   func(ctx context.Context) (net.Conn, error)
+	dial   func(ctx context.Context, address string) (net.Conn, error)
 	config redisconn.Config
-	bubble bool // may be used in one
+	nodes  []*node // none in a bubble
 }
 
 // Each runs the test over miniredis inside a bubble (subtest "miniredis"), and over a real server outside (subtest "redis-server").
@@ -44,71 +38,41 @@ func Mini(t testing.TB) *Redis {
 	mini := miniredis.NewMiniRedis()
 	mini.ClockTTL(true)
 	t.Cleanup(mini.Close)
-	return &Redis{dial: func(context.Context) (net.Conn, error) { return mini.Dial() }, bubble: true}
+	return &Redis{
+		dial:   func(context.Context, string) (net.Conn, error) { return mini.Dial() },
+		config: redisconn.Config{Addrs: []string{"127.0.0.1:6379"}}, // a literal, for a name would be looked up
+	}
 }
 
-// keeper runs the server and waits for standard input to end, which it does when the test is over or its process dies, even by SIGKILL: nothing else holds
-// the other end of that pipe.
-const keeper = `
-"$1" --port 0 --unixsocket "$2/socket" --unixsocketperm 700 --dir "$2" --save "" --appendonly no >"$2/log" 2>&1 </dev/null &
-read -r _
-kill -KILL $!
-wait
-rm -rf "$2"
-`
+// volatile are the arguments of a server that keeps nothing on disk.
+var volatile = []string{"--save", "", "--appendonly", "no"}
 
-// Server starts a private redis-server that keeps nothing on disk, stopped when the test ends.
+// Server starts a private redis-server, stopped when the test ends.
 func Server(t testing.TB) *Redis {
 	t.Helper()
-	program, err := exec.LookPath("redis-server")
-	if err != nil {
-		t.Fatal("redis-server is not here: apt-get install redis-server")
-	}
-	folder, err := os.MkdirTemp("/tmp", "redis") //nolint:usetesting // a socket's path has at most 107 bytes
-	if err != nil {
-		t.Fatal(err)
-	}
-	command := exec.Command("/bin/sh", "-c", keeper, "keeper", program, folder)
-	alive, err := command.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := command.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = alive.Close()
-		if err := command.Wait(); err != nil {
-			t.Errorf("stop redis-server: %v", err)
-		}
-	})
-	socket := filepath.Join(folder, "socket")
-	r := &Redis{
-		dial: func(ctx context.Context) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", socket)
+	n := newNode(t, 0, volatile...)
+	n.start(t)
+	return &Redis{
+		dial: func(ctx context.Context, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, n.network, n.address)
 		},
-		config: redisconn.Config{Addrs: []string{socket}},
+		config: redisconn.Config{Addrs: []string{n.address}},
+		nodes:  []*node{n},
 	}
-	if err := r.answers(t.Context()); err != nil {
-		log, _ := os.ReadFile(filepath.Join(folder, "log"))
-		t.Fatalf("start redis-server: %v\n%s", err, log)
-	}
-	return r
 }
 
-func (r *Redis) answers(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
-	for {
-		conn, err := r.dial(ctx)
-		if err == nil {
-			return conn.Close()
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("no answer: %w", err)
-		case <-time.After(5 * time.Millisecond):
-		}
+func dialTCP(ctx context.Context, address string) (net.Conn, error) {
+	return new(net.Dialer).DialContext(ctx, "tcp", address)
+}
+
+// Restart kills the servers that hold data and starts them again: empty, for nothing is on disk. A Mini cannot.
+func (r *Redis) Restart(t testing.TB) {
+	t.Helper()
+	for _, n := range r.nodes {
+		n.kill(t)
+	}
+	for _, n := range r.nodes {
+		n.start(t)
 	}
 }
 
@@ -119,10 +83,10 @@ func (r *Redis) Config() redisconn.Config { return r.config }
 func (r *Redis) Link(t testing.TB) *Link {
 	t.Helper()
 	link := newLink()
-	link.UniversalClient = link.client(r.dial)
+	link.UniversalClient = link.client(r)
 	t.Cleanup(func() {
 		_ = link.Close()
-		if r.bubble && link.refused() {
+		if r.nodes == nil && link.refused() {
 			// After failures the client tries once a second in a goroutine whether it can connect. It notices the end after its nap, and a bubble waits for nobody.
 			<-time.After(retryNap)
 		}
@@ -135,10 +99,12 @@ const retryNap = 1100 * time.Millisecond
 // timeout is a link's patience with an answer, in redisconn's proportion to tests' short locks.
 const timeout = 250 * time.Millisecond
 
-func (l *Link) client(dial func(context.Context) (net.Conn, error)) redis.UniversalClient {
+func (l *Link) client(r *Redis) redis.UniversalClient {
 	return redis.NewUniversalClient(&redis.UniversalOptions{
-		Addrs:                    []string{"127.0.0.1:6379"}, // a literal, for a name would be looked up
-		Dialer:                   l.dialer(dial),
+		Addrs:                    r.config.Addrs,
+		MasterName:               r.config.MasterName,
+		IsClusterMode:            r.config.Cluster,
+		Dialer:                   l.dialer(r.dial),
 		DialTimeout:              timeout,
 		ReadTimeout:              timeout,
 		WriteTimeout:             timeout,
@@ -148,4 +114,12 @@ func (l *Link) client(dial func(context.Context) (net.Conn, error)) redis.Univer
 		ContextTimeoutEnabled:    true,
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 	})
+}
+
+// Forget deletes everything, on every server that has something.
+func (l *Link) Forget(ctx context.Context) error {
+	if cluster, ok := l.UniversalClient.(*redis.ClusterClient); ok {
+		return cluster.ForEachMaster(ctx, func(ctx context.Context, node *redis.Client) error { return node.FlushAll(ctx).Err() })
+	}
+	return l.FlushAll(ctx).Err()
 }

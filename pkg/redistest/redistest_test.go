@@ -2,6 +2,7 @@ package redistest_test
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -58,4 +59,73 @@ func TestEach_IsARedisWithFaults(t *testing.T) {
 			t.Errorf("an expired key: %v", err)
 		}
 	})
+}
+
+func TestServers_LoseWhatTheyKeep(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name  string
+		start func(t *testing.T) (r *redistest.Redis, lose func())
+	}{
+		{"a server that restarts", func(t *testing.T) (*redistest.Redis, func()) {
+			r := redistest.Server(t)
+			return r, func() { r.Restart(t) }
+		}},
+		{"a cluster whose nodes restart", func(t *testing.T) (*redistest.Redis, func()) {
+			r := redistest.Cluster(t)
+			return r, func() { r.Restart(t) }
+		}},
+		{"a replica that has heard nothing and is told to take over", func(t *testing.T) (*redistest.Redis, func()) {
+			f := redistest.Sentinel(t)
+			f.Deafen(t)
+			return f.Redis, func() { f.FailOver(t) }
+		}},
+		{"a replica that has heard nothing when the master dies", func(t *testing.T) (*redistest.Redis, func()) {
+			f := redistest.Sentinel(t)
+			f.Deafen(t)
+			return f.Redis, func() { f.KillMaster(t) }
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			r, lose := test.start(t)
+			link := r.Link(t)
+			if err := link.Set(t.Context(), "key", "value", 0).Err(); err != nil {
+				t.Fatal(err)
+			}
+			lose()
+			// It takes a while, and nothing is lost for ever: the same client works again.
+			for late := time.Now().Add(20 * time.Second); ; {
+				err := link.Get(t.Context(), "key").Err()
+				if errors.Is(err, redis.Nil) {
+					err = link.Set(t.Context(), "key", "value", 0).Err()
+					if err == nil {
+						return
+					}
+				}
+				if time.Now().After(late) {
+					t.Fatalf("still: %v", err)
+				}
+				<-time.After(10 * time.Millisecond)
+			}
+		})
+	}
+}
+
+func TestLink_ForgetsEverywhere(t *testing.T) {
+	t.Parallel()
+	link := redistest.Cluster(t).Link(t)
+	for i := range 20 {
+		if err := link.Set(t.Context(), fmt.Sprint("key", i), "value", 0).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := link.Forget(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 20 {
+		if err := link.Get(t.Context(), fmt.Sprint("key", i)).Err(); !errors.Is(err, redis.Nil) {
+			t.Errorf("key %d: %v", i, err)
+		}
+	}
 }
