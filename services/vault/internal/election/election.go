@@ -41,6 +41,9 @@ type Fence interface {
 	// Take makes the caller the shard's master and fences whoever was. It waits for open transactions of the former master. After an error the
 	// shard may have been taken nevertheless; taking it again is right. Safe for concurrent use.
 	Take(ctx context.Context, shard int, now time.Time) (Mastership, error)
+	// Ready tells whether the caller could take a shard and work on it now: the database answers, and is divided as the caller believes. It takes
+	// nothing. Safe for concurrent use.
+	Ready(ctx context.Context) error
 }
 
 // Serve works on one shard until ctx ends, which it does with the mastership; context.Cause tells why (ErrLost, ErrResigned). It must then return soon: the shard is
@@ -60,6 +63,20 @@ func ShardOf(uid string, shards int) int {
 	hash := fnv.New32a()
 	_, _ = hash.Write([]byte(uid))            // never fails
 	return int(hash.Sum32() % uint32(shards)) //nolint:gosec // the number of shards is small and positive
+}
+
+type fencedKey struct{}
+
+// WithFenced returns a context whose Fenced calls note. For what counts them.
+func WithFenced(ctx context.Context, note func()) context.Context {
+	return context.WithValue(ctx, fencedKey{}, note)
+}
+
+// Fenced notes that a write under the mastership of ctx was refused. For the fence.
+func Fenced(ctx context.Context) {
+	if note, ok := ctx.Value(fencedKey{}).(func()); ok {
+		note()
+	}
 }
 
 type leftKey struct{}

@@ -1,4 +1,4 @@
-// Package electiontest is the suite every elector passes, and the parts for testing one: a fence in memory, and a service that tells what is asked of it.
+// Package electiontest is the suite every elector passes, over whatever it elects by, and the parts for testing one: a fence in memory, and a service that tells what is asked of it.
 package electiontest
 
 import (
@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -13,31 +15,49 @@ import (
 	"phasekey.dev/services/vault/internal/election"
 )
 
-// Fence is a fence in memory. It is as safe as a database's, and can refuse to work.
+// Fence is a fence in memory, as one replica sees it. It is as safe as a database's, and can be out of reach.
 type Fence struct {
+	*shards
+
+	mu     sync.Mutex
+	refuse error
+}
+
+// shards are what all replicas see.
+type shards struct {
 	mu      sync.Mutex
 	masters map[int]election.Mastership
 	taken   int
-	refuse  error
 }
 
 // NewFence makes a fence whose shards nobody has taken.
-func NewFence() *Fence { return &Fence{masters: map[int]election.Mastership{}} }
+func NewFence() *Fence { return &Fence{shards: &shards{masters: map[int]election.Mastership{}}} }
+
+// Another is the same fence, as another replica sees it: what one refuses the other does not.
+func (f *Fence) Another() *Fence { return &Fence{shards: f.shards} }
 
 // Take makes the caller master. See election.Fence.
-func (f *Fence) Take(_ context.Context, shard int, _ time.Time) (election.Mastership, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.refuse != nil {
-		return election.Mastership{}, f.refuse
+func (f *Fence) Take(ctx context.Context, shard int, _ time.Time) (election.Mastership, error) {
+	if err := f.Ready(ctx); err != nil {
+		return election.Mastership{}, err
 	}
-	f.taken++
-	m := election.Mastership{Shard: shard, Epoch: f.masters[shard].Epoch + 1, Holder: fmt.Sprintf("holder-%d", f.taken)}
-	f.masters[shard] = m
+	s := f.shards
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.taken++
+	m := election.Mastership{Shard: shard, Epoch: s.masters[shard].Epoch + 1, Holder: fmt.Sprintf("holder-%d", s.taken)}
+	s.masters[shard] = m
 	return m, nil
 }
 
-// Refuse has Take fail with err from now on, or work again if err is nil.
+// Ready fails when Take would. See election.Fence.
+func (f *Fence) Ready(context.Context) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.refuse
+}
+
+// Refuse has Take and Ready fail with err from now on, or work again if err is nil.
 func (f *Fence) Refuse(err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -46,9 +66,10 @@ func (f *Fence) Refuse(err error) {
 
 // Guard returns election.ErrFenced unless m is its shard's effective mastership.
 func (f *Fence) Guard(m election.Mastership) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.masters[m.Shard] != m {
+	s := f.shards
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.masters[m.Shard] != m {
 		return election.ErrFenced
 	}
 	return nil
@@ -70,19 +91,15 @@ type Service struct {
 	// Terms announces each call.
 	Terms chan Term
 
-	// Linger delays the return after the mastership has ended, until this is closed.
-	Linger chan struct{}
-
 	mu      sync.Mutex
 	serving map[int]bool
+	linger  map[int]chan struct{}
 	overlap bool
 }
 
 // NewService makes a service whose calls return as soon as their masterships end.
 func NewService() *Service {
-	s := &Service{Terms: make(chan Term, 1000), Linger: make(chan struct{}), serving: map[int]bool{}}
-	close(s.Linger)
-	return s
+	return &Service{Terms: make(chan Term, 1000), serving: map[int]bool{}, linger: map[int]chan struct{}{}}
 }
 
 // Serve works on a shard. See election.Serve.
@@ -95,9 +112,29 @@ func (s *Service) Serve(ctx context.Context, m election.Mastership) error {
 	case err := <-end:
 		return err
 	case <-ctx.Done():
-		<-s.Linger
+		s.mu.Lock()
+		linger := s.linger[m.Shard]
+		s.mu.Unlock()
+		if linger != nil {
+			<-linger
+		}
 		return nil
 	}
+}
+
+// Linger has the work on a shard go on after its mastership has ended, until Release.
+func (s *Service) Linger(shard int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.linger[shard] = make(chan struct{})
+}
+
+// Release ends what Linger began.
+func (s *Service) Release(shard int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	close(s.linger[shard])
+	delete(s.linger, shard)
 }
 
 func (s *Service) enter(shard int) {
@@ -113,15 +150,21 @@ func (s *Service) leave(shard int) {
 	delete(s.serving, shard)
 }
 
-// Serving is how many shards are served now. It fails the test if a shard was ever served twice at once.
+// Serving is how many shards are served now.
 func (s *Service) Serving(t testing.TB) int {
+	t.Helper()
+	return len(s.Shards(t))
+}
+
+// Shards are those that are served now. It fails the test if one was ever served twice at once.
+func (s *Service) Shards(t testing.TB) []int {
 	t.Helper()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.overlap {
 		t.Error("a shard was served twice at once")
 	}
-	return len(s.serving)
+	return slices.Collect(maps.Keys(s.serving))
 }
 
 // Next gives the next call of Serve, which must come within a time.
@@ -193,102 +236,3 @@ func Start(t testing.TB, elector election.Elector, service *Service) (stop func(
 // Log discards lines.
 func Log() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
-// Factory makes an elector for the only replica there is, which is to be master of all shards. ttl is how long it leaves a shard alone after being fenced.
-type Factory func(t *testing.T, shards int, ttl time.Duration, fence election.Fence) election.Elector
-
-// Run runs the suite. Each case gets an elector of its own. Cases wait for several times the ttl, so it should be short outside of bubbles.
-func Run(t *testing.T, ttl time.Duration, in func(t *testing.T, test func(t *testing.T, factory Factory))) {
-	t.Helper()
-	for _, test := range []struct {
-		name string
-		run  func(t *testing.T, ttl time.Duration, factory Factory)
-	}{
-		{"ends a fenced mastership and backs off", backsOffWhenFenced},
-		{"comes back after a failure", comesBack},
-		{"comes back when the database refused", comesBackFromRefusal},
-		{"serves each shard once", servesEachShard},
-		{"waits for the work before it stops", waitsForWork},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			in(t, func(t *testing.T, factory Factory) { test.run(t, ttl, factory) })
-		})
-	}
-}
-
-func backsOffWhenFenced(t *testing.T, ttl time.Duration, factory Factory) {
-	fence, service := NewFence(), NewService()
-	Start(t, factory(t, 1, ttl, fence), service)
-	first := service.Next(t, ttl)
-	if _, err := fence.Take(t.Context(), 0, time.Now()); err != nil {
-		t.Fatal(err)
-	}
-	first.Return <- fmt.Errorf("commit: %w", fence.Guard(first.Mastership))
-	service.Quiet(t, ttl-ttl/20)
-	second := service.Next(t, 2*ttl)
-	if second.Epoch <= first.Epoch || second.Holder == first.Holder {
-		t.Errorf("mastership %+v after %+v", second.Mastership, first.Mastership)
-	}
-	first.Ends(t, 0, election.ErrResigned)
-}
-
-func comesBack(t *testing.T, ttl time.Duration, factory Factory) {
-	fence, service := NewFence(), NewService()
-	Start(t, factory(t, 1, ttl, fence), service)
-	for _, err := range []error{errors.New("a failure"), nil} {
-		service.Next(t, ttl).Return <- err
-	}
-	service.Next(t, ttl).Lasts(t, 2*ttl)
-}
-
-func comesBackFromRefusal(t *testing.T, ttl time.Duration, factory Factory) {
-	fence, service := NewFence(), NewService()
-	fence.Refuse(errors.New("no database"))
-	Start(t, factory(t, 2, ttl, fence), service)
-	service.Quiet(t, 2*ttl)
-	fence.Refuse(nil)
-	service.Next(t, ttl)
-	service.Next(t, ttl)
-}
-
-func servesEachShard(t *testing.T, ttl time.Duration, factory Factory) {
-	fence, service := NewFence(), NewService()
-	Start(t, factory(t, 3, ttl, fence), service)
-	seen := map[int]bool{}
-	for range 3 {
-		term := service.Next(t, ttl)
-		seen[term.Shard] = true
-		if err := fence.Guard(term.Mastership); err != nil {
-			t.Errorf("mastership %+v is not effective", term.Mastership)
-		}
-		if election.Left(term.Ctx) <= 0 {
-			t.Errorf("nothing is left of a new mastership")
-		}
-	}
-	if len(seen) != 3 {
-		t.Errorf("served %v, want each of three", seen)
-	}
-	service.Quiet(t, 3*ttl)
-	if n := service.Serving(t); n != 3 {
-		t.Errorf("%d shards are served, want 3", n)
-	}
-}
-
-func waitsForWork(t *testing.T, ttl time.Duration, factory Factory) {
-	fence, service := NewFence(), NewService()
-	service.Linger = make(chan struct{})
-	stop := Start(t, factory(t, 1, ttl, fence), service)
-	term := service.Next(t, ttl)
-	stopped := make(chan struct{})
-	go func() {
-		defer close(stopped)
-		stop()
-	}()
-	term.Ends(t, ttl, election.ErrResigned)
-	select {
-	case <-stopped:
-		t.Error("stopped before the work had")
-	case <-time.After(2 * ttl):
-	}
-	close(service.Linger)
-	<-stopped
-}

@@ -12,16 +12,20 @@ import (
 type locks struct {
 	client redis.UniversalClient
 	prefix string
-	id     string
+	member string
 	ttl    time.Duration
 }
 
 var (
-	// acquireScript locks what is free, or is ours already. It returns -1 for success, else for how many milliseconds it is locked.
+	// acquireScript locks what is free, or is ours already. It returns -1 for success, else for how many milliseconds it is locked. A lock that has longer than a
+	// TTL was written before Redis' clock was set back, by somebody who may be dead since; its holder, if it lives, renews it.
 	acquireScript = redis.NewScript(`
 if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return -1 end
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('PEXPIRE', KEYS[1], ARGV[2]) return -1 end
-return math.max(redis.call('PTTL', KEYS[1]), 0)`)
+local left = redis.call('PTTL', KEYS[1])
+if left >= 0 and left <= tonumber(ARGV[2]) then return left end
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return tonumber(ARGV[2])`)
 
 	// extendScript renews a lock that is ours, and returns whether it was.
 	extendScript = redis.NewScript(`
@@ -56,11 +60,11 @@ func (l locks) bounded(ctx context.Context) (context.Context, context.CancelFunc
 	return context.WithTimeout(ctx, l.ttl/6)
 }
 
-// acquire locks a shard. If it is another's, wait says when it would expire. After an error it may have been locked nevertheless.
-func (l locks) acquire(ctx context.Context, shard int) (free bool, wait time.Duration, err error) {
+// acquire locks a shard by this value. If it is another's, wait says when it would expire. After an error it may have been locked nevertheless.
+func (l locks) acquire(ctx context.Context, shard int, value string) (free bool, wait time.Duration, err error) {
 	ctx, cancel := l.bounded(ctx)
 	defer cancel()
-	answer, err := acquireScript.Run(ctx, l.client, []string{l.lock(shard)}, l.id, l.ttl.Milliseconds()).Int64()
+	answer, err := acquireScript.Run(ctx, l.client, []string{l.lock(shard)}, value, l.ttl.Milliseconds()).Int64()
 	if err != nil {
 		return false, 0, fmt.Errorf("acquire lock of shard %d: %w", shard, err)
 	}
@@ -70,22 +74,22 @@ func (l locks) acquire(ctx context.Context, shard int) (free bool, wait time.Dur
 	return false, time.Duration(answer+1) * time.Millisecond, nil
 }
 
-// extend renews a shard's lock, if it is ours.
-func (l locks) extend(ctx context.Context, shard int) (ours bool, err error) {
+// extend renews a shard's lock, if it has this value.
+func (l locks) extend(ctx context.Context, shard int, value string) (ours bool, err error) {
 	ctx, cancel := l.bounded(ctx)
 	defer cancel()
-	answer, err := extendScript.Run(ctx, l.client, []string{l.lock(shard)}, l.id, l.ttl.Milliseconds()).Int64()
+	answer, err := extendScript.Run(ctx, l.client, []string{l.lock(shard)}, value, l.ttl.Milliseconds()).Int64()
 	if err != nil {
 		return false, fmt.Errorf("extend lock of shard %d: %w", shard, err)
 	}
 	return answer == 1, nil
 }
 
-// release deletes a shard's lock, if it is ours.
-func (l locks) release(ctx context.Context, shard int) error {
+// release deletes a shard's lock, if it has this value.
+func (l locks) release(ctx context.Context, shard int, value string) error {
 	ctx, cancel := l.bounded(ctx)
 	defer cancel()
-	if err := releaseScript.Run(ctx, l.client, []string{l.lock(shard)}, l.id).Err(); err != nil {
+	if err := releaseScript.Run(ctx, l.client, []string{l.lock(shard)}, value).Err(); err != nil {
 		return fmt.Errorf("release lock of shard %d: %w", shard, err)
 	}
 	return nil
@@ -95,7 +99,7 @@ func (l locks) release(ctx context.Context, shard int) error {
 func (l locks) beat(ctx context.Context) (members int, change time.Duration, err error) {
 	ctx, cancel := l.bounded(ctx)
 	defer cancel()
-	answer, err := beatScript.Run(ctx, l.client, []string{l.members()}, l.id, l.ttl.Milliseconds()).Int64Slice()
+	answer, err := beatScript.Run(ctx, l.client, []string{l.members()}, l.member, l.ttl.Milliseconds()).Int64Slice()
 	if err != nil {
 		return 0, 0, fmt.Errorf("renew membership: %w", err)
 	}
@@ -109,7 +113,7 @@ func (l locks) beat(ctx context.Context) (members int, change time.Duration, err
 func (l locks) leave(ctx context.Context) error {
 	ctx, cancel := l.bounded(ctx)
 	defer cancel()
-	if err := l.client.ZRem(ctx, l.members(), l.id).Err(); err != nil {
+	if err := l.client.ZRem(ctx, l.members(), l.member).Err(); err != nil {
 		return fmt.Errorf("leave members: %w", err)
 	}
 	return nil

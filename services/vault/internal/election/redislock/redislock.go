@@ -5,8 +5,9 @@
 // ends by itself before its lock can expire, by the monotonic and by the wall clock (a suspended machine stops the one and not the other), both measured from before
 // the request was sent. It does not guarantee that there is one master: see package election.
 //
-// A lock is a key whose value names the elector that holds it. Asking for a lock one holds already succeeds, so a request whose reply was lost costs nothing. A replica shows that it
-// lives by an entry in a sorted set of members, which expires as locks do.
+// A lock is a key whose value names the mastership that holds it. Asking again for what one has locked already succeeds, so a request whose reply was lost costs nothing; and a release that
+// comes late does not touch the lock of the next mastership, though that be the same replica's. A replica shows that it lives, and that it reaches its database, by an entry in a sorted set
+// of members, which expires as locks do. One that has not reached its database for a TTL gives everything up.
 package redislock
 
 import (
@@ -15,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -46,7 +48,6 @@ type Config struct {
 // Elector competes for shards. Make it with New.
 type Elector struct {
 	config Config
-	id     string // the value of our locks, and our name among the members
 	locks  locks
 }
 
@@ -65,11 +66,9 @@ func New(config Config) (*Elector, error) {
 	if config.Wall == nil {
 		config.Wall = time.Now
 	}
-	id := config.Replica + "/" + uuid.NewString()
 	return &Elector{
 		config: config,
-		id:     id,
-		locks:  locks{client: config.Client, prefix: config.Prefix, id: id, ttl: config.TTL},
+		locks:  locks{client: config.Client, prefix: config.Prefix, member: config.Replica + "/" + uuid.NewString(), ttl: config.TTL},
 	}, nil
 }
 
@@ -82,8 +81,10 @@ func (e *Elector) Run(ctx context.Context, serve election.Serve) error {
 		Elector: e,
 		serve:   serve,
 		held:    map[int]*term{},
+		tried:   map[int]string{},
 		barred:  map[int]time.Time{},
 		ended:   make(chan end),
+		ready:   time.Now(),
 	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -107,9 +108,13 @@ type campaign struct {
 	serve election.Serve
 
 	held   map[int]*term     // by shard; until its goroutine has ended and the lock is released
+	tried  map[int]string    // by which value a shard's lock was asked for, without an answer; it may be ours
+	locked int               // counts values of locks
 	barred map[int]time.Time // shards not to compete for, until when
 	ended  chan end
-	silent bool // Redis did not answer last time
+	ready  time.Time // when the database was last found ready
+	unable bool      // it was not last time
+	silent bool      // Redis did not answer last time
 }
 
 // end is how a term ended.
@@ -121,6 +126,10 @@ type end struct {
 
 // round shows that this replica lives, gives up shards beyond its share or takes missing ones, and says when to come again.
 func (c *campaign) round(ctx context.Context) time.Duration {
+	if !c.prepared(ctx) {
+		// Without a beat the others soon do not count on us.
+		return jitter(c.config.TTL / 6)
+	}
 	next := jitter(c.config.TTL / 3)
 	members, change, err := c.locks.beat(ctx)
 	c.hear(ctx, err)
@@ -144,22 +153,63 @@ func (c *campaign) round(ctx context.Context) time.Duration {
 			continue
 		}
 		delete(c.barred, shard)
-		since := c.instant()
-		free, wait, err := c.locks.acquire(ctx, shard)
+		wait, err := c.try(ctx, shard)
 		c.hear(ctx, err)
 		if err != nil {
-			// Perhaps it was acquired. Asking again tells.
 			next = min(next, jitter(c.config.TTL/6))
 			break
 		}
-		if !free {
-			next = min(next, wait)
-			continue
-		}
-		c.held[shard] = c.begin(ctx, shard, since)
+		next = min(next, wait)
 	}
 	// An expiry that is due now is over in a moment; asking again at once would only ask too early.
 	return max(next, c.config.TTL/50)
+}
+
+// prepared tells whether the database could be worked with. When it could not for a TTL, everything is given up: others may reach it.
+func (c *campaign) prepared(ctx context.Context) bool {
+	checking, cancel := context.WithTimeout(ctx, c.config.TTL/6)
+	defer cancel()
+	err := c.config.Fence.Ready(checking)
+	if ctx.Err() != nil {
+		return false
+	}
+	if unable := err != nil; unable != c.unable {
+		c.unable = unable
+		if unable {
+			c.config.Log.WarnContext(ctx, "the database is not ready, no shards can be taken", "error", err)
+		} else {
+			c.config.Log.InfoContext(ctx, "the database is ready again")
+		}
+	}
+	now := time.Now()
+	if err == nil {
+		c.ready = now
+	} else if now.Sub(c.ready) >= c.config.TTL {
+		c.shed(0)
+	}
+	return err == nil
+}
+
+// try asks for a shard's lock and begins a term if it gets it. If it is another's, wait says when it would expire.
+func (c *campaign) try(ctx context.Context, shard int) (wait time.Duration, err error) {
+	lock, asked := c.tried[shard]
+	if !asked {
+		c.locked++
+		lock = fmt.Sprintf("%s/%d", c.locks.member, c.locked)
+		c.tried[shard] = lock
+	}
+	since := c.instant()
+	free, wait, err := c.locks.acquire(ctx, shard, lock)
+	if err != nil {
+		// Perhaps it was acquired. Asking again by the same value tells.
+		return 0, err
+	}
+	delete(c.tried, shard)
+	if !free {
+		return wait, nil
+	}
+	c.held[shard] = c.begin(ctx, shard, lock, since)
+	return c.config.TTL, nil
 }
 
 // shed resigns what is beyond the share. What is ending already has been counted before.
@@ -194,17 +244,20 @@ func (c *campaign) settle(ctx context.Context, end end) {
 	}
 }
 
-// stop resigns everything, waits until nobody works any more, and leaves the members.
+// stop resigns everything and leaves the members, so that others take each shard as soon as its work has ended; and waits until all has.
 func (c *campaign) stop(ctx context.Context) {
-	for _, t := range c.held {
-		t.cancel(election.ErrResigned)
+	c.shed(0)
+	if err := c.locks.leave(ctx); err != nil {
+		c.config.Log.WarnContext(ctx, "leaving the election failed, the entry will expire", "error", err)
+	}
+	var doubtful sync.WaitGroup
+	for shard, lock := range c.tried {
+		doubtful.Go(func() { _ = c.locks.release(ctx, shard, lock) }) // else it expires, if it is ours at all
 	}
 	for len(c.held) > 0 {
 		c.settle(ctx, <-c.ended)
 	}
-	if err := c.locks.leave(ctx); err != nil {
-		c.config.Log.WarnContext(ctx, "leaving the election failed, the entry will expire", "error", err)
-	}
+	doubtful.Wait()
 }
 
 // hear logs when Redis falls silent and when it is back.

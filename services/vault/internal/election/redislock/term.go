@@ -29,6 +29,7 @@ func left(now, since instant, ttl time.Duration) time.Duration {
 type term struct {
 	ctx    context.Context //nolint:containedctx // its end is the term's, which both goroutines and the campaign ask for
 	cancel context.CancelCauseFunc
+	lock   string // the lock's value
 
 	mu    sync.Mutex
 	since instant // before the last successful request was sent
@@ -46,18 +47,18 @@ func (t *term) renew(since instant) {
 	t.since = since
 }
 
-// begin starts a term for a shard whose lock was acquired by a request sent at since. The term ends by a message on c.ended.
-func (c *campaign) begin(ctx context.Context, shard int, since instant) *term {
+// begin starts a term for a shard whose lock was acquired, with this value, by a request sent at since. The term ends by a message on c.ended.
+func (c *campaign) begin(ctx context.Context, shard int, lock string, since instant) *term {
 	// Not ctx's end ends the work but stop, which says why.
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	t := &term{ctx: ctx, cancel: cancel, since: since}
+	t := &term{ctx: ctx, cancel: cancel, lock: lock, since: since}
 	ctx = election.WithLeft(ctx, func() time.Duration { return left(c.instant(), t.renewed(), c.config.TTL) })
 	served := make(chan error, 1)
 	go func() { served <- c.work(ctx, shard) }()
 	go func() {
 		err, cause := c.keep(ctx, t, shard, served)
 		// Only a lock that is still ours is released; if that fails it expires.
-		if releaseErr := c.locks.release(context.WithoutCancel(ctx), shard); releaseErr != nil {
+		if releaseErr := c.locks.release(context.WithoutCancel(ctx), shard, lock); releaseErr != nil {
 			c.config.Log.WarnContext(ctx, "releasing a lock failed, it will expire", "shard", shard, "error", releaseErr)
 		}
 		cancel(election.ErrResigned)
@@ -95,7 +96,7 @@ func (c *campaign) keep(ctx context.Context, t *term, shard int, served <-chan e
 		remains := left(now, t.renewed(), c.config.TTL)
 		if remains > 0 && now.monotonic.Sub(t.renewed().monotonic) >= c.config.TTL/3 {
 			var ours bool
-			ours, failure = c.extend(ctx, shard, remains)
+			ours, failure = c.extend(ctx, t, shard, remains)
 			if failure == nil && !ours {
 				t.cancel(fmt.Errorf("%w: the lock was deleted or is another's", election.ErrLost))
 				continue
@@ -122,8 +123,8 @@ func lost(failure error) error {
 	return fmt.Errorf("%w: the lock was not renewed in time: %w", election.ErrLost, failure)
 }
 
-func (c *campaign) extend(ctx context.Context, shard int, remains time.Duration) (ours bool, err error) {
+func (c *campaign) extend(ctx context.Context, t *term, shard int, remains time.Duration) (ours bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, remains) // an answer after that would be of no use
 	defer cancel()
-	return c.locks.extend(ctx, shard)
+	return c.locks.extend(ctx, shard, t.lock)
 }

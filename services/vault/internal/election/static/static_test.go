@@ -19,14 +19,23 @@ func elector(t *testing.T, replica string, shards int, backoff time.Duration, fe
 	return e
 }
 
+// place is where one static master is.
+type place struct{}
+
+// Join starts it. See electiontest.Place.
+func (place) Join(t *testing.T, _ string, shards int, fence election.Fence) *electiontest.Replica {
+	t.Helper()
+	one := &electiontest.Replica{Service: electiontest.NewService()}
+	one.Stop = electiontest.Start(t, elector(t, "a", shards, backoff, fence), one.Service)
+	return one
+}
+
+const backoff = 15 * time.Second
+
 func TestElector(t *testing.T) {
-	electiontest.Run(t, 15*time.Second, func(t *testing.T, test func(*testing.T, electiontest.Factory)) {
-		synctest.Test(t, func(t *testing.T) {
-			test(t, func(t *testing.T, shards int, ttl time.Duration, fence election.Fence) election.Elector {
-				return elector(t, "a", shards, ttl, fence)
-			})
-		})
-	})
+	electiontest.Run(t, electiontest.Backend{TTL: backoff, In: func(t *testing.T, test func(*testing.T, electiontest.Place)) {
+		synctest.Test(t, func(t *testing.T) { test(t, place{}) })
+	}})
 }
 
 func TestElector_OthersOnlyWait(t *testing.T) {
