@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -36,6 +37,8 @@ type Service interface {
 type Command[C confload.Config] struct {
 	// Name is the first argument.
 	Name string
+	// Flags are short names for flags of the configuration, of use with this command: "shards" for "election.shards".
+	Flags map[string]string
 	// Run does it. What it has to tell it prints itself.
 	Run func(ctx context.Context, config C, log *slog.Logger) error
 }
@@ -72,7 +75,8 @@ func (p Program[C]) Run(ctx context.Context, args, env []string, out io.Writer) 
 	var command *Command[C]
 	if len(args) > 0 {
 		if i := slices.IndexFunc(p.Commands, func(c Command[C]) bool { return c.Name == args[0] }); i >= 0 {
-			command, args = &p.Commands[i], args[1:]
+			command = &p.Commands[i]
+			args = command.expand(args[1:])
 		}
 	}
 	action, err := confload.Load(p.Name, args, env, out, p.Config)
@@ -90,6 +94,23 @@ func (p Program[C]) Run(ctx context.Context, args, env []string, out io.Writer) 
 		return err
 	}
 	return service.Run(ctx)
+}
+
+// expand writes short names of flags out.
+func (c Command[C]) expand(args []string) []string {
+	out := slices.Clone(args)
+	for i, arg := range out {
+		word, value, given := strings.Cut(arg, "=")
+		for short, name := range c.Flags {
+			if word == "--"+short {
+				out[i] = "--" + name
+				if given {
+					out[i] += "=" + value
+				}
+			}
+		}
+	}
+	return out
 }
 
 // Held is what a service has opened. The zero value holds nothing. It is not safe for concurrent use.

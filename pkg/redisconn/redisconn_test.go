@@ -110,7 +110,9 @@ func TestOpen_ReachesServersBehindOthers(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			lock := func(ctx context.Context, node redis.UniversalClient) error { return node.ConfigSet(ctx, "requirepass", "server").Err() }
+			lock := func(ctx context.Context, node redis.UniversalClient) error {
+				return node.ConfigSet(ctx, "requirepass", "server").Err()
+			}
 			first, err := open(), error(nil)
 			if cluster, ok := first.(*redis.ClusterClient); ok {
 				err = cluster.ForEachMaster(t.Context(), func(ctx context.Context, node *redis.Client) error { return lock(ctx, node) })

@@ -33,6 +33,7 @@ import (
 	"phasekey.dev/services/vault/internal/election"
 	"phasekey.dev/services/vault/internal/election/redislock"
 	"phasekey.dev/services/vault/internal/election/static"
+	"phasekey.dev/services/vault/internal/election/tally"
 	"phasekey.dev/services/vault/internal/entra"
 	"phasekey.dev/services/vault/internal/feed"
 	"phasekey.dev/services/vault/internal/fence"
@@ -140,6 +141,36 @@ func Init(ctx context.Context, cfg Config) (err error) {
 	return errors.Join(keyring.Init(ctx, cfg.KEK, keystore.New(db)), db.Close())
 }
 
+// Reshard divides the database into the configuration's number of shards, while replicas run or not. Those that were started with another number take no
+// shards any more, and have to be started anew. The log says what was done.
+func Reshard(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
+	if err := cfg.Validate(); err != nil {
+		return fmt.Errorf("configuration: %w", err)
+	}
+	migrations, err := store.Migrations()
+	if err != nil {
+		return err
+	}
+	db, err := sqldb.Open(ctx, cfg.database(), migrations)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	shards, were := cfg.Election.Shards, 0
+	if err := db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
+		were, err = fence.Reshard(ctx, tx, shards, time.Now())
+		return err
+	}); err != nil {
+		return fmt.Errorf("reshard (to be repeated): %w", err)
+	}
+	if were == shards {
+		log.InfoContext(ctx, "the database has this number of shards already", slog.Int("shards", shards))
+		return nil
+	}
+	log.InfoContext(ctx, "the database was divided anew: start every replica with this number of shards", slog.Int("shards", shards), slog.Int("were", were))
+	return nil
+}
+
 func (a *App) openStore(ctx context.Context) error {
 	migrations, err := store.Migrations()
 	if err != nil {
@@ -237,35 +268,32 @@ func (a *App) work(clouds entra.Clouds, client redis.UniversalClient) error {
 			Attachments:  registryv1.NewAttachmentServiceClient(a.registry),
 			Watch:        registryv1.NewWatchServiceClient(a.registry),
 		},
-		Store: a.store, Shard: func(uid string) int { return election.ShardOf(uid, a.cfg.Election.Shards) },
-		Changed: a.changed, Log: a.log,
+		Store: a.store, Changed: a.changed, Log: a.log,
 	})
-	host, err := os.Hostname()
+	elector, err := a.elect(client)
 	if err != nil {
 		return err
 	}
-	if a.cfg.Election.StaticMaster {
-		a.elector, err = static.New(static.Config{
-			Replica: host, Master: host, Shards: a.cfg.Election.Shards, Backoff: a.cfg.Election.LockTTL, Fence: taker{a.db}, Log: a.log,
-		})
-		return err
-	}
-	a.elector, err = redislock.New(redislock.Config{
-		Client: client, Prefix: "phasekey:" + a.cfg.DeploymentID, Replica: host,
-		Shards: a.cfg.Election.Shards, TTL: a.cfg.Election.LockTTL, Fence: taker{a.db}, Log: a.log,
-	})
+	a.elector, err = tally.New(elector, a.metrics)
 	return err
 }
 
-// taker takes shards in the database.
-type taker struct{ db *sqldb.DB }
-
-func (t taker) Take(ctx context.Context, shard int, now time.Time) (m election.Mastership, err error) {
-	err = t.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
-		m, err = fence.Take(ctx, tx, shard, now)
-		return err
+// elect makes what decides which shards this replica works on.
+func (a *App) elect(client redis.UniversalClient) (election.Elector, error) {
+	host, err := os.Hostname()
+	if err != nil {
+		return nil, err
+	}
+	shards, ttl := a.cfg.Election.Shards, a.cfg.Election.LockTTL
+	if a.cfg.Election.StaticMaster {
+		return static.New(static.Config{
+			Replica: host, Master: host, Shards: shards, Backoff: ttl, Fence: fence.New(a.db, shards), Log: a.log,
+		})
+	}
+	return redislock.New(redislock.Config{
+		Client: client, Prefix: "phasekey:" + a.cfg.DeploymentID, Replica: host, Shards: shards, TTL: ttl,
+		Fence: fence.New(a.db, shards), Log: a.log,
 	})
-	return m, err
 }
 
 // changed has streams hear of a change: this replica's at once, the others' by a hint.

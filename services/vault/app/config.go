@@ -70,8 +70,8 @@ type Upstream struct {
 
 // Election says how replicas divide the work.
 type Election struct {
-	// Shards is into how many parts the integrations are divided; fixed when the database is new. 1 is plain leader
-	// election.
+	// Shards is into how many parts the integrations are divided; all replicas must say the same, and `vaultd reshard` changes
+	// it later. 1 is plain leader election.
 	Shards int `yaml:"shards"`
 	// LockTTL is how long a replica that died keeps its shards.
 	LockTTL time.Duration `yaml:"lock_ttl"`

@@ -27,6 +27,10 @@ func program() daemon.Program[*app.Config] {
 		Commands: []daemon.Command[*app.Config]{
 			// Makes the file of the key-encryption key, once.
 			{Name: "init", Run: func(ctx context.Context, c *app.Config, _ *slog.Logger) error { return app.Init(ctx, *c) }},
+			// Divides the database into another number of shards: `vaultd reshard --config FILE --shards N`.
+			{Name: "reshard", Flags: map[string]string{"shards": "election.shards"}, Run: func(ctx context.Context, c *app.Config, log *slog.Logger) error {
+				return app.Reshard(ctx, *c, log)
+			}},
 		},
 	}
 }

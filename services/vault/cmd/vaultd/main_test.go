@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"phasekey.dev/pkg/confload"
+	"phasekey.dev/services/vault/internal/fence"
 	"phasekey.dev/services/vault/internal/keyring"
 )
 
@@ -111,5 +112,35 @@ func TestRun_InitializesOnceThenNeedsWhatItServesWith(t *testing.T) {
 	}
 	if err := run(); err == nil || !strings.Contains(err.Error(), "vault.pem") {
 		t.Errorf("without certificates: error %v", err)
+	}
+}
+
+func TestRun_ReshardsThenRefusesTheFormerNumber(t *testing.T) {
+	flag, _ := config(t, good)
+	run := func(args ...string) error {
+		return program().Run(t.Context(), append(args, flag), nil, &bytes.Buffer{})
+	}
+	if err := run("init"); err != nil {
+		t.Fatal(err)
+	}
+	if err := run("reshard", "--shards=5"); !errors.Is(err, fence.ErrNoShard) {
+		t.Errorf("before anything was divided: error %v", err)
+	}
+	if err := run(); err == nil || errors.Is(err, fence.ErrShardCount) { // it lacks certificates, and has divided the database by then
+		t.Errorf("error %v", err)
+	}
+	for _, args := range [][]string{{"reshard", "--shards=5"}, {"reshard", "--shards", "5"}} { // again is fine
+		if err := run(args...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := run(); !errors.Is(err, fence.ErrShardCount) {
+		t.Errorf("with the former number: error %v", err)
+	}
+	if err := run("--election.shards=5"); errors.Is(err, fence.ErrShardCount) {
+		t.Errorf("with the new number: error %v", err)
+	}
+	if err := run("--shards=5"); err == nil || !strings.Contains(err.Error(), "shards") {
+		t.Errorf("the short flag without the command: error %v", err)
 	}
 }

@@ -115,7 +115,7 @@ func row(e *registryv1.Event) string {
 		if all := r.Integration.GetAllowedAudiences(); len(all) > 0 {
 			audiences = `["` + strings.Join(all, `","`) + `"]`
 		}
-		return fmt.Sprintf("%s %s %d %s %s %s %d %d", uid, name, shard(uid), r.Integration.GetDisplayName(), cmp.Or(r.Integration.GetCloud(), "public"),
+		return fmt.Sprintf("%s %s %s %s %s %d %d", uid, name, r.Integration.GetDisplayName(), cmp.Or(r.Integration.GetCloud(), "public"),
 			audiences, period.Microseconds(), bit[r.Integration.GetState() == registryv1.Integration_STATE_DELETING])
 	case *registryv1.Event_Attachment:
 		a := r.Attachment

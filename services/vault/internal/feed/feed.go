@@ -58,8 +58,6 @@ type projection interface {
 type Config struct {
 	Registry Registry
 	Store    projection
-	// Shard tells which shard an integration's UID belongs to.
-	Shard func(uid string) int
 	// Changed is called after changes were applied; it must not block.
 	Changed func()
 	Log     *slog.Logger
@@ -129,7 +127,7 @@ func (f *Feed) follow(ctx context.Context) (progressed bool, err error) {
 		switch {
 		case whole == nil:
 			err = f.advance(ctx, message)
-		case !whole.apply(message, f.config.Shard):
+		case !whole.apply(message):
 			continue
 		default:
 			err = f.replace(ctx, whole, message)
@@ -163,7 +161,7 @@ func (f *Feed) replace(ctx context.Context, whole *snapshot, message *registryv1
 
 func (f *Feed) advance(ctx context.Context, message *registryv1.WatchResponse) error {
 	now := time.Now()
-	if err := f.config.Store.AdvanceProjection(ctx, now, position(now, message), latest(message, f.config.Shard)); err != nil {
+	if err := f.config.Store.AdvanceProjection(ctx, now, position(now, message), latest(message)); err != nil {
 		return err
 	}
 	if len(message.GetEvents()) > 0 {
@@ -191,7 +189,7 @@ func (f *Feed) list(ctx context.Context) (*snapshot, error) {
 		}
 		whole.page(page.GetCursor(), page.GetRevision())
 		for _, i := range page.GetIntegrations() {
-			whole.integrations[i.GetUid()] = integration(i, page.GetRevision(), f.config.Shard)
+			whole.integrations[i.GetUid()] = integration(i, page.GetRevision())
 		}
 		if integrations.PageToken = page.GetNextPageToken(); page.GetNextPageToken() == "" {
 			break

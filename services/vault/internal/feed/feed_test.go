@@ -24,6 +24,7 @@ import (
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/pkg/sqldbtest"
 	"phasekey.dev/services/vault/internal/feed"
+	"phasekey.dev/services/vault/internal/fence"
 	"phasekey.dev/services/vault/internal/lease"
 	"phasekey.dev/services/vault/internal/store"
 )
@@ -95,7 +96,7 @@ func (c *copies) judge() (at string) {
 			var line string
 			err := row.Scan(&line)
 			return line, err
-		}, `SELECT uid || ' ' || name || ' ' || shard || ' ' || display_name || ' ' || cloud || ' ' || allowed_audiences || ' ' || rotation_period || ' ' || deleting FROM integrations
+		}, `SELECT uid || ' ' || name || ' ' || display_name || ' ' || cloud || ' ' || allowed_audiences || ' ' || rotation_period || ' ' || deleting FROM integrations
 			UNION ALL SELECT uid || ' ' || name FROM projects
 			UNION ALL SELECT uid || ' ' || integration_uid || ' ' || project_uid || ' ' || reads || ' ' || writes || ' ' || subscription_id FROM attachments`)
 		return err
@@ -126,6 +127,9 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	db := sqldbtest.SQLite(t, migrations)
+	if err := db.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error { return fence.Configure(ctx, tx, 1) }); err != nil {
+		t.Fatal(err)
+	}
 	w := &world{t: t, registry: newRegistry(), stop: func() {}}
 	w.store = &copies{Store: store.New(db), t: t, db: db, registry: w.registry}
 	return w
@@ -138,7 +142,7 @@ func (w *world) follow(replicas int) {
 	for range replicas {
 		f := feed.New(feed.Config{
 			Registry: feed.Registry{Integrations: w.registry, Projects: w.registry, Attachments: w.registry, Watch: w.registry},
-			Store:    w.store, Shard: shard, Changed: func() { w.changed.Add(1) }, Log: slog.New(slog.DiscardHandler),
+			Store:    w.store, Changed: func() { w.changed.Add(1) }, Log: slog.New(slog.DiscardHandler),
 		})
 		running.Go(func() {
 			if err := f.Run(ctx); err != nil {
@@ -167,8 +171,6 @@ func pass(d time.Duration) {
 	<-time.After(d)
 	synctest.Wait()
 }
-
-func shard(uid string) int { return len(uid) }
 
 func inBubble(t *testing.T, test func(t *testing.T, w *world)) {
 	t.Helper()
@@ -221,8 +223,8 @@ func TestFeed_CopiesWhatAnIntegrationIs(t *testing.T) {
 		w.registry.put(rich)
 		w.current("followed", 0)
 		for _, want := range []store.Integration{
-			{UID: "i-plain", Name: "accounts/a/integrations/plain", Shard: 7, Cloud: "public", AllowedAudiences: []string{}, DeliveryMaterials: []lease.Material{}, RotationPeriod: 24 * time.Hour, Revision: 1},
-			{UID: "i-rich", Name: "accounts/a/integrations/rich", Shard: 6, DisplayName: "Rich", TenantID: "tenant", Cloud: "china", DefaultSubscriptionID: "sub",
+			{UID: "i-plain", Name: "accounts/a/integrations/plain", Cloud: "public", AllowedAudiences: []string{}, DeliveryMaterials: []lease.Material{}, RotationPeriod: 24 * time.Hour, Revision: 1},
+			{UID: "i-rich", Name: "accounts/a/integrations/rich", DisplayName: "Rich", TenantID: "tenant", Cloud: "china", DefaultSubscriptionID: "sub",
 				AllowedAudiences: []string{"https://vault.azure.cn"}, DeliveryMaterials: []lease.Material{lease.ClientSecret, "99", lease.AccessToken},
 				RotationPeriod: time.Hour, Deleting: true, Revision: 2},
 		} {

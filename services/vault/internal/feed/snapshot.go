@@ -41,7 +41,7 @@ func (s *snapshot) page(cursor string, revision int64) {
 }
 
 // apply puts a message's changes in, and tells whether the snapshot is whole with them.
-func (s *snapshot) apply(message *registryv1.WatchResponse, shard func(string) int) bool {
+func (s *snapshot) apply(message *registryv1.WatchResponse) bool {
 	for _, event := range message.GetEvents() {
 		switch resource := event.GetResource().(type) {
 		case *registryv1.Event_Integration:
@@ -49,7 +49,7 @@ func (s *snapshot) apply(message *registryv1.WatchResponse, shard func(string) i
 			if event.GetDeleted() {
 				delete(s.integrations, uid)
 			} else {
-				s.integrations[uid] = integration(resource.Integration, event.GetRevision(), shard)
+				s.integrations[uid] = integration(resource.Integration, event.GetRevision())
 			}
 		case *registryv1.Event_Project:
 			uid := resource.Project.GetUid()
@@ -94,7 +94,7 @@ func values[T any](m map[string]T, key func(T) string) []T {
 }
 
 // latest is what a message's changes amount to: each resource once, as the last of them left it.
-func latest(message *registryv1.WatchResponse, shard func(string) int) store.Wanted {
+func latest(message *registryv1.WatchResponse) store.Wanted {
 	after := newSnapshot()
 	goneIntegrations := make(map[string]bool)
 	goneProjects := make(map[string]bool)
@@ -116,7 +116,7 @@ func latest(message *registryv1.WatchResponse, shard func(string) int) store.Wan
 		}
 	}
 	// UIDs are never used again, so what is gone stays gone.
-	after.apply(message, shard)
+	after.apply(message)
 	out := after.wanted()
 	for uid := range goneIntegrations {
 		out.GoneIntegrations = append(out.GoneIntegrations, uid)
@@ -130,11 +130,10 @@ func latest(message *registryv1.WatchResponse, shard func(string) int) store.Wan
 	return out
 }
 
-func integration(i *registryv1.Integration, revision int64, shard func(string) int) store.Integration {
+func integration(i *registryv1.Integration, revision int64) store.Integration {
 	out := store.Integration{
 		UID:                   i.GetUid(),
 		Name:                  i.GetName(),
-		Shard:                 shard(i.GetUid()),
 		DisplayName:           i.GetDisplayName(),
 		TenantID:              i.GetTenantId(),
 		Cloud:                 i.GetCloud(),

@@ -40,17 +40,63 @@ func Configure(ctx context.Context, tx sqldb.Tx, shards int) error {
 		if err := tx.QueryRow(ctx, `SELECT shards FROM shard_counts WHERE id = 1`).Scan(&have); err != nil {
 			return fmt.Errorf("read number of shards: %w", err)
 		}
-		if have != shards {
-			return fmt.Errorf("%w: it has %d, the configuration says %d", ErrShardCount, have, shards)
-		}
-		return nil
+		return compare(have, shards)
 	}
-	for shard := range shards {
-		if _, err := tx.Exec(ctx, `INSERT INTO shards (shard, epoch, holder, writes) VALUES ($1, 0, '', 0)`, shard); err != nil {
+	return add(ctx, tx, 0, shards, 0)
+}
+
+// compare returns ErrShardCount unless the database has as many shards as the configuration says.
+func compare(have, want int) error {
+	if have != want {
+		return fmt.Errorf("%w: it has %d, the configuration says %d", ErrShardCount, have, want)
+	}
+	return nil
+}
+
+// add makes the rows of the shards from the first up to, and without, the end.
+func add(ctx context.Context, tx sqldb.Tx, first, end int, epoch int64) error {
+	for shard := first; shard < end; shard++ {
+		if _, err := tx.Exec(ctx, `INSERT INTO shards (shard, epoch, holder, writes) VALUES ($1, $2, '', 0)`, shard, epoch); err != nil {
 			return fmt.Errorf("add shard %d: %w", shard, err)
 		}
 	}
 	return nil
+}
+
+// Fence is the fence of one database, as one replica sees it: an election.Fence.
+type Fence struct {
+	db     *sqldb.DB
+	shards int
+}
+
+// New makes the fence of a database for a replica that believes that it has so many shards.
+func New(db *sqldb.DB, shards int) *Fence { return &Fence{db: db, shards: shards} }
+
+// Take makes the caller the shard's master. See election.Fence. ErrShardCount means that the database was divided anew since the replica started, which goes on
+// serving, but must not work on shards until it is started with the right configuration.
+func (f *Fence) Take(ctx context.Context, shard int, now time.Time) (m election.Mastership, err error) {
+	err = f.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
+		// First the shard's row, which dividing anew writes too: then the number stands until this commits.
+		if m, err = Take(ctx, tx, shard, now); err != nil {
+			return err
+		}
+		return f.divided(ctx, tx)
+	})
+	if err != nil {
+		return election.Mastership{}, err
+	}
+	return m, nil
+}
+
+// Ready tells whether the database answers and has the number of shards that the replica believes. See election.Fence.
+func (f *Fence) Ready(ctx context.Context) error { return f.db.ReadTx(ctx, f.divided) }
+
+func (f *Fence) divided(ctx context.Context, tx sqldb.Tx) error {
+	var have int
+	if err := tx.QueryRow(ctx, `SELECT shards FROM shard_counts WHERE id = 1`).Scan(&have); err != nil {
+		return fmt.Errorf("read number of shards: %w", err)
+	}
+	return compare(have, f.shards)
 }
 
 // Take makes the caller the shard's master as of the commit of tx. It waits for the transactions of former masters. The epoch is one more than the last,
@@ -80,6 +126,7 @@ func Guard(ctx context.Context, tx sqldb.Tx, m election.Mastership) error {
 		return fmt.Errorf("guard shard %d: %w", m.Shard, err)
 	}
 	if kept == 0 {
+		election.Fenced(ctx)
 		return fmt.Errorf("guard shard %d: %w", m.Shard, election.ErrFenced)
 	}
 	return nil

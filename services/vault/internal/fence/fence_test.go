@@ -249,8 +249,10 @@ func TestGuard_HoldsWhereLookingDoesNot(t *testing.T) {
 func TestGuard_RefusesFormerMasters(t *testing.T) {
 	sqldbtest.Run(t, migrations(t), func(t *testing.T, db *sqldb.DB) {
 		divided(t, db)
+		refused := 0
 		as := func(m election.Mastership) error {
-			return db.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error { return guarded(ctx, tx, m) })
+			noted := election.WithFenced(t.Context(), func() { refused++ })
+			return db.Tx(noted, func(ctx context.Context, tx sqldb.Tx) error { return guarded(ctx, tx, m) })
 		}
 		first := mustTake(t, db)
 		if err := as(first); err != nil {
@@ -268,6 +270,9 @@ func TestGuard_RefusesFormerMasters(t *testing.T) {
 			if err := as(m); !errors.Is(err, election.ErrFenced) {
 				t.Errorf("%s: %v, want ErrFenced", name, err)
 			}
+		}
+		if refused != 3 {
+			t.Errorf("%d refusals were noted, want 3: nobody has never been a master", refused)
 		}
 		if got := author(t, db); got != second.Holder {
 			t.Errorf("written by %q, want the last master", got)

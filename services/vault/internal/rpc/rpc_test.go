@@ -39,6 +39,7 @@ import (
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/delivery"
 	"phasekey.dev/services/vault/internal/directory"
+	"phasekey.dev/services/vault/internal/fence"
 	"phasekey.dev/services/vault/internal/grant"
 	"phasekey.dev/services/vault/internal/issuer"
 	"phasekey.dev/services/vault/internal/lease"
@@ -164,6 +165,9 @@ func inBubble(t *testing.T, test func(v *vault)) {
 				Integration: "accounts/acme/integrations/read", IntegrationUid: "uid", ProjectUid: "network-uid", SubscriptionId: "sub",
 				Incarnation: "registry", Revision: 5,
 			}},
+		}
+		if err := v.db.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error { return fence.Configure(ctx, tx, 1) }); err != nil {
+			t.Fatal(err)
 		}
 		v.store = store.New(v.db)
 		v.fill()

@@ -36,6 +36,7 @@ func overTheCounter(t *testing.T, test func(c *counter)) {
 		t.Fatal(err)
 	}
 	sqldbtest.Run(t, migrations, func(t *testing.T, db *sqldb.DB) {
+		divide(t, db, 1)
 		c := &counter{t: t, db: db, store: store.New(db)}
 		c.furnish()
 		test(c)
@@ -586,6 +587,7 @@ func TestStore_RevocationWaitsForADeliveryThatWasEntitled(t *testing.T) {
 	}
 	c := &counter{t: t, db: sqldbtest.Postgres(t, migrations)}
 	c.store = store.New(c.db)
+	divide(t, c.db, 1)
 	c.furnish()
 	c.grant("g1")
 	if _, err := c.store.Deliver(t.Context(), start, order("g1", "instance", "v2")); err != nil {

@@ -72,9 +72,6 @@ func (c *counter) touches() string {
 func (c *counter) master() (m election.Mastership) {
 	c.t.Helper()
 	err := c.db.Tx(c.t.Context(), func(ctx context.Context, tx sqldb.Tx) (err error) {
-		if err := fence.Configure(ctx, tx, 1); err != nil {
-			return err
-		}
 		m, err = fence.Take(ctx, tx, 0, start)
 		return err
 	})
@@ -540,6 +537,7 @@ func onPostgres(t *testing.T, settings ...string) *counter {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = db.Close() })
+	divide(t, db, 1)
 	c := &counter{t: t, db: db, store: store.New(db)}
 	c.furnish()
 	return c

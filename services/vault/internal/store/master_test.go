@@ -22,7 +22,7 @@ import (
 
 var start = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 
-// bench is a database with two shards, of which shard 0 has a master and an integration, "uid", that it has adopted.
+// bench is a database with three shards, of which shard 0 has a master and an integration, "uid", that it has adopted.
 type bench struct {
 	t      *testing.T
 	db     *sqldb.DB
@@ -39,9 +39,9 @@ func onBoth(t *testing.T, test func(b *bench)) {
 	}
 	sqldbtest.Run(t, migrations, func(t *testing.T, db *sqldb.DB) {
 		b := &bench{t: t, db: db, store: store.New(db)}
-		b.tx(func(ctx context.Context, tx sqldb.Tx) error { return fence.Configure(ctx, tx, 2) })
+		divide(t, db, 3)
 		b.master = b.take()
-		b.want(1, store.Integration{UID: "uid", Name: "accounts/a/integrations/i", Shard: 0, TenantID: "tenant", Cloud: "public", RotationPeriod: time.Hour, Revision: 1})
+		b.want(1, store.Integration{UID: "uid", Name: "accounts/a/integrations/i", TenantID: "tenant", Cloud: "public", RotationPeriod: time.Hour, Revision: 1})
 		b.adopt(-1)
 		test(b)
 	})
@@ -182,7 +182,7 @@ func TestMaster_EveryMethodIsFenced(t *testing.T) {
 		}
 	}
 	onBoth(t, func(b *bench) {
-		b.want(2, store.Integration{UID: "uid", Shard: 0, Deleting: true, Revision: 1}) // or EndLeases would refuse
+		b.want(2, store.Integration{UID: "uid", Deleting: true, Revision: 1}) // or EndLeases would refuse
 		dump := func() string { return fmt.Sprint(b.facts()) }
 		before, changes := dump(), b.newestChange()
 		former := b.master
@@ -370,13 +370,14 @@ func TestCommit_NotesWhatStreamsDependOn(t *testing.T) {
 
 func TestDue_ListsTheLongestDueOfOneShard(t *testing.T) {
 	onBoth(t, func(b *bench) {
+		// All but "b" are in shard 0.
 		var wanted []store.Integration
-		for i, uid := range []string{"uid", "b", "c", "other"} {
-			wanted = append(wanted, store.Integration{UID: uid, Name: uid, Shard: i / 3, Revision: int64(i + 2)})
+		for i, uid := range []string{"uid", "second", "third", "b"} {
+			wanted = append(wanted, store.Integration{UID: uid, Name: uid, Revision: int64(i + 2)})
 		}
 		b.want(10, wanted...)
 		b.adopt(1)
-		for uid, next := range map[string]time.Duration{"uid": -time.Minute, "b": -time.Hour, "c": time.Hour} {
+		for uid, next := range map[string]time.Duration{"uid": -time.Minute, "second": -time.Hour, "third": time.Hour} {
 			f, err := b.store.Facts(b.t.Context(), uid)
 			if err != nil {
 				b.t.Fatal(err)
@@ -389,7 +390,7 @@ func TestDue_ListsTheLongestDueOfOneShard(t *testing.T) {
 		for _, tt := range []struct {
 			limit int
 			want  []string
-		}{{10, []string{"b", "uid"}}, {1, []string{"b"}}} {
+		}{{10, []string{"second", "uid"}}, {1, []string{"second"}}} {
 			got, next, err := b.store.Due(b.t.Context(), 0, start, tt.limit)
 			if err != nil {
 				b.t.Fatal(err)
@@ -398,7 +399,7 @@ func TestDue_ListsTheLongestDueOfOneShard(t *testing.T) {
 				b.t.Errorf("due are %v, next at %s", got, next)
 			}
 		}
-		if _, err := b.store.Facts(b.t.Context(), "other"); !errors.Is(err, sqldb.ErrNoRows) {
+		if _, err := b.store.Facts(b.t.Context(), "b"); !errors.Is(err, sqldb.ErrNoRows) {
 			b.t.Errorf("another shard's integration was adopted: %v", err)
 		}
 	})
@@ -430,7 +431,7 @@ func TestCommit_DoesNotPutOffWhatWasTouched(t *testing.T) {
 
 func TestAdopt_TakesInWhatIsNewAndForgetsWhatIsGone(t *testing.T) {
 	onBoth(t, func(b *bench) {
-		later := store.Integration{UID: "uid", Name: "n", Shard: 0, Revision: 5, Deleting: true}
+		later := store.Integration{UID: "uid", Name: "n", Revision: 5, Deleting: true}
 		b.want(5, later)
 		if newest := b.adopt(1); newest != 5 {
 			b.t.Errorf("the newest revision is %d, want 5", newest)

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/vault/internal/election"
+	"phasekey.dev/services/vault/internal/fence"
 	"phasekey.dev/services/vault/internal/lease"
 )
 
@@ -27,7 +29,6 @@ type Projection struct {
 type Integration struct {
 	UID                   string
 	Name                  string
-	Shard                 int
 	DisplayName           string
 	TenantID              string
 	Cloud                 string
@@ -198,6 +199,14 @@ func (s *Store) ReplaceProjection(ctx context.Context, now time.Time, at Project
 }
 
 func (s *Store) project(ctx context.Context, tx sqldb.Tx, now time.Time, changed Wanted) error {
+	shards := 0
+	if len(changed.Integrations) > 0 {
+		// The database says what belongs to which shard, not a replica that may not know yet that it was divided anew.
+		var err error
+		if shards, err = fence.Shards(ctx, tx); err != nil {
+			return err
+		}
+	}
 	for _, i := range changed.Integrations {
 		audiences, err := json.Marshal(append([]string{}, i.AllowedAudiences...))
 		if err != nil {
@@ -215,7 +224,7 @@ func (s *Store) project(ctx context.Context, tx sqldb.Tx, now time.Time, changed
 				tenant_id = excluded.tenant_id, cloud = excluded.cloud, default_subscription_id = excluded.default_subscription_id,
 				allowed_audiences = excluded.allowed_audiences, rotation_period = excluded.rotation_period,
 				deleting = excluded.deleting, revision = excluded.revision, delivery_materials = excluded.delivery_materials`,
-			i.UID, i.Name, i.Shard, i.DisplayName, i.TenantID, i.Cloud, i.DefaultSubscriptionID, string(audiences),
+			i.UID, i.Name, election.ShardOf(i.UID, shards), i.DisplayName, i.TenantID, i.Cloud, i.DefaultSubscriptionID, string(audiences),
 			i.RotationPeriod.Microseconds(), bit(i.Deleting), i.Revision, string(materials)); err != nil {
 			return err
 		}
@@ -281,7 +290,7 @@ func (s *Store) integration(ctx context.Context, where, key string) (Integration
 	return out, nil
 }
 
-const integrationColumns = `integrations.uid, integrations.name, integrations.shard, integrations.display_name, integrations.tenant_id,
+const integrationColumns = `integrations.uid, integrations.name, integrations.display_name, integrations.tenant_id,
 	integrations.cloud, integrations.default_subscription_id, integrations.allowed_audiences, integrations.rotation_period,
 	integrations.deleting, integrations.revision, integrations.delivery_materials`
 
@@ -294,7 +303,7 @@ func scanIntegration(row sqldb.Row) (Integration, error) {
 		period    int64
 		deleting  int64
 	)
-	if err := row.Scan(&out.UID, &out.Name, &out.Shard, &out.DisplayName, &out.TenantID, &out.Cloud, &out.DefaultSubscriptionID,
+	if err := row.Scan(&out.UID, &out.Name, &out.DisplayName, &out.TenantID, &out.Cloud, &out.DefaultSubscriptionID,
 		&audiences, &period, &deleting, &out.Revision, &materials); err != nil {
 		return Integration{}, err
 	}

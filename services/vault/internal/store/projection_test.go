@@ -31,7 +31,10 @@ func withMirror(t *testing.T, test func(m *mirror)) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sqldbtest.Run(t, migrations, func(t *testing.T, db *sqldb.DB) { test(&mirror{t: t, db: db, store: store.New(db)}) })
+	sqldbtest.Run(t, migrations, func(t *testing.T, db *sqldb.DB) {
+		divide(t, db, 3)
+		test(&mirror{t: t, db: db, store: store.New(db)})
+	})
 }
 
 // at is a position of the registry, learnt so many seconds after the start.
@@ -235,7 +238,7 @@ func TestProjection_TellsStreamsOfTheirIntegration(t *testing.T) {
 func TestProjection_KeepsWhatItIsTold(t *testing.T) {
 	withMirror(t, func(m *mirror) {
 		want := store.Integration{
-			UID: "uid", Name: "accounts/a/integrations/i", Shard: 3, DisplayName: "Read", TenantID: "tenant", Cloud: "public",
+			UID: "uid", Name: "accounts/a/integrations/i", DisplayName: "Read", TenantID: "tenant", Cloud: "public",
 			DefaultSubscriptionID: "sub", AllowedAudiences: []string{"https://vault.azure.net", "api://x"},
 			DeliveryMaterials: []lease.Material{lease.AccessToken, lease.ClientSecret}, RotationPeriod: 36 * time.Hour, Revision: 1,
 		}

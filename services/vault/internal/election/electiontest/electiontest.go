@@ -235,4 +235,3 @@ func Start(t testing.TB, elector election.Elector, service *Service) (stop func(
 
 // Log discards lines.
 func Log() *slog.Logger { return slog.New(slog.DiscardHandler) }
-

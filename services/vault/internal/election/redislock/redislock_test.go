@@ -20,6 +20,7 @@ import (
 	"phasekey.dev/services/vault/internal/election"
 	"phasekey.dev/services/vault/internal/election/electiontest"
 	"phasekey.dev/services/vault/internal/election/redislock"
+	"phasekey.dev/services/vault/internal/election/static"
 )
 
 // ttl is short, for over a real Redis it is real time; but a busy machine must be able to renew within it. Tests run in parallel, for they mostly wait.
@@ -31,9 +32,7 @@ const late = ttl + ttl/2
 // Tests mostly wait, so more of them can run at once than there are processors; but each starts servers.
 func TestMain(m *testing.M) {
 	flag.Parse()
-	if err := flag.Set("test.parallel", "20"); err != nil {
-		panic(err)
-	}
+	_ = flag.Set("test.parallel", "20") // the flag exists, and takes numbers
 	redisconn.LogTo(electiontest.Log())
 	os.Exit(m.Run())
 }
@@ -242,6 +241,44 @@ func TestElector_ALockComesBack(t *testing.T) {
 	}
 }
 
+// An operator names a static master while Redis is away. It works; and if it is still named when Redis is back, it and the elected one take turns, of which one is effective.
+func TestElector_BesideAStaticMaster(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		place := &locks{Redis: redistest.Mini(t)}
+		fence := electiontest.NewFence()
+		one := place.Join(t, "one", 1, fence)
+		first := one.Next(t, ttl)
+		one.Faults.Cut()
+		first.Ends(t, ttl, election.ErrLost)
+
+		elector, err := static.New(static.Config{Replica: "two", Master: "two", Shards: 1, Backoff: ttl, Fence: fence, Log: electiontest.Log()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		two := electiontest.NewService()
+		electiontest.Start(t, elector, two)
+		named := two.Next(t, ttl/10)
+		one.Quiet(t, 3*ttl)
+		named.Lasts(t, 3*ttl)
+
+		one.Faults.Heal()
+		elected := one.Next(t, ttl)
+		if err := fence.Guard(elected.Mastership); err != nil {
+			t.Errorf("the elected one took the shard, and is not effective: %v", err)
+		}
+		named.Return <- fence.Guard(named.Mastership)
+		elected.Lasts(t, ttl)
+		again := two.Next(t, ttl)
+		if err := fence.Guard(again.Mastership); err != nil {
+			t.Errorf("the named one took the shard, and is not effective: %v", err)
+		}
+		if err := fence.Guard(elected.Mastership); !errors.Is(err, election.ErrFenced) {
+			t.Errorf("the elected one: %v, want ErrFenced", err)
+		}
+	})
+}
+
 // A lock has more life than any that is written now: Redis' clock was set back after somebody had locked and died.
 func TestElector_OutlivesALockOfAnotherTime(t *testing.T) {
 	t.Parallel()
@@ -266,7 +303,9 @@ type hook func() error
 func (h hook) DialHook(next redis.DialHook) redis.DialHook { return next }
 
 // ProcessPipelineHook changes nothing.
-func (h hook) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook { return next }
+func (h hook) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
 
 // ProcessHook has an answer replaced by an error, if there is one.
 func (h hook) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
