@@ -167,6 +167,7 @@ func TestARM_RoleAssignmentRules(t *testing.T) {
 		code                   string
 	}{
 		{"of nobody", http.MethodPut, homeID, body(reader, customerID, ""), 400, "PrincipalNotFound"},
+		{"of another tenant's principal", http.MethodPut, homeID, body(reader, w.platform.PrincipalID, ""), 400, "PrincipalNotFound"},
 		{"of nobody yet, with the type", http.MethodPut, homeID, body(reader, customerID, "ServicePrincipal"), 201, ""},
 		{"the same", http.MethodPut, homeID, body(reader, customerID, "ServicePrincipal"), 200, ""},
 		{"the same by another name", http.MethodPut, subID, body(reader, customerID, "ServicePrincipal"), 409, "RoleAssignmentExists"},

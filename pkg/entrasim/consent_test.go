@@ -74,6 +74,20 @@ func TestConsent_Approve(t *testing.T) {
 	}
 }
 
+// A redirect URI with a query of its own keeps it.
+func TestConsent_RedirectURIWithAQuery(t *testing.T) {
+	w := newWorld(t, entrasim.Config{})
+	a := w.newApp("one")
+	const where = callback + "?from=entra"
+	if got := w.graph(http.MethodPatch, "/applications/"+a.id, `{"web":{"redirectUris":["`+where+`"]}}`); got.status != 204 {
+		t.Fatalf("%d %s", got.status, got.body)
+	}
+	location, err := w.sim.Consent(t.Context(), entrasim.Consent{Tenant: customerID, ClientID: a.clientID, RedirectURI: where, State: "s", UserName: "admin@customer.example.com"})
+	if want := where + "&admin_consent=True&tenant=" + customerID; err != nil || !strings.HasPrefix(location, want) {
+		t.Errorf("sent to %q (%v), want %s…", location, err, want)
+	}
+}
+
 func TestConsent_TwiceIsOnePrincipal(t *testing.T) {
 	w := newWorld(t, entrasim.Config{})
 	a, p := w.consented("one")

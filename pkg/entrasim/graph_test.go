@@ -232,6 +232,10 @@ func TestGraph_DeleteRestorePurge(t *testing.T) {
 		expect(w.graph(http.MethodDelete, "/applications/"+b.id, ""), 204)
 		time.Sleep(31 * 24 * time.Hour)
 		expect(w.graph(http.MethodPost, "/directory/deletedItems/"+b.id+"/restore", ""), 404)
+		binned = w.graph(http.MethodGet, "/directory/deletedItems/microsoft.graph.application", "")
+		if list, _ := binned.at("value").([]any); len(list) != 0 {
+			t.Errorf("bin after its time: %s", binned.body)
+		}
 	})
 }
 

@@ -52,7 +52,8 @@ func TestLogin_ByBasicAuthenticationAndDomain(t *testing.T) {
 	r, err := http.NewRequest(http.MethodPost, "https://login.microsoftonline.com/customer.example.com/oauth2/v2.0/token",
 		strings.NewReader(url.Values{"grant_type": {"client_credentials"}, "scope": {armScope}}.Encode()))
 	w.must(err)
-	r.SetBasicAuth(url.QueryEscape(a.clientID), url.QueryEscape(a.secret))
+	// What need not be encoded may be.
+	r.SetBasicAuth(strings.ReplaceAll(a.clientID, "-", "%2D"), strings.ReplaceAll(a.secret, "~", "%7E"))
 	resp, err := w.client.Do(r)
 	w.must(err)
 	w.must(resp.Body.Close())

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -120,6 +121,30 @@ func TestReplicas_GraphMayNotReadItsOwnWrite(t *testing.T) {
 		}
 		if first, changes := watch(11*time.Second, read); !equal(first, "Request_ResourceNotFound", "") || changes == 0 {
 			t.Errorf("answers %q, %d changes back", first, changes)
+		}
+	})
+}
+
+// A removed password is still listed where its removal has not come.
+func TestReplicas_GraphListsARemovedPasswordForAWhile(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		lag := entrasim.Range{Min: seconds(1), Max: seconds(20)}
+		w := newWorld(t, entrasim.Config{Seed: 7, Lags: entrasim.Lags{Graph: lag}})
+		a := w.newApp("one")
+		time.Sleep(lag.Max)
+		a = w.newSecret(a)
+		time.Sleep(lag.Max)
+		if got := w.graph(http.MethodPost, "/applications/"+a.id+"/removePassword", `{"keyId":"`+a.keyID+`"}`); got.status != 204 {
+			t.Fatalf("%d %s", got.status, got.body)
+		}
+		listed := func() string {
+			return strconv.FormatBool(strings.Contains(w.graph(http.MethodGet, "/applications/"+a.id, "").body, a.keyID))
+		}
+		if first, changes := watch(lag.Max, listed); !equal(first, "true", "false") || changes < 5 {
+			t.Errorf("listed: %q, %d changes back", first, changes)
+		}
+		if later, _ := watch(lag.Max, listed); !equal(later, "false") {
+			t.Errorf("after the longest lag: %q", later)
 		}
 	})
 }
