@@ -230,7 +230,7 @@ func TestReadme_StartsAServer(t *testing.T) {
 		t.Fatalf("the README's server is started by %q", lines)
 	}
 	command, _, _ := strings.Cut(lines[0], "#")
-	args, found := strings.CutPrefix(command, "go run ./cmd/entrasim ")
+	args, found := strings.CutPrefix(command, "go run phasekey.dev/pkg/entrasim/cmd/entrasim ")
 	post := strings.Fields(lines[1])
 	if !found || len(post) != 6 || post[0] != "curl" || post[1] != "--cacert" || post[4] != "-d" {
 		t.Fatalf("the README's lines are %q", lines)

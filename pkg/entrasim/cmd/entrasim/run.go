@@ -9,11 +9,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -29,7 +31,8 @@ type options struct {
 	state, tlsDir, cert, key, names, issuerCA                    string
 	seed                                                         uint64
 	replicas, maxCredentials                                     int
-	lag, life                                                    span
+	lags                                                         entrasim.Lags
+	life                                                         span
 	journalLife                                                  time.Duration
 	secretFirst, race, lockAtHome, openAdmin, verbose, unlimited bool
 	conflicts                                                    entrasim.WriteConflicts
@@ -58,7 +61,7 @@ func define(help io.Writer) (*options, *flag.FlagSet) {
 	f.StringVar(&o.issuerCA, "issuer-ca", "", "`file` of CA certificates to trust, besides the system's, in issuers of federated credentials")
 	f.Uint64Var(&o.seed, "seed", 1, "`number` that decides everything random")
 	f.IntVar(&o.replicas, "replicas", 3, "`number` of replicas of each plane")
-	f.Var(&o.lag, "lag", "replication lag, a fixed `duration` or shortest-longest, such as 0s-3s")
+	f.Var((*lags)(&o.lags), "lag", "replication lag, a fixed `duration` or shortest-longest, such as 0s-3s; by comma, one of a kind as above")
 	f.Var(&o.life, "token-life", "life of access tokens, a fixed `duration` or shortest-longest")
 	f.BoolVar(&o.secretFirst, "secret-before-principal", false, "check the secret before missing the principal")
 	f.BoolVar(&o.race, "consent-race", false, "answer an early second consent with AADSTS650051")
@@ -125,7 +128,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) (err error) 
 	}
 	sim, err := entrasim.New(entrasim.Config{
 		Seed: o.seed, StateDir: o.state, Replicas: o.replicas, Endpoints: at.endpoints(o), Log: log,
-		Lags: entrasim.Lag(o.lag.low, o.lag.high), TokenLife: entrasim.Range{Min: o.life.low, Max: o.life.high},
+		Lags: o.lags, TokenLife: entrasim.Range{Min: o.life.low, Max: o.life.high},
 		SecretBeforePrincipal: o.secretFirst, ConsentRace: o.race, LockAtHome: o.lockAtHome, MaxCredentials: o.maxCredentials,
 		OpenAdmin: o.openAdmin, Issuers: issuers, JournalLife: o.journalLife,
 		WriteConflicts: o.conflicts, LoginLoop: entrasim.Budget(o.loop), Budgets: entrasim.Budgets{Unlimited: o.unlimited},
@@ -228,6 +231,57 @@ func (s *span) Set(text string) error {
 	}
 	s.high, err = time.ParseDuration(high)
 	return err
+}
+
+// lags is a flag: a span for all kinds of changes, spans for some kinds by their
+// names, or both, by comma and in this order.
+type lags entrasim.Lags
+
+// kinds are the lags by the names that the flag has for them.
+func (l *lags) kinds() map[string]*entrasim.Range {
+	return map[string]*entrasim.Range{
+		"graph": &l.Graph, "application": &l.Application, "secret": &l.Secret, "federated": &l.Federated,
+		"principal": &l.Principal, "role": &l.Role, "removal": &l.Removal,
+	}
+}
+
+func lagNames() []string {
+	return slices.Sorted(maps.Keys(new(lags).kinds()))
+}
+
+func (l *lags) String() string {
+	var out []string
+	for name, of := range l.kinds() {
+		if *of != (entrasim.Range{}) {
+			out = append(out, name+"="+of.Min.String()+"-"+of.Max.String())
+		}
+	}
+	slices.Sort(out)
+	return strings.Join(out, ",")
+}
+
+func (l *lags) Set(text string) error {
+	for part := range strings.SplitSeq(text, ",") {
+		name, value, named := strings.Cut(part, "=")
+		if !named {
+			value = part
+		}
+		var s span
+		if err := s.Set(value); err != nil {
+			return err
+		}
+		one := entrasim.Range{Min: s.low, Max: s.high}
+		of := l.kinds()[name]
+		switch {
+		case !named:
+			*l = lags(entrasim.Lag(one.Min, one.Max))
+		case of == nil:
+			return fmt.Errorf("%q is none of %s", name, strings.Join(lagNames(), ", "))
+		default:
+			*of = one
+		}
+	}
+	return nil
 }
 
 // rate is a flag: a number, a slash, and the time in which it comes back.

@@ -32,6 +32,7 @@ Once it listens it prints where each of them is, and the file with the CA to tru
   entrasim -state DIR -lag 0s-10s              remembers, and lags as the real one does
   entrasim -domain azure.test -listen :443     login.azure.test, graph.azure.test, management.azure.test
   entrasim -listen-graph 127.0.0.1:8444        a port of its own for Graph
+  entrasim -lag 0s-3s,secret=4s-18s,removal=1m also graph, application, federated, principal, role
 `)
 	for _, g := range groups() {
 		_, _ = fmt.Fprintf(w, "\n%s\n", g.title)
