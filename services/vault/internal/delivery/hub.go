@@ -61,7 +61,7 @@ type tokens interface {
 
 // opener decrypts what the vault has stored under an identity.
 type opener interface {
-	Open(identity string, sealed []byte) (secret.Text, error)
+	Open(ctx context.Context, identity string, sealed []byte) (secret.Text, error)
 }
 
 // Config is what a Hub is made from.

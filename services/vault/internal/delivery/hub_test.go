@@ -188,7 +188,7 @@ func (f *fakeIssuer) fail(err error) {
 // fakeKeyring opens what is sealed by its identity.
 type fakeKeyring struct{}
 
-func (fakeKeyring) Open(identity string, sealed []byte) (secret.Text, error) {
+func (fakeKeyring) Open(_ context.Context, identity string, sealed []byte) (secret.Text, error) {
 	text, ok := strings.CutPrefix(string(sealed), identity+":")
 	if !ok {
 		return secret.Text{}, errSealed

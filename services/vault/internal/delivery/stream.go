@@ -304,7 +304,7 @@ type made struct {
 // make makes what the request wants of what there is: a token that is minted or kept, or the secret itself.
 func (h *Hub) make(ctx context.Context, r Request, e store.Entitlement) (made, error) {
 	if r.Material == lease.ClientSecret {
-		return h.open(time.Now(), e)
+		return h.open(ctx, time.Now(), e)
 	}
 	_, chosen, err := h.choose(e, r)
 	if err != nil {
@@ -329,7 +329,7 @@ func (h *Hub) make(ctx context.Context, r Request, e store.Entitlement) (made, e
 
 // open opens the ACTIVE version's secret: never that of one that is RETIRING, which nobody new may hold. It is good until the grant's
 // end; Entra is not asked.
-func (h *Hub) open(now time.Time, e store.Entitlement) (made, error) {
+func (h *Hub) open(ctx context.Context, now time.Time, e store.Entitlement) (made, error) {
 	v, ok := e.Active()
 	if !ok {
 		return made{}, issuer.ErrNotReady
@@ -338,7 +338,7 @@ func (h *Hub) open(now time.Time, e store.Entitlement) (made, error) {
 	if err := lease.CheckHold(end, limit); err != nil {
 		return made{}, err
 	}
-	text, err := h.config.Keyring.Open(credential.SealedAs(v.ID), v.Sealed)
+	text, err := h.config.Keyring.Open(ctx, credential.SealedAs(v.ID), v.Sealed)
 	if err != nil {
 		return made{}, fmt.Errorf("open secret of %s: %w", v, err)
 	}

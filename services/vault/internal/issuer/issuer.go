@@ -55,7 +55,7 @@ type minter interface {
 
 // opener decrypts what the vault has stored under an identity.
 type opener interface {
-	Open(identity string, sealed []byte) (secret.Text, error)
+	Open(ctx context.Context, identity string, sealed []byte) (secret.Text, error)
 }
 
 // prober has a customer's tenant asked again whether it knows the application.
@@ -268,7 +268,7 @@ func (e *entry) settle(now time.Time, token Token, err error) {
 }
 
 func (i *Issuer) mint(ctx context.Context, request Request, v credential.Version) (Token, error) {
-	text, err := i.config.Keyring.Open(credential.SealedAs(v.ID), v.Sealed)
+	text, err := i.config.Keyring.Open(ctx, credential.SealedAs(v.ID), v.Sealed)
 	if err != nil {
 		i.mints.WithLabelValues("unopened").Inc()
 		return Token{}, fmt.Errorf("open secret of credential version %s: %w", v.ID, err)

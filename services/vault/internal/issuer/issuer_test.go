@@ -69,7 +69,7 @@ func (f *fakeMinter) count() int {
 // fakeKeyring seals by turning a text into its identity and itself.
 type fakeKeyring struct{}
 
-func (fakeKeyring) Open(identity string, sealed []byte) (secret.Text, error) {
+func (fakeKeyring) Open(_ context.Context, identity string, sealed []byte) (secret.Text, error) {
 	text, ok := strings.CutPrefix(string(sealed), identity+":")
 	if !ok {
 		return secret.Text{}, errors.New("sealed under another identity")

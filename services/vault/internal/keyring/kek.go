@@ -66,10 +66,7 @@ func Init(ctx context.Context, kek string, store Store) error {
 	if len(keys) > 0 {
 		return fmt.Errorf("make key file %s: %w, and the database is encrypted with it", path, ErrKeyMissing)
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return fmt.Errorf("make key file: %w", err)
-	}
-	return writeKey(path)
+	return makeFile(kek)
 }
 
 // writeKey makes the file complete and durable or not at all: a half-written key would stop every later start, a lost one would lose the data. It is written beside, then linked
@@ -97,6 +94,34 @@ func writeKey(path string) (err error) {
 		return fmt.Errorf("write key file: %w", err)
 	}
 	return nil
+}
+
+// isFile reports whether kek names a file.
+func isFile(kek string) bool {
+	location, err := url.Parse(kek)
+	return err == nil && location.Scheme == fileScheme
+}
+
+// makeFile makes the file that kek names, if it names one that is not there.
+func makeFile(kek string) error {
+	if !isFile(kek) {
+		return nil
+	}
+	location, err := url.Parse(kek)
+	if err != nil {
+		return errors.New("key-encryption key: not a URL")
+	}
+	path, err := keyPath(location)
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat(path); err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return fmt.Errorf("make key file: %w", err)
+	}
+	return writeKey(path)
 }
 
 func keyPath(location *url.URL) (string, error) {

@@ -7,24 +7,28 @@
 // It guarantees that what Open returns was sealed under this identity by somebody with a data key: a record that was changed, or put in another's place, is refused. It does not
 // guarantee that it is the newest: a record's own older contents, put back, open. And it does not wipe keys from memory.
 //
-// The data key that seals is the newest; older ones only open. A key that is missing stops the start rather than being made anew: a fresh one would hide that everything stored is lost.
+// Both upper layers can be replaced while replicas run. Rewrap has another key-encryption key wrap the data keys. Rekey adds a data key, and Reseal has it seal what there is. The
+// data key that seals is the newest; older ones only open, and are never deleted, since backups need them. A replica that meets a record of a key which it does not hold looks at the
+// store once more, so it need not know beforehand.
+//
+// A key that is missing stops the start rather than being made anew: a fresh one would hide that everything stored is lost.
 package keyring
 
 import (
-	"bytes"
 	"context"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hkdf"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
+	"sync/atomic"
+	"time"
 
-	"gocloud.dev/secrets"
-
+	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/secret"
 )
 
@@ -33,11 +37,13 @@ var (
 	ErrKeyMissing = errors.New("key file is missing")
 	// ErrKeyFile means the key-encryption key's file is not 32 bytes for its owner alone.
 	ErrKeyFile = errors.New("key file must be 32 bytes with mode 0600")
-	// ErrUnwrap means the key-encryption key does not fit the stored data keys, or its service does not answer.
+	// ErrUnwrap means the key-encryption key does not fit the stored data keys, or its service does not answer: then it is ErrKEKAway too.
 	ErrUnwrap = errors.New("data key cannot be unwrapped")
-	// ErrKeyExists is Store.AddKey's answer when the ID is taken.
-	ErrKeyExists = errors.New("data key exists")
-	// ErrUnknownKey means a record was sealed by a data key that was not there at the start.
+	// ErrKEKAway means the key-encryption key's service does not answer, or not as it should; it may come back by itself.
+	ErrKEKAway = errors.New("service of the key-encryption key is away")
+	// ErrKeysChanged is Store.Swap's answer when the stored keys are not those that were to be replaced.
+	ErrKeysChanged = errors.New("data keys were changed meanwhile")
+	// ErrUnknownKey means a record was sealed by a data key that is not in the database.
 	ErrUnknownKey = errors.New("unknown data key")
 	// ErrCorrupt means a record was not sealed under this identity, or was changed since.
 	ErrCorrupt = errors.New("record does not open")
@@ -57,56 +63,93 @@ type WrappedKey struct {
 type Store interface {
 	// Keys gives all data keys, in any order.
 	Keys(ctx context.Context) ([]WrappedKey, error)
-	// AddKey adds one. If its ID is taken the error is ErrKeyExists, and nothing has changed.
-	AddKey(ctx context.Context, key WrappedKey) error
+	// Swap makes the stored keys those of to, if they are those of from, byte for byte, and nothing otherwise: then the error is ErrKeysChanged.
+	// Every ID of from is in to: keys are added, or wrapped anew, never deleted.
+	Swap(ctx context.Context, from, to []WrappedKey) error
 }
 
 // Keyring seals and opens records. It is safe for concurrent use.
 type Keyring struct {
+	store Store
+	keks  []string
+	held  atomic.Pointer[held]
+	// looking is had by the one who looks at the store again. It guards misses.
+	looking chan struct{}
+	misses  map[uint32]miss
+}
+
+// held are the unwrapped keys; they are replaced, never changed.
+type held struct {
 	keys    map[uint32][]byte
 	current uint32
 }
 
+// miss is why a key is not looked for again before some time.
+type miss struct {
+	until time.Time
+	err   error
+}
+
 const keySize = 32
 
-// Open unwraps the data keys of store, and makes the first one if there is none. kek says where the key-encryption key is: see OpenKEK. Replicas may do so together.
-func Open(ctx context.Context, kek string, store Store) (*Keyring, error) {
-	keeper, err := OpenKEK(ctx, kek)
+const (
+	// lookSpacing lies between two looks for one key that was not found: a record may be damaged, and many may want it.
+	lookSpacing = 10 * time.Second
+	// lookTimeout bounds a look, for which others wait.
+	lookTimeout = 10 * time.Second
+	// RefreshInterval is how often a running replica looks for a new data key, to seal with. See Run.
+	RefreshInterval = 30 * time.Second
+)
+
+// Open unwraps the data keys of store, and makes the first one if there is none. The keks say where the key-encryption key is, and where the one that is about to follow it
+// is, if there is one: see OpenKEK. Replicas may do so together. An error that is ErrKEKAway may go away by itself.
+func Open(ctx context.Context, store Store, keks ...string) (*Keyring, error) {
+	ring := &Keyring{store: store, keks: keks, looking: make(chan struct{}, 1), misses: map[uint32]miss{}}
+	ring.held.Store(&held{})
+	keepers, err := openKEKs(ctx, keks)
 	if err != nil {
 		return nil, err
 	}
 	// Everything is unwrapped now; it is not needed any more.
-	defer func() { _ = keeper.Close() }()
+	defer keepers.close()
 	wrapped, err := store.Keys(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("read data keys: %w", err)
 	}
 	if len(wrapped) == 0 {
-		if wrapped, err = addFirst(ctx, keeper, store); err != nil {
+		if wrapped, err = addFirst(ctx, keepers, store); err != nil {
 			return nil, err
 		}
 	}
-	ring := &Keyring{keys: map[uint32][]byte{}}
+	return ring, ring.hold(ctx, keepers, wrapped)
+}
+
+// hold unwraps those keys that are not held yet.
+func (k *Keyring) hold(ctx context.Context, keepers keepers, wrapped []WrappedKey) error {
+	before := k.held.Load()
+	after := &held{keys: map[uint32][]byte{}}
 	for _, one := range wrapped {
-		key, err := unwrap(ctx, keeper, one)
-		if err != nil {
-			return nil, err
+		key, ok := before.keys[one.ID]
+		if !ok {
+			var err error
+			if key, _, err = keepers.unwrap(ctx, one); err != nil {
+				return err
+			}
 		}
-		ring.keys[one.ID] = key
-		ring.current = max(ring.current, one.ID)
+		after.keys[one.ID] = key
+		after.current = max(after.current, one.ID)
 	}
-	return ring, nil
+	k.held.Store(after)
+	return nil
 }
 
 // addFirst makes the first data key. If another replica does so too the store keeps one of them, and both use that.
-func addFirst(ctx context.Context, keeper *secrets.Keeper, store Store) ([]WrappedKey, error) {
-	key := make([]byte, keySize)
-	_, _ = rand.Read(key) // never fails
-	first, err := wrap(ctx, keeper, 1, key)
+func addFirst(ctx context.Context, keepers keepers, store Store) ([]WrappedKey, error) {
+	first, err := newKey(ctx, keepers[0], 1)
 	if err != nil {
 		return nil, err
 	}
-	if err := store.AddKey(ctx, first); err != nil && !errors.Is(err, ErrKeyExists) {
+	if err := store.Swap(ctx, nil, []WrappedKey{first}); err != nil && !errors.Is(err, ErrKeysChanged) {
 		return nil, fmt.Errorf("add data key: %w", err)
 	}
 	keys, err := store.Keys(ctx)
@@ -116,26 +159,105 @@ func addFirst(ctx context.Context, keeper *secrets.Keeper, store Store) ([]Wrapp
 	return keys, nil
 }
 
-// wrap encrypts a data key together with its ID, so that stored keys cannot trade places.
-func wrap(ctx context.Context, keeper *secrets.Keeper, id uint32, key []byte) (WrappedKey, error) {
-	wrapped, err := keeper.Encrypt(ctx, append(binary.BigEndian.AppendUint32(nil, id), key...))
-	if err != nil {
-		return WrappedKey{}, fmt.Errorf("wrap data key %d: %w", id, err)
+// Current is the ID of the data key that seals.
+func (k *Keyring) Current() uint32 { return k.held.Load().current }
+
+// Refresh looks for data keys that were added since, and seals with the newest from then on. It needs the key-encryption key only if there are such.
+func (k *Keyring) Refresh(ctx context.Context) error {
+	if err := k.lock(ctx); err != nil {
+		return err
 	}
-	return WrappedKey{ID: id, Wrapped: wrapped}, nil
+	defer k.unlock()
+	return k.look(ctx)
 }
 
-func unwrap(ctx context.Context, keeper *secrets.Keeper, wrapped WrappedKey) ([]byte, error) {
-	plain, err := keeper.Decrypt(ctx, wrapped.Wrapped)
-	if err != nil {
-		return nil, fmt.Errorf("%w: data key %d: %w", ErrUnwrap, wrapped.ID, err)
+// Run refreshes from time to time until ctx ends, so that a key which another process has added comes to be used here too.
+func (k *Keyring) Run(ctx context.Context, log *slog.Logger) error {
+	ticks := time.NewTicker(RefreshInterval)
+	defer ticks.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticks.C:
+		}
+		before := k.Current()
+		switch err := k.Refresh(ctx); {
+		case err != nil && ctx.Err() == nil:
+			log.WarnContext(ctx, "data keys could not be looked at; what is held goes on being used", slog.Any(obs.KeyError, err))
+		case k.Current() != before:
+			log.InfoContext(ctx, "another data key seals from now on", slog.Uint64("data_key", uint64(k.Current())))
+		}
 	}
-	id, key := plain[:min(4, len(plain))], plain[min(4, len(plain)):]
-	if len(key) != keySize || !bytes.Equal(id, binary.BigEndian.AppendUint32(nil, wrapped.ID)) {
-		return nil, fmt.Errorf("%w: data key %d is another's", ErrUnwrap, wrapped.ID)
-	}
-	return key, nil
 }
+
+func (k *Keyring) lock(ctx context.Context) error {
+	select {
+	case k.looking <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (k *Keyring) unlock() { <-k.looking }
+
+// look reads the store, and unwraps what is new. The caller has the lock.
+func (k *Keyring) look(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	wrapped, err := k.store.Keys(ctx)
+	if err != nil {
+		return fmt.Errorf("read data keys: %w", err)
+	}
+	have := k.held.Load()
+	if !slices.ContainsFunc(wrapped, func(one WrappedKey) bool { return have.keys[one.ID] == nil }) {
+		return nil
+	}
+	keepers, err := openKEKs(ctx, k.keks)
+	if err != nil {
+		return err
+	}
+	defer keepers.close()
+	return k.hold(ctx, keepers, wrapped)
+}
+
+// key returns a data key. One that is not held was added by another process meanwhile, or never was: the store is looked at once for all who want it.
+func (k *Keyring) key(ctx context.Context, id uint32) ([]byte, error) {
+	if key, ok := k.held.Load().keys[id]; ok {
+		return key, nil
+	}
+	if err := k.lock(ctx); err != nil {
+		return nil, err
+	}
+	defer k.unlock()
+	if key, ok := k.held.Load().keys[id]; ok {
+		return key, nil
+	}
+	now := time.Now()
+	if missed, ok := k.misses[id]; ok && now.Before(missed.until) {
+		return nil, missed.err
+	}
+	err := k.look(ctx)
+	if key, ok := k.held.Load().keys[id]; ok {
+		delete(k.misses, id)
+		return key, nil
+	}
+	if err == nil {
+		err = fmt.Errorf("%w %d", ErrUnknownKey, id)
+	}
+	if ctx.Err() == nil {
+		// A caller that gave up says nothing to the others.
+		if len(k.misses) >= maxMisses {
+			clear(k.misses)
+		}
+		k.misses[id] = miss{until: now.Add(lookSpacing), err: err}
+	}
+	return nil, err
+}
+
+// maxMisses bounds what is remembered: the IDs stand in records, which may be damaged.
+const maxMisses = 64
 
 // A sealed record is: a byte for the format, four for the data key's ID, then what AES-GCM makes, its random nonce first.
 const (
@@ -149,27 +271,29 @@ func (k *Keyring) Seal(identity string, text secret.Text) ([]byte, error) {
 	if identity == "" {
 		return nil, ErrNoIdentity
 	}
-	header := binary.BigEndian.AppendUint32([]byte{format}, k.current)
-	aead, err := recordKey(k.keys[k.current], identity)
+	have := k.held.Load()
+	header := binary.BigEndian.AppendUint32([]byte{format}, have.current)
+	aead, err := recordKey(have.keys[have.current], identity)
 	if err != nil {
 		return nil, fmt.Errorf("seal %s: %w", identity, err)
 	}
 	return aead.Seal(header, nil, []byte(text.Expose()), associated(header, identity)), nil //nolint:gosec // it takes a random nonce itself
 }
 
-// Open decrypts what Seal made for the same identity; ErrCorrupt if it did not, ErrUnknownKey if another replica's newer key did.
-func (k *Keyring) Open(identity string, sealed []byte) (secret.Text, error) {
+// Open decrypts what Seal made for the same identity; ErrCorrupt if it did not. A data key that is not held is looked for in the store: ErrUnknownKey if it is not there
+// either, ErrUnwrap if it cannot be unwrapped, sqldb's errors if the store cannot be read.
+func (k *Keyring) Open(ctx context.Context, identity string, sealed []byte) (secret.Text, error) {
 	if identity == "" {
 		return secret.Text{}, ErrNoIdentity
 	}
-	if len(sealed) < headerSize || sealed[0] != format {
+	id, ok := sealedBy(sealed)
+	if !ok {
 		return secret.Text{}, fmt.Errorf("open %s: %w", identity, ErrCorrupt)
 	}
 	header, rest := sealed[:headerSize], sealed[headerSize:]
-	id := binary.BigEndian.Uint32(header[1:])
-	key, ok := k.keys[id]
-	if !ok {
-		return secret.Text{}, fmt.Errorf("open %s: %w %d", identity, ErrUnknownKey, id)
+	key, err := k.key(ctx, id)
+	if err != nil {
+		return secret.Text{}, fmt.Errorf("open %s: %w", identity, err)
 	}
 	aead, err := recordKey(key, identity)
 	if err != nil {
@@ -180,6 +304,14 @@ func (k *Keyring) Open(identity string, sealed []byte) (secret.Text, error) {
 		return secret.Text{}, fmt.Errorf("open %s: %w", identity, ErrCorrupt)
 	}
 	return secret.New(string(plain)), nil
+}
+
+// sealedBy is the ID of the data key that a record says it was sealed by.
+func sealedBy(sealed []byte) (id uint32, ok bool) {
+	if len(sealed) < headerSize || sealed[0] != format {
+		return 0, false
+	}
+	return binary.BigEndian.Uint32(sealed[1:headerSize]), true
 }
 
 // recordKey derives a record's key. With a key each, no two records share nonces, however many there are.

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"phasekey.dev/pkg/secret"
@@ -18,20 +19,26 @@ import (
 
 // memory is a Store.
 type memory struct {
-	keys []keyring.WrappedKey
+	mu    sync.Mutex
+	keys  []keyring.WrappedKey
+	reads int
+	away  error
 }
 
 func (m *memory) Keys(context.Context) ([]keyring.WrappedKey, error) {
-	return slices.Clone(m.keys), nil
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.reads++
+	return slices.Clone(m.keys), m.away
 }
 
-func (m *memory) AddKey(_ context.Context, key keyring.WrappedKey) error {
-	for _, have := range m.keys {
-		if have.ID == key.ID {
-			return keyring.ErrKeyExists
-		}
+func (m *memory) Swap(_ context.Context, from, to []keyring.WrappedKey) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !slices.EqualFunc(m.keys, from, func(a, b keyring.WrappedKey) bool { return a.ID == b.ID && bytes.Equal(a.Wrapped, b.Wrapped) }) {
+		return keyring.ErrKeysChanged
 	}
-	m.keys = append(m.keys, key)
+	m.keys = slices.Clone(to)
 	return nil
 }
 
@@ -42,7 +49,7 @@ func started(t testing.TB) (path string, store *memory, ring *keyring.Keyring) {
 	if err := keyring.Init(t.Context(), "file://"+path, store); err != nil {
 		t.Fatal(err)
 	}
-	ring, err := keyring.Open(t.Context(), "file://"+path, store)
+	ring, err := keyring.Open(t.Context(), store, "file://"+path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,12 +75,12 @@ func TestKeyring_OpensWhatItSealed(t *testing.T) {
 		if again := seal(t, ring, "versions/1", text); bytes.Equal(sealed, again) {
 			t.Error("sealed twice alike")
 		}
-		restarted, err := keyring.Open(t.Context(), "file://"+path, store)
+		restarted, err := keyring.Open(t.Context(), store, "file://"+path)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, r := range []*keyring.Keyring{ring, restarted} {
-			if got, err := r.Open("versions/1", sealed); err != nil || got.Expose() != text {
+			if got, err := r.Open(t.Context(), "versions/1", sealed); err != nil || got.Expose() != text {
 				t.Errorf("%d bytes came back as %d, %v", len(text), len(got.Expose()), err)
 			}
 		}
@@ -101,21 +108,21 @@ func TestKeyring_RefusesWhatItDidNotSealThere(t *testing.T) {
 		"another database's":    {"versions/1", seal(t, foreign, "versions/1", "first")},
 		"mixed":                 {"versions/1", append(slices.Clone(one[:17]), two[17:]...)},
 	} {
-		if text, err := ring.Open(test.identity, test.sealed); !errors.Is(err, keyring.ErrCorrupt) || !text.IsZero() {
+		if text, err := ring.Open(t.Context(), test.identity, test.sealed); !errors.Is(err, keyring.ErrCorrupt) || !text.IsZero() {
 			t.Errorf("%s: %v, want ErrCorrupt and no text", name, err)
 		}
 	}
 	for i := range len(one) * 8 {
 		flipped := slices.Clone(one)
 		flipped[i/8] ^= 1 << (i % 8)
-		if _, err := ring.Open("versions/1", flipped); !errors.Is(err, keyring.ErrCorrupt) && !errors.Is(err, keyring.ErrUnknownKey) {
+		if _, err := ring.Open(t.Context(), "versions/1", flipped); !errors.Is(err, keyring.ErrCorrupt) && !errors.Is(err, keyring.ErrUnknownKey) {
 			t.Errorf("bit %d flipped: %v", i, err)
 		}
 	}
 	if _, err := ring.Seal("", secret.New("x")); !errors.Is(err, keyring.ErrNoIdentity) {
 		t.Errorf("sealed without an identity: %v", err)
 	}
-	if _, err := ring.Open("", one); !errors.Is(err, keyring.ErrNoIdentity) {
+	if _, err := ring.Open(t.Context(), "", one); !errors.Is(err, keyring.ErrNoIdentity) {
 		t.Errorf("opened without an identity: %v", err)
 	}
 }
@@ -143,7 +150,7 @@ func TestOpen_StopsTheStart(t *testing.T) {
 			path, store, _ := started(t)
 			test.spoil(t, path, store)
 			before := fmt.Sprint(store.keys)
-			if _, err := keyring.Open(t.Context(), "file://"+path, store); !errors.Is(err, test.want) {
+			if _, err := keyring.Open(t.Context(), store, "file://"+path); !errors.Is(err, test.want) {
 				t.Errorf("got %v, want %v", err, test.want)
 			}
 			if after := fmt.Sprint(store.keys); after != before {
@@ -209,7 +216,7 @@ func FuzzKeyring_Open(f *testing.F) {
 	f.Add("versions/2", sealed)
 	f.Add(identity, sealed[:20])
 	f.Fuzz(func(t *testing.T, as string, data []byte) {
-		text, err := ring.Open(as, data)
+		text, err := ring.Open(t.Context(), as, data)
 		if (err == nil) != (as == identity && bytes.Equal(data, sealed)) {
 			t.Fatalf("opened %x as %q: %v", data, as, err)
 		}

@@ -331,7 +331,7 @@ func (fakeKeyring) Seal(identity string, text secret.Text) ([]byte, error) {
 	return out, nil
 }
 
-func (fakeKeyring) Open(identity string, sealed []byte) (secret.Text, error) {
+func (fakeKeyring) Open(_ context.Context, identity string, sealed []byte) (secret.Text, error) {
 	out := bytes.Clone(sealed)
 	for i := range out {
 		out[i] ^= 0x5a

@@ -56,7 +56,7 @@ func (c Clouds) in(name string) (Directory, error) {
 // sealer encrypts what is stored, bound to an identity.
 type sealer interface {
 	Seal(identity string, text secret.Text) ([]byte, error)
-	Open(identity string, sealed []byte) (secret.Text, error)
+	Open(ctx context.Context, identity string, sealed []byte) (secret.Text, error)
 }
 
 // ProberConfig is what a Prober is made from.
@@ -123,7 +123,7 @@ func (p *Prober) ask(ctx context.Context, facts store.Facts, version credential.
 	if err != nil {
 		return false, credential.Probe{}, err
 	}
-	text, err := p.config.Keyring.Open(credential.SealedAs(version.ID), version.Sealed)
+	text, err := p.config.Keyring.Open(ctx, credential.SealedAs(version.ID), version.Sealed)
 	if err != nil {
 		return false, credential.Probe{}, fmt.Errorf("open %s: %w", version, err)
 	}

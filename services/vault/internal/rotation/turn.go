@@ -380,7 +380,7 @@ func (t *turn) add(ctx context.Context, a credential.Add) error {
 
 // token makes one token request with a version.
 func (t *turn) token(ctx context.Context, op, tenantID string, v credential.Version) (token directory.Token, refused, err error) {
-	text, err := t.w.config.Keyring.Open(credential.SealedAs(v.ID), v.Sealed)
+	text, err := t.w.config.Keyring.Open(ctx, credential.SealedAs(v.ID), v.Sealed)
 	if err != nil {
 		return directory.Token{}, nil, fmt.Errorf("open %s: %w", v, err)
 	}

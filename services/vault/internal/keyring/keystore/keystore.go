@@ -2,8 +2,11 @@
 package keystore
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"phasekey.dev/pkg/sqldb"
@@ -30,14 +33,47 @@ func (s *Store) Keys(ctx context.Context) (keys []keyring.WrappedKey, err error)
 	return keys, err
 }
 
-// AddKey adds a data key. See keyring.Store.
-func (s *Store) AddKey(ctx context.Context, key keyring.WrappedKey) error {
+// Swap replaces the data keys. See keyring.Store. All rows are locked, in one order, so that of two who swap at once the second finds what the first made.
+func (s *Store) Swap(ctx context.Context, from, to []keyring.WrappedKey) error {
+	next := make(map[uint32][]byte, len(to))
+	for _, key := range to {
+		next[key.ID] = key.Wrapped
+	}
+	from = slices.SortedFunc(slices.Values(from), func(a, b keyring.WrappedKey) int { return cmp.Compare(a.ID, b.ID) })
 	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
-		_, err := tx.Exec(ctx, `INSERT INTO data_keys (id, wrapped, create_time) VALUES ($1, $2, $3)`, int64(key.ID), key.Wrapped, sqldb.Micros(time.Now()))
-		return err
+		fresh := maps.Clone(next)
+		for _, key := range from {
+			if next[key.ID] == nil {
+				return fmt.Errorf("data key %d would be deleted", key.ID)
+			}
+			n, err := tx.Exec(ctx, `UPDATE data_keys SET wrapped = $3 WHERE id = $1 AND wrapped = $2`, int64(key.ID), key.Wrapped, next[key.ID])
+			if err != nil {
+				return err
+			}
+			if n == 0 {
+				return keyring.ErrKeysChanged
+			}
+			delete(fresh, key.ID)
+		}
+		for _, id := range slices.Sorted(maps.Keys(fresh)) {
+			if _, err := tx.Exec(ctx, `INSERT INTO data_keys (id, wrapped, create_time) VALUES ($1, $2, $3)`, int64(id), fresh[id], sqldb.Micros(time.Now())); err != nil {
+				return err
+			}
+		}
+		var count int
+		if err := tx.QueryRow(ctx, `SELECT COUNT(*) FROM data_keys`).Scan(&count); err != nil {
+			return err
+		}
+		if count != len(next) {
+			return keyring.ErrKeysChanged
+		}
+		return nil
 	})
 	if sqldb.UniqueOn(err, "data_keys", "id") {
-		return fmt.Errorf("add data key %d: %w", key.ID, keyring.ErrKeyExists)
+		err = keyring.ErrKeysChanged
 	}
-	return err
+	if err != nil {
+		return fmt.Errorf("replace data keys: %w", err)
+	}
+	return nil
 }
