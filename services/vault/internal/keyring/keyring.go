@@ -145,7 +145,10 @@ func (k *Keyring) hold(ctx context.Context, keepers keepers, wrapped []WrappedKe
 
 // addFirst makes the first data key. If another replica does so too the store keeps one of them, and both use that.
 func addFirst(ctx context.Context, keepers keepers, store Store) ([]WrappedKey, error) {
-	first, err := newKey(ctx, keepers[0], 1)
+	if keepers.first == nil {
+		return nil, errors.Join(keepers.problems...)
+	}
+	first, err := newKey(ctx, keepers.first, 1)
 	if err != nil {
 		return nil, err
 	}

@@ -7,14 +7,22 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
+	"time"
 
 	"gocloud.dev/gcerrors"
 	"gocloud.dev/secrets"
 )
 
-// keepers are key-encryption keys, the one in use first.
-type keepers []*keeper
+// keepers are the key-encryption keys that could be opened.
+type keepers struct {
+	// first is the one in use; nil if it could not be opened.
+	first *keeper
+	all   []*keeper
+	// problems say why the others could not be.
+	problems []error
+}
 
 // keeper is one key-encryption key.
 type keeper struct {
@@ -23,31 +31,39 @@ type keeper struct {
 	remote bool
 }
 
-func openKEKs(ctx context.Context, keks []string) (out keepers, err error) {
-	for _, kek := range keks {
+// openKEKs opens those that can be: while one takes the other's place, either will do. It fails if none can.
+func openKEKs(ctx context.Context, keks []string) (keepers, error) {
+	var out keepers
+	for i, kek := range keks {
 		opened, err := OpenKEK(ctx, kek)
 		if err != nil {
-			out.close()
-			return nil, err
+			out.problems = append(out.problems, err)
+			continue
 		}
-		out = append(out, &keeper{Keeper: opened, remote: !isFile(kek)})
+		one := &keeper{Keeper: opened, remote: !isFile(kek)}
+		out.all = append(out.all, one)
+		if i == 0 {
+			out.first = one
+		}
 	}
-	if len(out) == 0 {
-		return nil, errors.New("key-encryption key: none is named")
+	if len(out.all) == 0 {
+		return out, errors.Join(append(out.problems, errNoKEK)...)
 	}
 	return out, nil
 }
 
+var errNoKEK = errors.New("no key-encryption key could be opened")
+
 func (k keepers) close() {
-	for _, one := range k {
+	for _, one := range k.all {
 		_ = one.Close()
 	}
 }
 
 // unwrap decrypts a data key by the first of the key-encryption keys that fits, and says which did.
 func (k keepers) unwrap(ctx context.Context, wrapped WrappedKey) (key []byte, by *keeper, err error) {
-	var problems []error
-	for _, one := range k {
+	problems := slices.Clone(k.problems)
+	for _, one := range k.all {
 		key, err := one.unwrap(ctx, wrapped)
 		if err == nil {
 			return key, one, nil
@@ -104,41 +120,40 @@ func Rewrap(ctx context.Context, store Store, from, to string) (rewrapped int, e
 	if err := makeFile(to); err != nil {
 		return 0, err
 	}
-	keepers, err := openKEKs(ctx, []string{to})
+	target, err := openKEKs(ctx, []string{to})
 	if err != nil {
 		return 0, err
 	}
-	defer func() { keepers.close() }()
-	target := keepers[0]
+	defer target.close()
+	var former keepers // opened when it is needed: once all is done it may be gone
+	defer func() { former.close() }()
 	keys, err := sorted(ctx, store)
 	if err != nil {
 		return 0, err
 	}
 	next := slices.Clone(keys)
 	for i, one := range keys {
-		_, err := target.unwrap(ctx, one)
+		_, err := target.first.unwrap(ctx, one)
 		if err == nil {
 			continue
 		}
 		if errors.Is(err, ErrKEKAway) {
 			return 0, err
 		}
-		if len(keepers) == 1 { // the former one is needed only now
-			former, err := openKEKs(ctx, []string{from})
-			if err != nil {
+		if former.first == nil {
+			if former, err = openKEKs(ctx, []string{from}); err != nil {
 				return 0, err
 			}
-			keepers = append(keepers, former...)
 		}
-		key, err := keepers[1].unwrap(ctx, one)
+		key, err := former.first.unwrap(ctx, one)
 		if err != nil {
 			return 0, err
 		}
-		if next[i], err = target.wrap(ctx, one.ID, key); err != nil {
+		if next[i], err = target.first.wrap(ctx, one.ID, key); err != nil {
 			return 0, err
 		}
 		// Nothing is stored that was not seen to open.
-		if again, err := target.unwrap(ctx, next[i]); err != nil || !bytes.Equal(again, key) {
+		if again, err := target.first.unwrap(ctx, next[i]); err != nil || !bytes.Equal(again, key) {
 			return 0, errors.Join(fmt.Errorf("%w: data key %d does not come back from the new key-encryption key", ErrUnwrap, one.ID), err)
 		}
 		rewrapped++
@@ -217,63 +232,108 @@ type Pass struct {
 	Seen, Resealed, Changed int
 }
 
+// Outdated reports whether there is a record that an older data key than the current one has sealed.
+func (k *Keyring) Outdated(ctx context.Context, records Records) (bool, error) {
+	found := false
+	err := each(ctx, records, func(record Record) (bool, error) {
+		found = k.outdated(record)
+		return !found, nil
+	}, func() {})
+	return found, err
+}
+
+func (k *Keyring) outdated(record Record) bool {
+	by, ok := sealedBy(record.Sealed)
+	return !ok || by < k.Current()
+}
+
 // Reseal goes over all records once, and has the current data key seal those that an older one has. progress is told after each batch. It can be stopped anywhere and
 // begun again: what is done is passed over.
 func (k *Keyring) Reseal(ctx context.Context, records Records, progress func(Pass)) (Pass, error) {
 	var pass Pass
-	after := ""
-	for {
-		batch, err := records.Sealed(ctx, after, resealBatch)
-		if err != nil {
-			return pass, err
+	err := each(ctx, records, func(record Record) (bool, error) {
+		pass.Seen++
+		if !k.outdated(record) {
+			return true, nil
 		}
-		for _, record := range batch {
-			after = record.ID
-			pass.Seen++
-			if by, ok := sealedBy(record.Sealed); ok && by >= k.Current() {
-				continue
-			}
-			text, err := k.Open(ctx, record.Identity, record.Sealed)
-			if err != nil {
-				return pass, err
-			}
-			sealed, err := k.Seal(record.Identity, text)
-			if err != nil {
-				return pass, err
-			}
-			done, err := records.Reseal(ctx, record, sealed)
-			switch {
-			case err != nil:
-				return pass, err
-			case done:
-				pass.Resealed++
-			default:
-				pass.Changed++
-			}
-		}
-		if len(batch) < resealBatch {
-			return pass, nil
-		}
-		progress(pass)
-	}
-}
-
-// Outdated reports whether there is a record that an older data key than the current one has sealed.
-func (k *Keyring) Outdated(ctx context.Context, records Records) (bool, error) {
-	after := ""
-	for {
-		batch, err := records.Sealed(ctx, after, resealBatch)
+		text, err := k.Open(ctx, record.Identity, record.Sealed)
 		if err != nil {
 			return false, err
 		}
+		sealed, err := k.Seal(record.Identity, text)
+		if err != nil {
+			return false, err
+		}
+		done, err := records.Reseal(ctx, record, sealed)
+		switch {
+		case err != nil:
+			return false, err
+		case done:
+			pass.Resealed++
+		default:
+			pass.Changed++
+		}
+		return true, nil
+	}, func() { progress(pass) })
+	return pass, err
+}
+
+// each has do look at all records until it has had enough, and progress told after each batch.
+func each(ctx context.Context, records Records, do func(Record) (more bool, err error), progress func()) error {
+	after := ""
+	for {
+		batch, err := records.Sealed(ctx, after, resealBatch)
+		if err != nil {
+			return err
+		}
 		for _, record := range batch {
-			if by, ok := sealedBy(record.Sealed); !ok || by < k.Current() {
-				return true, nil
+			more, err := do(record)
+			if err != nil || !more {
+				return err
 			}
 			after = record.ID
 		}
+		progress()
 		if len(batch) < resealBatch {
-			return false, nil
+			return nil
 		}
 	}
 }
+
+// ResealAll has the current data key seal everything, also what replicas seal by an older one until they have seen it: it goes over the records until nothing was left to do
+// in a pass that began after all of them have looked, and well after the last record was sealed anew. The log tells how far it is.
+func (k *Keyring) ResealAll(ctx context.Context, records Records, log *slog.Logger) error {
+	looked := time.Now().Add(2 * RefreshInterval)
+	for {
+		begun := time.Now()
+		pass, err := k.Reseal(ctx, records, func(p Pass) {
+			log.InfoContext(ctx, "records are being sealed anew", slog.Int("seen", p.Seen), slog.Int("resealed", p.Resealed))
+		})
+		if err != nil {
+			return err
+		}
+		wait := resealPause
+		left := pass.Resealed + pass.Changed
+		if again := time.Now().Add(RefreshInterval); left > 0 && again.After(looked) {
+			looked = again // somebody who read a record before may write it back as it was
+		}
+		switch {
+		case left == 0 && begun.After(looked):
+			log.InfoContext(ctx, "everything is sealed by the new data key", slog.Int("records", pass.Seen))
+			return nil
+		case left == 0:
+			wait = max(wait, time.Until(looked))
+			log.InfoContext(ctx, "waiting until every replica has seen the new data key", slog.Duration("wait", wait))
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return ctx.Err()
+		case <-timer.C:
+		}
+	}
+}
+
+// resealPause lies between two passes over the records.
+const resealPause = time.Second

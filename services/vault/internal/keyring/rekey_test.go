@@ -130,6 +130,9 @@ func TestRewrap_KilledAtEachStepLeavesOneKeyThatFits(t *testing.T) {
 		if _, err := keyring.Open(t.Context(), store, from, to); err != nil {
 			t.Errorf("killed at step %d: a replica that was told of both does not start: %v", step, err)
 		}
+		if _, err := keyring.Open(t.Context(), &memory{}, to+"-none", from); !errors.Is(err, keyring.ErrKeyMissing) {
+			t.Errorf("the first data key was wrapped by what is not in use yet: %v", err)
+		}
 		if _, err := keyring.Rewrap(t.Context(), store, from, to); err != nil {
 			t.Errorf("again after step %d: %v", step, err)
 		}
@@ -271,7 +274,7 @@ func TestReseal_GoesOnWhereItWasKilled_WhileAReplicaReads(t *testing.T) {
 			t.Fatalf("killed at %d: %v", kill, err)
 		}
 		resealed += pass.Resealed
-		if kill == 0 && (pass.Seen != n || batches != n/500) {
+		if kill == 0 && (pass.Seen != n || batches != n/500+1) {
 			t.Errorf("saw %d in %d batches", pass.Seen, batches)
 		}
 		check(fmt.Sprintf("killed at %d", kill))
@@ -427,5 +430,45 @@ func TestRun_SealsWithANewKeyByItself(t *testing.T) {
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
+	})
+}
+
+// Records that a replica goes on sealing by the former key, until it has looked, are sealed anew too.
+func TestResealAll_WaitsForReplicas(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path, store, replica := started(t)
+		kek := "file://" + path
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- replica.Run(ctx, slog.New(slog.DiscardHandler)) }()
+		if _, err := keyring.Rekey(t.Context(), store, kek); err != nil {
+			t.Fatal(err)
+		}
+		command, err := keyring.Open(t.Context(), store, kek)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all := &records{all: map[string][]byte{}}
+		put := func(id string) {
+			all.mu.Lock()
+			defer all.mu.Unlock()
+			all.all[id] = seal(t, replica, "records/"+id, "text")
+		}
+		put("0")
+		go func() {
+			for i := range 80 {
+				time.Sleep(time.Second - 7*time.Millisecond)
+				put(fmt.Sprint(i))
+			}
+		}()
+		if err := command.ResealAll(t.Context(), all, slog.New(slog.DiscardHandler)); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		if outdated, err := command.Outdated(t.Context(), all); err != nil || outdated || len(all.all) != 80 {
+			t.Errorf("%d records, outdated: %v, %v", len(all.all), outdated, err)
+		}
+		cancel()
+		<-ended
 	})
 }

@@ -1,0 +1,41 @@
+package store
+
+import (
+	"context"
+	"fmt"
+
+	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/vault/internal/credential"
+	"phasekey.dev/services/vault/internal/keyring"
+)
+
+// Sealed lists what is stored encrypted, by the versions' IDs. See keyring.Records.
+func (s *Store) Sealed(ctx context.Context, after string, limit int) ([]keyring.Record, error) {
+	var out []keyring.Record
+	err := s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
+		out, err = sqldb.Collect(ctx, tx, func(row sqldb.Row) (r keyring.Record, err error) {
+			err = row.Scan(&r.ID, &r.Sealed)
+			r.Identity = credential.SealedAs(r.ID)
+			return r, err
+		}, `SELECT id, sealed FROM credential_versions WHERE sealed IS NOT NULL AND id > $1 ORDER BY id LIMIT $2`, after, limit)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list what is sealed: %w", err)
+	}
+	return out, nil
+}
+
+// Reseal replaces a version's encrypted text by another of the same, in a transaction of its own: no row is locked while another is waited for. The master may write the
+// version at the same time: whoever comes second finds what is there, and a master writes back at worst what it had read. See keyring.Records.
+func (s *Store) Reseal(ctx context.Context, record keyring.Record, sealed []byte) (bool, error) {
+	var n int64
+	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
+		n, err = tx.Exec(ctx, `UPDATE credential_versions SET sealed = $3 WHERE id = $1 AND sealed = $2`, record.ID, record.Sealed, sealed)
+		return err
+	})
+	if err != nil {
+		return false, fmt.Errorf("seal version %s anew: %w", record.ID, err)
+	}
+	return n == 1, nil
+}
