@@ -40,7 +40,6 @@ import (
 	"phasekey.dev/services/vault/internal/hint"
 	"phasekey.dev/services/vault/internal/issuer"
 	"phasekey.dev/services/vault/internal/keyring"
-	"phasekey.dev/services/vault/internal/keyring/keystore"
 	"phasekey.dev/services/vault/internal/rotation"
 	"phasekey.dev/services/vault/internal/rpc"
 	"phasekey.dev/services/vault/internal/store"
@@ -94,7 +93,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *App, err error) 
 	if err := a.openStore(ctx); err != nil {
 		return nil, err
 	}
-	if a.keyring, err = keyring.Open(ctx, cfg.KEK, keystore.New(a.db)); err != nil {
+	if err := a.openKeys(ctx); err != nil {
 		return nil, err
 	}
 	if a.tls, err = mtls.Open(ctx, cfg.TLS, log); err != nil {
@@ -123,52 +122,6 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *App, err error) 
 		return nil, err
 	}
 	return a, a.listen(ctx)
-}
-
-// Init makes the key-encryption key's file, once, for a database without data.
-func Init(ctx context.Context, cfg Config) (err error) {
-	if err := cfg.Validate(); err != nil {
-		return fmt.Errorf("configuration: %w", err)
-	}
-	migrations, err := store.Migrations()
-	if err != nil {
-		return err
-	}
-	db, err := sqldb.Open(ctx, cfg.Database, migrations)
-	if err != nil {
-		return err
-	}
-	return errors.Join(keyring.Init(ctx, cfg.KEK, keystore.New(db)), db.Close())
-}
-
-// Reshard divides the database into the configuration's number of shards, while replicas run or not. Those that were started with another number take no
-// shards any more, and have to be started anew. The log says what was done.
-func Reshard(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
-	if err := cfg.Validate(); err != nil {
-		return fmt.Errorf("configuration: %w", err)
-	}
-	migrations, err := store.Migrations()
-	if err != nil {
-		return err
-	}
-	db, err := sqldb.Open(ctx, cfg.database(), migrations)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, db.Close()) }()
-	shards, were := cfg.Election.Shards, 0
-	if err := db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
-		were, err = fence.Reshard(ctx, tx, shards, time.Now())
-		return err
-	}); err != nil {
-		return fmt.Errorf("reshard (to be repeated): %w", err)
-	}
-	if were == shards {
-		log.InfoContext(ctx, "the database has this number of shards already", slog.Int("shards", shards))
-		return nil
-	}
-	log.InfoContext(ctx, "the database was divided anew: start every replica with this number of shards", slog.Int("shards", shards), slog.Int("were", were))
-	return nil
 }
 
 func (a *App) openStore(ctx context.Context) error {
@@ -360,6 +313,7 @@ func (a *App) Run(ctx context.Context) error {
 		task.Task{Name: "election", Grace: grace, Run: func(ctx context.Context) error {
 			return a.elector.Run(ctx, a.worker.Serve)
 		}},
+		task.Task{Name: "keyring", Run: func(ctx context.Context) error { return a.keyring.Run(ctx, a.log) }},
 		task.Task{Name: "hub", Run: a.hub.Run},
 		task.Task{Name: "releaser", Run: a.releaser.Run},
 		task.Task{Name: "server", Run: a.server.Run, Grace: grace},

@@ -44,7 +44,10 @@ type Config struct {
 	RedirectURI string `yaml:"redirect_uri"`
 	// KEK is the URL of the key-encryption key, the same for all replicas: file:///path for 32 random bytes, mode 0600,
 	// which `vaultd init` makes.
-	KEK        string                `yaml:"kek"`
+	KEK string `yaml:"kek"`
+	// NextKEK is the URL of a key-encryption key that is about to take the place of KEK, or just has, by `vaultd rewrap`: while it is
+	// set either will do. It need not be there yet.
+	NextKEK    string                `yaml:"next_kek"`
 	Log        obs.LogConfig         `yaml:"log"`
 	Database   sqldb.Config          `yaml:"database"`
 	Redis      redisconn.Config      `yaml:"redis"`

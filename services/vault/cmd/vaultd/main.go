@@ -31,6 +31,17 @@ func program() daemon.Program[*app.Config] {
 			{Name: "reshard", Flags: map[string]string{"shards": "election.shards"}, Run: func(ctx context.Context, c *app.Config, log *slog.Logger) error {
 				return app.Reshard(ctx, *c, log)
 			}},
+			// Replaces the key-encryption key: `vaultd rewrap --config FILE --to URL`.
+			{Name: "rewrap", Flags: map[string]string{"to": "next_kek"}, Run: func(ctx context.Context, c *app.Config, log *slog.Logger) error {
+				return app.Rewrap(ctx, *c, log)
+			}},
+			// Adds a data key, and has it seal everything.
+			{Name: "rekey", Run: func(ctx context.Context, c *app.Config, log *slog.Logger) error { return app.Rekey(ctx, *c, log) }},
+			// After the database was restored from a backup; and how far that is.
+			{Name: "recover", Run: func(ctx context.Context, c *app.Config, log *slog.Logger) error { return app.Recover(ctx, *c, log) }},
+			{Name: "recover-status", Run: func(ctx context.Context, c *app.Config, log *slog.Logger) error {
+				return app.RecoverStatus(ctx, *c, log)
+			}},
 		},
 	}
 }

@@ -201,6 +201,9 @@ func (p *plan) transition() Action {
 func (p *plan) pending(v Version) (Change, string) {
 	f, a := p.facts, p.facts.Application
 	if newest, _ := f.ByState(Staged, Propagating, Active); newest.Number > v.Number {
+		if p.mayBeHeld(v) {
+			return Change{}, ""
+		}
 		return revoke(p.now, v, "Superseded"), "Superseded"
 	}
 	switch {
@@ -246,6 +249,9 @@ func (p *plan) unneeded(v Version) bool {
 	}
 	if v.Holders > 0 {
 		p.due(p.now.Add(min(heldPoll, p.t.Retiring)))
+		return false
+	}
+	if p.mayBeHeld(v) {
 		return false
 	}
 	active, ok := p.facts.ByState(Active)
@@ -307,6 +313,9 @@ func (p *plan) add() Action {
 		at = staged.renewTime()
 	} else if active, ok := f.ByState(Active); ok && active.Works(p.now, p.t) {
 		at = active.RotateTime(f.Wanted.period(), p.t)
+		if active.Recovery < f.Recovery.Number {
+			at = time.Time{} // only one that was begun since shows what may go
+		}
 	}
 	if p.due(at) && p.due(a.AddNextTime) && p.writable() {
 		return Add{End: end}
@@ -405,14 +414,16 @@ func (p *plan) sweep() Action {
 		return nil
 	}
 	for _, s := range p.facts.Strays {
-		if p.agreed(s) && p.due(p.facts.Application.NextTime) && p.writable() {
+		if p.nobodys(s) && p.due(p.facts.Application.NextTime) && p.writable() {
 			return Sweep{Stray: s}
 		}
 	}
 	return nil
 }
 
-func (p *plan) agreed(s Stray) bool { return s.LastTime.Sub(s.FirstTime) >= p.t.ReconcileInterval }
+func (p *plan) nobodys(s Stray) bool {
+	return s.LastTime.Sub(s.FirstTime) >= p.t.ReconcileInterval && (!p.facts.Recovery.Before(s) || p.recovered())
+}
 
 // sweepSafe reports whether the vault certainly has a version of its own that works, so that what it does not know is not
 // what everybody uses: after a restored backup it could be. Before the first activation nobody can use anything.
@@ -426,7 +437,7 @@ func (p *plan) sweepSafe() bool {
 
 // sweepWaits reports whether a sweep only waits for a sign that the ACTIVE version works.
 func (p *plan) sweepWaits() bool {
-	return !p.sweepSafe() && slices.ContainsFunc(p.facts.Strays, p.agreed)
+	return !p.sweepSafe() && slices.ContainsFunc(p.facts.Strays, p.nobodys)
 }
 
 // dismantle takes an integration that is being deleted apart, in order: the leases end, so that what is handed out comes back, the

@@ -17,6 +17,8 @@ type Facts struct {
 	Probe Probe
 	// Strays are passwords at Entra that bear this deployment's name and belong to no version with a password.
 	Strays []Stray
+	// Recovery is the last recovery from a backup; zero if there never was one.
+	Recovery Recovery
 }
 
 // DefaultPeriod is how often a credential is replaced unless something else is wanted.
@@ -149,8 +151,10 @@ const (
 
 // Stray is a password at Entra that nobody here can use, seen first and last by reads at these times.
 type Stray struct {
-	KeyID     string
-	Name      string
+	KeyID string
+	Name  string
+	// StartTime is when it was made, by Entra's clock; zero if that is not known.
+	StartTime time.Time
 	FirstTime time.Time
 	LastTime  time.Time
 }

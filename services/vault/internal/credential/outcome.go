@@ -116,7 +116,7 @@ func (f Facts) ReadFound(now time.Time, deployment string, made MadeApplication)
 		case slices.ContainsFunc(f.Versions, func(v Version) bool { return v.KeyID == p.KeyID }):
 			continue // in use, or about to be removed
 		}
-		s := Stray{KeyID: p.KeyID, Name: p.Name, FirstTime: now, LastTime: now}
+		s := Stray{KeyID: p.KeyID, Name: p.Name, StartTime: p.StartTime, FirstTime: now, LastTime: now}
 		if i := slices.IndexFunc(f.Strays, func(o Stray) bool { return o.KeyID == p.KeyID }); i >= 0 {
 			s.FirstTime = f.Strays[i].FirstTime
 		}
@@ -140,7 +140,7 @@ func (f Facts) Intending(now time.Time, deployment, id string) (Change, Version)
 	a.WriteTime = now
 	v := Version{
 		ID: id, IntegrationUID: f.Wanted.UID, Number: f.LastNumber + 1, State: Intended,
-		Name: PasswordName(deployment, id), IntendTime: now, SendTime: now,
+		Name: PasswordName(deployment, id), Recovery: f.Recovery.Number, IntendTime: now, SendTime: now,
 	}
 	return Change{Application: &a, Intent: &v}, v
 }

@@ -82,6 +82,9 @@ type Version struct {
 	// Sealed is the secret's text, encrypted; empty when there is none.
 	Sealed []byte
 
+	// Recovery is the number of the last recovery when it was intended: what was intended before may be in other hands than the
+	// database says.
+	Recovery int64
 	// IntendTime is when the intent was stored, SendTime when the request for the password was sent whose answer is not
 	// known: zero again once there was an answer.
 	IntendTime, SendTime time.Time

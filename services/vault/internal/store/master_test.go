@@ -214,8 +214,8 @@ func TestCommit_KeepsEveryField(t *testing.T) {
 		var a credential.Application
 		b.fill(reflect.ValueOf(&a).Elem())
 		a.IntegrationUID, a.ForgetTime = "uid", time.Time{}
-		v := credential.Version{ID: "v", IntegrationUID: "uid", Number: 7, State: credential.Intended, Name: "name", IntendTime: start}
-		strays := []credential.Stray{{KeyID: "k", Name: "n", FirstTime: start, LastTime: start.Add(time.Hour)}}
+		v := credential.Version{ID: "v", IntegrationUID: "uid", Number: 7, State: credential.Intended, Name: "name", Recovery: 3, IntendTime: start}
+		strays := []credential.Stray{{KeyID: "k", Name: "n", StartTime: start.Add(-time.Hour), FirstTime: start, LastTime: start.Add(time.Hour)}}
 		b.mustCommit(credential.Change{Application: &a, Intent: &v, Strays: strays, ReplaceStrays: true})
 		if diff := cmp.Diff(a, b.facts().Application); diff != "" {
 			b.t.Errorf("application (-written +read):\n%s", diff)
@@ -229,7 +229,7 @@ func TestCommit_KeepsEveryField(t *testing.T) {
 		moved := v
 		b.fill(reflect.ValueOf(&moved).Elem())
 		// What a move does not change.
-		moved.ID, moved.IntegrationUID, moved.Number, moved.Name, moved.IntendTime, moved.Holders = v.ID, v.IntegrationUID, v.Number, v.Name, v.IntendTime, 0
+		moved.ID, moved.IntegrationUID, moved.Number, moved.Name, moved.Recovery, moved.IntendTime, moved.Holders = v.ID, v.IntegrationUID, v.Number, v.Name, v.Recovery, v.IntendTime, 0
 		moved.State = credential.Staged
 		b.mustCommit(credential.Change{Moves: []credential.Move{{From: credential.Intended, Version: moved}}})
 		f := b.facts()
