@@ -469,6 +469,8 @@ func TestResealAll_WaitsForReplicas(t *testing.T) {
 			t.Errorf("%d records, outdated: %v, %v", len(all.all), outdated, err)
 		}
 		cancel()
-		<-ended
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
 	})
 }
