@@ -30,12 +30,14 @@ func TestAdmin_TheWholeStoryOverHTTP(t *testing.T) {
 	}
 	home := admin("POST", "/tenants", `{"displayName":"Home","domain":"home.example.com","verified":true}`, 200).text("id")
 	admin("POST", "/tenants", `{"id":"`+home+`"}`, 409)
+	admin("POST", "/tenants", `{"domain":"Home.example.com"}`, 409)
 	admin("POST", "/tenants", `{"id":"x"}`, 400)
 	admin("POST", "/tenants", `{"nonsense":1}`, 400)
 	admin("POST", "/tenants", `{} {}`, 400)
 	admin("POST", "/tenants", ``, 400)
 	customer := admin("POST", "/tenants", `{}`, 200).text("id")
 	user := admin("POST", "/people", `{"tenant":"`+customer+`","admin":true}`, 200).text("userName")
+	admin("POST", "/people", `{"tenant":"`+home+`","userName":"`+strings.ToUpper(user)+`"}`, 409)
 	sub := admin("POST", "/subscriptions", `{"tenant":"`+customer+`"}`, 200).text("id")
 	made := admin("POST", "/platforms", `{"tenant":"home.example.com"}`, 200)
 	w.platform = entrasim.Platform{ClientID: made.text("clientId"), ClientSecret: made.text("clientSecret")}
@@ -77,6 +79,11 @@ func TestAdmin_TheWholeStoryOverHTTP(t *testing.T) {
 	}
 	admin("DELETE", "/faults/"+fault, "", 200)
 	admin("DELETE", "/faults/"+fault, "", 404)
+	if named := admin("POST", "/faults", `{"id":"mine","effect":{"status":500}}`, 200).text("id"); named != "mine" {
+		t.Errorf("a rule called mine is %q", named)
+	}
+	admin("POST", "/faults", `{"id":"mine","effect":{"status":503}}`, 409)
+	admin("DELETE", "/faults/mine", "", 200)
 	admin("POST", "/faults", `{"effect":{"delay":"soon"}}`, 400)
 	admin("POST", "/faults", `{"effect":{"status":504,"afterComit":true}}`, 400)
 	read(200)

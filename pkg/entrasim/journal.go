@@ -52,7 +52,10 @@ type Entry struct {
 // Query selects journal entries; its zero value selects all. A set field must
 // match; Since is inclusive, Until exclusive.
 type Query struct {
-	After       uint64 // only entries with a higher Seq
+	// After has only entries with a higher Seq. Requests are not durable, so a
+	// state folder that is opened again counts on from the last change: until a
+	// restart, and no longer, is nothing missed after the Seq of a request.
+	After       uint64
 	Since       time.Time
 	Until       time.Time
 	Kinds       []string

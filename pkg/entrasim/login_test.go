@@ -180,6 +180,9 @@ func TestLogin_Documents(t *testing.T) {
 	if got.text("tenant_discovery_endpoint") != base+"/"+customerID+"/v2.0/.well-known/openid-configuration" {
 		t.Errorf("instance %s", got.body)
 	}
+	if got := w.send(http.MethodGet, base+"/common/discovery/instance?api-version=1.1&authorization_endpoint="+url.QueryEscape("https://login.example.com/common/oauth2/v2.0/authorize"), "", ""); got.status != 400 || got.text("error") != "invalid_instance" {
+		t.Errorf("instance of another's: %d %s", got.status, got.body)
+	}
 }
 
 func TestLogin_V1TokenIsForAResource(t *testing.T) {
