@@ -19,7 +19,8 @@ type armTarget struct {
 	provider     []string
 }
 
-// parseARM reads /subscriptions/ID[/resourcegroups/NAME][/providers/Microsoft.Authorization/…].
+// parseARM reads /subscriptions/ID[/resourcegroups/NAME], with /resources or
+// /providers/Microsoft.Authorization/… after it.
 func parseARM(path []string) (armTarget, bool) {
 	var t armTarget
 	rest := path
@@ -35,6 +36,10 @@ func parseARM(path []string) (armTarget, bool) {
 			}
 			t.group, t.scope, rest = rest[1], t.scope+"/resourceGroups/"+rest[1], rest[2:]
 		}
+	}
+	if len(rest) == 1 && strings.EqualFold(rest[0], "resources") {
+		t.provider = []string{"resources"}
+		return t, t.subscription != ""
 	}
 	if len(rest) > 2 && strings.EqualFold(rest[0], "providers") && strings.EqualFold(rest[1], authorizationProvider) {
 		for _, part := range rest[2:] {
@@ -78,6 +83,7 @@ func (s *Simulator) armRoute(method string, t armTarget) (armRoute, bool) {
 		"PUT resourcegroup":         {"arm.resourceGroup.put", groups + "write", s.putGroup},
 		"PATCH resourcegroup":       {"arm.resourceGroup.update", groups + "write", s.patchGroup},
 		"DELETE resourcegroup":      {"arm.resourceGroup.delete", groups + "delete", s.deleteGroup},
+		"GET resources":             {"arm.resource.list", groups + "resources/read", s.listResources},
 		"GET roledefinitions":       {"arm.roleDefinition.list", auth + "roleDefinitions/read", s.listDefinitions},
 		"GET roledefinitions/{}":    {"arm.roleDefinition.get", auth + "roleDefinitions/read", s.getDefinition},
 		"GET roleassignments":       {"arm.roleAssignment.list", auth + "roleAssignments/read", s.listAssignments},
@@ -253,6 +259,15 @@ func (s *Simulator) listGroups(c *call, _ armTarget, sub *subscriptionRecord) re
 		found = append(found, sub.groups[name].view())
 	}
 	return armJSON(c, http.StatusOK, map[string]any{"value": found})
+}
+
+// listResources says that there are none: resources within groups are not
+// simulated. azurerm asks before it deletes a group.
+func (s *Simulator) listResources(c *call, t armTarget, sub *subscriptionRecord) reply {
+	if t.group != "" && sub.groups[strings.ToLower(t.group)] == nil {
+		return groupNotFound(c, t.group)
+	}
+	return armJSON(c, http.StatusOK, map[string]any{"value": []any{}})
 }
 
 func groupNotFound(c *call, name string) reply {

@@ -1,6 +1,7 @@
 package entrasim_test
 
 import (
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -97,6 +98,14 @@ func TestARM_ScopesInherit(t *testing.T) {
 	}
 }
 
+func tags(n int) string {
+	all := make([]string, n)
+	for i := range all {
+		all[i] = fmt.Sprintf(`"t%d":"x"`, i)
+	}
+	return strings.Join(all, ",")
+}
+
 func TestARM_ResourceGroups(t *testing.T) {
 	w := newWorld(t, entrasim.Config{})
 	a, p := w.consented("one")
@@ -115,7 +124,12 @@ func TestARM_ResourceGroups(t *testing.T) {
 		{"make it again", http.MethodPut, group, `{"location":"westeurope","tags":{"a":"2"}}`, 200, `"a":"2"`},
 		{"move it", http.MethodPut, group, `{"location":"northeurope"}`, 409, "InvalidResourceGroupLocation"},
 		{"tag it", http.MethodPatch, group, `{"tags":{"b":"3"}}`, 200, `"tags":{"b":"3"}`},
+		{"tag it too often", http.MethodPatch, group, `{"tags":{` + tags(51) + `}}`, 400, "InvalidTagCount"},
+		{"tag it as often as can be", http.MethodPatch, group, `{"tags":{` + tags(50) + `}}`, 200, `"t49":"x"`},
 		{"list", http.MethodGet, scope + "/resourcegroups", "", 200, `"name":"network"`},
+		{"what is in it", http.MethodGet, group + "/resources", "", 200, `{"value":[]}`},
+		{"what is in another", http.MethodGet, group + "x/resources", "", 404, "ResourceGroupNotFound"},
+		{"what is in all", http.MethodGet, scope + "/resources", "", 200, `{"value":[]}`},
 		{"delete it", http.MethodDelete, group, "", 200, ""},
 		{"delete it again", http.MethodDelete, group, "", 404, "ResourceGroupNotFound"},
 		{"a type that is not", http.MethodGet, group + "/providers/Microsoft.Network/virtualNetworks", "", 404, "InvalidResourceType"},
