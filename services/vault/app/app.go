@@ -74,6 +74,7 @@ type App struct {
 	worker   *rotation.Worker
 	prober   *rotation.Prober
 	feed     *feed.Feed
+	watch    *entra.Watch
 
 	serveMetrics []task.Task
 }
@@ -116,6 +117,9 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *App, err error) 
 		}
 		a.held.Own("redis", client.Close)
 		a.hints = hint.New(client, cfg.DeploymentID, log)
+	}
+	if a.watch, err = entra.NewWatch(clouds, log, a.metrics); err != nil {
+		return nil, err
 	}
 	a.deliver(clouds)
 	if err := a.work(clouds, client); err != nil {
@@ -314,6 +318,7 @@ func (a *App) Run(ctx context.Context) error {
 			return a.elector.Run(ctx, a.worker.Serve)
 		}},
 		task.Task{Name: "keyring", Run: func(ctx context.Context) error { return a.keyring.Run(ctx, a.log) }},
+		task.Task{Name: "own credentials", Run: a.watch.Run},
 		task.Task{Name: "hub", Run: a.hub.Run},
 		task.Task{Name: "releaser", Run: a.releaser.Run},
 		task.Task{Name: "server", Run: a.server.Run, Grace: grace},

@@ -171,9 +171,9 @@ func newPlace(t *testing.T) *place {
 	p.config.Database = sqldb.Config{Driver: sqldb.DriverSQLite, Path: filepath.Join(dir, "vault.db"), Volatile: true}
 	p.config.TLS = p.certificate(t, "vault")
 	cloud := p.config.Clouds["public"]
-	cloud.ClientSecretFile, cloud.CAFile = filepath.Join(dir, "secret"), ca.CAFile()
+	cloud.Credential.ClientSecretFile, cloud.CAFile = filepath.Join(dir, "secret"), ca.CAFile()
 	p.config.Clouds["public"] = cloud
-	p.write(t, cloud.ClientSecretFile, "the platform's secret")
+	p.write(t, cloud.Credential.ClientSecretFile, "the platform's secret")
 	if err := app.Init(t.Context(), p.config); err != nil {
 		t.Fatal(err)
 	}
@@ -269,7 +269,7 @@ func (p *place) withEntra(t *testing.T) (sim *entrasim.Simulator, customer strin
 	cloud.GraphAudience, cloud.ResourceManagerAudience = "https://graph.microsoft.com", "https://management.azure.com"
 	cloud.HomeTenantID, cloud.ClientID = platform.Tenant, platform.ClientID
 	p.config.Clouds["public"] = cloud
-	p.write(t, cloud.ClientSecretFile, platform.ClientSecret+"\n")
+	p.write(t, cloud.Credential.ClientSecretFile, platform.ClientSecret+"\n")
 	return sim, tenant.ID
 }
 
@@ -401,7 +401,7 @@ func TestApp_FromTheRegistryToTheRunner(t *testing.T) {
 		t.Errorf("after a restart: lease %s, generation %d, error %v; before: %s, %d",
 			again.GetCredential().GetLease(), again.GetCredential().GetGeneration(), err, credential.GetLease(), credential.GetGeneration())
 	}
-	secret, err := os.ReadFile(p.config.Clouds["public"].ClientSecretFile)
+	secret, err := os.ReadFile(p.config.Clouds["public"].Credential.ClientSecretFile)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -523,10 +523,10 @@ func TestNew_FailsClosedAndLeavesNothingOpen(t *testing.T) {
 			cloud(c, func(one *app.Cloud) { one.CAFile = file("bad-ca.pem", "not PEM") })
 		}, nil, "bad-ca.pem has no certificate"},
 		{"a cloud's secret is missing", func(c *app.Config) {
-			cloud(c, func(one *app.Cloud) { one.ClientSecretFile = filepath.Join(dir, "no-secret") })
-		}, fs.ErrNotExist, "clouds.public: client secret: "},
+			cloud(c, func(one *app.Cloud) { one.Credential.ClientSecretFile = filepath.Join(dir, "no-secret") })
+		}, fs.ErrNotExist, "client secret: "},
 		{"a cloud's secret is empty", func(c *app.Config) {
-			cloud(c, func(one *app.Cloud) { one.ClientSecretFile = file("empty", "\n") })
+			cloud(c, func(one *app.Cloud) { one.Credential.ClientSecretFile = file("empty", "\n") })
 		}, nil, "clouds.public: "},
 		{"the password of Redis is missing", func(c *app.Config) {
 			c.Redis = redisconn.Config{Addrs: []string{"/run/redis"}, PasswordFile: filepath.Join(dir, "no-password")}

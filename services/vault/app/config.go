@@ -18,7 +18,6 @@ import (
 	"phasekey.dev/pkg/mtls"
 	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/redisconn"
-	"phasekey.dev/pkg/secret"
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/entra"
@@ -96,10 +95,23 @@ type Cloud struct {
 	HomeTenantID string `yaml:"home_tenant_id"`
 	// ClientID is the platform's own application there, with the permission Application.ReadWrite.OwnedBy.
 	ClientID string `yaml:"client_id"`
-	// ClientSecretFile has its secret; white space around it is ignored.
-	ClientSecretFile string `yaml:"client_secret_file"`
+	// Credential is how that application shows who it is.
+	Credential CloudCredential `yaml:"credential"`
 	// CAFile verifies the cloud's hosts instead of the system's roots.
 	CAFile string `yaml:"ca_file"`
+}
+
+// CloudCredential says how the platform's own application shows who it is. What is set is tried in the order of the keys, and nothing else is. Files are read again
+// when they change.
+type CloudCredential struct {
+	// WorkloadIdentityTokenFile has a token of the workload's, which the application trusts: in AKS the file that AZURE_FEDERATED_TOKEN_FILE names.
+	WorkloadIdentityTokenFile string `yaml:"workload_identity_token_file"`
+	// ManagedIdentity is user_assigned, with the identity's client ID as client_id, or system_assigned: the application is then that identity itself.
+	ManagedIdentity string `yaml:"managed_identity"`
+	// CertificateFile has a certificate and its private key, PEM.
+	CertificateFile string `yaml:"certificate_file"`
+	// ClientSecretFile has a client secret; white space around it is ignored.
+	ClientSecretFile string `yaml:"client_secret_file"`
 }
 
 // DefaultConfig is what holds unless it is configured otherwise. It is not complete.
@@ -244,32 +256,36 @@ func (c Cloud) problems() map[string]error {
 			out[key] = errUUID
 		}
 	}
-	if c.ClientSecretFile == "" {
-		out["client_secret_file"] = errRequired
+	switch identity := entra.ManagedIdentity(c.Credential.ManagedIdentity); {
+	case c.Credential == (CloudCredential{}):
+		out["credential"] = errRequired
+	case identity != entra.NoIdentity && identity != entra.UserAssigned && identity != entra.SystemAssigned:
+		out["credential.managed_identity"] = fmt.Errorf("must be %s or %s", entra.UserAssigned, entra.SystemAssigned)
 	}
 	return out
 }
 
 // open reads what the cloud's configuration names.
 func (c Cloud) open() (*entra.Directory, error) {
-	text, err := os.ReadFile(c.ClientSecretFile)
-	if err != nil {
-		return nil, fmt.Errorf("client secret: %w", err)
-	}
 	config := entra.Config{
 		GraphAudience:           c.GraphAudience,
 		ResourceManagerAudience: c.ResourceManagerAudience,
 		HomeTenantID:            c.HomeTenantID,
 		ClientID:                c.ClientID,
-		ClientSecret:            secret.New(strings.TrimSpace(string(text))),
+		Credential: entra.Credential{
+			TokenFile: c.Credential.WorkloadIdentityTokenFile, ManagedIdentity: entra.ManagedIdentity(c.Credential.ManagedIdentity),
+			CertificateFile: c.Credential.CertificateFile, SecretFile: c.Credential.ClientSecretFile,
+		},
 	}
 	for _, u := range []struct {
 		text string
 		to   **url.URL
 	}{{c.LoginURL, &config.Login}, {c.GraphURL, &config.Graph}, {c.ResourceManagerURL, &config.ResourceManager}} {
-		if *u.to, err = url.Parse(u.text); err != nil {
+		parsed, err := url.Parse(u.text)
+		if err != nil {
 			return nil, err
 		}
+		*u.to = parsed
 	}
 	if c.CAFile != "" {
 		pem, err := os.ReadFile(c.CAFile)

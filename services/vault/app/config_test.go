@@ -30,7 +30,7 @@ func complete() app.Config {
 	cfg.Registry = app.Upstream{Target: "127.0.0.1:1", ID: "spiffe://phasekey.dev/registry"}
 	cfg.Clouds = map[string]app.Cloud{"public": {
 		LoginURL: "https://login.example.com", GraphURL: "https://graph.example.com", ResourceManagerURL: "https://management.example.com",
-		HomeTenantID: "11111111-1111-4111-8111-111111111111", ClientID: "22222222-2222-4222-8222-222222222222", ClientSecretFile: "/etc/phasekey/secret",
+		HomeTenantID: "11111111-1111-4111-8111-111111111111", ClientID: "22222222-2222-4222-8222-222222222222", Credential: app.CloudCredential{ClientSecretFile: "/etc/phasekey/secret"},
 	}}
 	return cfg
 }
@@ -89,7 +89,7 @@ func TestConfig_Validate(t *testing.T) {
 		{"a Workload API", func(c *app.Config) { c.TLS = mtls.Config{WorkloadAPI: "unix:///run/agent.sock"} }, nil},
 		{"an identity without accounts", func(c *app.Config) { c.Identities[0].Accounts = nil }, []string{"identities[0]"}},
 		{"an empty cloud", func(c *app.Config) { c.Clouds["own"] = app.Cloud{} }, []string{
-			"clouds.own.client_id", "clouds.own.client_secret_file", "clouds.own.graph_url", "clouds.own.home_tenant_id", "clouds.own.login_url",
+			"clouds.own.client_id", "clouds.own.credential", "clouds.own.graph_url", "clouds.own.home_tenant_id", "clouds.own.login_url",
 			"clouds.own.resource_manager_url"}},
 		{"clouds over HTTP, with a path, a user, and an end", func(c *app.Config) {
 			for name, origin := range map[string]string{"a": "http://x.example.com", "b": "https://x.example.com/p", "c": "https://u:p@x.example.com", "d": "https://x.example.com/"} {

@@ -38,7 +38,7 @@ clouds:
     resource_manager_url: https://management.azure.com
     home_tenant_id: 11111111-1111-4111-8111-111111111111
     client_id: 22222222-2222-4222-8222-222222222222
-    client_secret_file: /etc/phasekey/secret
+    credential: {client_secret_file: /etc/phasekey/secret}
 `
 
 // config writes a configuration whose files are in a folder of the test's own, and returns the flag that names it.

@@ -74,6 +74,9 @@ func (d *Directory) FindApplication(ctx context.Context, uniqueName string) (dir
 // OutcomeUnknown there may be one of that display name, whose text is lost.
 func (d *Directory) AddPassword(ctx context.Context, objectID, displayName string, end time.Time) (directory.Password, secret.Text, error) {
 	const op = "add password"
+	if err := d.notOwn(ctx, op, objectID); err != nil {
+		return directory.Password{}, secret.Text{}, err
+	}
 	wanted := models.NewPasswordCredential()
 	wanted.SetDisplayName(&displayName)
 	wanted.SetEndDateTime(&end)
@@ -96,6 +99,9 @@ func (d *Directory) RemovePassword(ctx context.Context, objectID, keyID string) 
 	if err != nil {
 		return &directory.Error{Op: op, Class: directory.Malformed, Err: err}
 	}
+	if err := d.notOwn(ctx, op, objectID); err != nil {
+		return err
+	}
 	body := applications.NewItemRemovePasswordPostRequestBody()
 	body.SetKeyId(&id)
 	if err := d.byObjectID(objectID).RemovePassword().Post(ctx, body, nil); err != nil {
@@ -111,6 +117,9 @@ func (d *Directory) RemovePassword(ctx context.Context, objectID, keyID string) 
 // DeleteApplication puts the application in the directory's bin, from which it could be restored for 30 days. Class NotFound may
 // mean that it is gone already, or that the replica asked does not know it yet.
 func (d *Directory) DeleteApplication(ctx context.Context, objectID string) error {
+	if err := d.notOwn(ctx, "delete application", objectID); err != nil {
+		return err
+	}
 	if err := d.byObjectID(objectID).Delete(ctx, nil); err != nil {
 		return graphError("delete application", true, err)
 	}
@@ -120,6 +129,9 @@ func (d *Directory) DeleteApplication(ctx context.Context, objectID string) erro
 // PurgeApplication removes the application from the bin for good. Class NotFound may mean that it was removed already, or that the
 // replica asked does not know that it is in the bin yet.
 func (d *Directory) PurgeApplication(ctx context.Context, objectID string) error {
+	if err := d.notOwn(ctx, "purge application", objectID); err != nil {
+		return err
+	}
 	bin := d.item().WithUrl(d.graph + "/directory/deletedItems/" + url.PathEscape(objectID))
 	if err := bin.Delete(ctx, nil); err != nil {
 		return graphError("purge application", true, err)
@@ -134,6 +146,9 @@ func (d *Directory) read(ctx context.Context, uniqueName string) (models.Applica
 	}
 	if found == nil || found.GetId() == nil || found.GetAppId() == nil {
 		return nil, &directory.Error{Op: "read application", Class: directory.Transient, Err: errors.New("the answer names no application")}
+	}
+	if err := d.notOwnClient("read application", value(found.GetAppId())); err != nil {
+		return nil, err
 	}
 	return found, nil
 }

@@ -18,6 +18,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
@@ -51,8 +52,8 @@ type Config struct {
 	HomeTenantID string
 	// ClientID is the platform's own application, which makes the others. It needs Application.ReadWrite.OwnedBy.
 	ClientID string
-	// ClientSecret is its secret.
-	ClientSecret secret.Text
+	// Credential is how it shows who it is.
+	Credential Credential
 	// RootCAs verifies the hosts; nil means the system's.
 	RootCAs *x509.CertPool
 	// Transport, when set, carries every request instead of connections of the package's own.
@@ -66,6 +67,11 @@ type Directory struct {
 	authority policy.ClientOptions
 	adapter   abstractions.RequestAdapter
 	graph     string
+
+	// selfID is the platform's own application's object ID, empty if it has none that we may see; selfKnown is set once that was asked.
+	selfMu    sync.Mutex
+	selfKnown bool
+	selfID    string
 }
 
 // New makes a Directory. It sends nothing.
@@ -94,7 +100,7 @@ func New(config Config) (*Directory, error) {
 	}
 	options := d.authority
 	options.Transport = client
-	credential, err := d.credential(config.HomeTenantID, config.ClientID, config.ClientSecret, options)
+	credential, err := d.own(options)
 	if err != nil {
 		return nil, fmt.Errorf("the platform's own credential: %w", err)
 	}

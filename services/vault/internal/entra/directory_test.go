@@ -7,6 +7,8 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -72,7 +74,7 @@ func (w world) directory(t *testing.T, transport http.RoundTripper) *entra.Direc
 		ResourceManager: parse(t, at.ResourceManager),
 		HomeTenantID:    w.platform.Tenant,
 		ClientID:        w.platform.ClientID,
-		ClientSecret:    secret.New(w.platform.ClientSecret),
+		Credential:      entra.Credential{SecretFile: file(t, w.platform.ClientSecret)},
 		Transport:       transport,
 	})
 	if err != nil {
@@ -295,6 +297,9 @@ func TestGraph_Refusals(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			requests := 0
 			dir := w.directory(t, answers{tokens: w.sim.Transport(), answer: func(r *http.Request) (*http.Response, error) {
+				if strings.Contains(r.URL.Path, "(appId='"+w.platform.ClientID) {
+					return w.sim.Transport().RoundTrip(r) // which application is the platform's own
+				}
 				requests++
 				if test.err != nil {
 					return nil, test.err
@@ -419,4 +424,14 @@ func TestErrors_QuoteNoAnswer(t *testing.T) {
 			}
 		})
 	}
+}
+
+// file makes a file of the test's own.
+func file(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }

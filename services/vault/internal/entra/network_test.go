@@ -11,7 +11,6 @@ import (
 
 	"phasekey.dev/pkg/devca"
 	"phasekey.dev/pkg/entrasim"
-	"phasekey.dev/pkg/secret"
 	"phasekey.dev/services/vault/internal/directory"
 	"phasekey.dev/services/vault/internal/entra"
 )
@@ -71,7 +70,7 @@ func listening(t *testing.T) (*entrasim.Simulator, entra.Config) {
 	here := parse(t, sim.Endpoints().Login)
 	return sim, entra.Config{
 		Login: here, Graph: here, ResourceManager: here, RootCAs: roots,
-		HomeTenantID: home.ID, ClientID: platform.ClientID, ClientSecret: secret.New(platform.ClientSecret),
+		HomeTenantID: home.ID, ClientID: platform.ClientID, Credential: entra.Credential{SecretFile: file(t, platform.ClientSecret)},
 	}
 }
 
@@ -134,7 +133,7 @@ func TestNetwork_Refusals(t *testing.T) {
 		edit func(*entra.Config)
 		want directory.Class
 	}{
-		{"a wrong secret of the platform's own", func(c *entra.Config) { c.ClientSecret = secret.New("wrong") }, directory.Denied},
+		{"a wrong secret of the platform's own", func(c *entra.Config) { c.Credential.SecretFile = file(t, "wrong") }, directory.Denied},
 		{"a CA that is not trusted", func(c *entra.Config) { c.RootCAs = x509.NewCertPool() }, directory.Transient},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -17,6 +17,9 @@ import (
 // Token asks a tenant for a token by one request, with a credential object and a connection of its own: a retained object
 // answers from its cache, which proves nothing. Errors are *directory.Error.
 func (d *Directory) Token(ctx context.Context, request directory.TokenRequest) (directory.Token, error) {
+	if err := d.notOwnClient(opToken, request.ClientID); err != nil {
+		return directory.Token{}, err
+	}
 	options := d.authority
 	options.Transport = &http.Client{Transport: d.transport(true)}
 	if request.RequestID != "" {

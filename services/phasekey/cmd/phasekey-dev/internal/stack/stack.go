@@ -224,7 +224,7 @@ func (s *Stack) openVault(ctx context.Context, before Endpoints) error {
 	cfg.Clouds = map[string]vaultapp.Cloud{"public": {
 		LoginURL: s.endpoints.Login, GraphURL: s.endpoints.Graph, ResourceManagerURL: s.endpoints.ResourceManager,
 		GraphAudience: "https://graph.microsoft.com", ResourceManagerAudience: "https://management.azure.com",
-		HomeTenantID: s.world.HomeTenant, ClientID: s.world.PlatformClientID, ClientSecretFile: secretFile(s.config.Dir),
+		HomeTenantID: s.world.HomeTenant, ClientID: s.world.PlatformClientID, Credential: vaultapp.CloudCredential{ClientSecretFile: secretFile(s.config.Dir)},
 		CAFile: s.ca.CAFile(),
 	}}
 	cfg.Election.Shards, cfg.Election.LockTTL = 2, 3*time.Second
