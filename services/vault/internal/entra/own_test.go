@@ -181,8 +181,8 @@ func certificate(t *testing.T, end time.Time) string {
 // forms records what the token service is asked, and lets nothing but discovery through.
 type forms struct {
 	discovery http.RoundTripper
-	mu   sync.Mutex
-	seen []string
+	mu        sync.Mutex
+	seen      []string
 }
 
 func (f *forms) RoundTrip(r *http.Request) (*http.Response, error) {
