@@ -1,16 +1,22 @@
 package app_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"gocloud.dev/gcerrors"
+	"gocloud.dev/secrets"
 
 	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
 	"phasekey.dev/pkg/entrasim"
@@ -159,7 +165,7 @@ func TestRewrap_ThenEitherConfigurationStartsUntilTheOldKeyIsGone(t *testing.T) 
 	}
 }
 
-// records has a database in which one version's text is sealed.
+// withRecord has a database in which one version's text is sealed.
 func (p *place) withRecord(t *testing.T) (check func(t *testing.T)) {
 	t.Helper()
 	const id = "aaaaaaaa-0000-4000-8000-00000000000a"
@@ -237,4 +243,45 @@ func TestRekey_SealsEverythingAndGoesOnAfterAnInterruption(t *testing.T) {
 			}
 		}
 	})
+}
+
+// kms is a service with the key-encryption key, at appkms://, which may be away.
+type kms struct{ away atomic.Bool }
+
+var errAway = errors.New("away")
+
+func (k *kms) OpenKeeperURL(context.Context, *url.URL) (*secrets.Keeper, error) {
+	return secrets.NewKeeper(k), nil
+}
+
+func (k *kms) Encrypt(_ context.Context, b []byte) ([]byte, error) {
+	if k.away.Load() {
+		return nil, errAway
+	}
+	return bytes.Clone(b), nil
+}
+
+func (k *kms) Decrypt(ctx context.Context, b []byte) ([]byte, error) { return k.Encrypt(ctx, b) }
+func (k *kms) Close() error                                          { return nil }
+func (k *kms) ErrorAs(error, any) bool                               { return false }
+func (k *kms) ErrorCode(error) gcerrors.ErrorCode                    { return gcerrors.DeadlineExceeded }
+
+func TestNew_WaitsForTheKeysService(t *testing.T) {
+	p, service := newPlace(t), &kms{}
+	secrets.DefaultURLMux().RegisterKeeper("appkms", service)
+	p.config.KEK = "appkms://key"
+	service.away.Store(true)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := app.New(ctx, p.config, p.logger()); !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, keyring.ErrKEKAway) {
+		t.Fatalf("while it is away and nobody waits longer: %v", err)
+	}
+	time.AfterFunc(200*time.Millisecond, func() { service.away.Store(false) })
+	vault, err := p.open(t)
+	if err != nil {
+		t.Fatalf("once it is back: %v", err)
+	}
+	if err := vault.Close(); err != nil {
+		t.Error(err)
+	}
 }
