@@ -7,6 +7,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -96,9 +97,9 @@ func (m *managed) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-func TestCredential_ManagedIdentity(t *testing.T) {
-	w := newWorld(t)
-	// A token of the platform's for Graph, had by other means.
+// graphToken is a token of the platform's for Graph, had by its secret.
+func (w world) graphToken(t *testing.T) string {
+	t.Helper()
 	at := w.sim.Endpoints()
 	response, err := (&http.Client{Transport: w.sim.Transport()}).PostForm(at.Login+"/"+w.platform.Tenant+"/oauth2/v2.0/token", map[string][]string{
 		"grant_type": {"client_credentials"}, "client_id": {w.platform.ClientID}, "client_secret": {w.platform.ClientSecret}, "scope": {at.Graph + "/.default"}})
@@ -111,7 +112,64 @@ func TestCredential_ManagedIdentity(t *testing.T) {
 	if err := errors.Join(json.NewDecoder(response.Body).Decode(&got), response.Body.Close()); err != nil || got.Token == "" {
 		t.Fatalf("status %d, %v", response.StatusCode, err)
 	}
-	endpoint := &managed{token: got.Token}
+	return got.Token
+}
+
+// trust makes certificates, PEM, the platform application's only ones.
+func (w world) trust(t *testing.T, certificates ...string) {
+	t.Helper()
+	var keys []map[string]string
+	for _, text := range certificates {
+		block, _ := pem.Decode([]byte(text))
+		keys = append(keys, map[string]string{"type": "AsymmetricX509Cert", "usage": "Verify", "key": base64.StdEncoding.EncodeToString(block.Bytes)})
+	}
+	body, err := json.Marshal(map[string]any{"keyCredentials": keys})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodPatch, w.sim.Endpoints().Graph+"/v1.0/applications/"+w.platform.ObjectID, bytes.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Authorization", "Bearer "+w.graphToken(t))
+	r.Header.Set("Content-Type", "application/json")
+	response, err := (&http.Client{Transport: w.sim.Transport()}).Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(response.Body)
+	if err := errors.Join(err, response.Body.Close()); err != nil || response.StatusCode != http.StatusNoContent {
+		t.Fatalf("status %d, %s, %v", response.StatusCode, text, err)
+	}
+}
+
+func TestCredential_CertificateIsReadAgainWhenItChanges(t *testing.T) {
+	w := newWorld(t)
+	first, second := certificate(t, time.Now().Add(time.Hour)), certificate(t, time.Now().Add(2*time.Hour))
+	path := file(t, first)
+	w.trust(t, second)
+	dir, err := w.with(t, entra.Credential{CertificateFile: path, SecretFile: file(t, w.platform.ClientSecret)}, w.sim.Transport())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A refusal is an error: the secret, which would do, does not hide it.
+	if err := works(t, dir, "one"); directory.ClassOf(err) != directory.Denied {
+		t.Errorf("with a certificate that is not trusted: %v", err)
+	}
+	write(t, path, second)
+	if err := works(t, dir, "one"); err != nil {
+		t.Errorf("with one that is: %v", err)
+	}
+	if all := dir.Expiries(t.Context()); len(all) != 2 || all[0].Err != nil || all[1].Err != nil || all[1].End.IsZero() {
+		t.Errorf("both ends are to be had: %+v", all)
+	}
+}
+
+func TestCredential_ManagedIdentity(t *testing.T) {
+	w := newWorld(t)
+	at := w.sim.Endpoints()
+	// The simulator has no managed identities: the endpoint gives out a token of the platform's own principal.
+	endpoint := &managed{token: w.graphToken(t)}
 	server := httptest.NewServer(endpoint)
 	t.Cleanup(server.Close)
 	t.Setenv("IDENTITY_ENDPOINT", server.URL)
@@ -199,7 +257,7 @@ func (f *forms) RoundTrip(r *http.Request) (*http.Response, error) {
 	return nil, errors.New("away")
 }
 
-// The simulator knows no certificates of platforms: what is sent is looked at instead.
+// What is sent first is looked at, since nothing is answered.
 func TestCredential_TriesWhatIsConfiguredInOrder(t *testing.T) {
 	w := newWorld(t)
 	pem := certificate(t, time.Now().Add(time.Hour))
@@ -289,7 +347,7 @@ func TestExpiries_OfSecretAndCertificate(t *testing.T) {
 	if len(all) != 2 || all[0].Kind != entra.Certificate || !all[0].End.Equal(end) || all[0].Err != nil {
 		t.Errorf("got %+v", all)
 	}
-	// The certificate is none that the simulator knows, so that Graph cannot be asked about the secret.
+	// The certificate is not trusted, so that Graph cannot be asked about the secret.
 	if len(all) == 2 && (all[1].Kind != entra.ClientSecret || all[1].Err == nil || !all[1].End.IsZero()) {
 		t.Errorf("got %+v", all[1])
 	}
