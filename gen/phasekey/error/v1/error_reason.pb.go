@@ -58,7 +58,8 @@ const (
 	ErrorReason_ERROR_REASON_ETAG_MISMATCH ErrorReason = 23
 	// ABORTED. A concurrent change got in the way. Try again.
 	ErrorReason_ERROR_REASON_CONFLICT ErrorReason = 24
-	// FAILED_PRECONDITION. The integration is attached; detach it first, or set `force`. `metadata.attachments` counts them.
+	// FAILED_PRECONDITION. The integration is attached, explicitly or by labels; detach it and switch auto_attach off first, or
+	// set `force`. `metadata.attachments` counts the explicit ones, `metadata.projects` those attached by labels.
 	ErrorReason_ERROR_REASON_INTEGRATION_ATTACHED ErrorReason = 30
 	// FAILED_PRECONDITION. The integration is being deleted.
 	ErrorReason_ERROR_REASON_INTEGRATION_DELETING ErrorReason = 31
@@ -118,6 +119,10 @@ const (
 	ErrorReason_ERROR_REASON_HOLD_TOO_LONG ErrorReason = 57
 	// RESOURCE_EXHAUSTED. Too many consent sessions of the integration are open. Use one of them, or wait for one to end.
 	ErrorReason_ERROR_REASON_TOO_MANY_CONSENT_SESSIONS ErrorReason = 60
+	// RESOURCE_EXHAUSTED. The account has as many of these as it may have; `metadata.quota` says of what, `metadata.limit` how
+	// many, and the QuotaFailure detail says it for people. Delete some, or have the operator raise the quota.
+	// Example: {"reason": "QUOTA_EXCEEDED", "domain": "phasekey", "metadata": {"quota": "integrations", "limit": "1000"}}
+	ErrorReason_ERROR_REASON_QUOTA_EXCEEDED ErrorReason = 61
 	// INTERNAL. A bug of ours; `metadata.request_id` finds it in the server's log.
 	ErrorReason_ERROR_REASON_INTERNAL ErrorReason = 90
 )
@@ -166,6 +171,7 @@ var (
 		56: "ERROR_REASON_STREAM_IDLE",
 		57: "ERROR_REASON_HOLD_TOO_LONG",
 		60: "ERROR_REASON_TOO_MANY_CONSENT_SESSIONS",
+		61: "ERROR_REASON_QUOTA_EXCEEDED",
 		90: "ERROR_REASON_INTERNAL",
 	}
 	ErrorReason_value = map[string]int32{
@@ -210,6 +216,7 @@ var (
 		"ERROR_REASON_STREAM_IDLE":               56,
 		"ERROR_REASON_HOLD_TOO_LONG":             57,
 		"ERROR_REASON_TOO_MANY_CONSENT_SESSIONS": 60,
+		"ERROR_REASON_QUOTA_EXCEEDED":            61,
 		"ERROR_REASON_INTERNAL":                  90,
 	}
 )
@@ -245,7 +252,7 @@ var File_phasekey_error_v1_error_reason_proto protoreflect.FileDescriptor
 
 const file_phasekey_error_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
-	"$phasekey/error/v1/error_reason.proto\x12\x11phasekey.error.v1*\xad\v\n" +
+	"$phasekey/error/v1/error_reason.proto\x12\x11phasekey.error.v1*\xce\v\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1f\n" +
 	"\x1bERROR_REASON_INVALID_FIELDS\x10\x01\x12#\n" +
@@ -288,7 +295,8 @@ const file_phasekey_error_v1_error_reason_proto_rawDesc = "" +
 	"\x15ERROR_REASON_DRAINING\x107\x12\x1c\n" +
 	"\x18ERROR_REASON_STREAM_IDLE\x108\x12\x1e\n" +
 	"\x1aERROR_REASON_HOLD_TOO_LONG\x109\x12*\n" +
-	"&ERROR_REASON_TOO_MANY_CONSENT_SESSIONS\x10<\x12\x19\n" +
+	"&ERROR_REASON_TOO_MANY_CONSENT_SESSIONS\x10<\x12\x1f\n" +
+	"\x1bERROR_REASON_QUOTA_EXCEEDED\x10=\x12\x19\n" +
 	"\x15ERROR_REASON_INTERNAL\x10ZB,Z*phasekey.dev/gen/phasekey/error/v1;errorv1b\x06proto3"
 
 var (

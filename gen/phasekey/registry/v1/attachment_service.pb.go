@@ -35,7 +35,9 @@ type CreateAttachmentRequest struct {
 	// What to create. Its name is ignored: the integration's ID becomes the last segment.
 	Attachment *Attachment `protobuf:"bytes,2,opt,name=attachment,proto3" json:"attachment,omitempty"`
 	// Makes repeats safe for a day: a UUID of the caller's choice (AIP-155).
-	RequestId     string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	RequestId string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Checks everything and changes nothing: the answer is what it would have been, as far as it can be known (AIP-163).
+	ValidateOnly  bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -89,6 +91,13 @@ func (x *CreateAttachmentRequest) GetRequestId() string {
 		return x.RequestId
 	}
 	return ""
+}
+
+func (x *CreateAttachmentRequest) GetValidateOnly() bool {
+	if x != nil {
+		return x.ValidateOnly
+	}
+	return false
 }
 
 // Names the attachment to read.
@@ -145,7 +154,14 @@ type ListAttachmentsRequest struct {
 	// At most so many, 1 to 1,000; 0 means 100, and more than 1,000 is taken as 1,000.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// From the previous page, with otherwise the same request.
-	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Which ones, by AIP-160; at most 2,000 bytes. Fields: `name`, `uid`, `integration`, `integration_uid`, `project_uid`, `accesses`,
+	// `subscription_id`, `create_time`, `update_time`. Text is compared whole, upper and lower
+	// case apart; `:` finds one of several accesses, or a part of a text. Example: `accesses:WRITE AND integration = "accounts/acme/integrations/prod"`.
+	Filter string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
+	// In which order, by AIP-132: `name`, `create_time`, `update_time`, each of them, separated by commas, optionally followed by
+	// `desc`; empty means by name.
+	OrderBy       string `protobuf:"bytes,5,opt,name=order_by,json=orderBy,proto3" json:"order_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -201,10 +217,24 @@ func (x *ListAttachmentsRequest) GetPageToken() string {
 	return ""
 }
 
+func (x *ListAttachmentsRequest) GetFilter() string {
+	if x != nil {
+		return x.Filter
+	}
+	return ""
+}
+
+func (x *ListAttachmentsRequest) GetOrderBy() string {
+	if x != nil {
+		return x.OrderBy
+	}
+	return ""
+}
+
 // A page of attachments.
 type ListAttachmentsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// In the order of their names.
+	// In the order that was asked for.
 	Attachments []*Attachment `protobuf:"bytes,1,rep,name=attachments,proto3" json:"attachments,omitempty"`
 	// For the next page; empty on the last.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
@@ -274,20 +304,125 @@ func (x *ListAttachmentsResponse) GetRevision() int64 {
 	return 0
 }
 
+// Names the attachments to read.
+type BatchGetAttachmentsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The project, `accounts/{account}/projects/{project}`, or `accounts/{account}/projects/-` for several.
+	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
+	// The attachments, 1 to 100, each of the parent, none twice.
+	Names         []string `protobuf:"bytes,2,rep,name=names,proto3" json:"names,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BatchGetAttachmentsRequest) Reset() {
+	*x = BatchGetAttachmentsRequest{}
+	mi := &file_phasekey_registry_v1_attachment_service_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BatchGetAttachmentsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BatchGetAttachmentsRequest) ProtoMessage() {}
+
+func (x *BatchGetAttachmentsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_registry_v1_attachment_service_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BatchGetAttachmentsRequest.ProtoReflect.Descriptor instead.
+func (*BatchGetAttachmentsRequest) Descriptor() ([]byte, []int) {
+	return file_phasekey_registry_v1_attachment_service_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *BatchGetAttachmentsRequest) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *BatchGetAttachmentsRequest) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+// The attachments that were named.
+type BatchGetAttachmentsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the order of the names.
+	Attachments   []*Attachment `protobuf:"bytes,1,rep,name=attachments,proto3" json:"attachments,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BatchGetAttachmentsResponse) Reset() {
+	*x = BatchGetAttachmentsResponse{}
+	mi := &file_phasekey_registry_v1_attachment_service_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BatchGetAttachmentsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BatchGetAttachmentsResponse) ProtoMessage() {}
+
+func (x *BatchGetAttachmentsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_registry_v1_attachment_service_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BatchGetAttachmentsResponse.ProtoReflect.Descriptor instead.
+func (*BatchGetAttachmentsResponse) Descriptor() ([]byte, []int) {
+	return file_phasekey_registry_v1_attachment_service_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *BatchGetAttachmentsResponse) GetAttachments() []*Attachment {
+	if x != nil {
+		return x.Attachments
+	}
+	return nil
+}
+
 // Says what to change.
 type UpdateAttachmentRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The attachment with its new values; its name says which, its etag, when given, guards the change.
 	Attachment *Attachment `protobuf:"bytes,1,opt,name=attachment,proto3" json:"attachment,omitempty"`
 	// Which fields to change; absent means all that are set (AIP-134).
-	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
+	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
+	// Attaches when there is no such attachment; the mask is then ignored.
+	AllowMissing bool `protobuf:"varint,3,opt,name=allow_missing,json=allowMissing,proto3" json:"allow_missing,omitempty"`
+	// Checks everything and changes nothing: the answer is what it would have been, as far as it can be known (AIP-163).
+	ValidateOnly  bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UpdateAttachmentRequest) Reset() {
 	*x = UpdateAttachmentRequest{}
-	mi := &file_phasekey_registry_v1_attachment_service_proto_msgTypes[4]
+	mi := &file_phasekey_registry_v1_attachment_service_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -299,7 +434,7 @@ func (x *UpdateAttachmentRequest) String() string {
 func (*UpdateAttachmentRequest) ProtoMessage() {}
 
 func (x *UpdateAttachmentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phasekey_registry_v1_attachment_service_proto_msgTypes[4]
+	mi := &file_phasekey_registry_v1_attachment_service_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -312,7 +447,7 @@ func (x *UpdateAttachmentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateAttachmentRequest.ProtoReflect.Descriptor instead.
 func (*UpdateAttachmentRequest) Descriptor() ([]byte, []int) {
-	return file_phasekey_registry_v1_attachment_service_proto_rawDescGZIP(), []int{4}
+	return file_phasekey_registry_v1_attachment_service_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *UpdateAttachmentRequest) GetAttachment() *Attachment {
@@ -329,20 +464,38 @@ func (x *UpdateAttachmentRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
 	return nil
 }
 
+func (x *UpdateAttachmentRequest) GetAllowMissing() bool {
+	if x != nil {
+		return x.AllowMissing
+	}
+	return false
+}
+
+func (x *UpdateAttachmentRequest) GetValidateOnly() bool {
+	if x != nil {
+		return x.ValidateOnly
+	}
+	return false
+}
+
 // Names the attachment to delete.
 type DeleteAttachmentRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The attachment, `accounts/{account}/projects/{project}/attachments/{attachment}`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// When given, only this version is deleted.
-	Etag          string `protobuf:"bytes,2,opt,name=etag,proto3" json:"etag,omitempty"`
+	Etag string `protobuf:"bytes,2,opt,name=etag,proto3" json:"etag,omitempty"`
+	// Succeeds, changing nothing, when there is no such attachment.
+	AllowMissing bool `protobuf:"varint,3,opt,name=allow_missing,json=allowMissing,proto3" json:"allow_missing,omitempty"`
+	// Checks everything and changes nothing: the answer is what it would have been, as far as it can be known (AIP-163).
+	ValidateOnly  bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DeleteAttachmentRequest) Reset() {
 	*x = DeleteAttachmentRequest{}
-	mi := &file_phasekey_registry_v1_attachment_service_proto_msgTypes[5]
+	mi := &file_phasekey_registry_v1_attachment_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -354,7 +507,7 @@ func (x *DeleteAttachmentRequest) String() string {
 func (*DeleteAttachmentRequest) ProtoMessage() {}
 
 func (x *DeleteAttachmentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phasekey_registry_v1_attachment_service_proto_msgTypes[5]
+	mi := &file_phasekey_registry_v1_attachment_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -367,7 +520,7 @@ func (x *DeleteAttachmentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteAttachmentRequest.ProtoReflect.Descriptor instead.
 func (*DeleteAttachmentRequest) Descriptor() ([]byte, []int) {
-	return file_phasekey_registry_v1_attachment_service_proto_rawDescGZIP(), []int{5}
+	return file_phasekey_registry_v1_attachment_service_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *DeleteAttachmentRequest) GetName() string {
@@ -380,6 +533,303 @@ func (x *DeleteAttachmentRequest) GetName() string {
 func (x *DeleteAttachmentRequest) GetEtag() string {
 	if x != nil {
 		return x.Etag
+	}
+	return ""
+}
+
+func (x *DeleteAttachmentRequest) GetAllowMissing() bool {
+	if x != nil {
+		return x.AllowMissing
+	}
+	return false
+}
+
+func (x *DeleteAttachmentRequest) GetValidateOnly() bool {
+	if x != nil {
+		return x.ValidateOnly
+	}
+	return false
+}
+
+// Asks what gives a project access.
+type ListEffectiveAttachmentsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The project, `accounts/{account}/projects/{project}`.
+	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
+	// At most so many, 1 to 1,000; 0 means 100, and more than 1,000 is taken as 1,000.
+	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// From the previous page, with otherwise the same request.
+	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEffectiveAttachmentsRequest) Reset() {
+	*x = ListEffectiveAttachmentsRequest{}
+	mi := &file_phasekey_registry_v1_attachment_service_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEffectiveAttachmentsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEffectiveAttachmentsRequest) ProtoMessage() {}
+
+func (x *ListEffectiveAttachmentsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_registry_v1_attachment_service_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEffectiveAttachmentsRequest.ProtoReflect.Descriptor instead.
+func (*ListEffectiveAttachmentsRequest) Descriptor() ([]byte, []int) {
+	return file_phasekey_registry_v1_attachment_service_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ListEffectiveAttachmentsRequest) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *ListEffectiveAttachmentsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListEffectiveAttachmentsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// What gives a project access.
+type ListEffectiveAttachmentsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Explicit ones first, then automatic ones, each by the integration's name.
+	EffectiveAttachments []*EffectiveAttachment `protobuf:"bytes,1,rep,name=effective_attachments,json=effectiveAttachments,proto3" json:"effective_attachments,omitempty"`
+	// For the next page; empty on the last.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// The revision at which this was true.
+	Revision      int64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEffectiveAttachmentsResponse) Reset() {
+	*x = ListEffectiveAttachmentsResponse{}
+	mi := &file_phasekey_registry_v1_attachment_service_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEffectiveAttachmentsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEffectiveAttachmentsResponse) ProtoMessage() {}
+
+func (x *ListEffectiveAttachmentsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_registry_v1_attachment_service_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEffectiveAttachmentsResponse.ProtoReflect.Descriptor instead.
+func (*ListEffectiveAttachmentsResponse) Descriptor() ([]byte, []int) {
+	return file_phasekey_registry_v1_attachment_service_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ListEffectiveAttachmentsResponse) GetEffectiveAttachments() []*EffectiveAttachment {
+	if x != nil {
+		return x.EffectiveAttachments
+	}
+	return nil
+}
+
+func (x *ListEffectiveAttachmentsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+func (x *ListEffectiveAttachmentsResponse) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+// An EffectiveAttachment is an integration that a project gets, and why.
+type EffectiveAttachment struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The integration.
+	Integration string `protobuf:"bytes,1,opt,name=integration,proto3" json:"integration,omitempty"`
+	// The integration's UID.
+	IntegrationUid string `protobuf:"bytes,2,opt,name=integration_uid,json=integrationUid,proto3" json:"integration_uid,omitempty"`
+	// The explicit attachment; empty when it is automatic.
+	Attachment string `protobuf:"bytes,3,opt,name=attachment,proto3" json:"attachment,omitempty"`
+	// The project's labels that the integration names after `autoattach:`; empty when it is explicit.
+	Labels []string `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty"`
+	// The accesses that it gives: ResolveAccess answers with it.
+	Accesses []v1.Access `protobuf:"varint,5,rep,packed,name=accesses,proto3,enum=phasekey.type.v1.Access" json:"accesses,omitempty"`
+	// The accesses that it would give if nothing else came before it.
+	OutrankedAccesses []*OutrankedAccess `protobuf:"bytes,6,rep,name=outranked_accesses,json=outrankedAccesses,proto3" json:"outranked_accesses,omitempty"`
+	// The subscription to work in: the attachment's, else the integration's default.
+	SubscriptionId string `protobuf:"bytes,7,opt,name=subscription_id,json=subscriptionId,proto3" json:"subscription_id,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *EffectiveAttachment) Reset() {
+	*x = EffectiveAttachment{}
+	mi := &file_phasekey_registry_v1_attachment_service_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EffectiveAttachment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EffectiveAttachment) ProtoMessage() {}
+
+func (x *EffectiveAttachment) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_registry_v1_attachment_service_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EffectiveAttachment.ProtoReflect.Descriptor instead.
+func (*EffectiveAttachment) Descriptor() ([]byte, []int) {
+	return file_phasekey_registry_v1_attachment_service_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *EffectiveAttachment) GetIntegration() string {
+	if x != nil {
+		return x.Integration
+	}
+	return ""
+}
+
+func (x *EffectiveAttachment) GetIntegrationUid() string {
+	if x != nil {
+		return x.IntegrationUid
+	}
+	return ""
+}
+
+func (x *EffectiveAttachment) GetAttachment() string {
+	if x != nil {
+		return x.Attachment
+	}
+	return ""
+}
+
+func (x *EffectiveAttachment) GetLabels() []string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *EffectiveAttachment) GetAccesses() []v1.Access {
+	if x != nil {
+		return x.Accesses
+	}
+	return nil
+}
+
+func (x *EffectiveAttachment) GetOutrankedAccesses() []*OutrankedAccess {
+	if x != nil {
+		return x.OutrankedAccesses
+	}
+	return nil
+}
+
+func (x *EffectiveAttachment) GetSubscriptionId() string {
+	if x != nil {
+		return x.SubscriptionId
+	}
+	return ""
+}
+
+// An OutrankedAccess is one that something else gives.
+type OutrankedAccess struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The access.
+	Access v1.Access `protobuf:"varint,1,opt,name=access,proto3,enum=phasekey.type.v1.Access" json:"access,omitempty"`
+	// The integration that gives it.
+	Integration   string `protobuf:"bytes,2,opt,name=integration,proto3" json:"integration,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OutrankedAccess) Reset() {
+	*x = OutrankedAccess{}
+	mi := &file_phasekey_registry_v1_attachment_service_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OutrankedAccess) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OutrankedAccess) ProtoMessage() {}
+
+func (x *OutrankedAccess) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_registry_v1_attachment_service_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OutrankedAccess.ProtoReflect.Descriptor instead.
+func (*OutrankedAccess) Descriptor() ([]byte, []int) {
+	return file_phasekey_registry_v1_attachment_service_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *OutrankedAccess) GetAccess() v1.Access {
+	if x != nil {
+		return x.Access
+	}
+	return v1.Access(0)
+}
+
+func (x *OutrankedAccess) GetIntegration() string {
+	if x != nil {
+		return x.Integration
 	}
 	return ""
 }
@@ -397,7 +847,7 @@ type ResolveAccessRequest struct {
 
 func (x *ResolveAccessRequest) Reset() {
 	*x = ResolveAccessRequest{}
-	mi := &file_phasekey_registry_v1_attachment_service_proto_msgTypes[6]
+	mi := &file_phasekey_registry_v1_attachment_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -409,7 +859,7 @@ func (x *ResolveAccessRequest) String() string {
 func (*ResolveAccessRequest) ProtoMessage() {}
 
 func (x *ResolveAccessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phasekey_registry_v1_attachment_service_proto_msgTypes[6]
+	mi := &file_phasekey_registry_v1_attachment_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -422,7 +872,7 @@ func (x *ResolveAccessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveAccessRequest.ProtoReflect.Descriptor instead.
 func (*ResolveAccessRequest) Descriptor() ([]byte, []int) {
-	return file_phasekey_registry_v1_attachment_service_proto_rawDescGZIP(), []int{6}
+	return file_phasekey_registry_v1_attachment_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ResolveAccessRequest) GetProject() string {
@@ -450,9 +900,9 @@ type ResolveAccessResponse struct {
 	IntegrationUid string `protobuf:"bytes,3,opt,name=integration_uid,json=integrationUid,proto3" json:"integration_uid,omitempty"`
 	// The project's UID.
 	ProjectUid string `protobuf:"bytes,4,opt,name=project_uid,json=projectUid,proto3" json:"project_uid,omitempty"`
-	// The attachment that it rests on.
+	// The explicit attachment that it rests on; empty when it is automatic.
 	Attachment string `protobuf:"bytes,5,opt,name=attachment,proto3" json:"attachment,omitempty"`
-	// The attachment's UID.
+	// The attachment's UID; empty when it is automatic.
 	AttachmentUid string `protobuf:"bytes,6,opt,name=attachment_uid,json=attachmentUid,proto3" json:"attachment_uid,omitempty"`
 	// The customer's tenant.
 	TenantId string `protobuf:"bytes,7,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
@@ -461,14 +911,16 @@ type ResolveAccessResponse struct {
 	// The database's incarnation; revisions of different incarnations cannot be compared.
 	Incarnation string `protobuf:"bytes,9,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	// The revision at which this was true.
-	Revision      int64 `protobuf:"varint,10,opt,name=revision,proto3" json:"revision,omitempty"`
+	Revision int64 `protobuf:"varint,10,opt,name=revision,proto3" json:"revision,omitempty"`
+	// The project's labels by which the integration is attached by itself; empty when it is explicit.
+	Labels        []string `protobuf:"bytes,11,rep,name=labels,proto3" json:"labels,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ResolveAccessResponse) Reset() {
 	*x = ResolveAccessResponse{}
-	mi := &file_phasekey_registry_v1_attachment_service_proto_msgTypes[7]
+	mi := &file_phasekey_registry_v1_attachment_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -480,7 +932,7 @@ func (x *ResolveAccessResponse) String() string {
 func (*ResolveAccessResponse) ProtoMessage() {}
 
 func (x *ResolveAccessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phasekey_registry_v1_attachment_service_proto_msgTypes[7]
+	mi := &file_phasekey_registry_v1_attachment_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -493,7 +945,7 @@ func (x *ResolveAccessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveAccessResponse.ProtoReflect.Descriptor instead.
 func (*ResolveAccessResponse) Descriptor() ([]byte, []int) {
-	return file_phasekey_registry_v1_attachment_service_proto_rawDescGZIP(), []int{7}
+	return file_phasekey_registry_v1_attachment_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ResolveAccessResponse) GetAccess() v1.Access {
@@ -566,11 +1018,18 @@ func (x *ResolveAccessResponse) GetRevision() int64 {
 	return 0
 }
 
+func (x *ResolveAccessResponse) GetLabels() []string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
 var File_phasekey_registry_v1_attachment_service_proto protoreflect.FileDescriptor
 
 const file_phasekey_registry_v1_attachment_service_proto_rawDesc = "" +
 	"\n" +
-	"-phasekey/registry/v1/attachment_service.proto\x12\x14phasekey.registry.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a!phasekey/options/v1/callers.proto\x1a%phasekey/registry/v1/attachment.proto\x1a\x1dphasekey/type/v1/access.proto\"\xb6\x02\n" +
+	"-phasekey/registry/v1/attachment_service.proto\x12\x14phasekey.registry.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a!phasekey/options/v1/callers.proto\x1a%phasekey/registry/v1/attachment.proto\x1a\x1dphasekey/type/v1/access.proto\"\xe1\x02\n" +
 	"\x17CreateAttachmentRequest\x12\x9c\x01\n" +
 	"\x06parent\x18\x01 \x01(\tB\x83\x01\xe2A\x01\x02\xfaA\"\x12 registry.phasekey.dev/Attachment\xbaHWrU2S^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/projects/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x06parent\x12L\n" +
 	"\n" +
@@ -578,35 +1037,74 @@ const file_phasekey_registry_v1_attachment_service_proto_rawDesc = "" +
 	"\xe2A\x01\x02\xbaH\x03\xc8\x01\x01R\n" +
 	"attachment\x12.\n" +
 	"\n" +
-	"request_id\x18\x03 \x01(\tB\x0f\xe2A\x01\x01\xbaH\b\xd8\x01\x01r\x03\xb0\x01\x01R\trequestId\"\xdf\x01\n" +
+	"request_id\x18\x03 \x01(\tB\x0f\xe2A\x01\x01\xbaH\b\xd8\x01\x01r\x03\xb0\x01\x01R\trequestId\x12)\n" +
+	"\rvalidate_only\x18\x04 \x01(\bB\x04\xe2A\x01\x01R\fvalidateOnly\"\xdf\x01\n" +
 	"\x14GetAttachmentRequest\x12\xc6\x01\n" +
 	"\x04name\x18\x01 \x01(\tB\xb1\x01\xe2A\x01\x02\xfaA\"\n" +
-	" registry.phasekey.dev/Attachment\xbaH\x84\x01r\x81\x012\x7f^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/projects/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/attachments/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\"\x96\x02\n" +
+	" registry.phasekey.dev/Attachment\xbaH\x84\x01r\x81\x012\x7f^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/projects/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/attachments/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\"\xe5\x02\n" +
 	"\x16ListAttachmentsRequest\x12\xa4\x01\n" +
 	"\x06parent\x18\x01 \x01(\tB\x8b\x01\xe2A\x01\x02\xfaA\"\x12 registry.phasekey.dev/Attachment\xbaH_r]2[^accounts/(-|[a-z]([a-z0-9-]{0,61}[a-z0-9])?)/projects/(-|[a-z]([a-z0-9-]{0,61}[a-z0-9])?)$R\x06parent\x12(\n" +
 	"\tpage_size\x18\x02 \x01(\x05B\v\xe2A\x01\x01\xbaH\x04\x1a\x02(\x00R\bpageSize\x12+\n" +
 	"\n" +
-	"page_token\x18\x03 \x01(\tB\f\xe2A\x01\x01\xbaH\x05r\x03\x18\xe8\aR\tpageToken\"\xb9\x01\n" +
+	"page_token\x18\x03 \x01(\tB\f\xe2A\x01\x01\xbaH\x05r\x03\x18\xe8\aR\tpageToken\x12$\n" +
+	"\x06filter\x18\x04 \x01(\tB\f\xe2A\x01\x01\xbaH\x05r\x03\x18\xd0\x0fR\x06filter\x12'\n" +
+	"\border_by\x18\x05 \x01(\tB\f\xe2A\x01\x01\xbaH\x05r\x03\x18\xc8\x01R\aorderBy\"\xb9\x01\n" +
 	"\x17ListAttachmentsResponse\x12B\n" +
 	"\vattachments\x18\x01 \x03(\v2 .phasekey.registry.v1.AttachmentR\vattachments\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x16\n" +
 	"\x06cursor\x18\x03 \x01(\tR\x06cursor\x12\x1a\n" +
-	"\brevision\x18\x04 \x01(\x03R\brevision\"\xaa\x01\n" +
+	"\brevision\x18\x04 \x01(\x03R\brevision\"\x97\x03\n" +
+	"\x1aBatchGetAttachmentsRequest\x12\xa0\x01\n" +
+	"\x06parent\x18\x01 \x01(\tB\x87\x01\xe2A\x01\x02\xfaA\"\x12 registry.phasekey.dev/Attachment\xbaH[rY2W^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/projects/(-|[a-z]([a-z0-9-]{0,61}[a-z0-9])?)$R\x06parent\x12\xd5\x01\n" +
+	"\x05names\x18\x02 \x03(\tB\xbe\x01\xe2A\x01\x02\xfaA\"\n" +
+	" registry.phasekey.dev/Attachment\xbaH\x91\x01\x92\x01\x8d\x01\b\x01\x10d\x18\x01\"\x84\x01r\x81\x012\x7f^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/projects/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/attachments/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x05names\"a\n" +
+	"\x1bBatchGetAttachmentsResponse\x12B\n" +
+	"\vattachments\x18\x01 \x03(\v2 .phasekey.registry.v1.AttachmentR\vattachments\"\x80\x02\n" +
 	"\x17UpdateAttachmentRequest\x12L\n" +
 	"\n" +
 	"attachment\x18\x01 \x01(\v2 .phasekey.registry.v1.AttachmentB\n" +
 	"\xe2A\x01\x02\xbaH\x03\xc8\x01\x01R\n" +
 	"attachment\x12A\n" +
 	"\vupdate_mask\x18\x02 \x01(\v2\x1a.google.protobuf.FieldMaskB\x04\xe2A\x01\x01R\n" +
-	"updateMask\"\x83\x02\n" +
+	"updateMask\x12)\n" +
+	"\rallow_missing\x18\x03 \x01(\bB\x04\xe2A\x01\x01R\fallowMissing\x12)\n" +
+	"\rvalidate_only\x18\x04 \x01(\bB\x04\xe2A\x01\x01R\fvalidateOnly\"\xd9\x02\n" +
 	"\x17DeleteAttachmentRequest\x12\xc6\x01\n" +
 	"\x04name\x18\x01 \x01(\tB\xb1\x01\xe2A\x01\x02\xfaA\"\n" +
 	" registry.phasekey.dev/Attachment\xbaH\x84\x01r\x81\x012\x7f^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/projects/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/attachments/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\x12\x1f\n" +
-	"\x04etag\x18\x02 \x01(\tB\v\xe2A\x01\x01\xbaH\x04r\x02\x18@R\x04etag\"\xf3\x01\n" +
+	"\x04etag\x18\x02 \x01(\tB\v\xe2A\x01\x01\xbaH\x04r\x02\x18@R\x04etag\x12)\n" +
+	"\rallow_missing\x18\x03 \x01(\bB\x04\xe2A\x01\x01R\fallowMissing\x12)\n" +
+	"\rvalidate_only\x18\x04 \x01(\bB\x04\xe2A\x01\x01R\fvalidateOnly\"\x94\x02\n" +
+	"\x1fListEffectiveAttachmentsRequest\x12\x99\x01\n" +
+	"\x06parent\x18\x01 \x01(\tB\x80\x01\xe2A\x01\x02\xfaA\x1f\n" +
+	"\x1dregistry.phasekey.dev/Project\xbaHWrU2S^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/projects/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x06parent\x12(\n" +
+	"\tpage_size\x18\x02 \x01(\x05B\v\xe2A\x01\x01\xbaH\x04\x1a\x02(\x00R\bpageSize\x12+\n" +
+	"\n" +
+	"page_token\x18\x03 \x01(\tB\f\xe2A\x01\x01\xbaH\x05r\x03\x18\xe8\aR\tpageToken\"\xc6\x01\n" +
+	" ListEffectiveAttachmentsResponse\x12^\n" +
+	"\x15effective_attachments\x18\x01 \x03(\v2).phasekey.registry.v1.EffectiveAttachmentR\x14effectiveAttachments\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\x03R\brevision\"\x9c\x03\n" +
+	"\x13EffectiveAttachment\x12H\n" +
+	"\vintegration\x18\x01 \x01(\tB&\xfaA#\n" +
+	"!registry.phasekey.dev/IntegrationR\vintegration\x12'\n" +
+	"\x0fintegration_uid\x18\x02 \x01(\tR\x0eintegrationUid\x12E\n" +
+	"\n" +
+	"attachment\x18\x03 \x01(\tB%\xfaA\"\n" +
+	" registry.phasekey.dev/AttachmentR\n" +
+	"attachment\x12\x16\n" +
+	"\x06labels\x18\x04 \x03(\tR\x06labels\x124\n" +
+	"\baccesses\x18\x05 \x03(\x0e2\x18.phasekey.type.v1.AccessR\baccesses\x12T\n" +
+	"\x12outranked_accesses\x18\x06 \x03(\v2%.phasekey.registry.v1.OutrankedAccessR\x11outrankedAccesses\x12'\n" +
+	"\x0fsubscription_id\x18\a \x01(\tR\x0esubscriptionId\"\x8d\x01\n" +
+	"\x0fOutrankedAccess\x120\n" +
+	"\x06access\x18\x01 \x01(\x0e2\x18.phasekey.type.v1.AccessR\x06access\x12H\n" +
+	"\vintegration\x18\x02 \x01(\tB&\xfaA#\n" +
+	"!registry.phasekey.dev/IntegrationR\vintegration\"\xf3\x01\n" +
 	"\x14ResolveAccessRequest\x12\x9b\x01\n" +
 	"\aproject\x18\x01 \x01(\tB\x80\x01\xe2A\x01\x02\xfaA\x1f\n" +
 	"\x1dregistry.phasekey.dev/Project\xbaHWrU2S^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/projects/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\aproject\x12=\n" +
-	"\x05phase\x18\x02 \x01(\x0e2\x17.phasekey.type.v1.PhaseB\x0e\xe2A\x01\x02\xbaH\a\x82\x01\x04\x10\x01 \x00R\x05phase\"\xcf\x03\n" +
+	"\x05phase\x18\x02 \x01(\x0e2\x17.phasekey.type.v1.PhaseB\x0e\xe2A\x01\x02\xbaH\a\x82\x01\x04\x10\x01 \x00R\x05phase\"\xe7\x03\n" +
 	"\x15ResolveAccessResponse\x120\n" +
 	"\x06access\x18\x01 \x01(\x0e2\x18.phasekey.type.v1.AccessR\x06access\x12H\n" +
 	"\vintegration\x18\x02 \x01(\tB&\xfaA#\n" +
@@ -623,15 +1121,19 @@ const file_phasekey_registry_v1_attachment_service_proto_rawDesc = "" +
 	"\x0fsubscription_id\x18\b \x01(\tR\x0esubscriptionId\x12 \n" +
 	"\vincarnation\x18\t \x01(\tR\vincarnation\x12\x1a\n" +
 	"\brevision\x18\n" +
-	" \x01(\x03R\brevision2\xad\x05\n" +
+	" \x01(\x03R\brevision\x12\x16\n" +
+	"\x06labels\x18\v \x03(\tR\x06labels2\xcd\a\n" +
 	"\x11AttachmentService\x12k\n" +
 	"\x10CreateAttachment\x12-.phasekey.registry.v1.CreateAttachmentRequest\x1a .phasekey.registry.v1.Attachment\"\x06\x8a\x94#\x02\x01\x02\x12i\n" +
 	"\rGetAttachment\x12*.phasekey.registry.v1.GetAttachmentRequest\x1a .phasekey.registry.v1.Attachment\"\n" +
 	"\x8a\x94#\x03\x01\x02\x03\x90\x02\x01\x12z\n" +
 	"\x0fListAttachments\x12,.phasekey.registry.v1.ListAttachmentsRequest\x1a-.phasekey.registry.v1.ListAttachmentsResponse\"\n" +
+	"\x8a\x94#\x03\x01\x02\x03\x90\x02\x01\x12\x86\x01\n" +
+	"\x13BatchGetAttachments\x120.phasekey.registry.v1.BatchGetAttachmentsRequest\x1a1.phasekey.registry.v1.BatchGetAttachmentsResponse\"\n" +
 	"\x8a\x94#\x03\x01\x02\x03\x90\x02\x01\x12k\n" +
 	"\x10UpdateAttachment\x12-.phasekey.registry.v1.UpdateAttachmentRequest\x1a .phasekey.registry.v1.Attachment\"\x06\x8a\x94#\x02\x01\x02\x12a\n" +
-	"\x10DeleteAttachment\x12-.phasekey.registry.v1.DeleteAttachmentRequest\x1a\x16.google.protobuf.Empty\"\x06\x8a\x94#\x02\x01\x02\x12t\n" +
+	"\x10DeleteAttachment\x12-.phasekey.registry.v1.DeleteAttachmentRequest\x1a\x16.google.protobuf.Empty\"\x06\x8a\x94#\x02\x01\x02\x12\x94\x01\n" +
+	"\x18ListEffectiveAttachments\x125.phasekey.registry.v1.ListEffectiveAttachmentsRequest\x1a6.phasekey.registry.v1.ListEffectiveAttachmentsResponse\"\t\x8a\x94#\x02\x01\x02\x90\x02\x01\x12t\n" +
 	"\rResolveAccess\x12*.phasekey.registry.v1.ResolveAccessRequest\x1a+.phasekey.registry.v1.ResolveAccessResponse\"\n" +
 	"\x8a\x94#\x03\x01\x02\x03\x90\x02\x01B2Z0phasekey.dev/gen/phasekey/registry/v1;registryv1b\x06proto3"
 
@@ -647,46 +1149,61 @@ func file_phasekey_registry_v1_attachment_service_proto_rawDescGZIP() []byte {
 	return file_phasekey_registry_v1_attachment_service_proto_rawDescData
 }
 
-var file_phasekey_registry_v1_attachment_service_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_phasekey_registry_v1_attachment_service_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_phasekey_registry_v1_attachment_service_proto_goTypes = []any{
-	(*CreateAttachmentRequest)(nil), // 0: phasekey.registry.v1.CreateAttachmentRequest
-	(*GetAttachmentRequest)(nil),    // 1: phasekey.registry.v1.GetAttachmentRequest
-	(*ListAttachmentsRequest)(nil),  // 2: phasekey.registry.v1.ListAttachmentsRequest
-	(*ListAttachmentsResponse)(nil), // 3: phasekey.registry.v1.ListAttachmentsResponse
-	(*UpdateAttachmentRequest)(nil), // 4: phasekey.registry.v1.UpdateAttachmentRequest
-	(*DeleteAttachmentRequest)(nil), // 5: phasekey.registry.v1.DeleteAttachmentRequest
-	(*ResolveAccessRequest)(nil),    // 6: phasekey.registry.v1.ResolveAccessRequest
-	(*ResolveAccessResponse)(nil),   // 7: phasekey.registry.v1.ResolveAccessResponse
-	(*Attachment)(nil),              // 8: phasekey.registry.v1.Attachment
-	(*fieldmaskpb.FieldMask)(nil),   // 9: google.protobuf.FieldMask
-	(v1.Phase)(0),                   // 10: phasekey.type.v1.Phase
-	(v1.Access)(0),                  // 11: phasekey.type.v1.Access
-	(*emptypb.Empty)(nil),           // 12: google.protobuf.Empty
+	(*CreateAttachmentRequest)(nil),          // 0: phasekey.registry.v1.CreateAttachmentRequest
+	(*GetAttachmentRequest)(nil),             // 1: phasekey.registry.v1.GetAttachmentRequest
+	(*ListAttachmentsRequest)(nil),           // 2: phasekey.registry.v1.ListAttachmentsRequest
+	(*ListAttachmentsResponse)(nil),          // 3: phasekey.registry.v1.ListAttachmentsResponse
+	(*BatchGetAttachmentsRequest)(nil),       // 4: phasekey.registry.v1.BatchGetAttachmentsRequest
+	(*BatchGetAttachmentsResponse)(nil),      // 5: phasekey.registry.v1.BatchGetAttachmentsResponse
+	(*UpdateAttachmentRequest)(nil),          // 6: phasekey.registry.v1.UpdateAttachmentRequest
+	(*DeleteAttachmentRequest)(nil),          // 7: phasekey.registry.v1.DeleteAttachmentRequest
+	(*ListEffectiveAttachmentsRequest)(nil),  // 8: phasekey.registry.v1.ListEffectiveAttachmentsRequest
+	(*ListEffectiveAttachmentsResponse)(nil), // 9: phasekey.registry.v1.ListEffectiveAttachmentsResponse
+	(*EffectiveAttachment)(nil),              // 10: phasekey.registry.v1.EffectiveAttachment
+	(*OutrankedAccess)(nil),                  // 11: phasekey.registry.v1.OutrankedAccess
+	(*ResolveAccessRequest)(nil),             // 12: phasekey.registry.v1.ResolveAccessRequest
+	(*ResolveAccessResponse)(nil),            // 13: phasekey.registry.v1.ResolveAccessResponse
+	(*Attachment)(nil),                       // 14: phasekey.registry.v1.Attachment
+	(*fieldmaskpb.FieldMask)(nil),            // 15: google.protobuf.FieldMask
+	(v1.Access)(0),                           // 16: phasekey.type.v1.Access
+	(v1.Phase)(0),                            // 17: phasekey.type.v1.Phase
+	(*emptypb.Empty)(nil),                    // 18: google.protobuf.Empty
 }
 var file_phasekey_registry_v1_attachment_service_proto_depIdxs = []int32{
-	8,  // 0: phasekey.registry.v1.CreateAttachmentRequest.attachment:type_name -> phasekey.registry.v1.Attachment
-	8,  // 1: phasekey.registry.v1.ListAttachmentsResponse.attachments:type_name -> phasekey.registry.v1.Attachment
-	8,  // 2: phasekey.registry.v1.UpdateAttachmentRequest.attachment:type_name -> phasekey.registry.v1.Attachment
-	9,  // 3: phasekey.registry.v1.UpdateAttachmentRequest.update_mask:type_name -> google.protobuf.FieldMask
-	10, // 4: phasekey.registry.v1.ResolveAccessRequest.phase:type_name -> phasekey.type.v1.Phase
-	11, // 5: phasekey.registry.v1.ResolveAccessResponse.access:type_name -> phasekey.type.v1.Access
-	0,  // 6: phasekey.registry.v1.AttachmentService.CreateAttachment:input_type -> phasekey.registry.v1.CreateAttachmentRequest
-	1,  // 7: phasekey.registry.v1.AttachmentService.GetAttachment:input_type -> phasekey.registry.v1.GetAttachmentRequest
-	2,  // 8: phasekey.registry.v1.AttachmentService.ListAttachments:input_type -> phasekey.registry.v1.ListAttachmentsRequest
-	4,  // 9: phasekey.registry.v1.AttachmentService.UpdateAttachment:input_type -> phasekey.registry.v1.UpdateAttachmentRequest
-	5,  // 10: phasekey.registry.v1.AttachmentService.DeleteAttachment:input_type -> phasekey.registry.v1.DeleteAttachmentRequest
-	6,  // 11: phasekey.registry.v1.AttachmentService.ResolveAccess:input_type -> phasekey.registry.v1.ResolveAccessRequest
-	8,  // 12: phasekey.registry.v1.AttachmentService.CreateAttachment:output_type -> phasekey.registry.v1.Attachment
-	8,  // 13: phasekey.registry.v1.AttachmentService.GetAttachment:output_type -> phasekey.registry.v1.Attachment
-	3,  // 14: phasekey.registry.v1.AttachmentService.ListAttachments:output_type -> phasekey.registry.v1.ListAttachmentsResponse
-	8,  // 15: phasekey.registry.v1.AttachmentService.UpdateAttachment:output_type -> phasekey.registry.v1.Attachment
-	12, // 16: phasekey.registry.v1.AttachmentService.DeleteAttachment:output_type -> google.protobuf.Empty
-	7,  // 17: phasekey.registry.v1.AttachmentService.ResolveAccess:output_type -> phasekey.registry.v1.ResolveAccessResponse
-	12, // [12:18] is the sub-list for method output_type
-	6,  // [6:12] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	14, // 0: phasekey.registry.v1.CreateAttachmentRequest.attachment:type_name -> phasekey.registry.v1.Attachment
+	14, // 1: phasekey.registry.v1.ListAttachmentsResponse.attachments:type_name -> phasekey.registry.v1.Attachment
+	14, // 2: phasekey.registry.v1.BatchGetAttachmentsResponse.attachments:type_name -> phasekey.registry.v1.Attachment
+	14, // 3: phasekey.registry.v1.UpdateAttachmentRequest.attachment:type_name -> phasekey.registry.v1.Attachment
+	15, // 4: phasekey.registry.v1.UpdateAttachmentRequest.update_mask:type_name -> google.protobuf.FieldMask
+	10, // 5: phasekey.registry.v1.ListEffectiveAttachmentsResponse.effective_attachments:type_name -> phasekey.registry.v1.EffectiveAttachment
+	16, // 6: phasekey.registry.v1.EffectiveAttachment.accesses:type_name -> phasekey.type.v1.Access
+	11, // 7: phasekey.registry.v1.EffectiveAttachment.outranked_accesses:type_name -> phasekey.registry.v1.OutrankedAccess
+	16, // 8: phasekey.registry.v1.OutrankedAccess.access:type_name -> phasekey.type.v1.Access
+	17, // 9: phasekey.registry.v1.ResolveAccessRequest.phase:type_name -> phasekey.type.v1.Phase
+	16, // 10: phasekey.registry.v1.ResolveAccessResponse.access:type_name -> phasekey.type.v1.Access
+	0,  // 11: phasekey.registry.v1.AttachmentService.CreateAttachment:input_type -> phasekey.registry.v1.CreateAttachmentRequest
+	1,  // 12: phasekey.registry.v1.AttachmentService.GetAttachment:input_type -> phasekey.registry.v1.GetAttachmentRequest
+	2,  // 13: phasekey.registry.v1.AttachmentService.ListAttachments:input_type -> phasekey.registry.v1.ListAttachmentsRequest
+	4,  // 14: phasekey.registry.v1.AttachmentService.BatchGetAttachments:input_type -> phasekey.registry.v1.BatchGetAttachmentsRequest
+	6,  // 15: phasekey.registry.v1.AttachmentService.UpdateAttachment:input_type -> phasekey.registry.v1.UpdateAttachmentRequest
+	7,  // 16: phasekey.registry.v1.AttachmentService.DeleteAttachment:input_type -> phasekey.registry.v1.DeleteAttachmentRequest
+	8,  // 17: phasekey.registry.v1.AttachmentService.ListEffectiveAttachments:input_type -> phasekey.registry.v1.ListEffectiveAttachmentsRequest
+	12, // 18: phasekey.registry.v1.AttachmentService.ResolveAccess:input_type -> phasekey.registry.v1.ResolveAccessRequest
+	14, // 19: phasekey.registry.v1.AttachmentService.CreateAttachment:output_type -> phasekey.registry.v1.Attachment
+	14, // 20: phasekey.registry.v1.AttachmentService.GetAttachment:output_type -> phasekey.registry.v1.Attachment
+	3,  // 21: phasekey.registry.v1.AttachmentService.ListAttachments:output_type -> phasekey.registry.v1.ListAttachmentsResponse
+	5,  // 22: phasekey.registry.v1.AttachmentService.BatchGetAttachments:output_type -> phasekey.registry.v1.BatchGetAttachmentsResponse
+	14, // 23: phasekey.registry.v1.AttachmentService.UpdateAttachment:output_type -> phasekey.registry.v1.Attachment
+	18, // 24: phasekey.registry.v1.AttachmentService.DeleteAttachment:output_type -> google.protobuf.Empty
+	9,  // 25: phasekey.registry.v1.AttachmentService.ListEffectiveAttachments:output_type -> phasekey.registry.v1.ListEffectiveAttachmentsResponse
+	13, // 26: phasekey.registry.v1.AttachmentService.ResolveAccess:output_type -> phasekey.registry.v1.ResolveAccessResponse
+	19, // [19:27] is the sub-list for method output_type
+	11, // [11:19] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_phasekey_registry_v1_attachment_service_proto_init() }
@@ -701,7 +1218,7 @@ func file_phasekey_registry_v1_attachment_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_phasekey_registry_v1_attachment_service_proto_rawDesc), len(file_phasekey_registry_v1_attachment_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -20,12 +20,14 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	AttachmentService_CreateAttachment_FullMethodName = "/phasekey.registry.v1.AttachmentService/CreateAttachment"
-	AttachmentService_GetAttachment_FullMethodName    = "/phasekey.registry.v1.AttachmentService/GetAttachment"
-	AttachmentService_ListAttachments_FullMethodName  = "/phasekey.registry.v1.AttachmentService/ListAttachments"
-	AttachmentService_UpdateAttachment_FullMethodName = "/phasekey.registry.v1.AttachmentService/UpdateAttachment"
-	AttachmentService_DeleteAttachment_FullMethodName = "/phasekey.registry.v1.AttachmentService/DeleteAttachment"
-	AttachmentService_ResolveAccess_FullMethodName    = "/phasekey.registry.v1.AttachmentService/ResolveAccess"
+	AttachmentService_CreateAttachment_FullMethodName         = "/phasekey.registry.v1.AttachmentService/CreateAttachment"
+	AttachmentService_GetAttachment_FullMethodName            = "/phasekey.registry.v1.AttachmentService/GetAttachment"
+	AttachmentService_ListAttachments_FullMethodName          = "/phasekey.registry.v1.AttachmentService/ListAttachments"
+	AttachmentService_BatchGetAttachments_FullMethodName      = "/phasekey.registry.v1.AttachmentService/BatchGetAttachments"
+	AttachmentService_UpdateAttachment_FullMethodName         = "/phasekey.registry.v1.AttachmentService/UpdateAttachment"
+	AttachmentService_DeleteAttachment_FullMethodName         = "/phasekey.registry.v1.AttachmentService/DeleteAttachment"
+	AttachmentService_ListEffectiveAttachments_FullMethodName = "/phasekey.registry.v1.AttachmentService/ListEffectiveAttachments"
+	AttachmentService_ResolveAccess_FullMethodName            = "/phasekey.registry.v1.AttachmentService/ResolveAccess"
 )
 
 // AttachmentServiceClient is the client API for AttachmentService service.
@@ -38,29 +40,39 @@ type AttachmentServiceClient interface {
 	// Attaches an integration to a project.
 	// Caller: the platform or an operator, within the accounts of its identity.
 	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND (the project or the integration), RESOURCE_EXISTS, ACCESS_TAKEN,
-	// INTEGRATION_DELETING, REQUEST_ID_REUSED.
+	// INTEGRATION_DELETING, REQUEST_ID_REUSED, QUOTA_EXCEEDED.
 	// A repeat with the same request_id and contents returns what the first one created.
 	CreateAttachment(ctx context.Context, in *CreateAttachmentRequest, opts ...grpc.CallOption) (*Attachment, error)
 	// Returns one attachment.
 	// Caller: the platform or an operator, within its accounts; the vault.
 	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND.
 	GetAttachment(ctx context.Context, in *GetAttachmentRequest, opts ...grpc.CallOption) (*Attachment, error)
-	// Returns a project's attachments by name, a page at a time; the project may be `-`.
+	// Returns a project's explicit attachments, those that the filter finds, a page at a time; the project may be `-`. A page
+	// may be short, or empty, and not the last: only an empty next_page_token ends the list.
 	// Caller: the platform or an operator, within its accounts; the vault, which may also name the parent
 	// `accounts/-/projects/-`.
-	// Errors: INVALID_FIELDS, INVALID_PAGE_TOKEN.
+	// Errors: INVALID_FIELDS (also for a filter or an order that is none), INVALID_PAGE_TOKEN.
 	ListAttachments(ctx context.Context, in *ListAttachmentsRequest, opts ...grpc.CallOption) (*ListAttachmentsResponse, error)
-	// Changes the fields that the mask names.
+	// Returns several attachments, all as of one moment, or none.
+	// Caller: the platform or an operator, within its accounts; the vault.
+	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND (the first that is missing).
+	BatchGetAttachments(ctx context.Context, in *BatchGetAttachmentsRequest, opts ...grpc.CallOption) (*BatchGetAttachmentsResponse, error)
+	// Changes the fields that the mask names, or attaches when allow_missing is set.
 	// Caller: the platform or an operator, within its accounts.
 	// Errors: INVALID_FIELDS (also for an immutable or unknown field in the mask), RESOURCE_NOT_FOUND, ETAG_MISMATCH,
-	// ACCESS_TAKEN.
+	// ACCESS_TAKEN; INTEGRATION_DELETING and QUOTA_EXCEEDED when it creates.
 	// Idempotent.
 	UpdateAttachment(ctx context.Context, in *UpdateAttachmentRequest, opts ...grpc.CallOption) (*Attachment, error)
 	// Detaches. Live grants that rest on it end.
 	// Caller: the platform or an operator, within its accounts.
 	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND, ETAG_MISMATCH.
-	// A repeat ends with RESOURCE_NOT_FOUND.
+	// A repeat ends with RESOURCE_NOT_FOUND, or, with allow_missing, well.
 	DeleteAttachment(ctx context.Context, in *DeleteAttachmentRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
+	// Says what gives a project access, explicitly or by labels, and why: all that would, also what something else comes
+	// before, a page at a time.
+	// Caller: the platform or an operator, within its accounts.
+	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND, INVALID_PAGE_TOKEN.
+	ListEffectiveAttachments(ctx context.Context, in *ListEffectiveAttachmentsRequest, opts ...grpc.CallOption) (*ListEffectiveAttachmentsResponse, error)
 	// Says which integration a project gets in a phase, and at which revision that was true.
 	// Caller: the vault; the platform or an operator, within its accounts.
 	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND, NOTHING_ATTACHED, NO_SUBSCRIPTION.
@@ -105,6 +117,16 @@ func (c *attachmentServiceClient) ListAttachments(ctx context.Context, in *ListA
 	return out, nil
 }
 
+func (c *attachmentServiceClient) BatchGetAttachments(ctx context.Context, in *BatchGetAttachmentsRequest, opts ...grpc.CallOption) (*BatchGetAttachmentsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(BatchGetAttachmentsResponse)
+	err := c.cc.Invoke(ctx, AttachmentService_BatchGetAttachments_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *attachmentServiceClient) UpdateAttachment(ctx context.Context, in *UpdateAttachmentRequest, opts ...grpc.CallOption) (*Attachment, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(Attachment)
@@ -119,6 +141,16 @@ func (c *attachmentServiceClient) DeleteAttachment(ctx context.Context, in *Dele
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(emptypb.Empty)
 	err := c.cc.Invoke(ctx, AttachmentService_DeleteAttachment_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *attachmentServiceClient) ListEffectiveAttachments(ctx context.Context, in *ListEffectiveAttachmentsRequest, opts ...grpc.CallOption) (*ListEffectiveAttachmentsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListEffectiveAttachmentsResponse)
+	err := c.cc.Invoke(ctx, AttachmentService_ListEffectiveAttachments_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -145,29 +177,39 @@ type AttachmentServiceServer interface {
 	// Attaches an integration to a project.
 	// Caller: the platform or an operator, within the accounts of its identity.
 	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND (the project or the integration), RESOURCE_EXISTS, ACCESS_TAKEN,
-	// INTEGRATION_DELETING, REQUEST_ID_REUSED.
+	// INTEGRATION_DELETING, REQUEST_ID_REUSED, QUOTA_EXCEEDED.
 	// A repeat with the same request_id and contents returns what the first one created.
 	CreateAttachment(context.Context, *CreateAttachmentRequest) (*Attachment, error)
 	// Returns one attachment.
 	// Caller: the platform or an operator, within its accounts; the vault.
 	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND.
 	GetAttachment(context.Context, *GetAttachmentRequest) (*Attachment, error)
-	// Returns a project's attachments by name, a page at a time; the project may be `-`.
+	// Returns a project's explicit attachments, those that the filter finds, a page at a time; the project may be `-`. A page
+	// may be short, or empty, and not the last: only an empty next_page_token ends the list.
 	// Caller: the platform or an operator, within its accounts; the vault, which may also name the parent
 	// `accounts/-/projects/-`.
-	// Errors: INVALID_FIELDS, INVALID_PAGE_TOKEN.
+	// Errors: INVALID_FIELDS (also for a filter or an order that is none), INVALID_PAGE_TOKEN.
 	ListAttachments(context.Context, *ListAttachmentsRequest) (*ListAttachmentsResponse, error)
-	// Changes the fields that the mask names.
+	// Returns several attachments, all as of one moment, or none.
+	// Caller: the platform or an operator, within its accounts; the vault.
+	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND (the first that is missing).
+	BatchGetAttachments(context.Context, *BatchGetAttachmentsRequest) (*BatchGetAttachmentsResponse, error)
+	// Changes the fields that the mask names, or attaches when allow_missing is set.
 	// Caller: the platform or an operator, within its accounts.
 	// Errors: INVALID_FIELDS (also for an immutable or unknown field in the mask), RESOURCE_NOT_FOUND, ETAG_MISMATCH,
-	// ACCESS_TAKEN.
+	// ACCESS_TAKEN; INTEGRATION_DELETING and QUOTA_EXCEEDED when it creates.
 	// Idempotent.
 	UpdateAttachment(context.Context, *UpdateAttachmentRequest) (*Attachment, error)
 	// Detaches. Live grants that rest on it end.
 	// Caller: the platform or an operator, within its accounts.
 	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND, ETAG_MISMATCH.
-	// A repeat ends with RESOURCE_NOT_FOUND.
+	// A repeat ends with RESOURCE_NOT_FOUND, or, with allow_missing, well.
 	DeleteAttachment(context.Context, *DeleteAttachmentRequest) (*emptypb.Empty, error)
+	// Says what gives a project access, explicitly or by labels, and why: all that would, also what something else comes
+	// before, a page at a time.
+	// Caller: the platform or an operator, within its accounts.
+	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND, INVALID_PAGE_TOKEN.
+	ListEffectiveAttachments(context.Context, *ListEffectiveAttachmentsRequest) (*ListEffectiveAttachmentsResponse, error)
 	// Says which integration a project gets in a phase, and at which revision that was true.
 	// Caller: the vault; the platform or an operator, within its accounts.
 	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND, NOTHING_ATTACHED, NO_SUBSCRIPTION.
@@ -191,11 +233,17 @@ func (UnimplementedAttachmentServiceServer) GetAttachment(context.Context, *GetA
 func (UnimplementedAttachmentServiceServer) ListAttachments(context.Context, *ListAttachmentsRequest) (*ListAttachmentsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListAttachments not implemented")
 }
+func (UnimplementedAttachmentServiceServer) BatchGetAttachments(context.Context, *BatchGetAttachmentsRequest) (*BatchGetAttachmentsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method BatchGetAttachments not implemented")
+}
 func (UnimplementedAttachmentServiceServer) UpdateAttachment(context.Context, *UpdateAttachmentRequest) (*Attachment, error) {
 	return nil, status.Error(codes.Unimplemented, "method UpdateAttachment not implemented")
 }
 func (UnimplementedAttachmentServiceServer) DeleteAttachment(context.Context, *DeleteAttachmentRequest) (*emptypb.Empty, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeleteAttachment not implemented")
+}
+func (UnimplementedAttachmentServiceServer) ListEffectiveAttachments(context.Context, *ListEffectiveAttachmentsRequest) (*ListEffectiveAttachmentsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListEffectiveAttachments not implemented")
 }
 func (UnimplementedAttachmentServiceServer) ResolveAccess(context.Context, *ResolveAccessRequest) (*ResolveAccessResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ResolveAccess not implemented")
@@ -275,6 +323,24 @@ func _AttachmentService_ListAttachments_Handler(srv interface{}, ctx context.Con
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AttachmentService_BatchGetAttachments_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(BatchGetAttachmentsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AttachmentServiceServer).BatchGetAttachments(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AttachmentService_BatchGetAttachments_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AttachmentServiceServer).BatchGetAttachments(ctx, req.(*BatchGetAttachmentsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _AttachmentService_UpdateAttachment_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(UpdateAttachmentRequest)
 	if err := dec(in); err != nil {
@@ -307,6 +373,24 @@ func _AttachmentService_DeleteAttachment_Handler(srv interface{}, ctx context.Co
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(AttachmentServiceServer).DeleteAttachment(ctx, req.(*DeleteAttachmentRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AttachmentService_ListEffectiveAttachments_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListEffectiveAttachmentsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AttachmentServiceServer).ListEffectiveAttachments(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AttachmentService_ListEffectiveAttachments_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AttachmentServiceServer).ListEffectiveAttachments(ctx, req.(*ListEffectiveAttachmentsRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -349,12 +433,20 @@ var AttachmentService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _AttachmentService_ListAttachments_Handler,
 		},
 		{
+			MethodName: "BatchGetAttachments",
+			Handler:    _AttachmentService_BatchGetAttachments_Handler,
+		},
+		{
 			MethodName: "UpdateAttachment",
 			Handler:    _AttachmentService_UpdateAttachment_Handler,
 		},
 		{
 			MethodName: "DeleteAttachment",
 			Handler:    _AttachmentService_DeleteAttachment_Handler,
+		},
+		{
+			MethodName: "ListEffectiveAttachments",
+			Handler:    _AttachmentService_ListEffectiveAttachments_Handler,
 		},
 		{
 			MethodName: "ResolveAccess",

@@ -235,6 +235,14 @@ type Integration struct {
 	// The forms in which runners may be given the credential; any other is refused. Empty means MATERIAL_ACCESS_TOKEN alone,
 	// which keeps the secret in the vault.
 	DeliveryMaterials []v1.Material `protobuf:"varint,10,rep,packed,name=delivery_materials,json=deliveryMaterials,proto3,enum=phasekey.type.v1.Material" json:"delivery_materials,omitempty"`
+	// What the platform tells integrations apart by: at most 50, each 1 to 80 characters without control characters, and
+	// without spaces at its ends; upper and lower case are different. `autoattach:` and a project's label says to which
+	// projects the integration is attached by itself; see auto_attach.
+	Labels []string `protobuf:"bytes,11,rep,name=labels,proto3" json:"labels,omitempty"`
+	// Attaches the integration by itself, for READ and WRITE, to every project of the account that has one of the labels
+	// that its own labels name after `autoattach:`. Needs default_subscription_id. A project's explicit attachments come
+	// first, then integrations in the order of their names.
+	AutoAttach bool `protobuf:"varint,12,opt,name=auto_attach,json=autoAttach,proto3" json:"auto_attach,omitempty"`
 	// The name of the Entra application and of its service principal in the customer's tenant; unique. Empty until the
 	// vault has made the application.
 	ApplicationDisplayName string `protobuf:"bytes,20,opt,name=application_display_name,json=applicationDisplayName,proto3" json:"application_display_name,omitempty"`
@@ -358,6 +366,20 @@ func (x *Integration) GetDeliveryMaterials() []v1.Material {
 		return x.DeliveryMaterials
 	}
 	return nil
+}
+
+func (x *Integration) GetLabels() []string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *Integration) GetAutoAttach() bool {
+	if x != nil {
+		return x.AutoAttach
+	}
+	return false
 }
 
 func (x *Integration) GetApplicationDisplayName() string {
@@ -509,7 +531,7 @@ var File_phasekey_registry_v1_integration_proto protoreflect.FileDescriptor
 
 const file_phasekey_registry_v1_integration_proto_rawDesc = "" +
 	"\n" +
-	"&phasekey/registry/v1/integration.proto\x12\x14phasekey.registry.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dphasekey/type/v1/access.proto\"\xee\v\n" +
+	"&phasekey/registry/v1/integration.proto\x12\x14phasekey.registry.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dphasekey/type/v1/access.proto\"\xfc\f\n" +
 	"\vIntegration\x12 \n" +
 	"\x04name\x18\x01 \x01(\tB\f\xe2A\x01\b\xbaH\x05r\x03\x18\xc8\x01R\x04name\x12\x16\n" +
 	"\x03uid\x18\x02 \x01(\tB\x04\xe2A\x01\x03R\x03uid\x12J\n" +
@@ -521,7 +543,10 @@ const file_phasekey_registry_v1_integration_proto_rawDesc = "" +
 	"\x11allowed_audiences\x18\b \x03(\tBA\xe2A\x02\x01\x06\xbaH9\x92\x016\x10\x14\x18\x01\"0r.\x18\xc8\x012)^(https|api)://[A-Za-z0-9][A-Za-z0-9.-]*$R\x10allowedAudiences\x12Y\n" +
 	"\x0frotation_period\x18\t \x01(\v2\x19.google.protobuf.DurationB\x15\xe2A\x01\x01\xbaH\x0e\xaa\x01\v\"\x05\b\x80\x9a\x9e\x012\x02\b\x01R\x0erotationPeriod\x12c\n" +
 	"\x12delivery_materials\x18\n" +
-	" \x03(\x0e2\x1a.phasekey.type.v1.MaterialB\x18\xe2A\x02\x01\x06\xbaH\x10\x92\x01\r\x10\x02\x18\x01\"\a\x82\x01\x04\x10\x01 \x00R\x11deliveryMaterials\x12>\n" +
+	" \x03(\x0e2\x1a.phasekey.type.v1.MaterialB\x18\xe2A\x02\x01\x06\xbaH\x10\x92\x01\r\x10\x02\x18\x01\"\a\x82\x01\x04\x10\x01 \x00R\x11deliveryMaterials\x12e\n" +
+	"\x06labels\x18\v \x03(\tBM\xe2A\x02\x01\x06\xbaHE\x92\x01B\x102\x18\x01\"<r:\x10\x01\x18P24^[^\\p{C}\\p{Z}]([^\\p{C}\\p{Zl}\\p{Zp}]*[^\\p{C}\\p{Z}])?$R\x06labels\x12%\n" +
+	"\vauto_attach\x18\f \x01(\bB\x04\xe2A\x01\x01R\n" +
+	"autoAttach\x12>\n" +
 	"\x18application_display_name\x18\x14 \x01(\tB\x04\xe2A\x01\x03R\x16applicationDisplayName\x12!\n" +
 	"\tclient_id\x18\x15 \x01(\tB\x04\xe2A\x01\x03R\bclientId\x12C\n" +
 	"\x1bservice_principal_object_id\x18\x16 \x01(\tB\x04\xe2A\x01\x03R\x18servicePrincipalObjectId\x12C\n" +

@@ -35,7 +35,9 @@ type CreateIntegrationRequest struct {
 	// What to create. Its name is ignored.
 	Integration *Integration `protobuf:"bytes,3,opt,name=integration,proto3" json:"integration,omitempty"`
 	// Makes repeats safe for a day: a UUID of the caller's choice (AIP-155).
-	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	RequestId string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Checks everything and changes nothing: the answer is what it would have been, as far as it can be known (AIP-163).
+	ValidateOnly  bool `protobuf:"varint,5,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -98,6 +100,13 @@ func (x *CreateIntegrationRequest) GetRequestId() string {
 	return ""
 }
 
+func (x *CreateIntegrationRequest) GetValidateOnly() bool {
+	if x != nil {
+		return x.ValidateOnly
+	}
+	return false
+}
+
 // Names the integration to read.
 type GetIntegrationRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -152,7 +161,14 @@ type ListIntegrationsRequest struct {
 	// At most so many, 1 to 1,000; 0 means 100, and more than 1,000 is taken as 1,000.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// From the previous page, with otherwise the same request.
-	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Which ones, by AIP-160; at most 2,000 bytes. Fields: `name`, `uid`, `display_name`, `tenant_id`, `cloud`,
+	// `default_subscription_id`, `credential_kind`, `client_id`, `state`, `auto_attach`, `labels`, `create_time`, `update_time`. Text is compared whole, upper and lower
+	// case apart; `:` finds one of several labels, or a part of a text. Example: `state = ACTIVE AND labels:"team-network"`.
+	Filter string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
+	// In which order, by AIP-132: `name`, `display_name`, `create_time`, `update_time`, each of them, separated by commas, optionally followed by
+	// `desc`; empty means by name.
+	OrderBy       string `protobuf:"bytes,5,opt,name=order_by,json=orderBy,proto3" json:"order_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -208,10 +224,24 @@ func (x *ListIntegrationsRequest) GetPageToken() string {
 	return ""
 }
 
+func (x *ListIntegrationsRequest) GetFilter() string {
+	if x != nil {
+		return x.Filter
+	}
+	return ""
+}
+
+func (x *ListIntegrationsRequest) GetOrderBy() string {
+	if x != nil {
+		return x.OrderBy
+	}
+	return ""
+}
+
 // A page of integrations.
 type ListIntegrationsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// In the order of their names.
+	// In the order that was asked for.
 	Integrations []*Integration `protobuf:"bytes,1,rep,name=integrations,proto3" json:"integrations,omitempty"`
 	// For the next page; empty on the last.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
@@ -282,20 +312,125 @@ func (x *ListIntegrationsResponse) GetRevision() int64 {
 	return 0
 }
 
+// Names the integrations to read.
+type BatchGetIntegrationsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The account, `accounts/{account}`.
+	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
+	// The integrations, 1 to 100, each of the parent, none twice.
+	Names         []string `protobuf:"bytes,2,rep,name=names,proto3" json:"names,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BatchGetIntegrationsRequest) Reset() {
+	*x = BatchGetIntegrationsRequest{}
+	mi := &file_phasekey_registry_v1_integration_service_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BatchGetIntegrationsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BatchGetIntegrationsRequest) ProtoMessage() {}
+
+func (x *BatchGetIntegrationsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_registry_v1_integration_service_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BatchGetIntegrationsRequest.ProtoReflect.Descriptor instead.
+func (*BatchGetIntegrationsRequest) Descriptor() ([]byte, []int) {
+	return file_phasekey_registry_v1_integration_service_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *BatchGetIntegrationsRequest) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *BatchGetIntegrationsRequest) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+// The integrations that were named.
+type BatchGetIntegrationsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the order of the names.
+	Integrations  []*Integration `protobuf:"bytes,1,rep,name=integrations,proto3" json:"integrations,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BatchGetIntegrationsResponse) Reset() {
+	*x = BatchGetIntegrationsResponse{}
+	mi := &file_phasekey_registry_v1_integration_service_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BatchGetIntegrationsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BatchGetIntegrationsResponse) ProtoMessage() {}
+
+func (x *BatchGetIntegrationsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_registry_v1_integration_service_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BatchGetIntegrationsResponse.ProtoReflect.Descriptor instead.
+func (*BatchGetIntegrationsResponse) Descriptor() ([]byte, []int) {
+	return file_phasekey_registry_v1_integration_service_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *BatchGetIntegrationsResponse) GetIntegrations() []*Integration {
+	if x != nil {
+		return x.Integrations
+	}
+	return nil
+}
+
 // Says what to change.
 type UpdateIntegrationRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The integration with its new values; its name says which, its etag, when given, guards the change.
 	Integration *Integration `protobuf:"bytes,1,opt,name=integration,proto3" json:"integration,omitempty"`
 	// Which fields to change; absent means all that are set (AIP-134).
-	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
+	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
+	// Creates the integration when there is none; the mask is then ignored.
+	AllowMissing bool `protobuf:"varint,3,opt,name=allow_missing,json=allowMissing,proto3" json:"allow_missing,omitempty"`
+	// Checks everything and changes nothing: the answer is what it would have been, as far as it can be known (AIP-163).
+	ValidateOnly  bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UpdateIntegrationRequest) Reset() {
 	*x = UpdateIntegrationRequest{}
-	mi := &file_phasekey_registry_v1_integration_service_proto_msgTypes[4]
+	mi := &file_phasekey_registry_v1_integration_service_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -307,7 +442,7 @@ func (x *UpdateIntegrationRequest) String() string {
 func (*UpdateIntegrationRequest) ProtoMessage() {}
 
 func (x *UpdateIntegrationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phasekey_registry_v1_integration_service_proto_msgTypes[4]
+	mi := &file_phasekey_registry_v1_integration_service_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -320,7 +455,7 @@ func (x *UpdateIntegrationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateIntegrationRequest.ProtoReflect.Descriptor instead.
 func (*UpdateIntegrationRequest) Descriptor() ([]byte, []int) {
-	return file_phasekey_registry_v1_integration_service_proto_rawDescGZIP(), []int{4}
+	return file_phasekey_registry_v1_integration_service_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *UpdateIntegrationRequest) GetIntegration() *Integration {
@@ -337,6 +472,20 @@ func (x *UpdateIntegrationRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
 	return nil
 }
 
+func (x *UpdateIntegrationRequest) GetAllowMissing() bool {
+	if x != nil {
+		return x.AllowMissing
+	}
+	return false
+}
+
+func (x *UpdateIntegrationRequest) GetValidateOnly() bool {
+	if x != nil {
+		return x.ValidateOnly
+	}
+	return false
+}
+
 // Names the integration to delete.
 type DeleteIntegrationRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -345,14 +494,18 @@ type DeleteIntegrationRequest struct {
 	// When given, only this version is deleted.
 	Etag string `protobuf:"bytes,2,opt,name=etag,proto3" json:"etag,omitempty"`
 	// Removes the attachments too, instead of refusing.
-	Force         bool `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`
+	Force bool `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`
+	// Succeeds, changing nothing, when there is no such integration.
+	AllowMissing bool `protobuf:"varint,4,opt,name=allow_missing,json=allowMissing,proto3" json:"allow_missing,omitempty"`
+	// Checks everything and changes nothing: the answer is what it would have been, as far as it can be known (AIP-163).
+	ValidateOnly  bool `protobuf:"varint,5,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DeleteIntegrationRequest) Reset() {
 	*x = DeleteIntegrationRequest{}
-	mi := &file_phasekey_registry_v1_integration_service_proto_msgTypes[5]
+	mi := &file_phasekey_registry_v1_integration_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -364,7 +517,7 @@ func (x *DeleteIntegrationRequest) String() string {
 func (*DeleteIntegrationRequest) ProtoMessage() {}
 
 func (x *DeleteIntegrationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phasekey_registry_v1_integration_service_proto_msgTypes[5]
+	mi := &file_phasekey_registry_v1_integration_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -377,7 +530,7 @@ func (x *DeleteIntegrationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteIntegrationRequest.ProtoReflect.Descriptor instead.
 func (*DeleteIntegrationRequest) Descriptor() ([]byte, []int) {
-	return file_phasekey_registry_v1_integration_service_proto_rawDescGZIP(), []int{5}
+	return file_phasekey_registry_v1_integration_service_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *DeleteIntegrationRequest) GetName() string {
@@ -401,45 +554,74 @@ func (x *DeleteIntegrationRequest) GetForce() bool {
 	return false
 }
 
+func (x *DeleteIntegrationRequest) GetAllowMissing() bool {
+	if x != nil {
+		return x.AllowMissing
+	}
+	return false
+}
+
+func (x *DeleteIntegrationRequest) GetValidateOnly() bool {
+	if x != nil {
+		return x.ValidateOnly
+	}
+	return false
+}
+
 var File_phasekey_registry_v1_integration_service_proto protoreflect.FileDescriptor
 
 const file_phasekey_registry_v1_integration_service_proto_rawDesc = "" +
 	"\n" +
-	".phasekey/registry/v1/integration_service.proto\x12\x14phasekey.registry.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a google/protobuf/field_mask.proto\x1a!phasekey/options/v1/callers.proto\x1a&phasekey/registry/v1/integration.proto\"\xe5\x02\n" +
+	".phasekey/registry/v1/integration_service.proto\x12\x14phasekey.registry.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a google/protobuf/field_mask.proto\x1a!phasekey/options/v1/callers.proto\x1a&phasekey/registry/v1/integration.proto\"\x90\x03\n" +
 	"\x18CreateIntegrationRequest\x12s\n" +
 	"\x06parent\x18\x01 \x01(\tB[\xe2A\x01\x02\xfaA#\x12!registry.phasekey.dev/Integration\xbaH.r,2*^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x06parent\x12S\n" +
 	"\x0eintegration_id\x18\x02 \x01(\tB,\xe2A\x01\x02\xbaH%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\rintegrationId\x12O\n" +
 	"\vintegration\x18\x03 \x01(\v2!.phasekey.registry.v1.IntegrationB\n" +
 	"\xe2A\x01\x02\xbaH\x03\xc8\x01\x01R\vintegration\x12.\n" +
 	"\n" +
-	"request_id\x18\x04 \x01(\tB\x0f\xe2A\x01\x01\xbaH\b\xd8\x01\x01r\x03\xb0\x01\x01R\trequestId\"\xb7\x01\n" +
+	"request_id\x18\x04 \x01(\tB\x0f\xe2A\x01\x01\xbaH\b\xd8\x01\x01r\x03\xb0\x01\x01R\trequestId\x12)\n" +
+	"\rvalidate_only\x18\x05 \x01(\bB\x04\xe2A\x01\x01R\fvalidateOnly\"\xb7\x01\n" +
 	"\x15GetIntegrationRequest\x12\x9d\x01\n" +
 	"\x04name\x18\x01 \x01(\tB\x88\x01\xe2A\x01\x02\xfaA#\n" +
-	"!registry.phasekey.dev/Integration\xbaH[rY2W^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/integrations/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\"\xe9\x01\n" +
+	"!registry.phasekey.dev/Integration\xbaH[rY2W^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/integrations/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\"\xb8\x02\n" +
 	"\x17ListIntegrationsRequest\x12w\n" +
 	"\x06parent\x18\x01 \x01(\tB_\xe2A\x01\x02\xfaA#\x12!registry.phasekey.dev/Integration\xbaH2r02.^accounts/(-|[a-z]([a-z0-9-]{0,61}[a-z0-9])?)$R\x06parent\x12(\n" +
 	"\tpage_size\x18\x02 \x01(\x05B\v\xe2A\x01\x01\xbaH\x04\x1a\x02(\x00R\bpageSize\x12+\n" +
 	"\n" +
-	"page_token\x18\x03 \x01(\tB\f\xe2A\x01\x01\xbaH\x05r\x03\x18\xe8\aR\tpageToken\"\xbd\x01\n" +
+	"page_token\x18\x03 \x01(\tB\f\xe2A\x01\x01\xbaH\x05r\x03\x18\xe8\aR\tpageToken\x12$\n" +
+	"\x06filter\x18\x04 \x01(\tB\f\xe2A\x01\x01\xbaH\x05r\x03\x18\xd0\x0fR\x06filter\x12'\n" +
+	"\border_by\x18\x05 \x01(\tB\f\xe2A\x01\x01\xbaH\x05r\x03\x18\xc8\x01R\aorderBy\"\xbd\x01\n" +
 	"\x18ListIntegrationsResponse\x12E\n" +
 	"\fintegrations\x18\x01 \x03(\v2!.phasekey.registry.v1.IntegrationR\fintegrations\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x16\n" +
 	"\x06cursor\x18\x03 \x01(\tR\x06cursor\x12\x1a\n" +
-	"\brevision\x18\x04 \x01(\x03R\brevision\"\xae\x01\n" +
+	"\brevision\x18\x04 \x01(\x03R\brevision\"\xbf\x02\n" +
+	"\x1bBatchGetIntegrationsRequest\x12s\n" +
+	"\x06parent\x18\x01 \x01(\tB[\xe2A\x01\x02\xfaA#\x12!registry.phasekey.dev/Integration\xbaH.r,2*^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x06parent\x12\xaa\x01\n" +
+	"\x05names\x18\x02 \x03(\tB\x93\x01\xe2A\x01\x02\xfaA#\n" +
+	"!registry.phasekey.dev/Integration\xbaHf\x92\x01c\b\x01\x10d\x18\x01\"[rY2W^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/integrations/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x05names\"e\n" +
+	"\x1cBatchGetIntegrationsResponse\x12E\n" +
+	"\fintegrations\x18\x01 \x03(\v2!.phasekey.registry.v1.IntegrationR\fintegrations\"\x84\x02\n" +
 	"\x18UpdateIntegrationRequest\x12O\n" +
 	"\vintegration\x18\x01 \x01(\v2!.phasekey.registry.v1.IntegrationB\n" +
 	"\xe2A\x01\x02\xbaH\x03\xc8\x01\x01R\vintegration\x12A\n" +
 	"\vupdate_mask\x18\x02 \x01(\v2\x1a.google.protobuf.FieldMaskB\x04\xe2A\x01\x01R\n" +
-	"updateMask\"\xf7\x01\n" +
+	"updateMask\x12)\n" +
+	"\rallow_missing\x18\x03 \x01(\bB\x04\xe2A\x01\x01R\fallowMissing\x12)\n" +
+	"\rvalidate_only\x18\x04 \x01(\bB\x04\xe2A\x01\x01R\fvalidateOnly\"\xcd\x02\n" +
 	"\x18DeleteIntegrationRequest\x12\x9d\x01\n" +
 	"\x04name\x18\x01 \x01(\tB\x88\x01\xe2A\x01\x02\xfaA#\n" +
 	"!registry.phasekey.dev/Integration\xbaH[rY2W^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/integrations/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\x12\x1f\n" +
 	"\x04etag\x18\x02 \x01(\tB\v\xe2A\x01\x01\xbaH\x04r\x02\x18@R\x04etag\x12\x1a\n" +
-	"\x05force\x18\x03 \x01(\bB\x04\xe2A\x01\x01R\x05force2\xd2\x04\n" +
+	"\x05force\x18\x03 \x01(\bB\x04\xe2A\x01\x01R\x05force\x12)\n" +
+	"\rallow_missing\x18\x04 \x01(\bB\x04\xe2A\x01\x01R\fallowMissing\x12)\n" +
+	"\rvalidate_only\x18\x05 \x01(\bB\x04\xe2A\x01\x01R\fvalidateOnly2\xde\x05\n" +
 	"\x12IntegrationService\x12n\n" +
 	"\x11CreateIntegration\x12..phasekey.registry.v1.CreateIntegrationRequest\x1a!.phasekey.registry.v1.Integration\"\x06\x8a\x94#\x02\x01\x02\x12m\n" +
 	"\x0eGetIntegration\x12+.phasekey.registry.v1.GetIntegrationRequest\x1a!.phasekey.registry.v1.Integration\"\v\x8a\x94#\x04\x01\x02\x03\x04\x90\x02\x01\x12}\n" +
 	"\x10ListIntegrations\x12-.phasekey.registry.v1.ListIntegrationsRequest\x1a..phasekey.registry.v1.ListIntegrationsResponse\"\n" +
+	"\x8a\x94#\x03\x01\x02\x03\x90\x02\x01\x12\x89\x01\n" +
+	"\x14BatchGetIntegrations\x121.phasekey.registry.v1.BatchGetIntegrationsRequest\x1a2.phasekey.registry.v1.BatchGetIntegrationsResponse\"\n" +
 	"\x8a\x94#\x03\x01\x02\x03\x90\x02\x01\x12n\n" +
 	"\x11UpdateIntegration\x12..phasekey.registry.v1.UpdateIntegrationRequest\x1a!.phasekey.registry.v1.Integration\"\x06\x8a\x94#\x02\x01\x02\x12n\n" +
 	"\x11DeleteIntegration\x12..phasekey.registry.v1.DeleteIntegrationRequest\x1a!.phasekey.registry.v1.Integration\"\x06\x8a\x94#\x02\x01\x02B2Z0phasekey.dev/gen/phasekey/registry/v1;registryv1b\x06proto3"
@@ -456,37 +638,42 @@ func file_phasekey_registry_v1_integration_service_proto_rawDescGZIP() []byte {
 	return file_phasekey_registry_v1_integration_service_proto_rawDescData
 }
 
-var file_phasekey_registry_v1_integration_service_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_phasekey_registry_v1_integration_service_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_phasekey_registry_v1_integration_service_proto_goTypes = []any{
-	(*CreateIntegrationRequest)(nil), // 0: phasekey.registry.v1.CreateIntegrationRequest
-	(*GetIntegrationRequest)(nil),    // 1: phasekey.registry.v1.GetIntegrationRequest
-	(*ListIntegrationsRequest)(nil),  // 2: phasekey.registry.v1.ListIntegrationsRequest
-	(*ListIntegrationsResponse)(nil), // 3: phasekey.registry.v1.ListIntegrationsResponse
-	(*UpdateIntegrationRequest)(nil), // 4: phasekey.registry.v1.UpdateIntegrationRequest
-	(*DeleteIntegrationRequest)(nil), // 5: phasekey.registry.v1.DeleteIntegrationRequest
-	(*Integration)(nil),              // 6: phasekey.registry.v1.Integration
-	(*fieldmaskpb.FieldMask)(nil),    // 7: google.protobuf.FieldMask
+	(*CreateIntegrationRequest)(nil),     // 0: phasekey.registry.v1.CreateIntegrationRequest
+	(*GetIntegrationRequest)(nil),        // 1: phasekey.registry.v1.GetIntegrationRequest
+	(*ListIntegrationsRequest)(nil),      // 2: phasekey.registry.v1.ListIntegrationsRequest
+	(*ListIntegrationsResponse)(nil),     // 3: phasekey.registry.v1.ListIntegrationsResponse
+	(*BatchGetIntegrationsRequest)(nil),  // 4: phasekey.registry.v1.BatchGetIntegrationsRequest
+	(*BatchGetIntegrationsResponse)(nil), // 5: phasekey.registry.v1.BatchGetIntegrationsResponse
+	(*UpdateIntegrationRequest)(nil),     // 6: phasekey.registry.v1.UpdateIntegrationRequest
+	(*DeleteIntegrationRequest)(nil),     // 7: phasekey.registry.v1.DeleteIntegrationRequest
+	(*Integration)(nil),                  // 8: phasekey.registry.v1.Integration
+	(*fieldmaskpb.FieldMask)(nil),        // 9: google.protobuf.FieldMask
 }
 var file_phasekey_registry_v1_integration_service_proto_depIdxs = []int32{
-	6, // 0: phasekey.registry.v1.CreateIntegrationRequest.integration:type_name -> phasekey.registry.v1.Integration
-	6, // 1: phasekey.registry.v1.ListIntegrationsResponse.integrations:type_name -> phasekey.registry.v1.Integration
-	6, // 2: phasekey.registry.v1.UpdateIntegrationRequest.integration:type_name -> phasekey.registry.v1.Integration
-	7, // 3: phasekey.registry.v1.UpdateIntegrationRequest.update_mask:type_name -> google.protobuf.FieldMask
-	0, // 4: phasekey.registry.v1.IntegrationService.CreateIntegration:input_type -> phasekey.registry.v1.CreateIntegrationRequest
-	1, // 5: phasekey.registry.v1.IntegrationService.GetIntegration:input_type -> phasekey.registry.v1.GetIntegrationRequest
-	2, // 6: phasekey.registry.v1.IntegrationService.ListIntegrations:input_type -> phasekey.registry.v1.ListIntegrationsRequest
-	4, // 7: phasekey.registry.v1.IntegrationService.UpdateIntegration:input_type -> phasekey.registry.v1.UpdateIntegrationRequest
-	5, // 8: phasekey.registry.v1.IntegrationService.DeleteIntegration:input_type -> phasekey.registry.v1.DeleteIntegrationRequest
-	6, // 9: phasekey.registry.v1.IntegrationService.CreateIntegration:output_type -> phasekey.registry.v1.Integration
-	6, // 10: phasekey.registry.v1.IntegrationService.GetIntegration:output_type -> phasekey.registry.v1.Integration
-	3, // 11: phasekey.registry.v1.IntegrationService.ListIntegrations:output_type -> phasekey.registry.v1.ListIntegrationsResponse
-	6, // 12: phasekey.registry.v1.IntegrationService.UpdateIntegration:output_type -> phasekey.registry.v1.Integration
-	6, // 13: phasekey.registry.v1.IntegrationService.DeleteIntegration:output_type -> phasekey.registry.v1.Integration
-	9, // [9:14] is the sub-list for method output_type
-	4, // [4:9] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	8,  // 0: phasekey.registry.v1.CreateIntegrationRequest.integration:type_name -> phasekey.registry.v1.Integration
+	8,  // 1: phasekey.registry.v1.ListIntegrationsResponse.integrations:type_name -> phasekey.registry.v1.Integration
+	8,  // 2: phasekey.registry.v1.BatchGetIntegrationsResponse.integrations:type_name -> phasekey.registry.v1.Integration
+	8,  // 3: phasekey.registry.v1.UpdateIntegrationRequest.integration:type_name -> phasekey.registry.v1.Integration
+	9,  // 4: phasekey.registry.v1.UpdateIntegrationRequest.update_mask:type_name -> google.protobuf.FieldMask
+	0,  // 5: phasekey.registry.v1.IntegrationService.CreateIntegration:input_type -> phasekey.registry.v1.CreateIntegrationRequest
+	1,  // 6: phasekey.registry.v1.IntegrationService.GetIntegration:input_type -> phasekey.registry.v1.GetIntegrationRequest
+	2,  // 7: phasekey.registry.v1.IntegrationService.ListIntegrations:input_type -> phasekey.registry.v1.ListIntegrationsRequest
+	4,  // 8: phasekey.registry.v1.IntegrationService.BatchGetIntegrations:input_type -> phasekey.registry.v1.BatchGetIntegrationsRequest
+	6,  // 9: phasekey.registry.v1.IntegrationService.UpdateIntegration:input_type -> phasekey.registry.v1.UpdateIntegrationRequest
+	7,  // 10: phasekey.registry.v1.IntegrationService.DeleteIntegration:input_type -> phasekey.registry.v1.DeleteIntegrationRequest
+	8,  // 11: phasekey.registry.v1.IntegrationService.CreateIntegration:output_type -> phasekey.registry.v1.Integration
+	8,  // 12: phasekey.registry.v1.IntegrationService.GetIntegration:output_type -> phasekey.registry.v1.Integration
+	3,  // 13: phasekey.registry.v1.IntegrationService.ListIntegrations:output_type -> phasekey.registry.v1.ListIntegrationsResponse
+	5,  // 14: phasekey.registry.v1.IntegrationService.BatchGetIntegrations:output_type -> phasekey.registry.v1.BatchGetIntegrationsResponse
+	8,  // 15: phasekey.registry.v1.IntegrationService.UpdateIntegration:output_type -> phasekey.registry.v1.Integration
+	8,  // 16: phasekey.registry.v1.IntegrationService.DeleteIntegration:output_type -> phasekey.registry.v1.Integration
+	11, // [11:17] is the sub-list for method output_type
+	5,  // [5:11] is the sub-list for method input_type
+	5,  // [5:5] is the sub-list for extension type_name
+	5,  // [5:5] is the sub-list for extension extendee
+	0,  // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_phasekey_registry_v1_integration_service_proto_init() }
@@ -501,7 +688,7 @@ func file_phasekey_registry_v1_integration_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_phasekey_registry_v1_integration_service_proto_rawDesc), len(file_phasekey_registry_v1_integration_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -19,11 +19,12 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	IntegrationService_CreateIntegration_FullMethodName = "/phasekey.registry.v1.IntegrationService/CreateIntegration"
-	IntegrationService_GetIntegration_FullMethodName    = "/phasekey.registry.v1.IntegrationService/GetIntegration"
-	IntegrationService_ListIntegrations_FullMethodName  = "/phasekey.registry.v1.IntegrationService/ListIntegrations"
-	IntegrationService_UpdateIntegration_FullMethodName = "/phasekey.registry.v1.IntegrationService/UpdateIntegration"
-	IntegrationService_DeleteIntegration_FullMethodName = "/phasekey.registry.v1.IntegrationService/DeleteIntegration"
+	IntegrationService_CreateIntegration_FullMethodName    = "/phasekey.registry.v1.IntegrationService/CreateIntegration"
+	IntegrationService_GetIntegration_FullMethodName       = "/phasekey.registry.v1.IntegrationService/GetIntegration"
+	IntegrationService_ListIntegrations_FullMethodName     = "/phasekey.registry.v1.IntegrationService/ListIntegrations"
+	IntegrationService_BatchGetIntegrations_FullMethodName = "/phasekey.registry.v1.IntegrationService/BatchGetIntegrations"
+	IntegrationService_UpdateIntegration_FullMethodName    = "/phasekey.registry.v1.IntegrationService/UpdateIntegration"
+	IntegrationService_DeleteIntegration_FullMethodName    = "/phasekey.registry.v1.IntegrationService/DeleteIntegration"
 )
 
 // IntegrationServiceClient is the client API for IntegrationService service.
@@ -36,28 +37,34 @@ const (
 type IntegrationServiceClient interface {
 	// Creates an integration in state PROVISIONING.
 	// Caller: the platform or an operator, within the accounts of its identity.
-	// Errors: INVALID_FIELDS, HOME_TENANT, RESOURCE_EXISTS, REQUEST_ID_REUSED.
+	// Errors: INVALID_FIELDS, HOME_TENANT, RESOURCE_EXISTS, REQUEST_ID_REUSED, QUOTA_EXCEEDED.
 	// A repeat with the same request_id and contents returns what the first one created.
 	CreateIntegration(ctx context.Context, in *CreateIntegrationRequest, opts ...grpc.CallOption) (*Integration, error)
 	// Returns one integration.
 	// Caller: the platform or an operator, within its accounts; the vault; the broker.
 	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND.
 	GetIntegration(ctx context.Context, in *GetIntegrationRequest, opts ...grpc.CallOption) (*Integration, error)
-	// Returns an account's integrations by name, a page at a time.
+	// Returns an account's integrations, those that the filter finds, a page at a time. A page may be short, or empty, and not
+	// the last: only an empty next_page_token ends the list.
 	// Caller: the platform or an operator, within its accounts; the vault, which may also name the parent `accounts/-`.
-	// Errors: INVALID_FIELDS, INVALID_PAGE_TOKEN.
+	// Errors: INVALID_FIELDS (also for a filter or an order that is none), INVALID_PAGE_TOKEN.
 	ListIntegrations(ctx context.Context, in *ListIntegrationsRequest, opts ...grpc.CallOption) (*ListIntegrationsResponse, error)
-	// Changes the fields that the mask names.
+	// Returns several integrations, all as of one moment, or none.
+	// Caller: the platform or an operator, within its accounts; the vault.
+	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND (the first that is missing).
+	BatchGetIntegrations(ctx context.Context, in *BatchGetIntegrationsRequest, opts ...grpc.CallOption) (*BatchGetIntegrationsResponse, error)
+	// Changes the fields that the mask names, or creates the integration when allow_missing is set.
 	// Caller: the platform or an operator, within its accounts.
 	// Errors: INVALID_FIELDS (also for an immutable or unknown field in the mask), RESOURCE_NOT_FOUND, ETAG_MISMATCH,
-	// INTEGRATION_DELETING.
+	// INTEGRATION_DELETING; HOME_TENANT and QUOTA_EXCEEDED when it creates.
 	// Idempotent.
 	UpdateIntegration(ctx context.Context, in *UpdateIntegrationRequest, opts ...grpc.CallOption) (*Integration, error)
 	// Puts an integration in state DELETING; it is gone from Get and List when the vault has removed its application for
 	// good. The customer's service principal stays until the customer removes it.
 	// Caller: the platform or an operator, within its accounts.
 	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND, ETAG_MISMATCH, INTEGRATION_ATTACHED.
-	// Idempotent while the integration is DELETING; RESOURCE_NOT_FOUND afterwards.
+	// Idempotent while the integration is DELETING; RESOURCE_NOT_FOUND afterwards, or, with allow_missing, an empty
+	// integration.
 	DeleteIntegration(ctx context.Context, in *DeleteIntegrationRequest, opts ...grpc.CallOption) (*Integration, error)
 }
 
@@ -99,6 +106,16 @@ func (c *integrationServiceClient) ListIntegrations(ctx context.Context, in *Lis
 	return out, nil
 }
 
+func (c *integrationServiceClient) BatchGetIntegrations(ctx context.Context, in *BatchGetIntegrationsRequest, opts ...grpc.CallOption) (*BatchGetIntegrationsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(BatchGetIntegrationsResponse)
+	err := c.cc.Invoke(ctx, IntegrationService_BatchGetIntegrations_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *integrationServiceClient) UpdateIntegration(ctx context.Context, in *UpdateIntegrationRequest, opts ...grpc.CallOption) (*Integration, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(Integration)
@@ -129,28 +146,34 @@ func (c *integrationServiceClient) DeleteIntegration(ctx context.Context, in *De
 type IntegrationServiceServer interface {
 	// Creates an integration in state PROVISIONING.
 	// Caller: the platform or an operator, within the accounts of its identity.
-	// Errors: INVALID_FIELDS, HOME_TENANT, RESOURCE_EXISTS, REQUEST_ID_REUSED.
+	// Errors: INVALID_FIELDS, HOME_TENANT, RESOURCE_EXISTS, REQUEST_ID_REUSED, QUOTA_EXCEEDED.
 	// A repeat with the same request_id and contents returns what the first one created.
 	CreateIntegration(context.Context, *CreateIntegrationRequest) (*Integration, error)
 	// Returns one integration.
 	// Caller: the platform or an operator, within its accounts; the vault; the broker.
 	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND.
 	GetIntegration(context.Context, *GetIntegrationRequest) (*Integration, error)
-	// Returns an account's integrations by name, a page at a time.
+	// Returns an account's integrations, those that the filter finds, a page at a time. A page may be short, or empty, and not
+	// the last: only an empty next_page_token ends the list.
 	// Caller: the platform or an operator, within its accounts; the vault, which may also name the parent `accounts/-`.
-	// Errors: INVALID_FIELDS, INVALID_PAGE_TOKEN.
+	// Errors: INVALID_FIELDS (also for a filter or an order that is none), INVALID_PAGE_TOKEN.
 	ListIntegrations(context.Context, *ListIntegrationsRequest) (*ListIntegrationsResponse, error)
-	// Changes the fields that the mask names.
+	// Returns several integrations, all as of one moment, or none.
+	// Caller: the platform or an operator, within its accounts; the vault.
+	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND (the first that is missing).
+	BatchGetIntegrations(context.Context, *BatchGetIntegrationsRequest) (*BatchGetIntegrationsResponse, error)
+	// Changes the fields that the mask names, or creates the integration when allow_missing is set.
 	// Caller: the platform or an operator, within its accounts.
 	// Errors: INVALID_FIELDS (also for an immutable or unknown field in the mask), RESOURCE_NOT_FOUND, ETAG_MISMATCH,
-	// INTEGRATION_DELETING.
+	// INTEGRATION_DELETING; HOME_TENANT and QUOTA_EXCEEDED when it creates.
 	// Idempotent.
 	UpdateIntegration(context.Context, *UpdateIntegrationRequest) (*Integration, error)
 	// Puts an integration in state DELETING; it is gone from Get and List when the vault has removed its application for
 	// good. The customer's service principal stays until the customer removes it.
 	// Caller: the platform or an operator, within its accounts.
 	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND, ETAG_MISMATCH, INTEGRATION_ATTACHED.
-	// Idempotent while the integration is DELETING; RESOURCE_NOT_FOUND afterwards.
+	// Idempotent while the integration is DELETING; RESOURCE_NOT_FOUND afterwards, or, with allow_missing, an empty
+	// integration.
 	DeleteIntegration(context.Context, *DeleteIntegrationRequest) (*Integration, error)
 	mustEmbedUnimplementedIntegrationServiceServer()
 }
@@ -170,6 +193,9 @@ func (UnimplementedIntegrationServiceServer) GetIntegration(context.Context, *Ge
 }
 func (UnimplementedIntegrationServiceServer) ListIntegrations(context.Context, *ListIntegrationsRequest) (*ListIntegrationsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListIntegrations not implemented")
+}
+func (UnimplementedIntegrationServiceServer) BatchGetIntegrations(context.Context, *BatchGetIntegrationsRequest) (*BatchGetIntegrationsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method BatchGetIntegrations not implemented")
 }
 func (UnimplementedIntegrationServiceServer) UpdateIntegration(context.Context, *UpdateIntegrationRequest) (*Integration, error) {
 	return nil, status.Error(codes.Unimplemented, "method UpdateIntegration not implemented")
@@ -252,6 +278,24 @@ func _IntegrationService_ListIntegrations_Handler(srv interface{}, ctx context.C
 	return interceptor(ctx, in, info, handler)
 }
 
+func _IntegrationService_BatchGetIntegrations_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(BatchGetIntegrationsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(IntegrationServiceServer).BatchGetIntegrations(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: IntegrationService_BatchGetIntegrations_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(IntegrationServiceServer).BatchGetIntegrations(ctx, req.(*BatchGetIntegrationsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _IntegrationService_UpdateIntegration_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(UpdateIntegrationRequest)
 	if err := dec(in); err != nil {
@@ -306,6 +350,10 @@ var IntegrationService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListIntegrations",
 			Handler:    _IntegrationService_ListIntegrations_Handler,
+		},
+		{
+			MethodName: "BatchGetIntegrations",
+			Handler:    _IntegrationService_BatchGetIntegrations_Handler,
 		},
 		{
 			MethodName: "UpdateIntegration",

@@ -93,7 +93,10 @@ type Project struct {
 	// When it was created.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	// When it last changed.
-	UpdateTime    *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
+	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
+	// The platform's own labels of it: at most 50, each 1 to 80 characters without control characters, and without spaces at
+	// its ends; upper and lower case are different. Integrations can be attached by them; see Integration.auto_attach.
+	Labels        []string `protobuf:"bytes,8,rep,name=labels,proto3" json:"labels,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -177,11 +180,18 @@ func (x *Project) GetUpdateTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Project) GetLabels() []string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
 var File_phasekey_registry_v1_project_proto protoreflect.FileDescriptor
 
 const file_phasekey_registry_v1_project_proto_rawDesc = "" +
 	"\n" +
-	"\"phasekey/registry/v1/project.proto\x12\x14phasekey.registry.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x97\x04\n" +
+	"\"phasekey/registry/v1/project.proto\x12\x14phasekey.registry.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfe\x04\n" +
 	"\aProject\x12 \n" +
 	"\x04name\x18\x01 \x01(\tB\f\xe2A\x01\b\xbaH\x05r\x03\x18\xc8\x01R\x04name\x12\x16\n" +
 	"\x03uid\x18\x02 \x01(\tB\x04\xe2A\x01\x03R\x03uid\x12E\n" +
@@ -191,7 +201,8 @@ const file_phasekey_registry_v1_project_proto_rawDesc = "" +
 	"\vcreate_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x03R\n" +
 	"createTime\x12A\n" +
 	"\vupdate_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x03R\n" +
-	"updateTime\"=\n" +
+	"updateTime\x12e\n" +
+	"\x06labels\x18\b \x03(\tBM\xe2A\x02\x01\x06\xbaHE\x92\x01B\x102\x18\x01\"<r:\x10\x01\x18P24^[^\\p{C}\\p{Z}]([^\\p{C}\\p{Zl}\\p{Zp}]*[^\\p{C}\\p{Z}])?$R\x06labels\"=\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\x0e\n" +
 	"\n" +

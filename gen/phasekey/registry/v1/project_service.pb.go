@@ -36,7 +36,9 @@ type CreateProjectRequest struct {
 	// What to create. Its name is ignored.
 	Project *Project `protobuf:"bytes,3,opt,name=project,proto3" json:"project,omitempty"`
 	// Makes repeats safe for a day: a UUID of the caller's choice (AIP-155).
-	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	RequestId string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Checks everything and changes nothing: the answer is what it would have been, as far as it can be known (AIP-163).
+	ValidateOnly  bool `protobuf:"varint,5,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -99,6 +101,13 @@ func (x *CreateProjectRequest) GetRequestId() string {
 	return ""
 }
 
+func (x *CreateProjectRequest) GetValidateOnly() bool {
+	if x != nil {
+		return x.ValidateOnly
+	}
+	return false
+}
+
 // Names the project to read.
 type GetProjectRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -153,7 +162,14 @@ type ListProjectsRequest struct {
 	// At most so many, 1 to 1,000; 0 means 100, and more than 1,000 is taken as 1,000.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// From the previous page, with otherwise the same request.
-	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Which ones, by AIP-160; at most 2,000 bytes. Fields: `name`, `uid`, `display_name`, `kind`, `labels`, `create_time`,
+	// `update_time`. Text is compared whole, upper and lower
+	// case apart; `:` finds one of several labels, or a part of a text. Example: `kind = STACK AND labels:"production"`.
+	Filter string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
+	// In which order, by AIP-132: `name`, `display_name`, `create_time`, `update_time`, each of them, separated by commas, optionally followed by
+	// `desc`; empty means by name.
+	OrderBy       string `protobuf:"bytes,5,opt,name=order_by,json=orderBy,proto3" json:"order_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -209,10 +225,24 @@ func (x *ListProjectsRequest) GetPageToken() string {
 	return ""
 }
 
+func (x *ListProjectsRequest) GetFilter() string {
+	if x != nil {
+		return x.Filter
+	}
+	return ""
+}
+
+func (x *ListProjectsRequest) GetOrderBy() string {
+	if x != nil {
+		return x.OrderBy
+	}
+	return ""
+}
+
 // A page of projects.
 type ListProjectsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// In the order of their names.
+	// In the order that was asked for.
 	Projects []*Project `protobuf:"bytes,1,rep,name=projects,proto3" json:"projects,omitempty"`
 	// For the next page; empty on the last.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
@@ -282,6 +312,107 @@ func (x *ListProjectsResponse) GetRevision() int64 {
 	return 0
 }
 
+// Names the projects to read.
+type BatchGetProjectsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The account, `accounts/{account}`.
+	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
+	// The projects, 1 to 100, each of the parent, none twice.
+	Names         []string `protobuf:"bytes,2,rep,name=names,proto3" json:"names,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BatchGetProjectsRequest) Reset() {
+	*x = BatchGetProjectsRequest{}
+	mi := &file_phasekey_registry_v1_project_service_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BatchGetProjectsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BatchGetProjectsRequest) ProtoMessage() {}
+
+func (x *BatchGetProjectsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_registry_v1_project_service_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BatchGetProjectsRequest.ProtoReflect.Descriptor instead.
+func (*BatchGetProjectsRequest) Descriptor() ([]byte, []int) {
+	return file_phasekey_registry_v1_project_service_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *BatchGetProjectsRequest) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *BatchGetProjectsRequest) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+// The projects that were named.
+type BatchGetProjectsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the order of the names.
+	Projects      []*Project `protobuf:"bytes,1,rep,name=projects,proto3" json:"projects,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BatchGetProjectsResponse) Reset() {
+	*x = BatchGetProjectsResponse{}
+	mi := &file_phasekey_registry_v1_project_service_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BatchGetProjectsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BatchGetProjectsResponse) ProtoMessage() {}
+
+func (x *BatchGetProjectsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_registry_v1_project_service_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BatchGetProjectsResponse.ProtoReflect.Descriptor instead.
+func (*BatchGetProjectsResponse) Descriptor() ([]byte, []int) {
+	return file_phasekey_registry_v1_project_service_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *BatchGetProjectsResponse) GetProjects() []*Project {
+	if x != nil {
+		return x.Projects
+	}
+	return nil
+}
+
 // Says what to change.
 type UpdateProjectRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -290,14 +421,16 @@ type UpdateProjectRequest struct {
 	// Which fields to change; absent means all that are set (AIP-134).
 	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	// Creates the project when there is none; the mask is then ignored.
-	AllowMissing  bool `protobuf:"varint,3,opt,name=allow_missing,json=allowMissing,proto3" json:"allow_missing,omitempty"`
+	AllowMissing bool `protobuf:"varint,3,opt,name=allow_missing,json=allowMissing,proto3" json:"allow_missing,omitempty"`
+	// Checks everything and changes nothing: the answer is what it would have been, as far as it can be known (AIP-163).
+	ValidateOnly  bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UpdateProjectRequest) Reset() {
 	*x = UpdateProjectRequest{}
-	mi := &file_phasekey_registry_v1_project_service_proto_msgTypes[4]
+	mi := &file_phasekey_registry_v1_project_service_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -309,7 +442,7 @@ func (x *UpdateProjectRequest) String() string {
 func (*UpdateProjectRequest) ProtoMessage() {}
 
 func (x *UpdateProjectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phasekey_registry_v1_project_service_proto_msgTypes[4]
+	mi := &file_phasekey_registry_v1_project_service_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -322,7 +455,7 @@ func (x *UpdateProjectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateProjectRequest.ProtoReflect.Descriptor instead.
 func (*UpdateProjectRequest) Descriptor() ([]byte, []int) {
-	return file_phasekey_registry_v1_project_service_proto_rawDescGZIP(), []int{4}
+	return file_phasekey_registry_v1_project_service_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *UpdateProjectRequest) GetProject() *Project {
@@ -346,6 +479,13 @@ func (x *UpdateProjectRequest) GetAllowMissing() bool {
 	return false
 }
 
+func (x *UpdateProjectRequest) GetValidateOnly() bool {
+	if x != nil {
+		return x.ValidateOnly
+	}
+	return false
+}
+
 // Names the project to delete.
 type DeleteProjectRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -354,14 +494,18 @@ type DeleteProjectRequest struct {
 	// When given, only this version is deleted.
 	Etag string `protobuf:"bytes,2,opt,name=etag,proto3" json:"etag,omitempty"`
 	// Removes its attachments too, instead of refusing.
-	Force         bool `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`
+	Force bool `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`
+	// Succeeds, changing nothing, when there is no such project.
+	AllowMissing bool `protobuf:"varint,4,opt,name=allow_missing,json=allowMissing,proto3" json:"allow_missing,omitempty"`
+	// Checks everything and changes nothing: the answer is what it would have been, as far as it can be known (AIP-163).
+	ValidateOnly  bool `protobuf:"varint,5,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DeleteProjectRequest) Reset() {
 	*x = DeleteProjectRequest{}
-	mi := &file_phasekey_registry_v1_project_service_proto_msgTypes[5]
+	mi := &file_phasekey_registry_v1_project_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -373,7 +517,7 @@ func (x *DeleteProjectRequest) String() string {
 func (*DeleteProjectRequest) ProtoMessage() {}
 
 func (x *DeleteProjectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phasekey_registry_v1_project_service_proto_msgTypes[5]
+	mi := &file_phasekey_registry_v1_project_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -386,7 +530,7 @@ func (x *DeleteProjectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteProjectRequest.ProtoReflect.Descriptor instead.
 func (*DeleteProjectRequest) Descriptor() ([]byte, []int) {
-	return file_phasekey_registry_v1_project_service_proto_rawDescGZIP(), []int{5}
+	return file_phasekey_registry_v1_project_service_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *DeleteProjectRequest) GetName() string {
@@ -410,11 +554,25 @@ func (x *DeleteProjectRequest) GetForce() bool {
 	return false
 }
 
+func (x *DeleteProjectRequest) GetAllowMissing() bool {
+	if x != nil {
+		return x.AllowMissing
+	}
+	return false
+}
+
+func (x *DeleteProjectRequest) GetValidateOnly() bool {
+	if x != nil {
+		return x.ValidateOnly
+	}
+	return false
+}
+
 var File_phasekey_registry_v1_project_service_proto protoreflect.FileDescriptor
 
 const file_phasekey_registry_v1_project_service_proto_rawDesc = "" +
 	"\n" +
-	"*phasekey/registry/v1/project_service.proto\x12\x14phasekey.registry.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a!phasekey/options/v1/callers.proto\x1a\"phasekey/registry/v1/project.proto\"\xc9\x02\n" +
+	"*phasekey/registry/v1/project_service.proto\x12\x14phasekey.registry.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a!phasekey/options/v1/callers.proto\x1a\"phasekey/registry/v1/project.proto\"\xf4\x02\n" +
 	"\x14CreateProjectRequest\x12o\n" +
 	"\x06parent\x18\x01 \x01(\tBW\xe2A\x01\x02\xfaA\x1f\x12\x1dregistry.phasekey.dev/Project\xbaH.r,2*^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x06parent\x12K\n" +
 	"\n" +
@@ -422,37 +580,51 @@ const file_phasekey_registry_v1_project_service_proto_rawDesc = "" +
 	"\aproject\x18\x03 \x01(\v2\x1d.phasekey.registry.v1.ProjectB\n" +
 	"\xe2A\x01\x02\xbaH\x03\xc8\x01\x01R\aproject\x12.\n" +
 	"\n" +
-	"request_id\x18\x04 \x01(\tB\x0f\xe2A\x01\x01\xbaH\b\xd8\x01\x01r\x03\xb0\x01\x01R\trequestId\"\xab\x01\n" +
+	"request_id\x18\x04 \x01(\tB\x0f\xe2A\x01\x01\xbaH\b\xd8\x01\x01r\x03\xb0\x01\x01R\trequestId\x12)\n" +
+	"\rvalidate_only\x18\x05 \x01(\bB\x04\xe2A\x01\x01R\fvalidateOnly\"\xab\x01\n" +
 	"\x11GetProjectRequest\x12\x95\x01\n" +
 	"\x04name\x18\x01 \x01(\tB\x80\x01\xe2A\x01\x02\xfaA\x1f\n" +
-	"\x1dregistry.phasekey.dev/Project\xbaHWrU2S^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/projects/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\"\xe1\x01\n" +
+	"\x1dregistry.phasekey.dev/Project\xbaHWrU2S^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/projects/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\"\xb0\x02\n" +
 	"\x13ListProjectsRequest\x12s\n" +
 	"\x06parent\x18\x01 \x01(\tB[\xe2A\x01\x02\xfaA\x1f\x12\x1dregistry.phasekey.dev/Project\xbaH2r02.^accounts/(-|[a-z]([a-z0-9-]{0,61}[a-z0-9])?)$R\x06parent\x12(\n" +
 	"\tpage_size\x18\x02 \x01(\x05B\v\xe2A\x01\x01\xbaH\x04\x1a\x02(\x00R\bpageSize\x12+\n" +
 	"\n" +
-	"page_token\x18\x03 \x01(\tB\f\xe2A\x01\x01\xbaH\x05r\x03\x18\xe8\aR\tpageToken\"\xad\x01\n" +
+	"page_token\x18\x03 \x01(\tB\f\xe2A\x01\x01\xbaH\x05r\x03\x18\xe8\aR\tpageToken\x12$\n" +
+	"\x06filter\x18\x04 \x01(\tB\f\xe2A\x01\x01\xbaH\x05r\x03\x18\xd0\x0fR\x06filter\x12'\n" +
+	"\border_by\x18\x05 \x01(\tB\f\xe2A\x01\x01\xbaH\x05r\x03\x18\xc8\x01R\aorderBy\"\xad\x01\n" +
 	"\x14ListProjectsResponse\x129\n" +
 	"\bprojects\x18\x01 \x03(\v2\x1d.phasekey.registry.v1.ProjectR\bprojects\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x16\n" +
 	"\x06cursor\x18\x03 \x01(\tR\x06cursor\x12\x1a\n" +
-	"\brevision\x18\x04 \x01(\x03R\brevision\"\xc9\x01\n" +
+	"\brevision\x18\x04 \x01(\x03R\brevision\"\xaf\x02\n" +
+	"\x17BatchGetProjectsRequest\x12o\n" +
+	"\x06parent\x18\x01 \x01(\tBW\xe2A\x01\x02\xfaA\x1f\x12\x1dregistry.phasekey.dev/Project\xbaH.r,2*^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x06parent\x12\xa2\x01\n" +
+	"\x05names\x18\x02 \x03(\tB\x8b\x01\xe2A\x01\x02\xfaA\x1f\n" +
+	"\x1dregistry.phasekey.dev/Project\xbaHb\x92\x01_\b\x01\x10d\x18\x01\"WrU2S^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/projects/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x05names\"U\n" +
+	"\x18BatchGetProjectsResponse\x129\n" +
+	"\bprojects\x18\x01 \x03(\v2\x1d.phasekey.registry.v1.ProjectR\bprojects\"\xf4\x01\n" +
 	"\x14UpdateProjectRequest\x12C\n" +
 	"\aproject\x18\x01 \x01(\v2\x1d.phasekey.registry.v1.ProjectB\n" +
 	"\xe2A\x01\x02\xbaH\x03\xc8\x01\x01R\aproject\x12A\n" +
 	"\vupdate_mask\x18\x02 \x01(\v2\x1a.google.protobuf.FieldMaskB\x04\xe2A\x01\x01R\n" +
 	"updateMask\x12)\n" +
-	"\rallow_missing\x18\x03 \x01(\bB\x04\xe2A\x01\x01R\fallowMissing\"\xeb\x01\n" +
+	"\rallow_missing\x18\x03 \x01(\bB\x04\xe2A\x01\x01R\fallowMissing\x12)\n" +
+	"\rvalidate_only\x18\x04 \x01(\bB\x04\xe2A\x01\x01R\fvalidateOnly\"\xc1\x02\n" +
 	"\x14DeleteProjectRequest\x12\x95\x01\n" +
 	"\x04name\x18\x01 \x01(\tB\x80\x01\xe2A\x01\x02\xfaA\x1f\n" +
 	"\x1dregistry.phasekey.dev/Project\xbaHWrU2S^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/projects/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\x12\x1f\n" +
 	"\x04etag\x18\x02 \x01(\tB\v\xe2A\x01\x01\xbaH\x04r\x02\x18@R\x04etag\x12\x1a\n" +
-	"\x05force\x18\x03 \x01(\bB\x04\xe2A\x01\x01R\x05force2\x8a\x04\n" +
+	"\x05force\x18\x03 \x01(\bB\x04\xe2A\x01\x01R\x05force\x12)\n" +
+	"\rallow_missing\x18\x04 \x01(\bB\x04\xe2A\x01\x01R\fallowMissing\x12)\n" +
+	"\rvalidate_only\x18\x05 \x01(\bB\x04\xe2A\x01\x01R\fvalidateOnly2\x89\x05\n" +
 	"\x0eProjectService\x12b\n" +
 	"\rCreateProject\x12*.phasekey.registry.v1.CreateProjectRequest\x1a\x1d.phasekey.registry.v1.Project\"\x06\x8a\x94#\x02\x01\x02\x12`\n" +
 	"\n" +
 	"GetProject\x12'.phasekey.registry.v1.GetProjectRequest\x1a\x1d.phasekey.registry.v1.Project\"\n" +
 	"\x8a\x94#\x03\x01\x02\x03\x90\x02\x01\x12q\n" +
 	"\fListProjects\x12).phasekey.registry.v1.ListProjectsRequest\x1a*.phasekey.registry.v1.ListProjectsResponse\"\n" +
+	"\x8a\x94#\x03\x01\x02\x03\x90\x02\x01\x12}\n" +
+	"\x10BatchGetProjects\x12-.phasekey.registry.v1.BatchGetProjectsRequest\x1a..phasekey.registry.v1.BatchGetProjectsResponse\"\n" +
 	"\x8a\x94#\x03\x01\x02\x03\x90\x02\x01\x12b\n" +
 	"\rUpdateProject\x12*.phasekey.registry.v1.UpdateProjectRequest\x1a\x1d.phasekey.registry.v1.Project\"\x06\x8a\x94#\x02\x01\x02\x12[\n" +
 	"\rDeleteProject\x12*.phasekey.registry.v1.DeleteProjectRequest\x1a\x16.google.protobuf.Empty\"\x06\x8a\x94#\x02\x01\x02B2Z0phasekey.dev/gen/phasekey/registry/v1;registryv1b\x06proto3"
@@ -469,38 +641,43 @@ func file_phasekey_registry_v1_project_service_proto_rawDescGZIP() []byte {
 	return file_phasekey_registry_v1_project_service_proto_rawDescData
 }
 
-var file_phasekey_registry_v1_project_service_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_phasekey_registry_v1_project_service_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_phasekey_registry_v1_project_service_proto_goTypes = []any{
-	(*CreateProjectRequest)(nil),  // 0: phasekey.registry.v1.CreateProjectRequest
-	(*GetProjectRequest)(nil),     // 1: phasekey.registry.v1.GetProjectRequest
-	(*ListProjectsRequest)(nil),   // 2: phasekey.registry.v1.ListProjectsRequest
-	(*ListProjectsResponse)(nil),  // 3: phasekey.registry.v1.ListProjectsResponse
-	(*UpdateProjectRequest)(nil),  // 4: phasekey.registry.v1.UpdateProjectRequest
-	(*DeleteProjectRequest)(nil),  // 5: phasekey.registry.v1.DeleteProjectRequest
-	(*Project)(nil),               // 6: phasekey.registry.v1.Project
-	(*fieldmaskpb.FieldMask)(nil), // 7: google.protobuf.FieldMask
-	(*emptypb.Empty)(nil),         // 8: google.protobuf.Empty
+	(*CreateProjectRequest)(nil),     // 0: phasekey.registry.v1.CreateProjectRequest
+	(*GetProjectRequest)(nil),        // 1: phasekey.registry.v1.GetProjectRequest
+	(*ListProjectsRequest)(nil),      // 2: phasekey.registry.v1.ListProjectsRequest
+	(*ListProjectsResponse)(nil),     // 3: phasekey.registry.v1.ListProjectsResponse
+	(*BatchGetProjectsRequest)(nil),  // 4: phasekey.registry.v1.BatchGetProjectsRequest
+	(*BatchGetProjectsResponse)(nil), // 5: phasekey.registry.v1.BatchGetProjectsResponse
+	(*UpdateProjectRequest)(nil),     // 6: phasekey.registry.v1.UpdateProjectRequest
+	(*DeleteProjectRequest)(nil),     // 7: phasekey.registry.v1.DeleteProjectRequest
+	(*Project)(nil),                  // 8: phasekey.registry.v1.Project
+	(*fieldmaskpb.FieldMask)(nil),    // 9: google.protobuf.FieldMask
+	(*emptypb.Empty)(nil),            // 10: google.protobuf.Empty
 }
 var file_phasekey_registry_v1_project_service_proto_depIdxs = []int32{
-	6, // 0: phasekey.registry.v1.CreateProjectRequest.project:type_name -> phasekey.registry.v1.Project
-	6, // 1: phasekey.registry.v1.ListProjectsResponse.projects:type_name -> phasekey.registry.v1.Project
-	6, // 2: phasekey.registry.v1.UpdateProjectRequest.project:type_name -> phasekey.registry.v1.Project
-	7, // 3: phasekey.registry.v1.UpdateProjectRequest.update_mask:type_name -> google.protobuf.FieldMask
-	0, // 4: phasekey.registry.v1.ProjectService.CreateProject:input_type -> phasekey.registry.v1.CreateProjectRequest
-	1, // 5: phasekey.registry.v1.ProjectService.GetProject:input_type -> phasekey.registry.v1.GetProjectRequest
-	2, // 6: phasekey.registry.v1.ProjectService.ListProjects:input_type -> phasekey.registry.v1.ListProjectsRequest
-	4, // 7: phasekey.registry.v1.ProjectService.UpdateProject:input_type -> phasekey.registry.v1.UpdateProjectRequest
-	5, // 8: phasekey.registry.v1.ProjectService.DeleteProject:input_type -> phasekey.registry.v1.DeleteProjectRequest
-	6, // 9: phasekey.registry.v1.ProjectService.CreateProject:output_type -> phasekey.registry.v1.Project
-	6, // 10: phasekey.registry.v1.ProjectService.GetProject:output_type -> phasekey.registry.v1.Project
-	3, // 11: phasekey.registry.v1.ProjectService.ListProjects:output_type -> phasekey.registry.v1.ListProjectsResponse
-	6, // 12: phasekey.registry.v1.ProjectService.UpdateProject:output_type -> phasekey.registry.v1.Project
-	8, // 13: phasekey.registry.v1.ProjectService.DeleteProject:output_type -> google.protobuf.Empty
-	9, // [9:14] is the sub-list for method output_type
-	4, // [4:9] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	8,  // 0: phasekey.registry.v1.CreateProjectRequest.project:type_name -> phasekey.registry.v1.Project
+	8,  // 1: phasekey.registry.v1.ListProjectsResponse.projects:type_name -> phasekey.registry.v1.Project
+	8,  // 2: phasekey.registry.v1.BatchGetProjectsResponse.projects:type_name -> phasekey.registry.v1.Project
+	8,  // 3: phasekey.registry.v1.UpdateProjectRequest.project:type_name -> phasekey.registry.v1.Project
+	9,  // 4: phasekey.registry.v1.UpdateProjectRequest.update_mask:type_name -> google.protobuf.FieldMask
+	0,  // 5: phasekey.registry.v1.ProjectService.CreateProject:input_type -> phasekey.registry.v1.CreateProjectRequest
+	1,  // 6: phasekey.registry.v1.ProjectService.GetProject:input_type -> phasekey.registry.v1.GetProjectRequest
+	2,  // 7: phasekey.registry.v1.ProjectService.ListProjects:input_type -> phasekey.registry.v1.ListProjectsRequest
+	4,  // 8: phasekey.registry.v1.ProjectService.BatchGetProjects:input_type -> phasekey.registry.v1.BatchGetProjectsRequest
+	6,  // 9: phasekey.registry.v1.ProjectService.UpdateProject:input_type -> phasekey.registry.v1.UpdateProjectRequest
+	7,  // 10: phasekey.registry.v1.ProjectService.DeleteProject:input_type -> phasekey.registry.v1.DeleteProjectRequest
+	8,  // 11: phasekey.registry.v1.ProjectService.CreateProject:output_type -> phasekey.registry.v1.Project
+	8,  // 12: phasekey.registry.v1.ProjectService.GetProject:output_type -> phasekey.registry.v1.Project
+	3,  // 13: phasekey.registry.v1.ProjectService.ListProjects:output_type -> phasekey.registry.v1.ListProjectsResponse
+	5,  // 14: phasekey.registry.v1.ProjectService.BatchGetProjects:output_type -> phasekey.registry.v1.BatchGetProjectsResponse
+	8,  // 15: phasekey.registry.v1.ProjectService.UpdateProject:output_type -> phasekey.registry.v1.Project
+	10, // 16: phasekey.registry.v1.ProjectService.DeleteProject:output_type -> google.protobuf.Empty
+	11, // [11:17] is the sub-list for method output_type
+	5,  // [5:11] is the sub-list for method input_type
+	5,  // [5:5] is the sub-list for extension type_name
+	5,  // [5:5] is the sub-list for extension extendee
+	0,  // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_phasekey_registry_v1_project_service_proto_init() }
@@ -515,7 +692,7 @@ func file_phasekey_registry_v1_project_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_phasekey_registry_v1_project_service_proto_rawDesc), len(file_phasekey_registry_v1_project_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -20,11 +20,12 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	ProjectService_CreateProject_FullMethodName = "/phasekey.registry.v1.ProjectService/CreateProject"
-	ProjectService_GetProject_FullMethodName    = "/phasekey.registry.v1.ProjectService/GetProject"
-	ProjectService_ListProjects_FullMethodName  = "/phasekey.registry.v1.ProjectService/ListProjects"
-	ProjectService_UpdateProject_FullMethodName = "/phasekey.registry.v1.ProjectService/UpdateProject"
-	ProjectService_DeleteProject_FullMethodName = "/phasekey.registry.v1.ProjectService/DeleteProject"
+	ProjectService_CreateProject_FullMethodName    = "/phasekey.registry.v1.ProjectService/CreateProject"
+	ProjectService_GetProject_FullMethodName       = "/phasekey.registry.v1.ProjectService/GetProject"
+	ProjectService_ListProjects_FullMethodName     = "/phasekey.registry.v1.ProjectService/ListProjects"
+	ProjectService_BatchGetProjects_FullMethodName = "/phasekey.registry.v1.ProjectService/BatchGetProjects"
+	ProjectService_UpdateProject_FullMethodName    = "/phasekey.registry.v1.ProjectService/UpdateProject"
+	ProjectService_DeleteProject_FullMethodName    = "/phasekey.registry.v1.ProjectService/DeleteProject"
 )
 
 // ProjectServiceClient is the client API for ProjectService service.
@@ -36,26 +37,32 @@ const (
 type ProjectServiceClient interface {
 	// Creates a project.
 	// Caller: the platform or an operator, within the accounts of its identity.
-	// Errors: INVALID_FIELDS, RESOURCE_EXISTS, REQUEST_ID_REUSED.
+	// Errors: INVALID_FIELDS, RESOURCE_EXISTS, REQUEST_ID_REUSED, QUOTA_EXCEEDED.
 	// A repeat with the same request_id and contents returns what the first one created.
 	CreateProject(ctx context.Context, in *CreateProjectRequest, opts ...grpc.CallOption) (*Project, error)
 	// Returns one project.
 	// Caller: the platform or an operator, within its accounts; the vault.
 	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND.
 	GetProject(ctx context.Context, in *GetProjectRequest, opts ...grpc.CallOption) (*Project, error)
-	// Returns an account's projects by name, a page at a time.
+	// Returns an account's projects, those that the filter finds, a page at a time. A page may be short, or empty, and not the
+	// last: only an empty next_page_token ends the list.
 	// Caller: the platform or an operator, within its accounts; the vault, which may also name the parent `accounts/-`.
-	// Errors: INVALID_FIELDS, INVALID_PAGE_TOKEN.
+	// Errors: INVALID_FIELDS (also for a filter or an order that is none), INVALID_PAGE_TOKEN.
 	ListProjects(ctx context.Context, in *ListProjectsRequest, opts ...grpc.CallOption) (*ListProjectsResponse, error)
+	// Returns several projects, all as of one moment, or none.
+	// Caller: the platform or an operator, within its accounts; the vault.
+	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND (the first that is missing).
+	BatchGetProjects(ctx context.Context, in *BatchGetProjectsRequest, opts ...grpc.CallOption) (*BatchGetProjectsResponse, error)
 	// Changes the fields that the mask names, or creates the project when allow_missing is set.
 	// Caller: the platform or an operator, within its accounts.
-	// Errors: INVALID_FIELDS (also for an immutable or unknown field in the mask), RESOURCE_NOT_FOUND, ETAG_MISMATCH.
+	// Errors: INVALID_FIELDS (also for an immutable or unknown field in the mask), RESOURCE_NOT_FOUND, ETAG_MISMATCH;
+	// QUOTA_EXCEEDED when it creates.
 	// Idempotent.
 	UpdateProject(ctx context.Context, in *UpdateProjectRequest, opts ...grpc.CallOption) (*Project, error)
 	// Deletes a project. Live grants for it end.
 	// Caller: the platform or an operator, within its accounts.
 	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND, ETAG_MISMATCH, PROJECT_ATTACHED.
-	// A repeat ends with RESOURCE_NOT_FOUND.
+	// A repeat ends with RESOURCE_NOT_FOUND, or, with allow_missing, well.
 	DeleteProject(ctx context.Context, in *DeleteProjectRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
 }
 
@@ -97,6 +104,16 @@ func (c *projectServiceClient) ListProjects(ctx context.Context, in *ListProject
 	return out, nil
 }
 
+func (c *projectServiceClient) BatchGetProjects(ctx context.Context, in *BatchGetProjectsRequest, opts ...grpc.CallOption) (*BatchGetProjectsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(BatchGetProjectsResponse)
+	err := c.cc.Invoke(ctx, ProjectService_BatchGetProjects_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *projectServiceClient) UpdateProject(ctx context.Context, in *UpdateProjectRequest, opts ...grpc.CallOption) (*Project, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(Project)
@@ -126,26 +143,32 @@ func (c *projectServiceClient) DeleteProject(ctx context.Context, in *DeleteProj
 type ProjectServiceServer interface {
 	// Creates a project.
 	// Caller: the platform or an operator, within the accounts of its identity.
-	// Errors: INVALID_FIELDS, RESOURCE_EXISTS, REQUEST_ID_REUSED.
+	// Errors: INVALID_FIELDS, RESOURCE_EXISTS, REQUEST_ID_REUSED, QUOTA_EXCEEDED.
 	// A repeat with the same request_id and contents returns what the first one created.
 	CreateProject(context.Context, *CreateProjectRequest) (*Project, error)
 	// Returns one project.
 	// Caller: the platform or an operator, within its accounts; the vault.
 	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND.
 	GetProject(context.Context, *GetProjectRequest) (*Project, error)
-	// Returns an account's projects by name, a page at a time.
+	// Returns an account's projects, those that the filter finds, a page at a time. A page may be short, or empty, and not the
+	// last: only an empty next_page_token ends the list.
 	// Caller: the platform or an operator, within its accounts; the vault, which may also name the parent `accounts/-`.
-	// Errors: INVALID_FIELDS, INVALID_PAGE_TOKEN.
+	// Errors: INVALID_FIELDS (also for a filter or an order that is none), INVALID_PAGE_TOKEN.
 	ListProjects(context.Context, *ListProjectsRequest) (*ListProjectsResponse, error)
+	// Returns several projects, all as of one moment, or none.
+	// Caller: the platform or an operator, within its accounts; the vault.
+	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND (the first that is missing).
+	BatchGetProjects(context.Context, *BatchGetProjectsRequest) (*BatchGetProjectsResponse, error)
 	// Changes the fields that the mask names, or creates the project when allow_missing is set.
 	// Caller: the platform or an operator, within its accounts.
-	// Errors: INVALID_FIELDS (also for an immutable or unknown field in the mask), RESOURCE_NOT_FOUND, ETAG_MISMATCH.
+	// Errors: INVALID_FIELDS (also for an immutable or unknown field in the mask), RESOURCE_NOT_FOUND, ETAG_MISMATCH;
+	// QUOTA_EXCEEDED when it creates.
 	// Idempotent.
 	UpdateProject(context.Context, *UpdateProjectRequest) (*Project, error)
 	// Deletes a project. Live grants for it end.
 	// Caller: the platform or an operator, within its accounts.
 	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND, ETAG_MISMATCH, PROJECT_ATTACHED.
-	// A repeat ends with RESOURCE_NOT_FOUND.
+	// A repeat ends with RESOURCE_NOT_FOUND, or, with allow_missing, well.
 	DeleteProject(context.Context, *DeleteProjectRequest) (*emptypb.Empty, error)
 	mustEmbedUnimplementedProjectServiceServer()
 }
@@ -165,6 +188,9 @@ func (UnimplementedProjectServiceServer) GetProject(context.Context, *GetProject
 }
 func (UnimplementedProjectServiceServer) ListProjects(context.Context, *ListProjectsRequest) (*ListProjectsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListProjects not implemented")
+}
+func (UnimplementedProjectServiceServer) BatchGetProjects(context.Context, *BatchGetProjectsRequest) (*BatchGetProjectsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method BatchGetProjects not implemented")
 }
 func (UnimplementedProjectServiceServer) UpdateProject(context.Context, *UpdateProjectRequest) (*Project, error) {
 	return nil, status.Error(codes.Unimplemented, "method UpdateProject not implemented")
@@ -247,6 +273,24 @@ func _ProjectService_ListProjects_Handler(srv interface{}, ctx context.Context, 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ProjectService_BatchGetProjects_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(BatchGetProjectsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ProjectServiceServer).BatchGetProjects(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ProjectService_BatchGetProjects_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ProjectServiceServer).BatchGetProjects(ctx, req.(*BatchGetProjectsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _ProjectService_UpdateProject_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(UpdateProjectRequest)
 	if err := dec(in); err != nil {
@@ -301,6 +345,10 @@ var ProjectService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListProjects",
 			Handler:    _ProjectService_ListProjects_Handler,
+		},
+		{
+			MethodName: "BatchGetProjects",
+			Handler:    _ProjectService_BatchGetProjects_Handler,
 		},
 		{
 			MethodName: "UpdateProject",
