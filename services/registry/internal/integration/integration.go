@@ -78,10 +78,30 @@ type Spec struct {
 	RotationPeriod        time.Duration
 	// DeliveryMaterials are the forms that are allowed; none stands for MaterialAccessToken alone.
 	DeliveryMaterials []Material
+	Labels            []string
+	// AutoAttach attaches it to all projects that have one of AutoLabels.
+	AutoAttach bool
+}
+
+// autoAttachPrefix makes a label name a label of projects.
+const autoAttachPrefix = "autoattach:"
+
+// AutoLabels are the labels of projects to which it is attached by itself; none without AutoAttach.
+func (s Spec) AutoLabels() []string {
+	if !s.AutoAttach {
+		return nil
+	}
+	var labels []string
+	for _, label := range s.Labels {
+		if wanted, ok := strings.CutPrefix(label, autoAttachPrefix); ok && wanted != "" {
+			labels = append(labels, wanted)
+		}
+	}
+	return labels
 }
 
 // Normal is the one form of all specs that mean the same: empty fields have their defaults, UUIDs are lower case, the
-// audiences and the materials are sorted, durations are whole microseconds. MaterialAccessToken alone is no materials.
+// audiences, the materials and the labels are sorted, durations are whole microseconds. MaterialAccessToken alone is no materials.
 func (s Spec) Normal() Spec {
 	s.TenantID = strings.ToLower(s.TenantID)
 	s.DefaultSubscriptionID = strings.ToLower(s.DefaultSubscriptionID)
@@ -95,28 +115,20 @@ func (s Spec) Normal() Spec {
 		s.RotationPeriod = DefaultRotationPeriod
 	}
 	s.RotationPeriod = s.RotationPeriod.Truncate(time.Microsecond)
-	s.AllowedAudiences = sorted(s.AllowedAudiences)
-	s.DeliveryMaterials = sorted(s.DeliveryMaterials)
+	s.AllowedAudiences = resource.Set(s.AllowedAudiences)
+	s.DeliveryMaterials = resource.Set(s.DeliveryMaterials)
+	s.Labels = resource.Set(s.Labels)
 	if slices.Equal(s.DeliveryMaterials, []Material{MaterialAccessToken}) {
 		s.DeliveryMaterials = nil
 	}
 	return s
 }
 
-// sorted is a set as a list: in order, each once, nil when there is none.
-func sorted[T ~string](set []T) []T {
-	if len(set) == 0 {
-		return nil
-	}
-	set = slices.Clone(set)
-	slices.Sort(set)
-	return slices.Compact(set)
-}
-
 // Equal tells whether two normal specs want the same.
 func (s Spec) Equal(other Spec) bool {
-	lists := slices.Equal(s.AllowedAudiences, other.AllowedAudiences) && slices.Equal(s.DeliveryMaterials, other.DeliveryMaterials)
-	return lists && s.DisplayName == other.DisplayName && s.TenantID == other.TenantID && s.Cloud == other.Cloud &&
+	lists := slices.Equal(s.AllowedAudiences, other.AllowedAudiences) && slices.Equal(s.DeliveryMaterials, other.DeliveryMaterials) &&
+		slices.Equal(s.Labels, other.Labels)
+	return lists && s.AutoAttach == other.AutoAttach && s.DisplayName == other.DisplayName && s.TenantID == other.TenantID && s.Cloud == other.Cloud &&
 		s.DefaultSubscriptionID == other.DefaultSubscriptionID && s.CredentialKind == other.CredentialKind &&
 		s.RotationPeriod == other.RotationPeriod
 }
@@ -148,6 +160,9 @@ func (r Rules) Check(s Spec) ([]resource.Violation, error) {
 	}
 	if s.RotationPeriod < shortest || s.RotationPeriod > maxRotationPeriod {
 		add("rotation_period", phrase)
+	}
+	if s.AutoAttach && s.DefaultSubscriptionID == "" {
+		add("default_subscription_id", "is required with auto_attach")
 	}
 	if len(bad) == 0 && slices.Contains(r.HomeTenants, s.TenantID) {
 		return nil, ErrHomeTenant

@@ -3,6 +3,7 @@ package project
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"phasekey.dev/services/registry/internal/resource"
@@ -42,6 +43,19 @@ const (
 type Spec struct {
 	Kind        Kind
 	DisplayName string
+	// Labels are the platform's own; integrations can be attached by them.
+	Labels []string
+}
+
+// Normal is the one form of all specs that mean the same: the labels are sorted.
+func (s Spec) Normal() Spec {
+	s.Labels = resource.Set(s.Labels)
+	return s
+}
+
+// Equal tells whether two normal specs want the same.
+func (s Spec) Equal(other Spec) bool {
+	return s.Kind == other.Kind && s.DisplayName == other.DisplayName && slices.Equal(s.Labels, other.Labels)
 }
 
 // Check finds what a spec lacks.
@@ -64,7 +78,7 @@ type Project struct {
 
 // New is a project as it is created.
 func New(now time.Time, name Name, uid string, spec Spec) Project {
-	return Project{Name: name, UID: uid, Spec: spec, Generation: 1, CreateTime: now, UpdateTime: now}
+	return Project{Name: name, UID: uid, Spec: spec.Normal(), Generation: 1, CreateTime: now, UpdateTime: now}
 }
 
 // ETag changes with every change.
@@ -72,7 +86,8 @@ func (p Project) ETag() string { return resource.ETag(p.UID, p.Generation) }
 
 // Want changes the project; changed is false when it was so already.
 func (p Project) Want(now time.Time, spec Spec) (next Project, changed bool) {
-	if p.Spec == spec {
+	spec = spec.Normal()
+	if p.Spec.Equal(spec) {
 		return p, false
 	}
 	p.Spec = spec

@@ -8,6 +8,7 @@ package resource
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -54,6 +55,16 @@ func split(name string, valid func(string) bool, collections []string) (ids []st
 		ids = append(ids, segments[2*i+1])
 	}
 	return ids, true
+}
+
+// Set is a set as a list: in order, each once, nil when there is none.
+func Set[T ~string](items []T) []T {
+	if len(items) == 0 {
+		return nil
+	}
+	items = slices.Clone(items)
+	slices.Sort(items)
+	return slices.Compact(items)
 }
 
 // ETag is the tag of a resource in its so many-th wanted state. It is strong: equal tags mean equal wanted states.

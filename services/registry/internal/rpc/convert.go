@@ -60,6 +60,8 @@ func messageOfIntegration(i integration.Integration) *registryv1.Integration {
 		CredentialKind:           valueOf[typev1.CredentialKind](typev1.CredentialKind_value, prefixCredentialKind, i.Spec.CredentialKind),
 		AllowedAudiences:         i.Spec.AllowedAudiences,
 		RotationPeriod:           durationpb.New(i.Spec.RotationPeriod),
+		Labels:                   i.Spec.Labels,
+		AutoAttach:               i.Spec.AutoAttach,
 		ApplicationDisplayName:   i.ApplicationDisplayName,
 		ClientId:                 i.ClientID,
 		ServicePrincipalObjectId: i.ServicePrincipalObjectID,
@@ -93,6 +95,8 @@ func specOfIntegration(m *registryv1.Integration) integration.Spec {
 		CredentialKind:        wordOf[integration.CredentialKind](m.GetCredentialKind(), prefixCredentialKind),
 		AllowedAudiences:      m.GetAllowedAudiences(),
 		RotationPeriod:        m.GetRotationPeriod().AsDuration(),
+		Labels:                m.GetLabels(),
+		AutoAttach:            m.GetAutoAttach(),
 	}
 	for _, material := range m.GetDeliveryMaterials() {
 		spec.DeliveryMaterials = append(spec.DeliveryMaterials, wordOf[integration.Material](material, prefixMaterial))
@@ -106,6 +110,7 @@ func messageOfProject(p project.Project) *registryv1.Project {
 		Uid:         p.UID,
 		Kind:        valueOf[registryv1.Project_Kind](registryv1.Project_Kind_value, prefixProjectKind, p.Spec.Kind),
 		DisplayName: p.Spec.DisplayName,
+		Labels:      p.Spec.Labels,
 		Etag:        p.ETag(),
 		CreateTime:  timestampOf(p.CreateTime),
 		UpdateTime:  timestampOf(p.UpdateTime),
@@ -113,7 +118,7 @@ func messageOfProject(p project.Project) *registryv1.Project {
 }
 
 func specOfProject(m *registryv1.Project) project.Spec {
-	return project.Spec{Kind: wordOf[project.Kind](m.GetKind(), prefixProjectKind), DisplayName: m.GetDisplayName()}
+	return project.Spec{Kind: wordOf[project.Kind](m.GetKind(), prefixProjectKind), DisplayName: m.GetDisplayName(), Labels: m.GetLabels()}
 }
 
 func messageOfAttachment(a attachment.Attachment) *registryv1.Attachment {

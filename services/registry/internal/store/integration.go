@@ -17,15 +17,15 @@ import (
 
 const integrationColumns = `uid, name, display_name, tenant_id, cloud, default_subscription_id, credential_kind, allowed_audiences,
 	rotation_period, application_display_name, client_id, service_principal_object_id, conditions, ever_active, generation,
-	create_time, update_time, delete_time, delivery_materials`
+	create_time, update_time, delete_time, delivery_materials, labels, auto_attach`
 
 func scanIntegration(row sqldb.Row) (integration.Integration, error) {
 	var i integration.Integration
-	var name, kind, audiences, conditions, materials string
+	var name, kind, audiences, conditions, materials, labels string
 	var period, created, updated, deleted int64
 	err := row.Scan(&i.UID, &name, &i.Spec.DisplayName, &i.Spec.TenantID, &i.Spec.Cloud, &i.Spec.DefaultSubscriptionID, &kind, &audiences,
 		&period, &i.ApplicationDisplayName, &i.ClientID, &i.ServicePrincipalObjectID, &conditions, &i.EverActive, &i.Generation,
-		&created, &updated, &deleted, &materials)
+		&created, &updated, &deleted, &materials, &labels, &i.Spec.AutoAttach)
 	if err != nil {
 		return i, err
 	}
@@ -37,6 +37,9 @@ func scanIntegration(row sqldb.Row) (integration.Integration, error) {
 		return i, err
 	}
 	if err := decode(materials, &i.Spec.DeliveryMaterials); err != nil {
+		return i, err
+	}
+	if err := decode(labels, &i.Spec.Labels); err != nil {
 		return i, err
 	}
 	var records []conditionRecord
@@ -75,7 +78,6 @@ func (s *Store) CreateIntegration(ctx context.Context, now time.Time, name integ
 		if err := w.insertIntegration(ctx, created); err != nil {
 			return err
 		}
-		w.record(change.Change{Integration: &created})
 		return w.remember(ctx, req, recordOfIntegration(created))
 	})
 	if err != nil {
@@ -94,43 +96,61 @@ func existsUnless(err error, name string) error {
 }
 
 func (w *writing) insertIntegration(ctx context.Context, i integration.Integration) error {
-	audiences, materials, conditions, err := lists(i)
+	l, err := listsOf(i)
 	if err != nil {
 		return err
 	}
 	_, err = w.Exec(ctx, `INSERT INTO integrations (`+integrationColumns+`, writes)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, 1)`,
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, 1)`,
 		i.UID, i.Name.String(), i.Spec.DisplayName, i.Spec.TenantID, i.Spec.Cloud, i.Spec.DefaultSubscriptionID,
-		string(i.Spec.CredentialKind), audiences, i.Spec.RotationPeriod.Microseconds(), i.ApplicationDisplayName, i.ClientID,
-		i.ServicePrincipalObjectID, conditions, i.EverActive, i.Generation,
-		sqldb.Micros(i.CreateTime), sqldb.Micros(i.UpdateTime), sqldb.Micros(i.DeleteTime), materials)
-	return err
+		string(i.Spec.CredentialKind), l.audiences, i.Spec.RotationPeriod.Microseconds(), i.ApplicationDisplayName, i.ClientID,
+		i.ServicePrincipalObjectID, l.conditions, i.EverActive, i.Generation,
+		sqldb.Micros(i.CreateTime), sqldb.Micros(i.UpdateTime), sqldb.Micros(i.DeleteTime), l.materials, l.labels, i.Spec.AutoAttach)
+	if err != nil {
+		return err
+	}
+	w.record(change.Change{Integration: &i})
+	return w.insertLabels(ctx, autoLabels, i.UID, i.Name.Account, i.Spec.AutoLabels())
 }
 
-func lists(i integration.Integration) (audiences, materials, conditions string, err error) {
-	if audiences, err = encode(i.Spec.AllowedAudiences); err != nil {
-		return "", "", "", err
+// lists are the parts of an integration that stand in JSON.
+type lists struct {
+	audiences, materials, conditions, labels string
+}
+
+func listsOf(i integration.Integration) (lists, error) {
+	var l lists
+	for _, list := range []struct {
+		text *string
+		of   any
+	}{
+		{&l.audiences, i.Spec.AllowedAudiences},
+		{&l.materials, i.Spec.DeliveryMaterials},
+		{&l.labels, i.Spec.Labels},
+		{&l.conditions, recordsOfConditions(i.Conditions)},
+	} {
+		var err error
+		if *list.text, err = encode(list.of); err != nil {
+			return lists{}, err
+		}
 	}
-	if materials, err = encode(i.Spec.DeliveryMaterials); err != nil {
-		return "", "", "", err
-	}
-	conditions, err = encode(recordsOfConditions(i.Conditions))
-	return audiences, materials, conditions, err
+	return l, nil
 }
 
 // updateIntegration stores what may change of an integration that this transaction has locked, and records the change.
 func (w *writing) updateIntegration(ctx context.Context, i integration.Integration) error {
-	audiences, materials, conditions, err := lists(i)
+	l, err := listsOf(i)
 	if err != nil {
 		return err
 	}
 	_, err = w.Exec(ctx, `UPDATE integrations SET display_name = $2, default_subscription_id = $3, allowed_audiences = $4,
 		rotation_period = $5, application_display_name = $6, client_id = $7, service_principal_object_id = $8, conditions = $9,
-		ever_active = $10, generation = $11, update_time = $12, delete_time = $13, delivery_materials = $14
+		ever_active = $10, generation = $11, update_time = $12, delete_time = $13, delivery_materials = $14, labels = $15,
+		auto_attach = $16
 		WHERE uid = $1`,
-		i.UID, i.Spec.DisplayName, i.Spec.DefaultSubscriptionID, audiences, i.Spec.RotationPeriod.Microseconds(),
-		i.ApplicationDisplayName, i.ClientID, i.ServicePrincipalObjectID, conditions, i.EverActive, i.Generation,
-		sqldb.Micros(i.UpdateTime), sqldb.Micros(i.DeleteTime), materials)
+		i.UID, i.Spec.DisplayName, i.Spec.DefaultSubscriptionID, l.audiences, i.Spec.RotationPeriod.Microseconds(),
+		i.ApplicationDisplayName, i.ClientID, i.ServicePrincipalObjectID, l.conditions, i.EverActive, i.Generation,
+		sqldb.Micros(i.UpdateTime), sqldb.Micros(i.DeleteTime), l.materials, l.labels, i.Spec.AutoAttach)
 	if err != nil {
 		return err
 	}
@@ -205,11 +225,15 @@ func (s *Store) UpdateIntegration(ctx context.Context, now time.Time, name integ
 		if err != nil {
 			return err
 		}
+		before := updated.Spec.AutoLabels()
 		var changed bool
 		if updated, changed = updated.Want(w.now, spec); !changed {
 			return errUnchanged
 		}
-		return w.updateIntegration(ctx, updated)
+		if err := w.updateIntegration(ctx, updated); err != nil {
+			return err
+		}
+		return w.replaceLabels(ctx, autoLabels, updated.UID, name.Account, before, updated.Spec.AutoLabels())
 	})
 	if err != nil {
 		return integration.Integration{}, fmt.Errorf("update %s: %w", name, err)
@@ -252,7 +276,10 @@ func (s *Store) DeleteIntegration(ctx context.Context, now time.Time, name integ
 			return err
 		}
 		deleted = deleted.Delete(w.now)
-		return w.updateIntegration(ctx, deleted)
+		if err := w.updateIntegration(ctx, deleted); err != nil {
+			return err
+		}
+		return w.replaceLabels(ctx, autoLabels, deleted.UID, name.Account, deleted.Spec.AutoLabels(), nil)
 	})
 	if err != nil {
 		return integration.Integration{}, fmt.Errorf("delete %s: %w", name, err)

@@ -15,13 +15,16 @@ import (
 	"phasekey.dev/services/registry/internal/resource"
 )
 
-const projectColumns = `uid, name, kind, display_name, generation, create_time, update_time`
+const projectColumns = `uid, name, kind, display_name, generation, create_time, update_time, labels`
 
 func scanProject(row sqldb.Row) (project.Project, error) {
 	var p project.Project
-	var name, kind string
+	var name, kind, labels string
 	var created, updated int64
-	if err := row.Scan(&p.UID, &name, &kind, &p.Spec.DisplayName, &p.Generation, &created, &updated); err != nil {
+	if err := row.Scan(&p.UID, &name, &kind, &p.Spec.DisplayName, &p.Generation, &created, &updated, &labels); err != nil {
+		return p, err
+	}
+	if err := decode(labels, &p.Spec.Labels); err != nil {
 		return p, err
 	}
 	var ok bool
@@ -36,6 +39,7 @@ func scanProject(row sqldb.Row) (project.Project, error) {
 // CreateProject stores a new project. A repeat of the request ID, which may be empty, returns what the first one created, as
 // it was then.
 func (s *Store) CreateProject(ctx context.Context, now time.Time, name project.Name, spec project.Spec, requestID string) (created project.Project, err error) {
+	spec = spec.Normal()
 	req, err := newRequest("projects of "+name.Account, requestID, struct {
 		Name string            `json:"name"`
 		Spec projectSpecRecord `json:"spec"`
@@ -66,13 +70,18 @@ func (s *Store) CreateProject(ctx context.Context, now time.Time, name project.N
 }
 
 func (w *writing) insertProject(ctx context.Context, p project.Project) error {
-	_, err := w.Exec(ctx, `INSERT INTO projects (`+projectColumns+`, writes) VALUES ($1, $2, $3, $4, $5, $6, $7, 1)`,
-		p.UID, p.Name.String(), string(p.Spec.Kind), p.Spec.DisplayName, p.Generation, sqldb.Micros(p.CreateTime), sqldb.Micros(p.UpdateTime))
+	labels, err := encode(p.Spec.Labels)
+	if err != nil {
+		return err
+	}
+	_, err = w.Exec(ctx, `INSERT INTO projects (`+projectColumns+`, writes) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 1)`,
+		p.UID, p.Name.String(), string(p.Spec.Kind), p.Spec.DisplayName, p.Generation, sqldb.Micros(p.CreateTime), sqldb.Micros(p.UpdateTime),
+		labels)
 	if err != nil {
 		return err
 	}
 	w.record(change.Change{Project: &p})
-	return nil
+	return w.insertLabels(ctx, projectLabels, p.UID, p.Name.Account, p.Spec.Labels)
 }
 
 // lockProject makes all other writers of the project wait, and reads it.
@@ -144,17 +153,22 @@ func (s *Store) UpdateProject(ctx context.Context, now time.Time, name project.N
 		if err != nil {
 			return err
 		}
+		before := updated.Spec.Labels
 		var changed bool
 		if updated, changed = updated.Want(w.now, spec); !changed {
 			return errUnchanged
 		}
-		_, err = w.Exec(ctx, `UPDATE projects SET display_name = $2, generation = $3, update_time = $4 WHERE uid = $1`,
-			updated.UID, updated.Spec.DisplayName, updated.Generation, sqldb.Micros(updated.UpdateTime))
+		labels, err := encode(updated.Spec.Labels)
+		if err != nil {
+			return err
+		}
+		_, err = w.Exec(ctx, `UPDATE projects SET display_name = $2, generation = $3, update_time = $4, labels = $5 WHERE uid = $1`,
+			updated.UID, updated.Spec.DisplayName, updated.Generation, sqldb.Micros(updated.UpdateTime), labels)
 		if err != nil {
 			return err
 		}
 		w.record(change.Change{Project: &updated})
-		return nil
+		return w.replaceLabels(ctx, projectLabels, updated.UID, name.Account, before, updated.Spec.Labels)
 	})
 	if err != nil {
 		return project.Project{}, fmt.Errorf("update %s: %w", name, err)

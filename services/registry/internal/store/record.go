@@ -45,6 +45,8 @@ type integrationSpecRecord struct {
 	AllowedAudiences      []string               `json:"allowed_audiences,omitempty"`
 	RotationPeriod        int64                  `json:"rotation_period"`
 	DeliveryMaterials     []integration.Material `json:"delivery_materials,omitempty"`
+	Labels                []string               `json:"labels,omitempty"`
+	AutoAttach            bool                   `json:"auto_attach,omitempty"`
 }
 
 type conditionRecord struct {
@@ -67,8 +69,9 @@ type projectRecord struct {
 }
 
 type projectSpecRecord struct {
-	Kind        string `json:"kind"`
-	DisplayName string `json:"display_name,omitempty"`
+	Kind        string   `json:"kind"`
+	DisplayName string   `json:"display_name,omitempty"`
+	Labels      []string `json:"labels,omitempty"`
 }
 
 type attachmentRecord struct {
@@ -105,7 +108,7 @@ func (r integrationRecord) integration() integration.Integration {
 			DisplayName: r.Spec.DisplayName, TenantID: r.Spec.TenantID, Cloud: r.Spec.Cloud,
 			DefaultSubscriptionID: r.Spec.DefaultSubscriptionID, CredentialKind: integration.CredentialKind(r.Spec.CredentialKind),
 			AllowedAudiences: r.Spec.AllowedAudiences, RotationPeriod: durationOf(r.Spec.RotationPeriod),
-			DeliveryMaterials: r.Spec.DeliveryMaterials,
+			DeliveryMaterials: r.Spec.DeliveryMaterials, Labels: r.Spec.Labels, AutoAttach: r.Spec.AutoAttach,
 		},
 		ApplicationDisplayName: r.ApplicationDisplayName, ClientID: r.ClientID, ServicePrincipalObjectID: r.ServicePrincipalObjectID,
 		Conditions: conditionsOf(r.Conditions), EverActive: r.EverActive, Generation: r.Generation,
@@ -117,7 +120,7 @@ func recordOfIntegrationSpec(s integration.Spec) integrationSpecRecord {
 	return integrationSpecRecord{
 		DisplayName: s.DisplayName, TenantID: s.TenantID, Cloud: s.Cloud, DefaultSubscriptionID: s.DefaultSubscriptionID,
 		CredentialKind: string(s.CredentialKind), AllowedAudiences: s.AllowedAudiences, RotationPeriod: s.RotationPeriod.Microseconds(),
-		DeliveryMaterials: s.DeliveryMaterials,
+		DeliveryMaterials: s.DeliveryMaterials, Labels: s.Labels, AutoAttach: s.AutoAttach,
 	}
 }
 
@@ -153,13 +156,13 @@ func recordOfProject(p project.Project) projectRecord {
 }
 
 func recordOfProjectSpec(s project.Spec) projectSpecRecord {
-	return projectSpecRecord{Kind: string(s.Kind), DisplayName: s.DisplayName}
+	return projectSpecRecord{Kind: string(s.Kind), DisplayName: s.DisplayName, Labels: s.Labels}
 }
 
 func (r projectRecord) project() project.Project {
 	return project.Project{
 		Name: project.Name{Account: r.Account, ID: r.ID}, UID: r.UID,
-		Spec: project.Spec{Kind: project.Kind(r.Spec.Kind), DisplayName: r.Spec.DisplayName}, Generation: r.Generation,
+		Spec: project.Spec{Kind: project.Kind(r.Spec.Kind), DisplayName: r.Spec.DisplayName, Labels: r.Spec.Labels}, Generation: r.Generation,
 		CreateTime: sqldb.Time(r.CreateTime), UpdateTime: sqldb.Time(r.UpdateTime),
 	}
 }

@@ -416,7 +416,7 @@ func TestStore_Project(t *testing.T) {
 		}
 		_, err = s.CreateProject(ctx, later, created.Name, created.Spec, "")
 		wantError(t, err, resource.ErrExists, "name=accounts/acme/projects/stack")
-		if same, err := s.UpdateProject(ctx, later, created.Name, "", rename("stack"), nil); err != nil || same != created || head(t, s) != 1 {
+		if same, err := s.UpdateProject(ctx, later, created.Name, "", rename("stack"), nil); err != nil || !cmp.Equal(same, created) || head(t, s) != 1 {
 			t.Fatalf("a change of nothing: %+v, %v, head %d", same, err, head(t, s))
 		}
 		updated, err := s.UpdateProject(ctx, later, created.Name, created.ETag(), rename("new"), nil)
