@@ -1,7 +1,7 @@
 // Package rpcerr makes and reads the errors that cross the wire.
 //
 // Every error it makes is a gRPC status with one google.rpc.ErrorInfo: a reason (a stable word that programs switch on),
-// the domain, and metadata; and, where they say more, BadRequest, PreconditionFailure and RetryInfo. It guarantees that
+// the domain, and metadata; and, where they say more, BadRequest, PreconditionFailure, QuotaFailure and RetryInfo. It guarantees that
 // nothing but what the caller of New or the author of a Table wrote reaches the wire: the text of a wrapped error, which
 // may be a driver's, never does. It does not log, and it does not hide errors that no table knows: those stay as they
 // are, and the server's chain masks them.
@@ -52,12 +52,13 @@ const (
 // MetadataRequestID is the metadata key of the request's ID in an ErrorInfo.
 const MetadataRequestID = "request_id"
 
-// New returns a status error with an ErrorInfo and the given details, which Field, Precondition, Retry and Metadata
-// make. Several BadRequests or PreconditionFailures become one; Metadata goes into the ErrorInfo.
+// New returns a status error with an ErrorInfo and the given details, which Field, Precondition, Quota, Retry and Metadata
+// make. Several BadRequests, PreconditionFailures or QuotaFailures become one; Metadata goes into the ErrorInfo.
 func New(code codes.Code, reason, message string, details ...proto.Message) error {
 	info := &errdetails.ErrorInfo{Reason: reason, Domain: Domain}
 	var bad *errdetails.BadRequest
 	var pre *errdetails.PreconditionFailure
+	var quota *errdetails.QuotaFailure
 	all := []protoadapt.MessageV1{info}
 	for _, d := range details {
 		switch d := d.(type) {
@@ -80,6 +81,12 @@ func New(code codes.Code, reason, message string, details ...proto.Message) erro
 				all = append(all, pre)
 			}
 			pre.Violations = append(pre.Violations, d.GetViolations()...)
+		case *errdetails.QuotaFailure:
+			if quota == nil {
+				quota = &errdetails.QuotaFailure{}
+				all = append(all, quota)
+			}
+			quota.Violations = append(quota.Violations, d.GetViolations()...)
 		default:
 			all = append(all, protoadapt.MessageV1Of(d))
 		}
@@ -110,6 +117,11 @@ func Precondition(kind, subject, description string) *errdetails.PreconditionFai
 	return &errdetails.PreconditionFailure{Violations: []*errdetails.PreconditionFailure_Violation{
 		{Type: kind, Subject: subject, Description: description},
 	}}
+}
+
+// Quota is a QuotaFailure detail with one violation: the resource whose quota it is, and what to do.
+func Quota(subject, description string) *errdetails.QuotaFailure {
+	return &errdetails.QuotaFailure{Violations: []*errdetails.QuotaFailure_Violation{{Subject: subject, Description: description}}}
 }
 
 // Retry is a RetryInfo detail: come back no sooner than after d (not negative).
@@ -240,6 +252,12 @@ func Explain(err error) string {
 		case *errdetails.PreconditionFailure:
 			for _, v := range d.GetViolations() {
 				fmt.Fprintf(&b, "; %s: %s", v.GetSubject(), v.GetDescription())
+			}
+		case *errdetails.QuotaFailure:
+			for _, v := range d.GetViolations() {
+				if v.GetDescription() != st.Message() {
+					fmt.Fprintf(&b, "; %s: %s", v.GetSubject(), v.GetDescription())
+				}
 			}
 		case *errdetails.RetryInfo:
 			fmt.Fprintf(&b, "; try again in %s", d.GetRetryDelay().AsDuration())

@@ -107,6 +107,10 @@ func TestExplain(t *testing.T) {
 			rpcerr.New(codes.ResourceExhausted, rpcerr.ReasonRateLimited, "too many calls", rpcerr.Retry(2*time.Second)),
 		},
 		{
+			"full; accounts/acme: 5 of 5 stacks (ResourceExhausted, QUOTA_EXCEEDED)",
+			rpcerr.New(codes.ResourceExhausted, "QUOTA_EXCEEDED", "full", rpcerr.Quota("accounts/acme", "5 of 5 stacks"), rpcerr.Quota("accounts/acme", "full")),
+		},
+		{
 			"internal error (Internal, INTERNAL, request abc)",
 			fmt.Errorf("call: %w", rpcerr.New(codes.Internal, rpcerr.ReasonInternal, "internal error", rpcerr.Metadata(rpcerr.MetadataRequestID, "abc"))),
 		},

@@ -92,7 +92,7 @@ func (a *App) openStore(ctx context.Context) error {
 	for _, name := range db.NewerMigrations() {
 		a.log.WarnContext(ctx, "the database has a migration of a newer release", slog.String("migration", name))
 	}
-	a.store, err = store.New(ctx, db)
+	a.store, err = store.New(ctx, db, a.cfg.Quotas)
 	return err
 }
 

@@ -44,6 +44,7 @@ bookmark_interval: 1h
 change_retention: 1m
 drain: 0s
 limits: {write: {burst: -1}}
+quotas: {projects: 0, accounts: {acme: {integrations: -1}}}
 identities:
   - {id: nobody, role: platform, accounts: [acme]}
 unheard_of: 1
@@ -57,7 +58,8 @@ unheard_of: 1
 	}
 	for _, problem := range []string{
 		"listen: required", "home_tenants[0]: must be a UUID", "database: path", "tls: ca_file", "tls.cert_file: required", "identities[0]: id",
-		"poll_interval: ", "bookmark_interval: ", "change_retention: ", "drain: ", "limits: write.burst", "unheard_of",
+		"poll_interval: ", "bookmark_interval: ", "change_retention: ", "drain: ", "limits: write.burst",
+		"quotas: projects: ", "quotas: accounts.acme.integrations: ", "unheard_of",
 	} {
 		if !strings.Contains(err.Error(), problem) {
 			t.Errorf("does not tell %q:\n%v", problem, err)

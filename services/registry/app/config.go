@@ -12,6 +12,7 @@ import (
 	"phasekey.dev/pkg/mtls"
 	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/registry/internal/quota"
 	"phasekey.dev/services/registry/internal/watch"
 )
 
@@ -30,6 +31,8 @@ type Config struct {
 	TLS         mtls.Config           `yaml:"tls"`
 	Identities  []grpcserver.Identity `yaml:"identities"`
 	Limits      grpcserver.Limits     `yaml:"limits"`
+	// Quotas are how many resources an account may have.
+	Quotas quota.Config `yaml:"quotas"`
 	// PollInterval is how soon watchers hear of a change that another replica made; one's own are told at once.
 	PollInterval time.Duration `yaml:"poll_interval"`
 	// BookmarkInterval is how often an idle watcher hears that it has missed nothing.
@@ -55,6 +58,7 @@ const (
 // DefaultConfig is what holds unless it is configured otherwise. It is not complete.
 func DefaultConfig() Config {
 	return Config{
+		Quotas:           quota.Default(),
 		PollInterval:     watch.DefaultPoll,
 		BookmarkInterval: watch.DefaultBookmark,
 		ChangeRetention:  7 * 24 * time.Hour,
@@ -98,6 +102,7 @@ func (c Config) Validate() error {
 		problems = append(problems, err) // names its keys itself
 	}
 	add("limits", c.Limits.Validate())
+	add("quotas", c.Quotas.Validate())
 	add("poll_interval", checkSpan(c.PollInterval, minPollInterval, maxPollInterval))
 	add("bookmark_interval", checkSpan(c.BookmarkInterval, bookmarkPolls*c.PollInterval, maxBookmarkInterval))
 	add("drain", checkSpan(c.Drain, time.Millisecond, maxDrain))

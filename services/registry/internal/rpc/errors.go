@@ -11,6 +11,7 @@ import (
 	"phasekey.dev/services/registry/internal/attachment"
 	"phasekey.dev/services/registry/internal/integration"
 	"phasekey.dev/services/registry/internal/project"
+	"phasekey.dev/services/registry/internal/quota"
 	"phasekey.dev/services/registry/internal/resource"
 )
 
@@ -34,6 +35,7 @@ func table() rpcerr.Table {
 		row(attachment.ErrAccessTaken, codes.FailedPrecondition, errorv1.ErrorReason_ERROR_REASON_ACCESS_TAKEN),
 		row(attachment.ErrNothingAttached, codes.FailedPrecondition, errorv1.ErrorReason_ERROR_REASON_NOTHING_ATTACHED),
 		row(attachment.ErrNoSubscription, codes.FailedPrecondition, errorv1.ErrorReason_ERROR_REASON_NO_SUBSCRIPTION),
+		row(quota.ErrExceeded, codes.ResourceExhausted, errorv1.ErrorReason_ERROR_REASON_QUOTA_EXCEEDED),
 		row(resource.ErrCursor, codes.OutOfRange, errorv1.ErrorReason_ERROR_REASON_CURSOR_OUT_OF_RANGE),
 		row(resource.ErrFenced, codes.FailedPrecondition, errorv1.ErrorReason_ERROR_REASON_REPORT_FENCED),
 		row(resource.ErrUnavailable, codes.Unavailable, errorv1.ErrorReason_ERROR_REASON_DEPENDENCY_UNAVAILABLE),
@@ -60,6 +62,9 @@ func details(err error) []proto.Message {
 	if refusal := (*resource.Error)(nil); errors.As(err, &refusal) {
 		for key, value := range refusal.Metadata {
 			all = append(all, rpcerr.Metadata(key, value))
+		}
+		if errors.Is(refusal, quota.ErrExceeded) {
+			all = append(all, rpcerr.Quota(refusal.Metadata["name"], refusal.Message))
 		}
 	}
 	if invalid := (*resource.InvalidError)(nil); errors.As(err, &invalid) {

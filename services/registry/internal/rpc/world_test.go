@@ -19,6 +19,7 @@ import (
 	"phasekey.dev/pkg/grpctest"
 	"phasekey.dev/pkg/sqldbtest"
 	"phasekey.dev/services/registry/internal/integration"
+	"phasekey.dev/services/registry/internal/quota"
 	"phasekey.dev/services/registry/internal/rpc"
 	"phasekey.dev/services/registry/internal/store"
 	"phasekey.dev/services/registry/internal/watch"
@@ -63,7 +64,13 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	s, err := store.New(t.Context(), sqldbtest.SQLite(t, store.Migrations()))
+	return newWorldOf(t, quota.Default())
+}
+
+// newWorldOf is newWorld with other quotas.
+func newWorldOf(t *testing.T, quotas quota.Config) *world {
+	t.Helper()
+	s, err := store.New(t.Context(), sqldbtest.SQLite(t, store.Migrations()), quotas)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 	"phasekey.dev/services/registry/internal/attachment"
 	"phasekey.dev/services/registry/internal/change"
 	"phasekey.dev/services/registry/internal/project"
+	"phasekey.dev/services/registry/internal/quota"
 	"phasekey.dev/services/registry/internal/resource"
 )
 
@@ -70,6 +71,9 @@ func (s *Store) CreateAttachment(ctx context.Context, now time.Time, name attach
 		if found, err := recalled(); err != nil || found {
 			return err
 		}
+		if err := w.lockAccount(ctx, name.Account); err != nil {
+			return err
+		}
 		to, err := w.lockProject(ctx, name.ProjectName())
 		if err != nil {
 			return err
@@ -87,6 +91,9 @@ func (s *Store) CreateAttachment(ctx context.Context, now time.Time, name attach
 		}
 		if _, err := oneAttachment(ctx, w.Tx, name); !errors.Is(err, resource.ErrNotFound) {
 			return existsUnless(err, name.String())
+		}
+		if err := w.checkQuota(ctx, name.Account, quota.Attachments); err != nil {
+			return err
 		}
 		created = attachment.New(w.now, name, uuid.NewString(), spec)
 		created.ProjectUID, created.IntegrationUID = to.UID, of.UID

@@ -12,6 +12,7 @@ import (
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/services/registry/internal/change"
 	"phasekey.dev/services/registry/internal/integration"
+	"phasekey.dev/services/registry/internal/quota"
 	"phasekey.dev/services/registry/internal/resource"
 )
 
@@ -65,6 +66,9 @@ func (s *Store) CreateIntegration(ctx context.Context, now time.Time, name integ
 		return created, err
 	}
 	err = s.write(ctx, now, func(ctx context.Context, w *writing) error {
+		if err := w.lockAccount(ctx, name.Account); err != nil {
+			return err
+		}
 		_, lookup := oneIntegration(ctx, w.Tx, name)
 		var before integrationRecord
 		if found, err := w.recall(ctx, req, &before); err != nil || found {
@@ -73,6 +77,9 @@ func (s *Store) CreateIntegration(ctx context.Context, now time.Time, name integ
 		}
 		if !errors.Is(lookup, resource.ErrNotFound) {
 			return existsUnless(lookup, name.String())
+		}
+		if err := w.checkQuota(ctx, name.Account, quota.Integrations); err != nil {
+			return err
 		}
 		created = integration.New(w.now, name, uuid.NewString(), spec)
 		if err := w.insertIntegration(ctx, created); err != nil {

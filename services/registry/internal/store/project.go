@@ -12,6 +12,7 @@ import (
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/services/registry/internal/change"
 	"phasekey.dev/services/registry/internal/project"
+	"phasekey.dev/services/registry/internal/quota"
 	"phasekey.dev/services/registry/internal/resource"
 )
 
@@ -48,6 +49,9 @@ func (s *Store) CreateProject(ctx context.Context, now time.Time, name project.N
 		return created, err
 	}
 	err = s.write(ctx, now, func(ctx context.Context, w *writing) error {
+		if err := w.lockAccount(ctx, name.Account); err != nil {
+			return err
+		}
 		_, lookup := oneProject(ctx, w.Tx, name)
 		var before projectRecord
 		if found, err := w.recall(ctx, req, &before); err != nil || found {
@@ -56,6 +60,9 @@ func (s *Store) CreateProject(ctx context.Context, now time.Time, name project.N
 		}
 		if !errors.Is(lookup, resource.ErrNotFound) {
 			return existsUnless(lookup, name.String())
+		}
+		if err := w.checkQuota(ctx, name.Account, quota.Projects); err != nil {
+			return err
 		}
 		created = project.New(w.now, name, uuid.NewString(), spec)
 		if err := w.insertProject(ctx, created); err != nil {
@@ -133,11 +140,21 @@ func (s *Store) UpdateProject(ctx context.Context, now time.Time, name project.N
 	err = s.write(ctx, now, func(ctx context.Context, w *writing) error {
 		updated, err = w.lockProject(ctx, name)
 		if errors.Is(err, resource.ErrNotFound) && missing != nil {
+			// The account's lock comes first; whoever had it may have created the project.
+			if err := w.lockAccount(ctx, name.Account); err != nil {
+				return err
+			}
+			updated, err = w.lockProject(ctx, name)
+		}
+		if errors.Is(err, resource.ErrNotFound) && missing != nil {
 			if err := resource.CheckETag(name.String(), etag, ""); err != nil {
 				return err
 			}
 			spec, err := missing()
 			if err != nil {
+				return err
+			}
+			if err := w.checkQuota(ctx, name.Account, quota.Projects); err != nil {
 				return err
 			}
 			updated = project.New(w.now, name, uuid.NewString(), spec)

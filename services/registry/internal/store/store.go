@@ -8,7 +8,8 @@
 // The tricky ideas are two. The revision is one row, updated as the last thing before the changes are inserted: PostgreSQL
 // holds its lock until the commit is visible, so whoever gets the next revision commits after. And every write locks the
 // rows that its rules rest on before it reads them, by counting up their column writes: to attach locks project, then
-// integration, and so cannot pass by a deletion that has just counted the attachments.
+// integration, and so cannot pass by a deletion that has just counted the attachments. To create anything locks the account
+// first of all, so that two cannot both have the last place of its quota.
 package store
 
 import (
@@ -24,6 +25,7 @@ import (
 
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/services/registry/internal/change"
+	"phasekey.dev/services/registry/internal/quota"
 	"phasekey.dev/services/registry/internal/resource"
 )
 
@@ -46,13 +48,14 @@ const maxAttempts = 4
 // Store is the registry's database. It is safe for concurrent use.
 type Store struct {
 	db          *sqldb.DB
+	quotas      quota.Config
 	incarnation string
 	committed   chan struct{}
 }
 
 // New uses an opened database, and gives it its incarnation if it is new.
-func New(ctx context.Context, db *sqldb.DB) (*Store, error) {
-	s := &Store{db: db, committed: make(chan struct{}, 1)}
+func New(ctx context.Context, db *sqldb.DB, quotas quota.Config) (*Store, error) {
+	s := &Store{db: db, quotas: quotas, committed: make(chan struct{}, 1)}
 	err := db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
 		_, err := tx.Exec(ctx, `INSERT INTO registry (id, incarnation, revision) VALUES (1, $1, 0) ON CONFLICT (id) DO NOTHING`,
 			uuid.NewString())
@@ -80,6 +83,7 @@ func (s *Store) Ping(ctx context.Context) error { return meaning(s.db.Ping(ctx))
 // writing is a write transaction, with the changes it makes.
 type writing struct {
 	sqldb.Tx
+	quotas quota.Config
 	// now is as exact as what is stored, so that what a write returns is what a read finds.
 	now     time.Time
 	changes []change.Change
@@ -98,7 +102,7 @@ func (s *Store) write(ctx context.Context, now time.Time, fn func(ctx context.Co
 	for range maxAttempts {
 		var made int
 		err = s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
-			w := &writing{Tx: tx, now: sqldb.Time(sqldb.Micros(now))}
+			w := &writing{Tx: tx, quotas: s.quotas, now: sqldb.Time(sqldb.Micros(now))}
 			if err := fn(ctx, w); err != nil {
 				return err
 			}

@@ -20,6 +20,7 @@ import (
 	"phasekey.dev/services/registry/internal/change"
 	"phasekey.dev/services/registry/internal/integration"
 	"phasekey.dev/services/registry/internal/project"
+	"phasekey.dev/services/registry/internal/quota"
 	"phasekey.dev/services/registry/internal/resource"
 	"phasekey.dev/services/registry/internal/store"
 )
@@ -44,7 +45,7 @@ func suite(t *testing.T, test func(t *testing.T, s *store.Store)) {
 
 func open(t *testing.T, db *sqldb.DB) *store.Store {
 	t.Helper()
-	s, err := store.New(t.Context(), db)
+	s, err := store.New(t.Context(), db, quota.Default())
 	if err != nil {
 		t.Fatal(err)
 	}
