@@ -167,7 +167,8 @@ type Mastership struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The shard, from 0.
 	Shard int32 `protobuf:"varint,1,opt,name=shard,proto3" json:"shard,omitempty"`
-	// Grows with every take-over.
+	// Grows with every take-over: microseconds since 1970, or one more than the last. One of a time more than a day ahead of the
+	// registry's clock is refused with INVALID_FIELDS, or it would shut out every later mastership until then.
 	Epoch int64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// Tells apart two masterships that a database fail-over gave the same epoch. UUID.
 	Holder        string `protobuf:"bytes,3,opt,name=holder,proto3" json:"holder,omitempty"`
