@@ -22,5 +22,9 @@ func program() daemon.Program[*app.Config] {
 		Open: func(ctx context.Context, c *app.Config, log *slog.Logger) (daemon.Service, error) {
 			return app.New(ctx, *c, log)
 		},
+		Commands: []daemon.Command[*app.Config]{
+			// To be run after the database was restored from a backup.
+			{Name: "restored", Run: func(ctx context.Context, c *app.Config, _ *slog.Logger) error { return app.Restored(ctx, *c, os.Stdout) }},
+		},
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"phasekey.dev/services/registry/internal/resource"
 )
 
 // ConditionType names what was observed.
@@ -110,6 +112,18 @@ type Mastership struct {
 	Shard  int32
 	Epoch  int64
 	Holder string
+}
+
+// maxEpochLead is how far an epoch may be ahead of the registry's clock. Epochs are the microseconds of the vault's clock, or one more than the last.
+const maxEpochLead = 24 * time.Hour
+
+// Check says what is wrong with the mastership of a report. An epoch of far in the future would be believed, and every later mastership of the
+// shard refused, until that future comes.
+func (m Mastership) Check(now time.Time) []resource.Violation {
+	if m.Epoch <= now.Add(maxEpochLead).UnixMicro() {
+		return nil
+	}
+	return []resource.Violation{{Field: "epoch", Description: "must not be of a time more than a day from now, in microseconds since 1970"}}
 }
 
 // Observe takes in a report; changed is false when it says nothing new. The wanted state, and so the etag and the update

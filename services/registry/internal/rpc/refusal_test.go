@@ -323,6 +323,7 @@ func TestRefusals(t *testing.T) {
 		{"report: removed, though wanted", report(w.vault, &registryv1.ReportConditionsRequest{IntegrationUid: spareUID, Mastership: master(5, holder), ApplicationRemoved: true}), invalidFields("application_removed")},
 		{"report: older epoch", report(w.vault, &registryv1.ReportConditionsRequest{IntegrationUid: spareUID, Mastership: master(4, holder), Conditions: []*registryv1.Condition{ready}}), refusal{code: codes.FailedPrecondition, reason: "REPORT_FENCED"}},
 		{"report: same epoch, another holder", report(w.vault, &registryv1.ReportConditionsRequest{IntegrationUid: spareUID, Mastership: master(5, otherHolder), Conditions: []*registryv1.Condition{ready}}), refusal{code: codes.FailedPrecondition, reason: "REPORT_FENCED"}},
+		{"report: an epoch of the far future", report(w.vault, &registryv1.ReportConditionsRequest{IntegrationUid: spareUID, Mastership: master(1<<62, holder), Conditions: []*registryv1.Condition{ready}}), invalidFields("mastership.epoch")},
 		{"report: operator", report(w.operator, &registryv1.ReportConditionsRequest{IntegrationUid: spareUID, Mastership: master(5, holder)}), callerRefused},
 
 		{"watch: nothing", follow(w.vault, ""), invalidFields("cursor")},

@@ -20,6 +20,7 @@ import (
 
 // store keeps the resources. Its errors are those of the domain packages.
 type store interface {
+	// Incarnation is the database's, as last seen.
 	Incarnation() string
 
 	CreateIntegration(ctx context.Context, now time.Time, name integration.Name, spec integration.Spec, requestID string) (integration.Integration, error)
@@ -48,7 +49,7 @@ type store interface {
 
 // watcher tells of changes; see watch.Hub.
 type watcher interface {
-	Watch(ctx context.Context, cursor int64, send func(changes []change.Change, revision int64) error) error
+	Watch(ctx context.Context, cursor resource.Position, send func(changes []change.Change, at resource.Position) error) error
 }
 
 // Config is what the services are made from.
@@ -66,7 +67,7 @@ func Register(cfg Config) func(grpc.ServiceRegistrar) {
 		registryv1.RegisterProjectServiceServer(to, projectService{store: cfg.Store})
 		registryv1.RegisterAttachmentServiceServer(to, attachmentService{store: cfg.Store})
 		registryv1.RegisterStatusServiceServer(to, statusService{store: cfg.Store})
-		registryv1.RegisterWatchServiceServer(to, watchService{store: cfg.Store, watcher: cfg.Watcher})
+		registryv1.RegisterWatchServiceServer(to, watchService{watcher: cfg.Watcher})
 	}
 }
 

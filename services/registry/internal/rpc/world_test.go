@@ -151,7 +151,7 @@ func (w *world) head(t *testing.T) int64 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return head
+	return head.Revision
 }
 
 // refusal is what a caller learns of a refused call. Fields are BadRequest's, sorted; metadata is one "key=value".

@@ -13,27 +13,29 @@ import (
 // compactBatch bounds one transaction of a compaction.
 const compactBatch = 1000
 
-// Changes gives the changes after a revision, in order, at most limit of them, and the newest revision there is. A revision
-// that does not exist yet, or after which changes have been compacted away, is resource.ErrCursor.
+// Changes gives the changes after a position, in order, at most limit of them, and the newest revision there is. A position of
+// another incarnation, one that does not exist yet, or one after which changes have been compacted away, is resource.ErrCursor.
 //
-// Revisions have no gaps, so a change that is missing right after the revision can only have been compacted: nothing needs
+// Revisions have no gaps, so a change that is missing right after the position can only have been compacted: nothing needs
 // to be kept about how far compaction has come.
-func (s *Store) Changes(ctx context.Context, after int64, limit int) (changes []change.Change, head int64, err error) {
-	position, err := s.read(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+func (s *Store) Changes(ctx context.Context, after resource.Position, limit int) (changes []change.Change, head int64, err error) {
+	at, err := s.read(ctx, func(ctx context.Context, tx sqldb.Tx) error {
 		var err error
 		changes, err = sqldb.Collect(ctx, tx, scanChange,
-			`SELECT revision, kind, deleted, payload FROM changes WHERE revision > $1 ORDER BY revision LIMIT $2`, after, limit)
+			`SELECT revision, kind, deleted, payload FROM changes WHERE revision > $1 ORDER BY revision LIMIT $2`, after.Revision, limit)
 		return err
 	})
 	switch {
 	case err != nil:
-		return nil, 0, fmt.Errorf("read changes after %d: %w", after, err)
-	case after > position.Revision, after < 0:
-		return nil, 0, fmt.Errorf("read changes after %d of %d: %w", after, position.Revision, resource.ErrCursor)
-	case after < position.Revision && (len(changes) == 0 || changes[0].Revision != after+1):
-		return nil, 0, fmt.Errorf("read changes after %d, which are compacted: %w", after, resource.ErrCursor)
+		return nil, 0, fmt.Errorf("read changes after %d: %w", after.Revision, err)
+	case after.Incarnation != at.Incarnation:
+		return nil, 0, fmt.Errorf("read changes of incarnation %s in %s: %w", after.Incarnation, at.Incarnation, resource.ErrCursor)
+	case after.Revision > at.Revision, after.Revision < 0:
+		return nil, 0, fmt.Errorf("read changes after %d of %d: %w", after.Revision, at.Revision, resource.ErrCursor)
+	case after.Revision < at.Revision && (len(changes) == 0 || changes[0].Revision != after.Revision+1):
+		return nil, 0, fmt.Errorf("read changes after %d, which are compacted: %w", after.Revision, resource.ErrCursor)
 	}
-	return changes, position.Revision, nil
+	return changes, at.Revision, nil
 }
 
 func scanChange(row sqldb.Row) (change.Change, error) {
@@ -45,10 +47,9 @@ func scanChange(row sqldb.Row) (change.Change, error) {
 	return c, fill(&c, kind, payload)
 }
 
-// Head is the newest revision.
-func (s *Store) Head(ctx context.Context) (int64, error) {
-	position, err := s.read(ctx, func(context.Context, sqldb.Tx) error { return nil })
-	return position.Revision, err
+// Head is the newest position.
+func (s *Store) Head(ctx context.Context) (resource.Position, error) {
+	return s.read(ctx, func(context.Context, sqldb.Tx) error { return nil })
 }
 
 // Compact removes the changes made before a time, tombstones included: cursors before them become invalid. It goes

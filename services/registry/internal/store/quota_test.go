@@ -128,13 +128,12 @@ func TestStore_QuotaIsExactAmongConcurrentCreators(t *testing.T) {
 				made := 0
 				var won int
 				for i, err := range together(racers, func(i int) error { return tt.create(t, s, "acme", i, fmt.Sprint("request", i)) }) {
-					switch {
-					case err == nil:
+					if err == nil {
 						made, won = made+1, i
-					default:
-						wantError(t, err, quota.ErrExceeded, "quota="+string(tt.kind))
-						wantError(t, err, quota.ErrExceeded, fmt.Sprint("limit=", limit))
+						continue
 					}
+					wantError(t, err, quota.ErrExceeded, "quota="+string(tt.kind))
+					wantError(t, err, quota.ErrExceeded, fmt.Sprint("limit=", limit))
 				}
 				if made != limit || head(t, s) != before+limit {
 					t.Fatalf("%d of %d were made, and %d revisions", made, limit, head(t, s)-before)

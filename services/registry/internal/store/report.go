@@ -13,7 +13,7 @@ import (
 )
 
 // Report takes in what a mastership of the vault found out about an integration. It is refused, as resource.ErrFenced, once
-// a newer mastership of the shard has reported.
+// a newer mastership of the shard has reported, and as resource.ErrInvalid when its epoch cannot be.
 func (s *Store) Report(ctx context.Context, now time.Time, by integration.Mastership, uid string, report integration.Report) error {
 	return s.fenced(ctx, now, by, uid, func(ctx context.Context, w *writing) error {
 		i, err := w.lockIntegrationByUID(ctx, uid)
@@ -53,6 +53,9 @@ func (s *Store) RemoveIntegration(ctx context.Context, now time.Time, by integra
 // fenced runs fn in a write that begins by proving the mastership. The fence is a write, and comes first: a report that
 // waits for it judges it anew when it gets it, so nothing of an older mastership lands after a newer one's.
 func (s *Store) fenced(ctx context.Context, now time.Time, by integration.Mastership, uid string, fn func(ctx context.Context, w *writing) error) error {
+	if err := resource.Invalid("mastership.", by.Check(now)...); err != nil {
+		return fmt.Errorf("report on integration %s: %w", uid, err)
+	}
 	err := s.write(ctx, now, func(ctx context.Context, w *writing) error {
 		passed, err := w.Exec(ctx, `INSERT INTO report_fences (shard, epoch, holder) VALUES ($1, $2, $3)
 			ON CONFLICT (shard) DO UPDATE SET epoch = excluded.epoch, holder = excluded.holder

@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -47,43 +48,53 @@ const maxAttempts = 4
 
 // Store is the registry's database. It is safe for concurrent use.
 type Store struct {
-	db          *sqldb.DB
-	quotas      quota.Config
-	incarnation string
-	committed   chan struct{}
+	db        *sqldb.DB
+	quotas    quota.Config
+	committed chan struct{}
+	// newest is the newest position that a transaction of this process has seen; never nil.
+	newest atomic.Pointer[resource.Position]
 }
 
 // New uses an opened database, and gives it its incarnation if it is new.
 func New(ctx context.Context, db *sqldb.DB, quotas quota.Config) (*Store, error) {
 	s := &Store{db: db, quotas: quotas, committed: make(chan struct{}, 1)}
+	var at resource.Position
 	err := db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
 		_, err := tx.Exec(ctx, `INSERT INTO registry (id, incarnation, revision) VALUES (1, $1, 0) ON CONFLICT (id) DO NOTHING`,
 			uuid.NewString())
 		if err != nil {
 			return err
 		}
-		return tx.QueryRow(ctx, `SELECT incarnation FROM registry WHERE id = 1`).Scan(&s.incarnation)
+		at, err = position(ctx, tx)
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read the incarnation: %w", meaning(err))
 	}
+	s.newest.Store(&at)
 	return s, nil
 }
 
-// Incarnation tells this database from all others.
-func (s *Store) Incarnation() string { return s.incarnation }
+// Incarnation tells this database from all others. It is as of the last transaction, for the database may be given another while it is
+// used: what must not be mistaken about it asks the database.
+func (s *Store) Incarnation() string { return s.newest.Load().Incarnation }
 
 // Committed says, by a value soon after, that this process has committed a change. It is a hint: several changes may make
 // one value, and other processes' changes make none.
 func (s *Store) Committed() <-chan struct{} { return s.committed }
 
-// Ping tells whether the database answers.
-func (s *Store) Ping(ctx context.Context) error { return meaning(s.db.Ping(ctx)) }
+// Ping tells whether the database answers, and is no older than it was.
+func (s *Store) Ping(ctx context.Context) error {
+	_, err := s.Head(ctx)
+	return err
+}
 
 // writing is a write transaction, with the changes it makes.
 type writing struct {
 	sqldb.Tx
 	quotas quota.Config
+	// begun is the newest position that was known before, at is the one that the changes make.
+	begun, at resource.Position
 	// now is as exact as what is stored, so that what a write returns is what a read finds.
 	now     time.Time
 	changes []change.Change
@@ -101,13 +112,17 @@ func (s *Store) write(ctx context.Context, now time.Time, fn func(ctx context.Co
 	var err error
 	for range maxAttempts {
 		var made int
+		var at resource.Position
+		begun := s.newest.Load()
 		err = s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
-			w := &writing{Tx: tx, quotas: s.quotas, now: sqldb.Time(sqldb.Micros(now))}
+			w := &writing{Tx: tx, quotas: s.quotas, begun: *begun, now: sqldb.Time(sqldb.Micros(now))}
 			if err := fn(ctx, w); err != nil {
 				return err
 			}
 			made = len(w.changes)
-			return w.number(ctx)
+			err := w.number(ctx)
+			at = w.at
+			return err
 		})
 		switch {
 		case errors.Is(err, errUnchanged):
@@ -115,6 +130,7 @@ func (s *Store) write(ctx context.Context, now time.Time, fn func(ctx context.Co
 		case errors.Is(err, sqldb.ErrUnique):
 			continue
 		case err == nil && made > 0:
+			s.see(begun, at)
 			select {
 			case s.committed <- struct{}{}:
 			default: // one is waiting to be seen already
@@ -139,12 +155,15 @@ func (w *writing) number(ctx context.Context) error {
 		}
 		payloads[i] = payload
 	}
-	var last int64
-	err := w.QueryRow(ctx, `UPDATE registry SET revision = revision + $1 WHERE id = 1 RETURNING revision`, len(w.changes)).Scan(&last)
+	err := w.QueryRow(ctx, `UPDATE registry SET revision = revision + $1 WHERE id = 1 RETURNING incarnation, revision`,
+		len(w.changes)).Scan(&w.at.Incarnation, &w.at.Revision)
 	if err != nil {
 		return fmt.Errorf("take a revision: %w", err)
 	}
-	first := last - int64(len(w.changes)) + 1
+	first := w.at.Revision - int64(len(w.changes)) + 1
+	if err := follows(w.begun, resource.Position{Incarnation: w.at.Incarnation, Revision: first - 1}); err != nil {
+		return err
+	}
 	for i, c := range w.changes {
 		kind, uid := identify(c)
 		_, err := w.Exec(ctx, `INSERT INTO changes (revision, kind, uid, deleted, change_time, payload) VALUES ($1, $2, $3, $4, $5, $6)`,
@@ -158,14 +177,23 @@ func (w *writing) number(ctx context.Context) error {
 
 // read runs fn at one moment of the database, and says which.
 func (s *Store) read(ctx context.Context, fn func(ctx context.Context, tx sqldb.Tx) error) (resource.Position, error) {
-	position := resource.Position{Incarnation: s.incarnation}
+	var at resource.Position
+	begun := s.newest.Load()
 	err := s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
-		if err := tx.QueryRow(ctx, `SELECT revision FROM registry WHERE id = 1`).Scan(&position.Revision); err != nil {
-			return fmt.Errorf("read the revision: %w", err)
+		var err error
+		if at, err = position(ctx, tx); err != nil {
+			return err
+		}
+		if err := follows(*begun, at); err != nil {
+			return err
 		}
 		return fn(ctx, tx)
 	})
-	return position, meaning(err)
+	if err != nil {
+		return resource.Position{}, meaning(err)
+	}
+	s.see(begun, at)
+	return at, nil
 }
 
 // span is a range of names: from is below all of them, to is above.

@@ -95,7 +95,7 @@ func attach(t *testing.T, s *store.Store, p, i string, accesses ...attachment.Ac
 // changesAfter gives all changes after a revision.
 func changesAfter(t *testing.T, s *store.Store, after int64) []change.Change {
 	t.Helper()
-	changes, head, err := s.Changes(t.Context(), after, 10_000)
+	changes, head, err := s.Changes(t.Context(), at(s, after), 10_000)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,7 +111,12 @@ func head(t *testing.T, s *store.Store) int64 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return h
+	return h.Revision
+}
+
+// at is a position in the store's database.
+func at(s *store.Store, revision int64) resource.Position {
+	return resource.Position{Incarnation: s.Incarnation(), Revision: revision}
 }
 
 // wantError checks the reason and one entry of the metadata, "key=value" or empty.
@@ -734,28 +739,28 @@ func TestStore_ChangesHaveBounds(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		page, newest, err := s.Changes(ctx, 1, 2)
+		page, newest, err := s.Changes(ctx, at(s, 1), 2)
 		if err != nil || newest != 5 || len(page) != 2 || page[0].Revision != 2 || page[1].Revision != 3 {
 			t.Fatalf("got %+v, %d, %v", page, newest, err)
 		}
 		for _, outside := range []int64{6, -1} {
-			_, _, err := s.Changes(ctx, outside, 2)
+			_, _, err := s.Changes(ctx, at(s, outside), 2)
 			wantError(t, err, resource.ErrCursor, "")
 		}
 		if err := s.Compact(ctx, start.Add(2*time.Hour)); err != nil { // the first two
 			t.Fatal(err)
 		}
-		_, _, err = s.Changes(ctx, 1, 2)
+		_, _, err = s.Changes(ctx, at(s, 1), 2)
 		wantError(t, err, resource.ErrCursor, "")
-		if page, _, err := s.Changes(ctx, 2, 2); err != nil || len(page) != 2 {
+		if page, _, err := s.Changes(ctx, at(s, 2), 2); err != nil || len(page) != 2 {
 			t.Fatalf("got %+v, %v", page, err)
 		}
 		if err := s.Compact(ctx, start.Add(time.Hour*24)); err != nil {
 			t.Fatal(err)
 		}
-		_, _, err = s.Changes(ctx, 4, 2)
+		_, _, err = s.Changes(ctx, at(s, 4), 2)
 		wantError(t, err, resource.ErrCursor, "")
-		if page, newest, err := s.Changes(ctx, 5, 2); err != nil || len(page) != 0 || newest != 5 {
+		if page, newest, err := s.Changes(ctx, at(s, 5), 2); err != nil || len(page) != 0 || newest != 5 {
 			t.Fatalf("got %+v, %d, %v", page, newest, err)
 		}
 	})
@@ -776,7 +781,7 @@ func TestStore_CompactsInBatches(t *testing.T) {
 	if err := s.Compact(t.Context(), later); err != nil {
 		t.Fatal(err)
 	}
-	_, _, err := s.Changes(t.Context(), 1099, 1)
+	_, _, err := s.Changes(t.Context(), at(s, 1099), 1)
 	wantError(t, err, resource.ErrCursor, "")
 }
 
@@ -830,9 +835,9 @@ func TestStore_RevisionsAreInCommitOrder(t *testing.T) {
 			})
 		}()
 		seen := map[string]bool{}
-		var at int64
+		var last int64
 		var result []error
-		for at < writers*each {
+		for last < writers*each {
 			select {
 			case result = <-done:
 				if err := errors.Join(result...); err != nil {
@@ -840,15 +845,15 @@ func TestStore_RevisionsAreInCommitOrder(t *testing.T) {
 				}
 			default:
 			}
-			changes, _, err := s.Changes(t.Context(), at, 7)
+			changes, _, err := s.Changes(t.Context(), at(s, last), 7)
 			if err != nil {
 				t.Fatal(err)
 			}
 			for _, c := range changes {
-				if c.Revision != at+1 {
-					t.Fatalf("revision %d follows %d", c.Revision, at)
+				if c.Revision != last+1 {
+					t.Fatalf("revision %d follows %d", c.Revision, last)
 				}
-				at = c.Revision
+				last = c.Revision
 				seen[c.Integration.UID] = true
 			}
 		}
@@ -1043,6 +1048,35 @@ func TestStore_OneRequestAtOnceHasOneResult(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A report of an impossible epoch, which would shut the shard's vaults out, leaves the fence where it was.
+func TestStore_ReportOfAnImpossibleEpoch(t *testing.T) {
+	suite(t, func(t *testing.T, s *store.Store) {
+		ctx := t.Context()
+		i := makeIntegration(t, s, "net")
+		for _, tt := range []struct {
+			name  string
+			epoch int64
+			ok    bool
+		}{
+			{"for ever", 1<<63 - 1, false},
+			{"in two days", later.Add(48 * time.Hour).UnixMicro(), false},
+			{"just too far", later.Add(24*time.Hour).UnixMicro() + 1, false},
+			{"now", later.UnixMicro(), true},
+			{"as far as clocks may differ", later.Add(24 * time.Hour).UnixMicro(), true},
+		} {
+			by := integration.Mastership{Epoch: tt.epoch, Holder: master.Holder}
+			err := s.Report(ctx, later, by, i.UID, integration.Report{ApplicationDisplayName: tt.name})
+			if tt.ok && err != nil {
+				t.Errorf("%s: %v", tt.name, err)
+			}
+			if !tt.ok {
+				wantError(t, err, resource.ErrInvalid, "")
+				wantError(t, s.RemoveIntegration(ctx, later, by, i.UID, removable), resource.ErrInvalid, "")
+			}
+		}
+	})
 }
 
 // TestStore_OlderReportNeverLandsLast has two masterships report at once, many times: once the newer one has been taken in, nothing of the older may change

@@ -26,11 +26,11 @@ import (
 
 // source is the database.
 type source interface {
-	// Changes gives at most limit changes after a revision, in order, and the newest revision. resource.ErrCursor means that
-	// the revision cannot be followed.
-	Changes(ctx context.Context, after int64, limit int) ([]change.Change, int64, error)
-	// Head is the newest revision.
-	Head(ctx context.Context) (int64, error)
+	// Changes gives at most limit changes after a position, in order, and the newest revision. resource.ErrCursor means that
+	// the position cannot be followed.
+	Changes(ctx context.Context, after resource.Position, limit int) ([]change.Change, int64, error)
+	// Head is the newest position.
+	Head(ctx context.Context) (resource.Position, error)
 	// Committed hints that there are changes.
 	Committed() <-chan struct{}
 }
@@ -68,7 +68,7 @@ type Hub struct {
 	mu sync.Mutex
 	// recent are the newest changes, without a gap, up to head. Its elements never change.
 	recent []change.Change
-	head   int64
+	head   resource.Position
 	// restarts counts how often the reader began anew; a watcher then has the database judge its cursor.
 	restarts int
 	// reads counts the successful reads; failure is the last one's error, if it failed.
@@ -135,13 +135,13 @@ func (h *Hub) Run(ctx context.Context) error {
 	}
 }
 
-// readOn reads up to the newest change. Where to begin is the newest revision at the start, or after a compaction that
-// overtook a database which had not answered for long.
+// readOn reads up to the newest change. Where to begin is the newest position: at the start, when the database has got another
+// incarnation, or after a compaction that overtook a database which had not answered for long.
 func (h *Hub) readOn(ctx context.Context, started *bool) error {
 	if !*started {
 		head, err := h.cfg.Source.Head(ctx)
 		if err != nil {
-			return fmt.Errorf("read the newest revision: %w", err)
+			return fmt.Errorf("read the newest position: %w", err)
 		}
 		h.restart(head)
 		*started = true
@@ -155,19 +155,19 @@ func (h *Hub) readOn(ctx context.Context, started *bool) error {
 			return err
 		}
 		h.add(changes)
-		if h.newest() >= head {
+		if h.newest().Revision >= head {
 			return nil
 		}
 	}
 }
 
-func (h *Hub) newest() int64 {
+func (h *Hub) newest() resource.Position {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.head
 }
 
-func (h *Hub) restart(head int64) {
+func (h *Hub) restart(head resource.Position) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.recent, h.head = nil, head
@@ -186,13 +186,13 @@ func (h *Hub) add(changes []change.Change) {
 		h.recent = append(make([]change.Change, 0, 2*kept), h.recent[len(h.recent)-kept:]...)
 	}
 	h.recent = append(h.recent, changes...)
-	h.head = changes[len(changes)-1].Revision
+	h.head.Revision = changes[len(changes)-1].Revision
 	h.wake()
 }
 
 // wake tells all watchers to look. The caller holds mu.
 func (h *Hub) wake() {
-	h.revision.Set(float64(h.head))
+	h.revision.Set(float64(h.head.Revision))
 	close(h.changed)
 	h.changed = make(chan struct{})
 }
@@ -218,35 +218,37 @@ type view struct {
 	changed  <-chan struct{}
 }
 
-func (h *Hub) after(cursor int64) view {
+func (h *Hub) after(cursor resource.Position) view {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	v := view{restarts: h.restarts, reads: h.reads, failure: h.failure, changed: h.changed}
-	if cursor >= h.head {
+	// The reader may not have noticed another incarnation yet, which the watcher's cursor is of already. In the other case it has
+	// begun anew, by which the watcher knows.
+	if cursor.Incarnation != h.head.Incarnation || cursor.Revision >= h.head.Revision {
 		return v
 	}
-	oldest := h.head - int64(len(h.recent)) // the revision before the first kept
-	if cursor < oldest {
+	oldest := h.head.Revision - int64(len(h.recent)) // the revision before the first kept
+	if cursor.Revision < oldest {
 		v.missed = true
 		return v
 	}
-	rest := h.recent[cursor-oldest:]
+	rest := h.recent[cursor.Revision-oldest:]
 	v.changes = rest[:min(len(rest), batch)]
 	return v
 }
 
 // Watch gives send every change after the cursor, in messages of one or more, and empty messages as bookmarks: one as soon as
-// the watcher has caught up, then one whenever nothing was sent for a while. With each comes the revision up to which
+// the watcher has caught up, then one whenever nothing was sent for a while. With each comes the position up to which
 // everything has been sent. It returns send's error, ctx's, resource.ErrCursor, or resource.ErrUnavailable
 // when the database does not answer: at first, or for as long as a bookmark is due.
-func (h *Hub) Watch(ctx context.Context, cursor int64, send func(changes []change.Change, revision int64) error) error {
+func (h *Hub) Watch(ctx context.Context, cursor resource.Position, send func(changes []change.Change, at resource.Position) error) error {
 	h.watchers.Inc()
 	defer h.watchers.Dec()
 	idle := time.NewTimer(h.cfg.Bookmark)
 	defer idle.Stop()
 	tell := func(changes []change.Change) error {
 		if len(changes) > 0 {
-			cursor = changes[len(changes)-1].Revision
+			cursor.Revision = changes[len(changes)-1].Revision
 		}
 		idle.Reset(h.cfg.Bookmark)
 		return send(changes, cursor)
@@ -265,7 +267,7 @@ func (h *Hub) Watch(ctx context.Context, cursor int64, send func(changes []chang
 					return err
 				}
 			}
-			if cursor >= head {
+			if cursor.Revision >= head {
 				return nil
 			}
 		}

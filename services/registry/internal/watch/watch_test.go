@@ -23,14 +23,20 @@ import (
 type fakeSource struct {
 	committed chan struct{}
 
-	mu      sync.Mutex
-	head    int64
-	floor   int64 // changes up to here are compacted
-	failure error
-	reads   int
+	mu sync.Mutex
+	// incarnation tells databases apart.
+	incarnation string
+	head        int64
+	floor       int64 // changes up to here are compacted
+	failure     error
+	reads       int
 }
 
-func newSource() *fakeSource { return &fakeSource{committed: make(chan struct{}, 1)} }
+const incarnation = "first"
+
+func newSource() *fakeSource {
+	return &fakeSource{committed: make(chan struct{}, 1), incarnation: incarnation}
+}
 
 // grow makes so many changes; told is whether this replica made them.
 func (f *fakeSource) grow(n int64, told bool) {
@@ -53,20 +59,21 @@ func (f *fakeSource) set(change func(f *fakeSource)) {
 
 func (f *fakeSource) Committed() <-chan struct{} { return f.committed }
 
-func (f *fakeSource) Head(context.Context) (int64, error) {
+func (f *fakeSource) Head(context.Context) (resource.Position, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.head, f.failure
+	return resource.Position{Incarnation: f.incarnation, Revision: f.head}, f.failure
 }
 
-func (f *fakeSource) Changes(_ context.Context, after int64, limit int) ([]change.Change, int64, error) {
+func (f *fakeSource) Changes(_ context.Context, from resource.Position, limit int) ([]change.Change, int64, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.reads++
 	if f.failure != nil {
 		return nil, 0, f.failure
 	}
-	if after > f.head || after < f.floor {
+	after := from.Revision
+	if from.Incarnation != f.incarnation || after > f.head || after < f.floor {
 		return nil, 0, resource.ErrCursor
 	}
 	var changes []change.Change
@@ -95,15 +102,15 @@ type watcher struct {
 
 func begin(ctx context.Context, h *watch.Hub, cursor int64, gate chan struct{}) *watcher {
 	w := &watcher{begun: time.Now(), ended: make(chan error, 1), gate: gate}
-	go func() { w.ended <- h.Watch(ctx, cursor, w.take) }()
+	go func() { w.ended <- h.Watch(ctx, resource.Position{Incarnation: incarnation, Revision: cursor}, w.take) }()
 	return w
 }
 
-func (w *watcher) take(changes []change.Change, revision int64) error {
+func (w *watcher) take(changes []change.Change, at resource.Position) error {
 	if w.gate != nil {
 		<-w.gate
 	}
-	m := message{revision: revision, at: time.Since(w.begun)}
+	m := message{revision: at.Revision, at: time.Since(w.begun)}
 	for i, c := range changes {
 		if i > 0 && c.Revision != changes[i-1].Revision+1 {
 			return fmt.Errorf("revision %d after %d", c.Revision, changes[i-1].Revision)
@@ -340,6 +347,29 @@ func TestWatch_DatabaseGoesBackInTime(t *testing.T) {
 	})
 }
 
+// A database restored from a backup has another incarnation, and soon changes of the same revisions as those that were lost.
+func TestWatch_DatabaseGetsAnotherIncarnation(t *testing.T) {
+	bubble(t, func(t *testing.T, ctx context.Context, source *fakeSource, h *watch.Hub) {
+		source.grow(10, true)
+		caughtUp, behind := begin(ctx, h, 10, nil), begin(ctx, h, 8, make(chan struct{}))
+		wantMessages(t, caughtUp, message{revision: 10})
+		source.set(func(f *fakeSource) { f.incarnation, f.head = "second", 9 })
+		// Who comes with a cursor of the new one, before the reader has noticed, gets nothing of the old one's.
+		next := &watcher{begun: time.Now(), ended: make(chan error, 1)}
+		go func() { next.ended <- h.Watch(ctx, resource.Position{Incarnation: "second", Revision: 8}, next.take) }()
+		wantMessages(t, next, message{first: 9, last: 9, revision: 9}, message{revision: 9})
+		source.grow(3, false)
+		time.Sleep(2 * poll)
+		wantMessages(t, next, message{first: 10, last: 12, revision: 12, at: 2 * poll})
+		wantEnd(t, caughtUp, resource.ErrCursor)
+		close(behind.gate)
+		wantEnd(t, behind, resource.ErrCursor)
+		wantEnd(t, begin(ctx, h, 10, nil), resource.ErrCursor)
+		time.Sleep(bookmark)
+		wantMessages(t, next, message{revision: 12, at: 2*poll + bookmark})
+	})
+}
+
 func TestWatch_BeforeTheHubRuns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -363,7 +393,7 @@ func TestWatch_BeforeTheHubRuns(t *testing.T) {
 func TestWatch_EndsWithSend(t *testing.T) {
 	bubble(t, func(t *testing.T, ctx context.Context, source *fakeSource, h *watch.Hub) {
 		gone := errors.New("the watcher is gone")
-		if err := h.Watch(ctx, 0, func([]change.Change, int64) error { return gone }); !errors.Is(err, gone) {
+		if err := h.Watch(ctx, resource.Position{Incarnation: incarnation}, func([]change.Change, resource.Position) error { return gone }); !errors.Is(err, gone) {
 			t.Fatalf("ended with %v", err)
 		}
 	})
