@@ -166,6 +166,7 @@ func (c *tour) visits(t *testing.T) []visit {
 		{registry + "AttachmentService/GetAttachment", "platform", is(&registryv1.GetAttachmentRequest{Name: attachment}), nil},
 		{registry + "AttachmentService/ListAttachments", "vault", is(&registryv1.ListAttachmentsRequest{Parent: "accounts/-/projects/-"}), nil},
 		{registry + "AttachmentService/UpdateAttachment", "platform", is(&registryv1.UpdateAttachmentRequest{Attachment: &registryv1.Attachment{Name: attachment, Integration: integration, SubscriptionId: c.world.Subscription}, UpdateMask: mask("subscription_id")}), nil},
+		{registry + "AttachmentService/ListEffectiveAttachments", "platform", is(&registryv1.ListEffectiveAttachmentsRequest{Parent: project}), nil},
 		{registry + "AttachmentService/ResolveAccess", "vault", is(&registryv1.ResolveAccessRequest{Project: project, Phase: typev1.Phase_PHASE_PLANNING}), nil},
 		{registry + "WatchService/Watch", "vault", func() proto.Message { return &registryv1.WatchRequest{Cursor: c.cursor} }, nil},
 		{registry + "StatusService/ReportConditions", "vault", func() proto.Message {

@@ -149,36 +149,3 @@ func AccessTaken(access Access, other Name) error {
 		Metadata: map[string]string{"attachment": other.String(), "access": string(access)},
 	}
 }
-
-// NothingAttached is the refusal of an access that nothing gives the project.
-func NothingAttached(access Access, to project.Name) error {
-	return &resource.Error{
-		Reason:   ErrNothingAttached,
-		Message:  "nothing gives " + to.String() + " " + string(access) + " access: attach an integration to it for " + string(access),
-		Metadata: map[string]string{"access": string(access), "project": to.String()},
-	}
-}
-
-// Resolution is what a project gets.
-type Resolution struct {
-	Access         Access
-	Attachment     Attachment
-	Integration    integration.Integration
-	SubscriptionID string
-}
-
-// Resolve says what an attachment gives its project.
-func Resolve(access Access, by Attachment, of integration.Integration) (Resolution, error) {
-	subscription := by.Spec.SubscriptionID
-	if subscription == "" {
-		subscription = of.Spec.DefaultSubscriptionID
-	}
-	if subscription == "" {
-		return Resolution{}, &resource.Error{
-			Reason:   ErrNoSubscription,
-			Message:  "no subscription is known: give " + by.Name.String() + " one, or " + of.Name.String() + " a default",
-			Metadata: map[string]string{"attachment": by.Name.String(), "integration": of.Name.String()},
-		}
-	}
-	return Resolution{Access: access, Attachment: by, Integration: of, SubscriptionID: subscription}, nil
-}

@@ -1,16 +1,11 @@
 package attachment_test
 
 import (
-	"errors"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
 	"phasekey.dev/services/registry/internal/attachment"
-	"phasekey.dev/services/registry/internal/integration"
-	"phasekey.dev/services/registry/internal/project"
-	"phasekey.dev/services/registry/internal/resource"
 )
 
 func TestAccessOf(t *testing.T) {
@@ -59,43 +54,5 @@ func TestWant_CountsChanges(t *testing.T) {
 	}
 	if next, changed := a.Want(now.Add(1), attachment.Spec{SubscriptionID: "x"}); !changed || next.ETag() == a.ETag() {
 		t.Fatalf("another subscription: %+v", next)
-	}
-}
-
-func TestResolve_Subscription(t *testing.T) {
-	for _, tt := range []struct {
-		name                string
-		attached, byDefault string
-		want                string
-	}{
-		{"the attachment's", "a", "d", "a"},
-		{"the integration's", "", "d", "d"},
-		{"none", "", "", ""},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			a := attachment.Attachment{Name: attachment.Name{Account: "acme", Project: "p", ID: "i"}, Spec: attachment.Spec{SubscriptionID: tt.attached}}
-			i := integration.Integration{Name: a.Name.IntegrationName(), Spec: integration.Spec{DefaultSubscriptionID: tt.byDefault}}
-			got, err := attachment.Resolve(attachment.Read, a, i)
-			if tt.want == "" {
-				if !errors.Is(err, attachment.ErrNoSubscription) {
-					t.Fatalf("got %+v, %v", got, err)
-				}
-				return
-			}
-			if err != nil || got.SubscriptionID != tt.want || got.Access != attachment.Read {
-				t.Fatalf("got %+v, %v", got, err)
-			}
-		})
-	}
-}
-
-func TestNothingAttached_SaysWhatToAttach(t *testing.T) {
-	err := attachment.NothingAttached(attachment.Write, project.Name{Account: "acme", ID: "net"})
-	var refusal *resource.Error
-	if !errors.As(err, &refusal) || refusal.Metadata["access"] != "WRITE" || refusal.Metadata["project"] != "accounts/acme/projects/net" {
-		t.Fatalf("got %#v", err)
-	}
-	if !strings.Contains(err.Error(), "attach an integration to it for WRITE") {
-		t.Fatalf("says %q", err)
 	}
 }

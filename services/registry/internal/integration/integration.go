@@ -83,8 +83,8 @@ type Spec struct {
 	AutoAttach bool
 }
 
-// autoAttachPrefix makes a label name a label of projects.
-const autoAttachPrefix = "autoattach:"
+// AutoAttachPrefix makes a label of an integration name a label of projects.
+const AutoAttachPrefix = "autoattach:"
 
 // AutoLabels are the labels of projects to which it is attached by itself; none without AutoAttach.
 func (s Spec) AutoLabels() []string {
@@ -93,7 +93,7 @@ func (s Spec) AutoLabels() []string {
 	}
 	var labels []string
 	for _, label := range s.Labels {
-		if wanted, ok := strings.CutPrefix(label, autoAttachPrefix); ok && wanted != "" {
+		if wanted, ok := strings.CutPrefix(label, AutoAttachPrefix); ok && wanted != "" {
 			labels = append(labels, wanted)
 		}
 	}

@@ -111,30 +111,3 @@ func (s attachmentService) DeleteAttachment(ctx context.Context, req *registryv1
 	}
 	return &emptypb.Empty{}, nil
 }
-
-func (s attachmentService) ResolveAccess(ctx context.Context, req *registryv1.ResolveAccessRequest) (*registryv1.ResolveAccessResponse, error) {
-	name, err := projectName("project", req.GetProject())
-	if err != nil {
-		return nil, statusOf(err)
-	}
-	access, ok := attachment.AccessOf(wordOf[attachment.Phase](req.GetPhase(), prefixPhase))
-	if !ok {
-		return nil, statusOf(invalid("phase", "must be a phase"))
-	}
-	resolved, at, err := s.store.ResolveAccess(ctx, name, access)
-	if err != nil {
-		return nil, statusOf(err)
-	}
-	return &registryv1.ResolveAccessResponse{
-		Access:         messageOfAccess(resolved.Access),
-		Integration:    resolved.Integration.Name.String(),
-		IntegrationUid: resolved.Integration.UID,
-		ProjectUid:     resolved.Attachment.ProjectUID,
-		Attachment:     resolved.Attachment.Name.String(),
-		AttachmentUid:  resolved.Attachment.UID,
-		TenantId:       resolved.Integration.Spec.TenantID,
-		SubscriptionId: resolved.SubscriptionID,
-		Incarnation:    at.Incarnation,
-		Revision:       at.Revision,
-	}, nil
-}

@@ -122,25 +122,30 @@ func specOfProject(m *registryv1.Project) project.Spec {
 }
 
 func messageOfAttachment(a attachment.Attachment) *registryv1.Attachment {
-	m := &registryv1.Attachment{
+	return &registryv1.Attachment{
 		Name:           a.Name.String(),
 		Uid:            a.UID,
 		Integration:    a.Name.IntegrationName().String(),
 		IntegrationUid: a.IntegrationUID,
 		ProjectUid:     a.ProjectUID,
+		Accesses:       messagesOfAccesses(a.Spec.Accesses),
 		SubscriptionId: a.Spec.SubscriptionID,
 		Etag:           a.ETag(),
 		CreateTime:     timestampOf(a.CreateTime),
 		UpdateTime:     timestampOf(a.UpdateTime),
 	}
-	for _, access := range a.Spec.Accesses {
-		m.Accesses = append(m.Accesses, messageOfAccess(access))
-	}
-	return m
 }
 
 func messageOfAccess(a attachment.Access) typev1.Access {
 	return valueOf[typev1.Access](typev1.Access_value, prefixAccess, a)
+}
+
+func messagesOfAccesses(accesses []attachment.Access) []typev1.Access {
+	var all []typev1.Access
+	for _, access := range accesses {
+		all = append(all, messageOfAccess(access))
+	}
+	return all
 }
 
 func specOfAttachment(m *registryv1.Attachment) attachment.Spec {

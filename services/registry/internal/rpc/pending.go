@@ -22,7 +22,3 @@ func (projectService) BatchGetProjects(context.Context, *registryv1.BatchGetProj
 func (attachmentService) BatchGetAttachments(context.Context, *registryv1.BatchGetAttachmentsRequest) (*registryv1.BatchGetAttachmentsResponse, error) {
 	return nil, errPending
 }
-
-func (attachmentService) ListEffectiveAttachments(context.Context, *registryv1.ListEffectiveAttachmentsRequest) (*registryv1.ListEffectiveAttachmentsResponse, error) {
-	return nil, errPending
-}

@@ -41,6 +41,8 @@ type store interface {
 	Attachments(ctx context.Context, page resource.Page) ([]attachment.Attachment, resource.Position, error)
 	UpdateAttachment(ctx context.Context, now time.Time, name attachment.Name, etag string, want func(attachment.Attachment) (attachment.Spec, error)) (attachment.Attachment, error)
 	DeleteAttachment(ctx context.Context, now time.Time, name attachment.Name, etag string) error
+	// EffectiveAttachments gives one more than the page's size where there is more.
+	EffectiveAttachments(ctx context.Context, name project.Name, page resource.Page) ([]attachment.Effective, resource.Position, error)
 	ResolveAccess(ctx context.Context, name project.Name, access attachment.Access) (attachment.Resolution, resource.Position, error)
 
 	Report(ctx context.Context, now time.Time, by integration.Mastership, uid string, report integration.Report) error

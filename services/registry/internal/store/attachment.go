@@ -13,7 +13,6 @@ import (
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/services/registry/internal/attachment"
 	"phasekey.dev/services/registry/internal/change"
-	"phasekey.dev/services/registry/internal/project"
 	"phasekey.dev/services/registry/internal/quota"
 	"phasekey.dev/services/registry/internal/resource"
 )
@@ -278,31 +277,4 @@ func (s *Store) DeleteAttachment(ctx context.Context, now time.Time, name attach
 		return fmt.Errorf("delete %s: %w", name, err)
 	}
 	return nil
-}
-
-// ResolveAccess says what gives a project an access, and at which moment that was so.
-func (s *Store) ResolveAccess(ctx context.Context, name project.Name, access attachment.Access) (resolved attachment.Resolution, at resource.Position, err error) {
-	at, err = s.read(ctx, func(ctx context.Context, tx sqldb.Tx) error {
-		to, err := oneProject(ctx, tx, name)
-		if err != nil {
-			return err
-		}
-		by, err := attachmentFor(ctx, tx, to.UID, access)
-		if errors.Is(err, sqldb.ErrNoRows) {
-			return attachment.NothingAttached(access, name)
-		}
-		if err != nil {
-			return err
-		}
-		of, err := scanIntegration(tx.QueryRow(ctx, `SELECT `+integrationColumns+` FROM integrations WHERE uid = $1`, by.IntegrationUID))
-		if err != nil {
-			return err
-		}
-		resolved, err = attachment.Resolve(access, by, of)
-		return err
-	})
-	if err != nil {
-		return attachment.Resolution{}, at, fmt.Errorf("resolve %s of %s: %w", access, name, err)
-	}
-	return resolved, at, nil
 }

@@ -254,8 +254,17 @@ func deleting(name integration.Name) error {
 	}
 }
 
-// DeleteIntegration asks for the deletion of an integration, and with force removes its attachments. One that is being
-// deleted already is returned as it is, whatever the etag.
+func stillAttached(name integration.Name, explicit, automatic int) error {
+	return &resource.Error{
+		Reason: integration.ErrAttached,
+		Message: fmt.Sprintf("%s is attached to %d projects, and to %d more by labels; detach it and switch auto_attach off first, or set force",
+			name, explicit, automatic),
+		Metadata: map[string]string{"name": name.String(), "attachments": strconv.Itoa(explicit), "projects": strconv.Itoa(automatic)},
+	}
+}
+
+// DeleteIntegration asks for the deletion of an integration, and with force removes its attachments, the automatic ones with
+// them. One that is being deleted already is returned as it is, whatever the etag.
 func (s *Store) DeleteIntegration(ctx context.Context, now time.Time, name integration.Name, etag string, force bool) (deleted integration.Integration, err error) {
 	err = s.write(ctx, now, func(ctx context.Context, w *writing) error {
 		deleted, err = w.lockIntegration(ctx, name)
@@ -272,12 +281,13 @@ func (s *Store) DeleteIntegration(ctx context.Context, now time.Time, name integ
 		if err != nil {
 			return err
 		}
-		if len(attached) > 0 && !force {
-			return &resource.Error{
-				Reason:   integration.ErrAttached,
-				Message:  fmt.Sprintf("%s is attached to %d projects; detach it first, or set force", name, len(attached)),
-				Metadata: map[string]string{"name": name.String(), "attachments": strconv.Itoa(len(attached))},
-			}
+		// A project that gets such a label meanwhile gets it after the deletion, and nothing by it.
+		matched, err := w.matchedProjects(ctx, deleted.UID)
+		if err != nil {
+			return err
+		}
+		if len(attached)+matched > 0 && !force {
+			return stillAttached(name, len(attached), matched)
 		}
 		if err := w.deleteAttachments(ctx, attached); err != nil {
 			return err

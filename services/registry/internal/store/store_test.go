@@ -522,39 +522,6 @@ func TestStore_Attachment(t *testing.T) {
 	})
 }
 
-func TestStore_ResolveAccess(t *testing.T) {
-	suite(t, func(t *testing.T, s *store.Store) {
-		ctx := t.Context()
-		_, _, err := s.ResolveAccess(ctx, projectName("stack"), attachment.Read)
-		wantError(t, err, resource.ErrNotFound, "name=accounts/acme/projects/stack")
-		makeProject(t, s, "stack")
-		reader := makeIntegration(t, s, "reader")
-		a := attach(t, s, "stack", "reader", attachment.Read)
-		_, _, err = s.ResolveAccess(ctx, projectName("stack"), attachment.Write)
-		wantError(t, err, attachment.ErrNothingAttached, "access=WRITE")
-		got, at, err := s.ResolveAccess(ctx, projectName("stack"), attachment.Read)
-		if err != nil {
-			t.Fatal(err)
-		}
-		want := attachment.Resolution{Access: attachment.Read, Attachment: a, Integration: reader, SubscriptionID: subscription}
-		if diff := cmp.Diff(want, got); diff != "" {
-			t.Fatalf("resolved (-want +got):\n%s", diff)
-		}
-		if at.Revision != head(t, s) || at.Incarnation != s.Incarnation() {
-			t.Fatalf("at %+v", at)
-		}
-		if _, err := s.UpdateIntegration(ctx, later, reader.Name, "", func(i integration.Integration) (integration.Spec, error) {
-			next := i.Spec
-			next.DefaultSubscriptionID = ""
-			return next, nil
-		}); err != nil {
-			t.Fatal(err)
-		}
-		_, _, err = s.ResolveAccess(ctx, projectName("stack"), attachment.Read)
-		wantError(t, err, attachment.ErrNoSubscription, "integration=accounts/acme/integrations/reader")
-	})
-}
-
 func TestStore_ListsByNameInPages(t *testing.T) {
 	suite(t, func(t *testing.T, s *store.Store) {
 		ctx := t.Context()

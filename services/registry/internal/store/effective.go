@@ -1,0 +1,104 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/registry/internal/attachment"
+	"phasekey.dev/services/registry/internal/integration"
+	"phasekey.dev/services/registry/internal/project"
+	"phasekey.dev/services/registry/internal/resource"
+)
+
+// rivals are what may come before a project's other candidates: its explicit attachments, of which there are at most two, and
+// the first integration that is attached by itself.
+func rivals(ctx context.Context, tx sqldb.Tx, to project.Project) (explicit []attachment.Attachment, of []integration.Integration, err error) {
+	explicit, err = sqldb.Collect(ctx, tx, scanAttachment, `SELECT `+attachmentColumns+` FROM attachments WHERE project_uid = $1 ORDER BY name`, to.UID)
+	if err != nil {
+		return nil, nil, err
+	}
+	of, err = sqldb.Collect(ctx, tx, scanIntegration,
+		`SELECT `+integrationColumns+` FROM integrations WHERE uid IN (SELECT integration_uid FROM attachments WHERE project_uid = $1)`, to.UID)
+	if err != nil {
+		return nil, nil, err
+	}
+	first, err := automatic(ctx, tx, to, "", 1)
+	return explicit, append(of, first...), err
+}
+
+// automatic reads the integrations that are attached to a project by themselves, at most limit of those after a name, in the
+// order of their names. The names' bounds keep the database to one account's.
+func automatic(ctx context.Context, tx sqldb.Tx, to project.Project, after string, limit int) ([]integration.Integration, error) {
+	names := spanBelow("accounts/" + to.Name.Account + "/").after(after)
+	return sqldb.Collect(ctx, tx, scanIntegration, `SELECT `+integrationColumns+` FROM integrations
+		WHERE name > $1 AND name < $2 AND delete_time = 0
+			AND uid IN (SELECT a.integration_uid FROM project_labels p JOIN auto_labels a ON a.account = p.account AND a.label = p.label
+				WHERE p.project_uid = $3)
+			AND uid NOT IN (SELECT integration_uid FROM attachments WHERE project_uid = $3)
+		ORDER BY name LIMIT $4`, names.from, names.to, to.UID, limit)
+}
+
+// matchedProjects counts the projects to which the integration is attached by itself.
+func (w *writing) matchedProjects(ctx context.Context, integrationUID string) (count int, err error) {
+	err = w.QueryRow(ctx, `SELECT COUNT(DISTINCT p.project_uid)
+		FROM auto_labels a JOIN project_labels p ON p.account = a.account AND p.label = a.label
+		WHERE a.integration_uid = $1 AND p.project_uid NOT IN (SELECT project_uid FROM attachments WHERE integration_uid = $1)`,
+		integrationUID).Scan(&count)
+	return count, err
+}
+
+// ResolveAccess says what gives a project an access, and at which moment that was so.
+func (s *Store) ResolveAccess(ctx context.Context, name project.Name, access attachment.Access) (resolved attachment.Resolution, at resource.Position, err error) {
+	at, err = s.read(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+		to, err := oneProject(ctx, tx, name)
+		if err != nil {
+			return err
+		}
+		explicit, of, err := rivals(ctx, tx, to)
+		if err != nil {
+			return err
+		}
+		resolved, err = attachment.Resolve(access, to, attachment.Candidates(to, explicit, of))
+		return err
+	})
+	if err != nil {
+		return attachment.Resolution{}, at, fmt.Errorf("resolve %s of %s: %w", access, name, err)
+	}
+	return resolved, at, nil
+}
+
+// EffectiveAttachments reads a page of what gives a project access, in the order of attachment.Candidates, and one more where
+// there is more, and says of which moment it is. The page goes on after an attachment.Candidate's place.
+func (s *Store) EffectiveAttachments(ctx context.Context, name project.Name, page resource.Page) (found []attachment.Effective, at resource.Position, err error) {
+	at, err = s.read(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+		to, err := oneProject(ctx, tx, name)
+		if err != nil {
+			return err
+		}
+		explicit, of, err := rivals(ctx, tx, to)
+		if err != nil {
+			return err
+		}
+		next, err := automatic(ctx, tx, to, attachment.AutomaticAfter(page.After), page.Size+1)
+		if err != nil {
+			return err
+		}
+		// The first one is among the next on the first page.
+		for _, i := range next {
+			if !slices.ContainsFunc(of, func(o integration.Integration) bool { return o.UID == i.UID }) {
+				of = append(of, i)
+			}
+		}
+		found = slices.DeleteFunc(attachment.Rank(attachment.Candidates(to, explicit, of)), func(e attachment.Effective) bool {
+			return e.Place() <= page.After
+		})
+		found = found[:min(len(found), page.Size+1)]
+		return nil
+	})
+	if err != nil {
+		return nil, at, fmt.Errorf("list what gives %s access: %w", name, err)
+	}
+	return found, at, nil
+}
