@@ -241,7 +241,8 @@ type Integration struct {
 	Labels []string `protobuf:"bytes,11,rep,name=labels,proto3" json:"labels,omitempty"`
 	// Attaches the integration by itself, for READ and WRITE, to every project of the account that has one of the labels
 	// that its own labels name after `autoattach:`. Needs default_subscription_id. A project's explicit attachments come
-	// first, then integrations in the order of their names.
+	// first, then integrations in the order of their names. Where this integration is attached to a project explicitly, that
+	// attachment decides alone: labels add no access to it.
 	AutoAttach bool `protobuf:"varint,12,opt,name=auto_attach,json=autoAttach,proto3" json:"auto_attach,omitempty"`
 	// The name of the Entra application and of its service principal in the customer's tenant; unique. Empty until the
 	// vault has made the application.
