@@ -28,7 +28,7 @@ type Config struct {
 	// Volatile has SQLite trust the operating system to write in time: a power cut loses or breaks the database. For simulations and tests.
 	Volatile bool `yaml:"volatile"`
 
-	// DSN is PostgreSQL's connection URL or its key=value form, without a password. A server that is neither on a loopback address nor behind a Unix
+	// DSN is PostgreSQL's connection URL or its key=value form, without a password. Of several hosts the one that takes writes is used. A server that is neither on a loopback address nor behind a Unix
 	// socket needs sslmode=verify-full in it, and a PasswordFile.
 	DSN string `yaml:"dsn"`
 	// PasswordFile holds PostgreSQL's password; line breaks at its end are ignored. It is read for every connection, so a changed password needs no restart.

@@ -15,6 +15,8 @@ type DB struct {
 	driver string
 	lock   *os.File // SQLite's lock file
 	newer  []string
+	// answersWithin is how long a server may be silent; zero is for ever.
+	answersWithin time.Duration
 }
 
 // Open opens the database and applies the migrations it lacks; nothing is left running or locked when it fails.

@@ -85,6 +85,9 @@ const (
 	pgClassSystem       = "58"
 )
 
+// pgShutdown begins the SQLSTATEs of a server that shuts down, has crashed or is starting: 57P01 to 57P03.
+const pgShutdown = "57P0"
+
 // classify gives a driver's error its meaning; an error that has one, or is none of the driver's, is returned as it is.
 func classify(ctx context.Context, err error) error {
 	if err == nil || errors.Is(err, ErrUnique) || errors.Is(err, ErrUnavailable) || errors.Is(err, ErrNoRows) {
@@ -171,14 +174,23 @@ func columnsOfMessage(message string) (table string, columns []string) {
 	return table, columns
 }
 
-// lostConnection tells that the database's process, or the way to it, went away, as against an answer from it.
+// lostConnection tells that the database's process, or the way to it, went away, as against an answer from it. A last word that it goes is none.
 func lostConnection(err error) bool {
 	if errors.Is(err, driver.ErrBadConn) || errors.Is(err, sql.ErrConnDone) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
 		errors.Is(err, net.ErrClosed) || pgconn.Timeout(err) {
 		return true
 	}
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return strings.HasPrefix(pg.Code, pgShutdown)
+	}
 	_, ok := errors.AsType[net.Error](err)
 	return ok
+}
+
+// readOnlyServer tells that a write was refused because the server takes none: it was the primary once, and is a standby now.
+func readOnlyServer(err error) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && pg.Code == pgReadOnlyTransaction
 }
 
 // lostRace tells that the database undid the transaction in favour of another: run again, it may pass.

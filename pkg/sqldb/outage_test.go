@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -24,7 +26,9 @@ type proxy struct {
 	loseCommit atomic.Bool
 	// loseStatement breaks the connection at the next statement with this in it, which does not reach the server.
 	loseStatement atomic.Pointer[string]
-	begins        atomic.Int64
+	// swallow keeps the next statement with this in it, and says nothing.
+	swallow atomic.Pointer[string]
+	begins  atomic.Int64
 }
 
 func startProxy(t *testing.T, config sqldb.Config) (*proxy, sqldb.Config) {
@@ -91,6 +95,11 @@ func (p *proxy) requests(client, server net.Conn, mute *atomic.Bool) {
 			p.loseStatement.Store(nil)
 			_ = client.Close()
 			return
+		}
+		if text := p.swallow.Load(); text != nil && bytes.Contains(message, []byte(*text)) {
+			p.swallow.Store(nil)
+			mute.Store(true)
+			continue
 		}
 		if bytes.Contains(message, []byte("commit")) && p.loseCommit.CompareAndSwap(true, false) {
 			mute.Store(true)
@@ -179,6 +188,127 @@ func TestTx_LockTimeout(t *testing.T) {
 		return nil
 	})
 	if err != nil {
+		t.Error(err)
+	}
+}
+
+// A server that goes silent, as one does that lost its network, is given up by our own clock, although the caller sets no limit.
+func TestTx_SilentServer(t *testing.T) {
+	for _, silent := range []string{"begin", "insert into accounts"} {
+		t.Run(silent, func(t *testing.T) {
+			p, config := startProxy(t, sqldbtest.MigratedPostgresConfig(t, schema))
+			config.StatementTimeout, config.IdleInTransactionTimeout = 50*time.Millisecond, 50*time.Millisecond
+			db, err := sqldb.Open(t.Context(), config, schema)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = db.Close() })
+			p.swallow.Store(&silent)
+			err = db.Tx(t.Context(), insert("a", "eu", "first", 1))
+			if !errors.Is(err, sqldb.ErrUnavailable) || errors.Is(err, sqldb.ErrUnknownOutcome) || errors.Is(err, context.Canceled) {
+				t.Errorf("got %v, want unavailable, of known outcome, and not the caller's doing", err)
+			}
+			if err := db.Tx(t.Context(), insert("a", "eu", "first", 1)); err != nil {
+				t.Errorf("afterwards: %v", err)
+			}
+		})
+	}
+}
+
+// Connections that a server closed while nobody used them are nobody's trouble.
+func TestTx_ServerClosedIdleConnections(t *testing.T) {
+	config := sqldbtest.MigratedPostgresConfig(t, schema)
+	db, err := sqldb.Open(t.Context(), config, schema)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	const conns = 4
+	for round := range 5 {
+		// So many transactions at once are so many connections.
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		var all sync.WaitGroup
+		var begun atomic.Int64
+		together := make(chan struct{})
+		for range conns {
+			all.Go(func() {
+				err := db.ReadTx(ctx, func(ctx context.Context, _ sqldb.Tx) error {
+					if begun.Add(1) == conns {
+						close(together)
+					}
+					select {
+					case <-together:
+						return nil
+					case <-ctx.Done():
+						return ctx.Err()
+					}
+				})
+				if err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		sqldbtest.ExecPostgres(t, config, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`)
+		id := fmt.Sprint(round)
+		if err := db.Tx(t.Context(), insert(id, "eu", id, 1)); err != nil {
+			t.Errorf("round %d: %v", round, err)
+		}
+	}
+	if got := balances(t, db); len(got) != 5 {
+		t.Errorf("there is %v", got)
+	}
+}
+
+// A server that takes no writes is no database, also when it did before: a standby, or a primary that became one.
+func TestTx_OnlyWhereWritesAreTaken(t *testing.T) {
+	config := sqldbtest.MigratedPostgresConfig(t, schema)
+	config.MaxConns = 1
+	db, err := sqldb.Open(t.Context(), config, schema)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	demote := func() {
+		err := db.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error {
+			_, err := tx.Exec(ctx, `SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY`)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Another connection finds a server that does.
+	demote()
+	if err := db.Tx(t.Context(), insert("a", "eu", "first", 1)); err != nil {
+		t.Errorf("with a primary elsewhere: %v", err)
+	}
+	// Until there is none.
+	name := strings.TrimPrefix(strings.Fields(config.DSN)[2], "dbname=")
+	sqldbtest.ExecPostgres(t, config, `ALTER DATABASE `+name+` SET default_transaction_read_only = on`)
+	demote()
+	if err := db.Tx(t.Context(), insert("b", "eu", "second", 1)); !errors.Is(err, sqldb.ErrUnavailable) {
+		t.Errorf("without a primary: %v, want unavailable", err)
+	}
+	if _, err := sqldb.Open(t.Context(), config, schema); !errors.Is(err, sqldb.ErrUnavailable) {
+		t.Errorf("open without a primary: %v, want unavailable", err)
+	}
+	sqldbtest.ExecPostgres(t, config, `BEGIN READ WRITE; ALTER DATABASE `+name+` RESET default_transaction_read_only; COMMIT`)
+	if err := db.Tx(t.Context(), insert("b", "eu", "second", 1)); err != nil {
+		t.Errorf("with a primary again: %v", err)
+	}
+}
+
+// The first host is gone; the second answers.
+func TestOpen_SeveralHosts(t *testing.T) {
+	config := sqldbtest.MigratedPostgresConfig(t, schema)
+	config.DSN = strings.Replace(config.DSN, "host=", "host="+t.TempDir()+",", 1)
+	db, err := sqldb.Open(t.Context(), config, schema)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(db.Tx(t.Context(), insert("a", "eu", "first", 1)), db.Close()); err != nil {
 		t.Error(err)
 	}
 }

@@ -4,10 +4,12 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"math/rand/v2"
 	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 
 	"phasekey.dev/pkg/secret"
@@ -15,7 +17,7 @@ import (
 
 const (
 	connectTimeout  = 5 * time.Second
-	maxConnLifetime = 30 * time.Minute // so that a new address, or a fail-over's, is found in time
+	maxConnLifetime = 30 * time.Minute // so that a new address, or a fail-over's, is found in time; and up to a fifth more
 	maxConnIdleTime = 5 * time.Minute
 )
 
@@ -30,6 +32,10 @@ func openPostgres(ctx context.Context, config Config, steps []migration) (*DB, e
 	parsed.Password = "" // not from PGPASSWORD or a .pgpass: the configuration says where it is
 	if parsed.ConnectTimeout == 0 {
 		parsed.ConnectTimeout = connectTimeout
+	}
+	if parsed.ValidateConnect == nil {
+		// Of several hosts the one that takes writes, whichever that is; a standby alone is no database.
+		parsed.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
 	}
 	if parsed.RuntimeParams["application_name"] == "" {
 		parsed.RuntimeParams["application_name"] = "phasekey"
@@ -53,9 +59,13 @@ func openPostgres(ctx context.Context, config Config, steps []migration) (*DB, e
 	pool := connectPostgres(limited, config.PasswordFile)
 	pool.SetMaxOpenConns(config.MaxConns)
 	pool.SetMaxIdleConns(config.MaxConns)
-	pool.SetConnMaxLifetime(maxConnLifetime)
+	// Replicas that started together do not all connect anew at once.
+	pool.SetConnMaxLifetime(maxConnLifetime + rand.N(maxConnLifetime/5)) //nolint:gosec // spreads load, guards nothing
 	pool.SetConnMaxIdleTime(maxConnIdleTime)
-	return &DB{pool: pool, driver: DriverPostgres, newer: newer}, nil
+	return &DB{
+		pool: pool, driver: DriverPostgres, newer: newer,
+		answersWithin: config.StatementTimeout + config.IdleInTransactionTimeout + answerGrace,
+	}, nil
 }
 
 func connectPostgres(config *pgx.ConnConfig, passwordFile string) *sql.DB {

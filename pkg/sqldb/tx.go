@@ -4,9 +4,9 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
-	"errors"
 	"fmt"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 )
 
@@ -16,14 +16,18 @@ const (
 	maxDelay    = 200 * time.Millisecond
 	// commitTimeout bounds a COMMIT (or a ROLLBACK), which the caller's context does not stop.
 	commitTimeout = 10 * time.Second
+	// answerGrace is what an answer may take on its way, beyond the times in which the server itself ends a transaction.
+	answerGrace = 5 * time.Second
 )
 
 // Tx runs fn in a transaction that may write, and commits it when fn returns nil. On PostgreSQL it is READ COMMITTED, unless the database's own default is stricter: each statement sees what was committed
 // when it began, and an UPDATE or DELETE waits for whoever holds its row, then judges the row anew.
 //
-// fn runs again, after a short random delay, up to six times in all, when the database undid the transaction in favour of another; so it must not change
+// fn runs again, after a short random delay, up to six times in all, when the database undid the transaction in favour of another, or when a pooled connection turned out to be gone, or to be to
+// a server that takes no writes any more; so it must not change
 // anything outside the transaction that a second run would get wrong. Any other error rolls back and is returned, fn's own unchanged. ErrUnavailable and ErrUnknownOutcome say what they
-// mean. When ctx ends before the commit nothing has happened, and its error is returned.
+// mean. When ctx ends before the commit nothing has happened, and its error is returned. A PostgreSQL server that is silent for longer than its own time limits allow, for it or the way to it
+// is gone, is ErrUnavailable too, also where ctx has no deadline; fn must use the context it gets.
 func (db *DB) Tx(ctx context.Context, fn func(ctx context.Context, tx Tx) error) error {
 	return db.run(ctx, sql.TxOptions{}, fn)
 }
@@ -69,19 +73,42 @@ func (db *DB) attempt(ctx context.Context, options sql.TxOptions, fn func(ctx co
 	release := context.AfterFunc(ctx, cancel)
 	defer release()
 
+	fnCtx, cancelFn := context.WithCancel(ctx)
+	defer cancelFn()
+	answers := db.expectAnswers(func() {
+		cancelFn()
+		cancel()
+	})
+	defer answers.stop() // after the rollback, which is answered or not like everything else
+
 	tx, err := conn.BeginTx(txCtx, &options)
 	if err != nil {
+		if missed := answers.missed(ctx, err); missed != nil {
+			return false, missed
+		}
 		// A pooled connection the server has closed meanwhile.
-		return ctx.Err() == nil && errors.Is(err, driver.ErrBadConn), classify(ctx, err)
+		return ctx.Err() == nil && lostConnection(err), classify(ctx, err)
 	}
 	// For errors and panics of fn; after a commit it does nothing.
 	defer func() { _ = tx.Rollback() }()
 
-	if err := fn(ctx, Tx{tx: tx}); err != nil {
+	if err := fn(fnCtx, Tx{tx: tx, answers: answers}); err != nil {
+		if missed := answers.missed(ctx, err); missed != nil {
+			return false, missed
+		}
+		if !options.ReadOnly && readOnlyServer(err) {
+			_ = tx.Rollback()
+			_ = conn.Raw(func(any) error { return driver.ErrBadConn })
+			return ctx.Err() == nil, classify(ctx, err)
+		}
 		return ctx.Err() == nil && lostRace(err), classify(ctx, err)
 	}
 	if !release() {
 		return false, ctx.Err()
+	}
+	answers.stop()
+	if missed := answers.missed(ctx, nil); missed != nil {
+		return false, missed
 	}
 	limit := time.AfterFunc(commitTimeout, cancel)
 	defer limit.Stop()
@@ -99,13 +126,57 @@ func (db *DB) attempt(ctx context.Context, options sql.TxOptions, fn func(ctx co
 	return false, fmt.Errorf("%w: %w: %w", ErrUnavailable, ErrUnknownOutcome, err)
 }
 
+// answers tells a server that is silent from one that is slow. The limits that the server itself keeps (statement_timeout and the others) end every wait, unless
+// the server or the way to it is gone without a word; then only TCP would give up, after a quarter of an hour. Nil waits for ever.
+type answers struct {
+	within time.Duration
+	timer  *time.Timer
+	late   atomic.Bool
+}
+
+// expectAnswers calls giveUp, once, when no statement begins, and stop is not called, within the time in which the server answers or ends the transaction.
+func (db *DB) expectAnswers(giveUp func()) *answers {
+	if db.answersWithin == 0 {
+		return nil
+	}
+	a := &answers{within: db.answersWithin}
+	a.timer = time.AfterFunc(a.within, func() {
+		a.late.Store(true)
+		giveUp()
+	})
+	return a
+}
+
+// statement begins the wait anew.
+func (a *answers) statement() {
+	if a != nil && !a.late.Load() {
+		a.timer.Reset(a.within)
+	}
+}
+
+func (a *answers) stop() {
+	if a != nil {
+		a.timer.Stop()
+	}
+}
+
+// missed is the error of a transaction that was given up, nil when it was not. It does not wrap what that led to, which is a canceled context that nobody canceled.
+func (a *answers) missed(ctx context.Context, consequence error) error {
+	if a == nil || !a.late.Load() || ctx.Err() != nil {
+		return nil
+	}
+	return fmt.Errorf("%w: no answer within %s (%v)", ErrUnavailable, a.within, consequence) //nolint:errorlint // see above
+}
+
 // Tx is a running transaction. It is valid inside the function it was given to, for one goroutine.
 type Tx struct {
-	tx *sql.Tx
+	tx      *sql.Tx
+	answers *answers
 }
 
 // Exec runs a statement and says how many rows it inserted, changed or deleted.
 func (t Tx) Exec(ctx context.Context, query string, args ...any) (affected int64, err error) {
+	t.answers.statement()
 	result, err := t.tx.ExecContext(ctx, query, args...)
 	if err != nil {
 		return 0, classify(ctx, err)
@@ -116,11 +187,13 @@ func (t Tx) Exec(ctx context.Context, query string, args ...any) (affected int64
 
 // QueryRow runs a statement whose first row is wanted; Scan reports its errors, ErrNoRows among them.
 func (t Tx) QueryRow(ctx context.Context, query string, args ...any) Row {
+	t.answers.statement()
 	return row{ctx: ctx, row: t.tx.QueryRowContext(ctx, query, args...)}
 }
 
 // Query runs a statement for its rows. They must be closed before the next statement of the transaction; Collect does.
 func (t Tx) Query(ctx context.Context, query string, args ...any) (*Rows, error) {
+	t.answers.statement()
 	rows, err := t.tx.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, classify(ctx, err)

@@ -24,7 +24,9 @@ func program() daemon.Program[*app.Config] {
 		},
 		Commands: []daemon.Command[*app.Config]{
 			// To be run after the database was restored from a backup.
-			{Name: "restored", Run: func(ctx context.Context, c *app.Config, _ *slog.Logger) error { return app.Restored(ctx, *c, os.Stdout) }},
+			{Name: "restored", Run: func(ctx context.Context, c *app.Config, _ *slog.Logger) error {
+				return app.Restored(ctx, *c, os.Stdout)
+			}},
 		},
 	}
 }

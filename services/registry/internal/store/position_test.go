@@ -77,8 +77,11 @@ func TestStore_RefusesADatabaseThatWentBack(t *testing.T) {
 			t.Fatal(err)
 		}
 		for name, try := range map[string]func() error{
-			"ping":   func() error { return reader.Ping(ctx) },
-			"list":   func() error { _, _, err := reader.Projects(ctx, resource.Page{Parent: "accounts/acme", Size: 10}); return err },
+			"ping": func() error { return reader.Ping(ctx) },
+			"list": func() error {
+				_, _, err := reader.Projects(ctx, resource.Page{Parent: "accounts/acme", Size: 10})
+				return err
+			},
 			"follow": func() error { _, _, err := reader.Changes(ctx, old, 10); return err },
 			"write": func() error {
 				_, err := writer.CreateProject(ctx, start, projectName("p4"), project.Spec{Kind: project.Module}, "")
