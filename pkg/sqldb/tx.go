@@ -83,7 +83,7 @@ func (db *DB) attempt(ctx context.Context, options sql.TxOptions, fn func(ctx co
 
 	tx, err := conn.BeginTx(txCtx, &options)
 	if err != nil {
-		if missed := answers.missed(ctx, err); missed != nil {
+		if missed := answers.missed(err); missed != nil {
 			return false, missed
 		}
 		// A pooled connection the server has closed meanwhile.
@@ -93,7 +93,7 @@ func (db *DB) attempt(ctx context.Context, options sql.TxOptions, fn func(ctx co
 	defer func() { _ = tx.Rollback() }()
 
 	if err := fn(fnCtx, Tx{tx: tx, answers: answers}); err != nil {
-		if missed := answers.missed(ctx, err); missed != nil {
+		if missed := answers.missed(err); missed != nil {
 			return false, missed
 		}
 		if !options.ReadOnly && readOnlyServer(err) {
@@ -107,7 +107,7 @@ func (db *DB) attempt(ctx context.Context, options sql.TxOptions, fn func(ctx co
 		return false, ctx.Err()
 	}
 	answers.stop()
-	if missed := answers.missed(ctx, nil); missed != nil {
+	if missed := answers.missed(nil); missed != nil {
 		return false, missed
 	}
 	limit := time.AfterFunc(commitTimeout, cancel)
@@ -161,8 +161,8 @@ func (a *answers) stop() {
 }
 
 // missed is the error of a transaction that was given up, nil when it was not. It does not wrap what that led to, which is a canceled context that nobody canceled.
-func (a *answers) missed(ctx context.Context, consequence error) error {
-	if a == nil || !a.late.Load() || ctx.Err() != nil {
+func (a *answers) missed(consequence error) error {
+	if a == nil || !a.late.Load() {
 		return nil
 	}
 	return fmt.Errorf("%w: no answer within %s (%v)", ErrUnavailable, a.within, consequence) //nolint:errorlint // see above
