@@ -27,7 +27,7 @@ const (
 // a server that takes no writes any more; so it must not change
 // anything outside the transaction that a second run would get wrong. Any other error rolls back and is returned, fn's own unchanged. ErrUnavailable and ErrUnknownOutcome say what they
 // mean. When ctx ends before the commit nothing has happened, and its error is returned. A PostgreSQL server that is silent for longer than its own time limits allow, for it or the way to it
-// is gone, is ErrUnavailable too, also where ctx has no deadline; fn must use the context it gets.
+// is gone, is ErrUnavailable too, also where ctx has no deadline: fn must use the context it gets, which ends with the transaction.
 func (db *DB) Tx(ctx context.Context, fn func(ctx context.Context, tx Tx) error) error {
 	return db.run(ctx, sql.TxOptions{}, fn)
 }

@@ -607,12 +607,12 @@ func TestStore_RevocationWaitsForADeliveryThatWasEntitled(t *testing.T) {
 		}
 		group.Go(func() {
 			defer close(deliveryDone)
-			_, delivered = c.store.Deliver(ctx, start, order("g1", "instance", "v2"))
+			_, delivered = c.store.Deliver(t.Context(), start, order("g1", "instance", "v2"))
 		})
 		c.waiting(ctx, 1, deliveryDone)
 		group.Go(func() {
 			defer close(revocationDone)
-			_, revoked = other.RevokeGrant(ctx, start, "acme", "g1", platform)
+			_, revoked = other.RevokeGrant(t.Context(), start, "acme", "g1", platform)
 		})
 		c.waiting(ctx, 2, revocationDone)
 		select {

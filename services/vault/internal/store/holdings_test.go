@@ -559,7 +559,7 @@ func TestReleaseEnded_LeavesWhatIsExtendedMeanwhile(t *testing.T) {
 		}
 		group.Go(func() {
 			defer close(done)
-			_, released = c.store.ReleaseEnded(ctx, start.Add(time.Hour), 10)
+			_, released = c.store.ReleaseEnded(t.Context(), start.Add(time.Hour), 10)
 		})
 		c.waiting(ctx, 1, done)
 		_, err := tx.Exec(ctx, `UPDATE holdings SET expire_time = expire_time + 1`)
@@ -598,13 +598,13 @@ func TestEndLeases_WaitsForADeliveryThatWasEntitled(t *testing.T) {
 				}
 				group.Go(func() {
 					defer close(deliveryDone)
-					_, delivered = c.store.Deliver(ctx, start, whole(uid, "another", "v2"))
+					_, delivered = c.store.Deliver(t.Context(), start, whole(uid, "another", "v2"))
 				})
 				c.waiting(ctx, 1, deliveryDone)
 				c.beginDeleting()
 				group.Go(func() {
 					defer close(endDone)
-					n, ended = other.EndLeases(ctx, m, store.Step{IntegrationUID: "uid", Now: start, NextTime: start})
+					n, ended = other.EndLeases(t.Context(), m, store.Step{IntegrationUID: "uid", Now: start, NextTime: start})
 				})
 				c.waiting(ctx, 2, endDone)
 				select {
