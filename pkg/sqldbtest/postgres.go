@@ -30,9 +30,13 @@ const startTimeout = time.Minute
 
 // server is a private PostgreSQL: its files, its socket and its log are in one folder.
 type server struct {
-	folder string
-	admin  *sql.DB
-	alive  io.Closer // the keeper's standard input: held, for once collected it would be closed
+	programs string
+	owner    *syscall.Credential
+	folder   string
+	admin    *sql.DB
+
+	keeper *exec.Cmd      // nil while the server does not run
+	orders io.WriteCloser // the keeper's standard input: held, for once collected it would be closed
 
 	mu        sync.Mutex
 	templates map[string]string // digest of migrations → database
@@ -41,7 +45,9 @@ type server struct {
 
 // start makes the process's one server. A package has no end to hook into, and a server per test costs seconds, hence one for all; its keeper (see launch)
 // is what ends it.
-var start = sync.OnceValues(launch)
+var start = sync.OnceValues(func() (*server, error) {
+	return launch("fsync = off\nsynchronous_commit = off\nfull_page_writes = off\n")
+})
 
 // PostgresConfig makes an empty database on the private server, dropped when the test ends.
 func PostgresConfig(t testing.TB) sqldb.Config {
@@ -146,83 +152,104 @@ func digestOf(migrations fs.FS) (string, error) {
 	return hex.EncodeToString(sum.Sum(nil)), nil
 }
 
-// keeper runs the server and waits for standard input to end, which it does when the test's process does, even by SIGKILL: nothing else holds the other end of
-// that pipe. Then nobody needs the data any more.
+// keeper runs the server and waits for a line of standard input that says how to end it. Standard input ends without one when the test's process does, even by SIGKILL:
+// nothing else holds the other end of that pipe. Then nobody needs the data any more.
 const keeper = `
-"$1/postgres" -D "$2/data" -k "$2" >"$2/log" 2>&1 </dev/null &
-read -r _
-kill -QUIT $!
+"$1/postgres" -D "$2/data" -k "$2" >>"$2/log" 2>&1 </dev/null &
+how=
+read -r how
+case "$how" in
+` + string(Shutdown) + `) kill -INT $! ;;
+*) kill -QUIT $! ;;
+esac
 wait
-rm -rf "$2"
+[ -n "$how" ] || rm -rf "$2"
 `
 
-func launch() (_ *server, err error) {
-	programs, err := findPrograms()
-	if err != nil {
+// launch makes and starts a server with these settings.
+func launch(settings string) (_ *server, err error) {
+	s := &server{templates: map[string]string{}}
+	if s.programs, err = findPrograms(); err != nil {
 		return nil, err
 	}
-	owner, err := serverOwner()
-	if err != nil {
+	if s.owner, err = serverOwner(); err != nil {
 		return nil, err
 	}
 	// Not under TMPDIR: a socket's path has at most 107 bytes, and every folder on the way must be open to the owner.
-	folder, err := os.MkdirTemp("/tmp", "pg")
-	if err != nil {
+	if s.folder, err = os.MkdirTemp("/tmp", "pg"); err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			_ = os.RemoveAll(folder)
+			_ = os.RemoveAll(s.folder)
 		}
 	}()
-	if owner != nil {
-		if err := os.Chown(folder, int(owner.Uid), int(owner.Gid)); err != nil {
+	if s.owner != nil {
+		if err := os.Chown(s.folder, int(s.owner.Uid), int(s.owner.Gid)); err != nil {
 			return nil, err
 		}
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
-	initdb := exec.CommandContext(ctx, filepath.Join(programs, "initdb"), "--pgdata="+filepath.Join(folder, "data"), "--username=postgres",
+	initdb := exec.CommandContext(ctx, filepath.Join(s.programs, "initdb"), "--pgdata="+filepath.Join(s.folder, "data"), "--username=postgres",
 		"--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions")
-	initdb.Dir = folder
+	initdb.Dir = s.folder
 	initdb.Env = environment()
-	initdb.SysProcAttr = &syscall.SysProcAttr{Credential: owner}
+	initdb.SysProcAttr = &syscall.SysProcAttr{Credential: s.owner}
 	if output, err := initdb.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("initdb: %w\n%s", err, output)
 	}
-	settings := `
+	settings += `
 listen_addresses = ''
 unix_socket_permissions = 0700
-fsync = off
-synchronous_commit = off
-full_page_writes = off
 shared_buffers = 32MB
 max_connections = 200
 autovacuum = off
 `
-	if err := appendTo(filepath.Join(folder, "data", "postgresql.conf"), settings); err != nil {
+	if err := appendTo(filepath.Join(s.folder, "data", "postgresql.conf"), settings); err != nil {
 		return nil, err
 	}
-	command := exec.Command("/bin/sh", "-c", keeper, "keeper", programs, folder)
-	command.Dir = folder
-	command.Env = environment()
+	return s, s.run(ctx)
+}
+
+// run starts the server, which is not running, and waits until it answers.
+func (s *server) run(ctx context.Context) (err error) {
+	s.keeper = exec.Command("/bin/sh", "-c", keeper, "keeper", s.programs, s.folder)
+	s.keeper.Dir = s.folder
+	s.keeper.Env = environment()
 	// A group of its own, so that Ctrl-C at a terminal reaches the test and not the server, which would answer with a slow, orderly end.
-	command.SysProcAttr = &syscall.SysProcAttr{Credential: owner, Setpgid: true}
-	alive, err := command.StdinPipe()
-	if err != nil {
-		return nil, err
+	s.keeper.SysProcAttr = &syscall.SysProcAttr{Credential: s.owner, Setpgid: true}
+	if s.orders, err = s.keeper.StdinPipe(); err != nil {
+		return err
 	}
-	if err := command.Start(); err != nil {
-		return nil, err
+	if err := s.keeper.Start(); err != nil {
+		return err
 	}
-	s := &server{folder: folder, alive: alive, templates: map[string]string{}}
 	if err := s.connect(ctx); err != nil {
-		log, _ := os.ReadFile(filepath.Join(folder, "log"))
-		_ = alive.Close()
-		_ = command.Wait()
-		return nil, fmt.Errorf("start PostgreSQL: %w\n%s", err, log)
+		log, _ := os.ReadFile(filepath.Join(s.folder, "log"))
+		return fmt.Errorf("start PostgreSQL: %w\n%s", errors.Join(err, s.end("")), log)
 	}
-	return s, nil
+	return nil
+}
+
+// end ends the server as the keeper is told, and waits until it has.
+func (s *server) end(how Ending) error {
+	var errs []error
+	if s.admin != nil {
+		errs = append(errs, s.admin.Close())
+		s.admin = nil
+	}
+	if how != "" {
+		_, err := io.WriteString(s.orders, string(how)+"\n")
+		errs = append(errs, err)
+	}
+	// Waiting closes the pipe, once the keeper has ended.
+	if how == "" {
+		errs = append(errs, s.orders.Close())
+	}
+	errs = append(errs, s.keeper.Wait())
+	s.keeper = nil
+	return errors.Join(errs...)
 }
 
 func appendTo(name, text string) error {
