@@ -79,8 +79,8 @@ func integration(uid, id string, with ...func(*registryv1.Integration)) *registr
 	return &registryv1.Event{Resource: &registryv1.Event_Integration{Integration: i}}
 }
 
-func project(uid, id string) *registryv1.Event {
-	return &registryv1.Event{Resource: &registryv1.Event_Project{Project: &registryv1.Project{Uid: uid, Name: "accounts/a/projects/" + id}}}
+func project(uid, id string, labels ...string) *registryv1.Event {
+	return &registryv1.Event{Resource: &registryv1.Event_Project{Project: &registryv1.Project{Uid: uid, Name: "accounts/a/projects/" + id, Labels: labels}}}
 }
 
 func attachment(uid, integration, project string, accesses ...typev1.Access) *registryv1.Event {
@@ -115,8 +115,10 @@ func row(e *registryv1.Event) string {
 		if all := r.Integration.GetAllowedAudiences(); len(all) > 0 {
 			audiences = `["` + strings.Join(all, `","`) + `"]`
 		}
-		return fmt.Sprintf("%s %s %s %s %s %d %d", uid, name, r.Integration.GetDisplayName(), cmp.Or(r.Integration.GetCloud(), "public"),
+		return fmt.Sprintf("%s %s %s %s %s %d %d 1", uid, name, r.Integration.GetDisplayName(), cmp.Or(r.Integration.GetCloud(), "public"),
 			audiences, period.Microseconds(), bit[r.Integration.GetState() == registryv1.Integration_STATE_DELETING])
+	case *registryv1.Event_Project:
+		return uid + " " + name + " 1"
 	case *registryv1.Event_Attachment:
 		a := r.Attachment
 		gives := func(access typev1.Access) int {
@@ -126,6 +128,20 @@ func row(e *registryv1.Event) string {
 			gives(typev1.Access_ACCESS_READ), gives(typev1.Access_ACCESS_WRITE), a.GetSubscriptionId())
 	}
 	return uid + " " + name
+}
+
+// labelRows are how the vault's database has the labels of a resource.
+func labelRows(e *registryv1.Event) (rows []string) {
+	uid, _ := keys(e)
+	for _, label := range e.GetProject().GetLabels() {
+		rows = append(rows, uid+" has "+label)
+	}
+	for _, label := range e.GetIntegration().GetLabels() {
+		if of, ok := strings.CutPrefix(label, "autoattach:"); ok && of != "" && e.GetIntegration().GetAutoAttach() {
+			rows = append(rows, uid+" goes by "+of)
+		}
+	}
+	return rows
 }
 
 func (r *fakeRegistry) set(change func(r *fakeRegistry)) {
@@ -146,7 +162,7 @@ func (r *fakeRegistry) rouse() {
 func (r *fakeRegistry) remember() {
 	var rows []string
 	for _, e := range r.wanted {
-		rows = append(rows, row(e))
+		rows = append(append(rows, row(e)), labelRows(e)...)
 	}
 	slices.Sort(rows)
 	at := position(r.incarnation, r.revision)
@@ -229,12 +245,13 @@ func (r *fakeRegistry) mutateHeld() {
 		case 'i':
 			i := integration(uid, strings.TrimPrefix(old.GetIntegration().GetName(), "accounts/a/integrations/"))
 			i.GetIntegration().DisplayName = fmt.Sprint("changed ", r.made)
+			i.GetIntegration().AutoAttach, i.GetIntegration().Labels = r.dice.IntN(3) > 0, r.labels("autoattach:")
 			r.commit(i)
 		case 'a':
 			a := old.GetAttachment()
 			r.commit(attachment(uid, a.GetIntegrationUid(), a.GetProjectUid(), typev1.Access(1+r.dice.IntN(2))))
 		default:
-			r.commit(project(uid, strings.TrimPrefix(old.GetProject().GetName(), "accounts/a/projects/")))
+			r.commit(project(uid, strings.TrimPrefix(old.GetProject().GetName(), "accounts/a/projects/"), r.labels("")...))
 		}
 	default:
 		// Few names, so that they are used again, and anywhere among the pages.
@@ -242,7 +259,7 @@ func (r *fakeRegistry) mutateHeld() {
 		fresh := integration(fmt.Sprint("i-", r.made), id)
 		switch kind {
 		case 'p':
-			fresh = project(fmt.Sprint("p-", r.made), id)
+			fresh = project(fmt.Sprint("p-", r.made), id, r.labels("")...)
 		case 'a':
 			fresh = attachment(fmt.Sprint("a-", r.made), one('i'), one('p'))
 		}
@@ -254,6 +271,16 @@ func (r *fakeRegistry) mutateHeld() {
 		}
 		r.commit(fresh)
 	}
+}
+
+// labels draws some. The caller holds mu.
+func (r *fakeRegistry) labels(prefix string) (labels []string) {
+	for _, label := range []string{"dev", "eu", "prod"} {
+		if r.dice.IntN(2) == 0 {
+			labels = append(labels, prefix+label)
+		}
+	}
+	return labels
 }
 
 // cut breaks the streams that there are.

@@ -96,8 +96,10 @@ func (c *copies) judge() (at string) {
 			var line string
 			err := row.Scan(&line)
 			return line, err
-		}, `SELECT uid || ' ' || name || ' ' || display_name || ' ' || cloud || ' ' || allowed_audiences || ' ' || rotation_period || ' ' || deleting FROM integrations
-			UNION ALL SELECT uid || ' ' || name FROM projects
+		}, `SELECT uid || ' ' || name || ' ' || display_name || ' ' || cloud || ' ' || allowed_audiences || ' ' || rotation_period || ' ' || deleting || ' ' || (labels_revision = revision) FROM integrations
+			UNION ALL SELECT uid || ' ' || name || ' ' || (labels_revision = revision) FROM projects
+			UNION ALL SELECT integration_uid || ' goes by ' || label FROM auto_labels
+			UNION ALL SELECT project_uid || ' has ' || label FROM project_labels
 			UNION ALL SELECT uid || ' ' || integration_uid || ' ' || project_uid || ' ' || reads || ' ' || writes || ' ' || subscription_id FROM attachments`)
 		return err
 	})
@@ -109,6 +111,35 @@ func (c *copies) judge() (at string) {
 		c.t.Errorf("the copy says it is the registry at %s (-want +got):\n%s", at, cmp.Diff(c.registry.at(at), rows))
 	}
 	return at
+}
+
+// labels are all labels that the copy has.
+func (c *copies) labels() (rows []string) {
+	c.t.Helper()
+	err := c.db.ReadTx(c.t.Context(), func(ctx context.Context, tx sqldb.Tx) (err error) {
+		rows, err = sqldb.Collect(ctx, tx, func(row sqldb.Row) (line string, err error) { return line, row.Scan(&line) },
+			`SELECT integration_uid || ' goes by ' || label FROM auto_labels UNION ALL SELECT project_uid || ' has ' || label FROM project_labels ORDER BY 1`)
+		return err
+	})
+	if err != nil {
+		c.t.Error(err)
+	}
+	return rows
+}
+
+// bringWithout brings a project as a replica does that knows no labels.
+func (c *copies) bringWithout(uid string, revision int64) {
+	c.t.Helper()
+	err := c.db.Tx(c.t.Context(), func(ctx context.Context, tx sqldb.Tx) error {
+		if _, err := tx.Exec(ctx, `UPDATE projection SET revision = $1, cursor = $2`, revision, position("r", revision)); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `UPDATE projects SET revision = $2 WHERE uid = $1`, uid, revision)
+		return err
+	})
+	if err != nil {
+		c.t.Error(err)
+	}
 }
 
 // world is a registry and a vault's database, in a bubble.
@@ -204,6 +235,52 @@ func TestFeed_CopiesOnceThenFollows(t *testing.T) {
 		w.current("restarted", 0)
 		if got := w.registry.counted(); got != "3 lists, 2 watches" {
 			t.Errorf("a restart goes on from the cursor: %s", got)
+		}
+	})
+}
+
+func TestFeed_CopiesLabels(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		auto := func(uid, id string, on bool, labels ...string) *registryv1.Event {
+			return integration(uid, id, func(i *registryv1.Integration) { i.AutoAttach, i.Labels = on, labels })
+		}
+		w.registry.put(auto("i-1", "on", true, "autoattach:prod", "prod", "autoattach:", "autoattach:a b", "Autoattach:x"), auto("i-2", "off", false, "autoattach:prod"),
+			project("p-1", "net", "prod", "autoattach:eu"))
+		w.follow(1)
+		w.current("listed", 0)
+		want := []string{"i-1 goes by a b", "i-1 goes by prod", "p-1 has autoattach:eu", "p-1 has prod"}
+		if got := w.store.labels(); !slices.Equal(got, want) {
+			t.Errorf("listed %q, want %q", got, want)
+		}
+		w.registry.put(auto("i-1", "on", false, "autoattach:prod"), auto("i-2", "off", true, "autoattach:prod"), project("p-1", "net"))
+		w.current("followed", 0)
+		if got, want := w.store.labels(), []string{"i-2 goes by prod"}; !slices.Equal(got, want) {
+			t.Errorf("followed %q, want %q", got, want)
+		}
+	})
+}
+
+// While releases are exchanged, replicas bring changes that know no labels.
+func TestFeed_AddsLabelsThatAreMissing(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.registry.put(project("p-1", "net", "prod"))
+		w.follow(1)
+		w.current("listed", 0)
+		w.registry.set(func(r *fakeRegistry) { r.mute = true })
+		w.registry.put(project("p-1", "net", "dev"))
+		w.store.bringWithout("p-1", 2)
+		w.registry.set(func(r *fakeRegistry) { r.mute = false })
+		w.current("told second", 0)
+		if got := w.registry.counted(); got != "3 lists, 1 watches" {
+			t.Error(got)
+		}
+		w.stop()
+		w.registry.put(project("p-1", "net", "eu"))
+		w.store.bringWithout("p-1", 3)
+		w.follow(1)
+		w.current("not told", 0)
+		if got := w.registry.counted(); got != "6 lists, 2 watches" {
+			t.Errorf("what lacks labels is listed anew: %s", got)
 		}
 	})
 }

@@ -11,6 +11,9 @@ import (
 	"phasekey.dev/services/vault/internal/store"
 )
 
+// autoAttachPrefix makes a label of an integration name a label of projects, see Integration.auto_attach.
+const autoAttachPrefix = "autoattach:"
+
 // defaultRotationPeriod is what an integration that names none gets.
 const defaultRotationPeriod = 24 * time.Hour
 
@@ -139,6 +142,7 @@ func integration(i *registryv1.Integration, revision int64) store.Integration {
 		Cloud:                 i.GetCloud(),
 		DefaultSubscriptionID: i.GetDefaultSubscriptionId(),
 		AllowedAudiences:      i.GetAllowedAudiences(),
+		AutoLabels:            autoLabels(i),
 		RotationPeriod:        defaultRotationPeriod,
 		Deleting:              i.GetState() == registryv1.Integration_STATE_DELETING,
 		Revision:              revision,
@@ -156,8 +160,22 @@ func integration(i *registryv1.Integration, revision int64) store.Integration {
 	return out
 }
 
+// autoLabels are the labels of projects to which it is attached by itself.
+func autoLabels(i *registryv1.Integration) []string {
+	if !i.GetAutoAttach() {
+		return nil
+	}
+	var labels []string
+	for _, label := range i.GetLabels() {
+		if wanted, ok := strings.CutPrefix(label, autoAttachPrefix); ok && wanted != "" {
+			labels = append(labels, wanted)
+		}
+	}
+	return labels
+}
+
 func project(p *registryv1.Project, revision int64) store.Project {
-	return store.Project{UID: p.GetUid(), Name: p.GetName(), Revision: revision}
+	return store.Project{UID: p.GetUid(), Name: p.GetName(), Labels: p.GetLabels(), Revision: revision}
 }
 
 func attachment(a *registryv1.Attachment, revision int64) store.Attachment {

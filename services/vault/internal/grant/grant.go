@@ -27,7 +27,7 @@ var (
 
 	// ErrUnknown: no such token. Nothing more is said to whoever showed it.
 	ErrUnknown = errors.New("unknown grant token")
-	// ErrBehind: the copy of the registry is older than the grant.
+	// ErrBehind: the copy of the registry is older than the grant, or lacks labels that the grant may rest on.
 	ErrBehind = errors.New("copy of the registry is behind the grant")
 	// ErrStale: the registry has not been heard of for longer than MaxSilence.
 	ErrStale = errors.New("copy of the registry is too old")
@@ -251,8 +251,10 @@ type Standing struct {
 	IntegrationLives bool
 	// ProjectLives: the project is in that copy.
 	ProjectLives bool
-	// Attached: an attachment of both gives the grant's access.
+	// Attached: an attachment of both, or labels, give the grant's access.
 	Attached bool
+	// Unlabelled: labels might give it, but the copy lacks them.
+	Unlabelled bool
 }
 
 // Check is nil when something may be delivered, else the most telling reason why not.
@@ -266,6 +268,8 @@ func (s Standing) Check(now time.Time) error {
 		return ErrBehind
 	case !s.IntegrationLives || !s.ProjectLives:
 		return ErrIntegrationDeleted
+	case !s.Attached && s.Unlabelled:
+		return ErrBehind
 	case !s.Attached:
 		return ErrDetached
 	case !s.BookmarkTime.After(now.Add(-MaxSilence)):

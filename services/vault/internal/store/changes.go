@@ -15,7 +15,8 @@ const keptChanges = 10_000
 // or a grant. It is a reason to look, not a description.
 type Change struct {
 	Seq int64
-	// IntegrationUID is set for a change of an integration, of its versions or of its attachments.
+	// IntegrationUID is set for a change of an integration, of its versions, of its attachments, or of a project for which it has
+	// live grants.
 	IntegrationUID string
 	// GrantUID is set for a change of one grant or its leases.
 	GrantUID string

@@ -75,17 +75,16 @@ func standing(ctx context.Context, tx sqldb.Tx, grantUID string) (grant.Standing
 		out                         grant.Standing
 		bookmark                    int64
 		integration, project, given bool
+		labels                      bool
 	)
 	g, err := scanGrant(tx.QueryRow(ctx, `SELECT `+grantColumns+`,
 			COALESCE((SELECT incarnation FROM projection WHERE singleton = 1), ''),
 			COALESCE((SELECT revision FROM projection WHERE singleton = 1), 0),
 			COALESCE((SELECT bookmark_time FROM projection WHERE singleton = 1), 0),
-			EXISTS (SELECT 1 FROM integrations i WHERE i.uid = grants.integration_uid AND i.deleting = 0),
-			EXISTS (SELECT 1 FROM projects p WHERE p.uid = grants.project_uid),
-			EXISTS (SELECT 1 FROM attachments a WHERE a.integration_uid = grants.integration_uid AND a.project_uid = grants.project_uid
-				AND (grants.access = 'READ' AND a.reads = 1 OR grants.access = 'WRITE' AND a.writes = 1))
-		FROM grants WHERE uid = $1`, grantUID),
-		&out.Incarnation, &out.Revision, &bookmark, &integration, &project, &given)
+			EXISTS (SELECT 1 FROM integrations i WHERE i.uid = g.integration_uid AND i.deleting = 0),
+			EXISTS (SELECT 1 FROM projects p WHERE p.uid = g.project_uid), `+attached+`, `+unlabelled+`
+		FROM grants g WHERE uid = $1`, grantUID),
+		&out.Incarnation, &out.Revision, &bookmark, &integration, &project, &given, &labels)
 	if errors.Is(err, sqldb.ErrNoRows) {
 		return grant.Standing{}, grant.ErrNotFound
 	}
@@ -93,7 +92,7 @@ func standing(ctx context.Context, tx sqldb.Tx, grantUID string) (grant.Standing
 		return grant.Standing{}, err
 	}
 	out.Grant, out.BookmarkTime = g, sqldb.Time(bookmark)
-	out.IntegrationLives, out.ProjectLives, out.Attached = integration, project, given
+	out.IntegrationLives, out.ProjectLives, out.Attached, out.Unlabelled = integration, project, given, labels
 	return out, nil
 }
 

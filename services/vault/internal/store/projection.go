@@ -19,7 +19,7 @@ type Projection struct {
 	Incarnation string
 	// Revision is the one up to which everything is here.
 	Revision int64
-	// Cursor resumes watching there; empty when nothing can be resumed, and everything must be listed.
+	// Cursor resumes watching there; empty when nothing can be resumed, or labels are missing, and everything must be listed.
 	Cursor string
 	// BookmarkTime is when the registry last said so.
 	BookmarkTime time.Time
@@ -36,15 +36,18 @@ type Integration struct {
 	AllowedAudiences      []string
 	// DeliveryMaterials are those that runners may be given; none means access tokens alone, see lease.Allowed.
 	DeliveryMaterials []lease.Material
-	RotationPeriod    time.Duration
-	Deleting          bool
-	Revision          int64
+	// AutoLabels are the labels of projects to which it is attached by itself. They are told; what is read has none.
+	AutoLabels     []string
+	RotationPeriod time.Duration
+	Deleting       bool
+	Revision       int64
 }
 
 // Project is a stack or a module.
 type Project struct {
 	UID      string
 	Name     string
+	Labels   []string
 	Revision int64
 }
 
@@ -75,8 +78,8 @@ func (w Wanted) empty() bool {
 	return len(w.Integrations)+len(w.Projects)+len(w.Attachments)+len(w.GoneIntegrations)+len(w.GoneProjects)+len(w.GoneAttachments) == 0
 }
 
-// touched are the UIDs of the integrations whose streams may be affected, each once.
-func (w Wanted) touched() []string {
+// touched are the UIDs of the integrations whose streams may be affected, each once: also are those for which projects matter.
+func (w Wanted) touched(also []string) []string {
 	seen := make(map[string]bool)
 	var out []string
 	note := func(uid string) {
@@ -97,6 +100,9 @@ func (w Wanted) touched() []string {
 	for _, a := range w.GoneAttachments {
 		note(a.IntegrationUID)
 	}
+	for _, uid := range also {
+		note(uid)
+	}
 	return out
 }
 
@@ -105,7 +111,8 @@ func (s *Store) Projection(ctx context.Context) (Projection, error) {
 	var out Projection
 	err := s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
 		var bookmark int64
-		err := tx.QueryRow(ctx, `SELECT incarnation, revision, cursor, bookmark_time FROM projection WHERE singleton = 1`).
+		err := tx.QueryRow(ctx, `SELECT incarnation, revision, CASE WHEN `+someUnlabelled+` THEN '' ELSE cursor END, bookmark_time
+			FROM projection WHERE singleton = 1`).
 			Scan(&out.Incarnation, &out.Revision, &out.Cursor, &bookmark)
 		if errors.Is(err, sqldb.ErrNoRows) {
 			return nil
@@ -120,8 +127,8 @@ func (s *Store) Projection(ctx context.Context) (Projection, error) {
 }
 
 // AdvanceProjection applies what changed since the revision that is here, up to at.Revision; with nothing changed it notes
-// that the registry is alive. Every replica follows the registry and calls it: whoever comes second changes nothing, for
-// the row that says how far we are is the first thing that is written.
+// that the registry is alive. Every replica follows the registry and calls it: whoever comes second adds nothing but labels that
+// the first did not know of, for the row that says how far we are is the first thing that is written.
 func (s *Store) AdvanceProjection(ctx context.Context, now time.Time, at Projection, changed Wanted) error {
 	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
 		behind := `revision < $3`
@@ -131,10 +138,17 @@ func (s *Store) AdvanceProjection(ctx context.Context, now time.Time, at Project
 		n, err := tx.Exec(ctx, `UPDATE projection SET revision = $3, cursor = $4, bookmark_time = $1
 			WHERE singleton = 1 AND incarnation = $2 AND `+behind,
 			sqldb.Micros(at.BookmarkTime), at.Incarnation, at.Revision, at.Cursor)
-		if err != nil || n == 0 {
+		if err != nil {
 			return err
 		}
-		return s.project(ctx, tx, now, changed)
+		if n == 0 {
+			return addLabels(ctx, tx, at.Incarnation, changed)
+		}
+		also, err := grantedThrough(ctx, tx, now, changed)
+		if err != nil {
+			return err
+		}
+		return s.project(ctx, tx, now, changed, also)
 	})
 	if err != nil {
 		return fmt.Errorf("advance projection: %w", err)
@@ -155,23 +169,24 @@ func (s *Store) ForgetCursor(ctx context.Context, cursor string) error {
 	return nil
 }
 
-// ReplaceProjection makes all the whole truth at at.Revision, unless as much is here already, with a cursor to go on from.
+// ReplaceProjection makes all the whole truth at at.Revision, unless as much is here already, with a cursor to go on from. If
+// more is here, but without labels, it is ErrChanged: list again.
 func (s *Store) ReplaceProjection(ctx context.Context, now time.Time, at Projection, all Wanted) error {
 	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
 		n, err := tx.Exec(ctx, `INSERT INTO projection (singleton, incarnation, revision, cursor, bookmark_time) VALUES (1, $1, $2, $3, $4)
 			ON CONFLICT (singleton) DO UPDATE SET incarnation = excluded.incarnation, revision = excluded.revision,
 				cursor = excluded.cursor, bookmark_time = excluded.bookmark_time
-			WHERE projection.incarnation <> excluded.incarnation OR projection.revision < excluded.revision OR projection.cursor = ''`,
+			WHERE projection.incarnation <> excluded.incarnation OR projection.revision < excluded.revision OR projection.cursor = ''
+				OR projection.revision = excluded.revision AND `+someUnlabelled,
 			at.Incarnation, at.Revision, at.Cursor, sqldb.Micros(at.BookmarkTime))
-		if err != nil || n == 0 {
+		if err != nil {
 			return err
 		}
+		if n == 0 {
+			return checkLabelled(ctx, tx)
+		}
 		// Streams of what is no longer there must hear of it too.
-		gone, err := sqldb.Collect(ctx, tx, func(row sqldb.Row) (string, error) {
-			var uid string
-			err := row.Scan(&uid)
-			return uid, err
-		}, `SELECT uid FROM integrations`)
+		gone, err := sqldb.Collect(ctx, tx, scanUID, `SELECT uid FROM integrations`)
 		if err != nil {
 			return err
 		}
@@ -190,7 +205,7 @@ func (s *Store) ReplaceProjection(ctx context.Context, now time.Time, at Project
 				all.GoneIntegrations = append(all.GoneIntegrations, uid)
 			}
 		}
-		return s.project(ctx, tx, now, all)
+		return s.project(ctx, tx, now, all, nil)
 	})
 	if err != nil {
 		return fmt.Errorf("replace projection: %w", err)
@@ -198,7 +213,8 @@ func (s *Store) ReplaceProjection(ctx context.Context, now time.Time, at Project
 	return nil
 }
 
-func (s *Store) project(ctx context.Context, tx sqldb.Tx, now time.Time, changed Wanted) error {
+// project writes what changed, and tells the streams of the integrations that are in it, and of those besides.
+func (s *Store) project(ctx context.Context, tx sqldb.Tx, now time.Time, changed Wanted, also []string) error {
 	shards := 0
 	if len(changed.Integrations) > 0 {
 		// The database says what belongs to which shard, not a replica that may not know yet that it was divided anew.
@@ -218,20 +234,28 @@ func (s *Store) project(ctx context.Context, tx sqldb.Tx, now time.Time, changed
 		}
 		if _, err := tx.Exec(ctx, `INSERT INTO integrations
 			(uid, name, shard, display_name, tenant_id, cloud, default_subscription_id, allowed_audiences, rotation_period, deleting, revision,
-			 delivery_materials)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+			 delivery_materials, labels_revision)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $11)
 			ON CONFLICT (uid) DO UPDATE SET name = excluded.name, shard = excluded.shard, display_name = excluded.display_name,
 				tenant_id = excluded.tenant_id, cloud = excluded.cloud, default_subscription_id = excluded.default_subscription_id,
 				allowed_audiences = excluded.allowed_audiences, rotation_period = excluded.rotation_period,
-				deleting = excluded.deleting, revision = excluded.revision, delivery_materials = excluded.delivery_materials`,
+				deleting = excluded.deleting, revision = excluded.revision, delivery_materials = excluded.delivery_materials,
+				labels_revision = excluded.labels_revision`,
 			i.UID, i.Name, election.ShardOf(i.UID, shards), i.DisplayName, i.TenantID, i.Cloud, i.DefaultSubscriptionID, string(audiences),
 			i.RotationPeriod.Microseconds(), bit(i.Deleting), i.Revision, string(materials)); err != nil {
 			return err
 		}
+		if err := putLabels(ctx, tx, autoLabels, i.UID, i.AutoLabels); err != nil {
+			return err
+		}
 	}
 	for _, p := range changed.Projects {
-		if _, err := tx.Exec(ctx, `INSERT INTO projects (uid, name, revision) VALUES ($1, $2, $3)
-			ON CONFLICT (uid) DO UPDATE SET name = excluded.name, revision = excluded.revision`, p.UID, p.Name, p.Revision); err != nil {
+		if _, err := tx.Exec(ctx, `INSERT INTO projects (uid, name, revision, labels_revision) VALUES ($1, $2, $3, $3)
+			ON CONFLICT (uid) DO UPDATE SET name = excluded.name, revision = excluded.revision, labels_revision = excluded.labels_revision`,
+			p.UID, p.Name, p.Revision); err != nil {
+			return err
+		}
+		if err := putLabels(ctx, tx, projectLabels, p.UID, p.Labels); err != nil {
 			return err
 		}
 	}
@@ -259,7 +283,7 @@ func (s *Store) project(ctx context.Context, tx sqldb.Tx, now time.Time, changed
 			return err
 		}
 	}
-	for _, uid := range changed.touched() {
+	for _, uid := range changed.touched(also) {
 		if err := noteChange(ctx, tx, now, uid, ""); err != nil {
 			return err
 		}

@@ -69,21 +69,34 @@ func (m *mirror) expect(step string, want store.Projection, copied ...string) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		m.t.Errorf("%s: position (-want +got):\n%s", step, diff)
 	}
-	var rows []string
-	err = m.db.ReadTx(m.t.Context(), func(ctx context.Context, tx sqldb.Tx) (err error) {
-		rows, err = sqldb.Collect(ctx, tx, func(row sqldb.Row) (string, error) {
-			var uid string
-			var revision int64
-			err := row.Scan(&uid, &revision)
-			return fmt.Sprintf("%s@%d", uid, revision), err
-		}, `SELECT uid, revision FROM integrations UNION ALL SELECT uid, revision FROM projects UNION ALL SELECT uid, revision FROM attachments ORDER BY uid`)
+	rows := m.rows(`SELECT uid || '@' || revision FROM (SELECT uid, revision FROM integrations UNION ALL SELECT uid, revision FROM projects
+		UNION ALL SELECT uid, revision FROM attachments) AS r ORDER BY uid`)
+	if !slices.Equal(rows, copied) {
+		m.t.Errorf("%s: the copy is %v, want %v", step, rows, copied)
+	}
+}
+
+// rows are what a query of one column finds.
+func (m *mirror) rows(query string) (found []string) {
+	m.t.Helper()
+	err := m.db.ReadTx(m.t.Context(), func(ctx context.Context, tx sqldb.Tx) (err error) {
+		found, err = sqldb.Collect(ctx, tx, func(row sqldb.Row) (text string, err error) { return text, row.Scan(&text) }, query)
 		return err
 	})
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	if !slices.Equal(rows, copied) {
-		m.t.Errorf("%s: the copy is %v, want %v", step, rows, copied)
+	return found
+}
+
+func (m *mirror) exec(query string, args ...any) {
+	m.t.Helper()
+	err := m.db.Tx(m.t.Context(), func(ctx context.Context, tx sqldb.Tx) error {
+		_, err := tx.Exec(ctx, query, args...)
+		return err
+	})
+	if err != nil {
+		m.t.Fatal(err)
 	}
 }
 
