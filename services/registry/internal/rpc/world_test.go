@@ -17,6 +17,7 @@ import (
 	typev1 "phasekey.dev/gen/phasekey/type/v1"
 	"phasekey.dev/pkg/grpcserver"
 	"phasekey.dev/pkg/grpctest"
+	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/pkg/sqldbtest"
 	"phasekey.dev/services/registry/internal/integration"
 	"phasekey.dev/services/registry/internal/quota"
@@ -70,7 +71,13 @@ func newWorld(t *testing.T) *world {
 // newWorldOf is newWorld with other quotas.
 func newWorldOf(t *testing.T, quotas quota.Config) *world {
 	t.Helper()
-	s, err := store.New(t.Context(), sqldbtest.SQLite(t, store.Migrations()), quotas)
+	return newWorldOn(t, sqldbtest.SQLite(t, store.Migrations()), quotas)
+}
+
+// newWorldOn is newWorld with another database, and other quotas.
+func newWorldOn(t *testing.T, db *sqldb.DB, quotas quota.Config) *world {
+	t.Helper()
+	s, err := store.New(t.Context(), db, quotas)
 	if err != nil {
 		t.Fatal(err)
 	}
