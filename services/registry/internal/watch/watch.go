@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -233,7 +234,8 @@ func (h *Hub) after(cursor resource.Position) view {
 		return v
 	}
 	rest := h.recent[cursor.Revision-oldest:]
-	v.changes = rest[:min(len(rest), batch)]
+	// A copy: a watcher that is stuck in sending must not keep all of recent as it was then.
+	v.changes = slices.Clone(rest[:min(len(rest), batch)])
 	return v
 }
 

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+	"weak"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -30,6 +32,7 @@ type fakeSource struct {
 	floor       int64 // changes up to here are compacted
 	failure     error
 	reads       int
+	made        []weak.Pointer[project.Project]
 }
 
 const incarnation = "first"
@@ -78,9 +81,24 @@ func (f *fakeSource) Changes(_ context.Context, from resource.Position, limit in
 	}
 	var changes []change.Change
 	for r := after + 1; r <= f.head && len(changes) < limit; r++ {
-		changes = append(changes, change.Change{Revision: r, Project: &project.Project{UID: fmt.Sprint(r)}})
+		p := &project.Project{UID: fmt.Sprint(r)}
+		f.made = append(f.made, weak.Make(p))
+		changes = append(changes, change.Change{Revision: r, Project: p})
 	}
 	return changes, f.head, nil
+}
+
+// alive counts the changes it has given that somebody still has.
+func (f *fakeSource) alive() (n int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	runtime.GC()
+	for _, p := range f.made {
+		if p.Value() != nil {
+			n++
+		}
+	}
+	return n
 }
 
 // message is what a watcher was sent, and when, since it began.
@@ -279,6 +297,109 @@ func TestWatch_SlowWatcherHoldsNobody(t *testing.T) {
 		if last != 5000 {
 			t.Fatalf("the slow one is at %d", last)
 		}
+	})
+}
+
+// TestWatch_Thousands has thousands of watchers, of whom one never takes anything: everybody else gets every change at once, in order, by as many reads of
+// the database as there would be for one.
+func TestWatch_Thousands(t *testing.T) {
+	const watchers, rounds, each = 3000, 40, 25
+	bubble(t, func(t *testing.T, ctx context.Context, source *fakeSource, h *watch.Hub) {
+		never := make(chan struct{})
+		stuck := begin(ctx, h, 0, never)
+		// Only how far each has come is kept, and whether it came there in order.
+		reached := make([]int64, watchers)
+		ended := make(chan error, watchers)
+		for i := range watchers {
+			go func() {
+				ended <- h.Watch(ctx, resource.Position{Incarnation: incarnation}, func(changes []change.Change, _ resource.Position) error {
+					for _, c := range changes {
+						if c.Revision != reached[i]+1 {
+							return fmt.Errorf("watcher %d got %d after %d", i, c.Revision, reached[i])
+						}
+						reached[i] = c.Revision
+					}
+					return nil
+				})
+			}()
+		}
+		synctest.Wait()
+		var before, after int
+		source.set(func(f *fakeSource) { before = f.reads })
+		began := time.Now()
+		for round := range rounds {
+			source.grow(each, true)
+			synctest.Wait()
+			for i := range watchers {
+				if reached[i] != int64((round+1)*each) {
+					t.Fatalf("watcher %d is at %d after round %d", i, reached[i], round)
+				}
+			}
+		}
+		source.set(func(f *fakeSource) { after = f.reads })
+		if after-before != rounds || time.Since(began) != 0 {
+			t.Errorf("%d reads and %v for %d rounds", after-before, time.Since(began), rounds)
+		}
+		if got := stuck.messages(); got != nil {
+			t.Errorf("the stuck one got %+v", got)
+		}
+		close(never)
+		synctest.Wait()
+		if got := stuck.messages(); got[len(got)-1].revision != rounds*each {
+			t.Errorf("the stuck one has come to %+v", got[len(got)-1])
+		}
+		select {
+		case err := <-ended:
+			t.Errorf("a watcher ended with %v", err)
+		default:
+		}
+	})
+}
+
+// TestWatch_StuckWatchersKeepLittle has watchers get stuck one after another, each with what was new then.
+func TestWatch_StuckWatchersKeepLittle(t *testing.T) {
+	const stuck, meanwhile, batch, recent = 20, 1500, 100, 2000
+	bubble(t, func(t *testing.T, ctx context.Context, source *fakeSource, h *watch.Hub) {
+		never := make(chan struct{})
+		var head int64
+		for range stuck {
+			go func() {
+				// Its bookmark passes; the first message after that does not.
+				_ = h.Watch(ctx, resource.Position{Incarnation: incarnation, Revision: head}, func(changes []change.Change, _ resource.Position) error {
+					if len(changes) > 0 {
+						<-never
+					}
+					return nil
+				})
+			}()
+			synctest.Wait()
+			source.grow(meanwhile, true)
+			head += meanwhile
+			synctest.Wait()
+		}
+		if got, most := source.alive(), recent+stuck*batch; got > most {
+			t.Errorf("%d of %d changes are in memory, want at most %d", got, head, most)
+		}
+		close(never)
+	})
+}
+
+// Whoever was behind when the changes after its cursor were compacted is told so; who was not goes on.
+func TestWatch_CompactionUnderWatchers(t *testing.T) {
+	bubble(t, func(t *testing.T, ctx context.Context, source *fakeSource, h *watch.Hub) {
+		gate := make(chan struct{})
+		behind, current := begin(ctx, h, 0, gate), begin(ctx, h, 0, nil)
+		synctest.Wait()
+		for range 30 { // more than is in memory
+			source.grow(100, true)
+			synctest.Wait()
+		}
+		current.messages()
+		source.set(func(f *fakeSource) { f.floor = 2900 })
+		close(gate)
+		wantEnd(t, behind, resource.ErrCursor)
+		source.grow(1, true)
+		wantMessages(t, current, message{first: 3001, last: 3001, revision: 3001})
 	})
 }
 
