@@ -7,7 +7,7 @@ SHELL := /bin/bash
 BIN := $(CURDIR)/.bin
 BUILD := $(CURDIR)/.build
 NODE := $(BUILD)/node
-TOOLS := $(BIN)/buf $(BIN)/golangci-lint $(BIN)/grpcurl $(BIN)/protoc-gen-go $(BIN)/protoc-gen-go-grpc
+TOOLS := $(BIN)/api-linter $(BIN)/buf $(BIN)/golangci-lint $(BIN)/grpcurl $(BIN)/protoc-gen-go $(BIN)/protoc-gen-go-grpc
 # Every module of the workspace, from go.work itself.
 MODULES = $(shell go list -m -f '{{.Dir}}')
 PROTO_IMAGE := proto/released.binpb
@@ -82,6 +82,7 @@ proto-check: $(TOOLS) $(BUILD)/proto
 	$(BIN)/buf lint
 	@$(BIN)/buf format --diff --exit-code proto || { echo "the protos are not formatted: run 'make generate'"; exit 1; }
 	$(BIN)/buf breaking proto --against $(PROTO_IMAGE)
+	@cd proto && $(BIN)/api-linter -I $(BUILD)/proto --config api-linter.yaml --set-exit-status --output-format summary $$(find phasekey -name '*.proto')
 
 .PHONY: release-image
 release-image: $(TOOLS) $(BUILD)/proto ## Make anew the image that breaking changes are judged against

@@ -17,6 +17,7 @@ import (
 var files = []string{
 	"buf/validate/validate.proto",
 	"google/api/field_behavior.proto",
+	"google/api/field_info.proto",
 	"google/api/resource.proto",
 }
 

@@ -230,13 +230,13 @@ var File_phasekey_broker_v1_consent_service_proto protoreflect.FileDescriptor
 
 const file_phasekey_broker_v1_consent_service_proto_rawDesc = "" +
 	"\n" +
-	"(phasekey/broker/v1/consent_service.proto\x12\x12phasekey.broker.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a(phasekey/broker/v1/consent_session.proto\x1a!phasekey/options/v1/callers.proto\"\x9c\x02\n" +
+	"(phasekey/broker/v1/consent_service.proto\x12\x12phasekey.broker.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/api/field_info.proto\x1a\x19google/api/resource.proto\x1a(phasekey/broker/v1/consent_session.proto\x1a!phasekey/options/v1/callers.proto\"\xa4\x02\n" +
 	"\x1bCreateConsentSessionRequest\x12t\n" +
 	"\x06parent\x18\x01 \x01(\tB\\\xe2A\x01\x02\xfaA$\x12\"broker.phasekey.dev/ConsentSession\xbaH.r,2*^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x06parent\x12W\n" +
 	"\x0fconsent_session\x18\x02 \x01(\v2\".phasekey.broker.v1.ConsentSessionB\n" +
-	"\xe2A\x01\x02\xbaH\x03\xc8\x01\x01R\x0econsentSession\x12.\n" +
+	"\xe2A\x01\x02\xbaH\x03\xc8\x01\x01R\x0econsentSession\x126\n" +
 	"\n" +
-	"request_id\x18\x03 \x01(\tB\x0f\xe2A\x01\x01\xbaH\b\xd8\x01\x01r\x03\xb0\x01\x01R\trequestId\"\xad\x01\n" +
+	"request_id\x18\x03 \x01(\tB\x17\xe2A\x01\x01\xbaH\b\xd8\x01\x01r\x03\xb0\x01\x01\xe2\x8c\xcf\xd7\b\x02\b\x01R\trequestId\"\xad\x01\n" +
 	"\x18GetConsentSessionRequest\x12\x90\x01\n" +
 	"\x04name\x18\x01 \x01(\tB|\xe2A\x01\x02\xfaA$\n" +
 	"\"broker.phasekey.dev/ConsentSession\xbaHNrL2J^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/consentSessions/[a-z0-9-]{1,63}$R\x04name\"\xaf\x01\n" +

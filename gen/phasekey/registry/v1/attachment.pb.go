@@ -157,11 +157,11 @@ var File_phasekey_registry_v1_attachment_proto protoreflect.FileDescriptor
 
 const file_phasekey_registry_v1_attachment_proto_rawDesc = "" +
 	"\n" +
-	"%phasekey/registry/v1/attachment.proto\x12\x14phasekey.registry.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dphasekey/type/v1/access.proto\"\xff\x05\n" +
+	"%phasekey/registry/v1/attachment.proto\x12\x14phasekey.registry.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/api/field_info.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dphasekey/type/v1/access.proto\"\x87\x06\n" +
 	"\n" +
 	"Attachment\x12 \n" +
-	"\x04name\x18\x01 \x01(\tB\f\xe2A\x01\b\xbaH\x05r\x03\x18\xac\x02R\x04name\x12\x16\n" +
-	"\x03uid\x18\x02 \x01(\tB\x04\xe2A\x01\x03R\x03uid\x12\xaf\x01\n" +
+	"\x04name\x18\x01 \x01(\tB\f\xe2A\x01\b\xbaH\x05r\x03\x18\xac\x02R\x04name\x12\x1e\n" +
+	"\x03uid\x18\x02 \x01(\tB\f\xe2A\x01\x03\xe2\x8c\xcf\xd7\b\x02\b\x01R\x03uid\x12\xaf\x01\n" +
 	"\vintegration\x18\x03 \x01(\tB\x8c\x01\xe2A\x02\x02\x05\xfaA#\n" +
 	"!registry.phasekey.dev/Integration\xbaH^\xd8\x01\x01rY2W^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/integrations/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\vintegration\x12-\n" +
 	"\x0fintegration_uid\x18\x04 \x01(\tB\x04\xe2A\x01\x03R\x0eintegrationUid\x12%\n" +

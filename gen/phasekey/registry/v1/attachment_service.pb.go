@@ -1029,15 +1029,15 @@ var File_phasekey_registry_v1_attachment_service_proto protoreflect.FileDescript
 
 const file_phasekey_registry_v1_attachment_service_proto_rawDesc = "" +
 	"\n" +
-	"-phasekey/registry/v1/attachment_service.proto\x12\x14phasekey.registry.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a!phasekey/options/v1/callers.proto\x1a%phasekey/registry/v1/attachment.proto\x1a\x1dphasekey/type/v1/access.proto\"\xe1\x02\n" +
+	"-phasekey/registry/v1/attachment_service.proto\x12\x14phasekey.registry.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/api/field_info.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a!phasekey/options/v1/callers.proto\x1a%phasekey/registry/v1/attachment.proto\x1a\x1dphasekey/type/v1/access.proto\"\xe9\x02\n" +
 	"\x17CreateAttachmentRequest\x12\x9c\x01\n" +
 	"\x06parent\x18\x01 \x01(\tB\x83\x01\xe2A\x01\x02\xfaA\"\x12 registry.phasekey.dev/Attachment\xbaHWrU2S^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/projects/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x06parent\x12L\n" +
 	"\n" +
 	"attachment\x18\x02 \x01(\v2 .phasekey.registry.v1.AttachmentB\n" +
 	"\xe2A\x01\x02\xbaH\x03\xc8\x01\x01R\n" +
-	"attachment\x12.\n" +
+	"attachment\x126\n" +
 	"\n" +
-	"request_id\x18\x03 \x01(\tB\x0f\xe2A\x01\x01\xbaH\b\xd8\x01\x01r\x03\xb0\x01\x01R\trequestId\x12)\n" +
+	"request_id\x18\x03 \x01(\tB\x17\xe2A\x01\x01\xbaH\b\xd8\x01\x01r\x03\xb0\x01\x01\xe2\x8c\xcf\xd7\b\x02\b\x01R\trequestId\x12)\n" +
 	"\rvalidate_only\x18\x04 \x01(\bB\x04\xe2A\x01\x01R\fvalidateOnly\"\xdf\x01\n" +
 	"\x14GetAttachmentRequest\x12\xc6\x01\n" +
 	"\x04name\x18\x01 \x01(\tB\xb1\x01\xe2A\x01\x02\xfaA\"\n" +

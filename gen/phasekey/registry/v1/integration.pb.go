@@ -532,10 +532,10 @@ var File_phasekey_registry_v1_integration_proto protoreflect.FileDescriptor
 
 const file_phasekey_registry_v1_integration_proto_rawDesc = "" +
 	"\n" +
-	"&phasekey/registry/v1/integration.proto\x12\x14phasekey.registry.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dphasekey/type/v1/access.proto\"\xfc\f\n" +
+	"&phasekey/registry/v1/integration.proto\x12\x14phasekey.registry.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/api/field_info.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dphasekey/type/v1/access.proto\"\x84\r\n" +
 	"\vIntegration\x12 \n" +
-	"\x04name\x18\x01 \x01(\tB\f\xe2A\x01\b\xbaH\x05r\x03\x18\xc8\x01R\x04name\x12\x16\n" +
-	"\x03uid\x18\x02 \x01(\tB\x04\xe2A\x01\x03R\x03uid\x12J\n" +
+	"\x04name\x18\x01 \x01(\tB\f\xe2A\x01\b\xbaH\x05r\x03\x18\xc8\x01R\x04name\x12\x1e\n" +
+	"\x03uid\x18\x02 \x01(\tB\f\xe2A\x01\x03\xe2\x8c\xcf\xd7\b\x02\b\x01R\x03uid\x12J\n" +
 	"\fdisplay_name\x18\x03 \x01(\tB'\xe2A\x01\x02\xbaH \xd8\x01\x01r\x1b\x18<2\x17^[^\\p{C}\\p{Zl}\\p{Zp}]*$R\vdisplayName\x12-\n" +
 	"\ttenant_id\x18\x04 \x01(\tB\x10\xe2A\x02\x02\x05\xbaH\b\xd8\x01\x01r\x03\xb0\x01\x01R\btenantId\x128\n" +
 	"\x05cloud\x18\x05 \x01(\tB\"\xe2A\x02\x01\x05\xbaH\x1ar\x18\x18\x1e2\x14^([a-z][a-z0-9-]*)?$R\x05cloud\x12G\n" +

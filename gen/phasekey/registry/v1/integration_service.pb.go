@@ -572,14 +572,14 @@ var File_phasekey_registry_v1_integration_service_proto protoreflect.FileDescrip
 
 const file_phasekey_registry_v1_integration_service_proto_rawDesc = "" +
 	"\n" +
-	".phasekey/registry/v1/integration_service.proto\x12\x14phasekey.registry.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a google/protobuf/field_mask.proto\x1a!phasekey/options/v1/callers.proto\x1a&phasekey/registry/v1/integration.proto\"\x90\x03\n" +
+	".phasekey/registry/v1/integration_service.proto\x12\x14phasekey.registry.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/api/field_info.proto\x1a\x19google/api/resource.proto\x1a google/protobuf/field_mask.proto\x1a!phasekey/options/v1/callers.proto\x1a&phasekey/registry/v1/integration.proto\"\x98\x03\n" +
 	"\x18CreateIntegrationRequest\x12s\n" +
 	"\x06parent\x18\x01 \x01(\tB[\xe2A\x01\x02\xfaA#\x12!registry.phasekey.dev/Integration\xbaH.r,2*^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x06parent\x12S\n" +
 	"\x0eintegration_id\x18\x02 \x01(\tB,\xe2A\x01\x02\xbaH%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\rintegrationId\x12O\n" +
 	"\vintegration\x18\x03 \x01(\v2!.phasekey.registry.v1.IntegrationB\n" +
-	"\xe2A\x01\x02\xbaH\x03\xc8\x01\x01R\vintegration\x12.\n" +
+	"\xe2A\x01\x02\xbaH\x03\xc8\x01\x01R\vintegration\x126\n" +
 	"\n" +
-	"request_id\x18\x04 \x01(\tB\x0f\xe2A\x01\x01\xbaH\b\xd8\x01\x01r\x03\xb0\x01\x01R\trequestId\x12)\n" +
+	"request_id\x18\x04 \x01(\tB\x17\xe2A\x01\x01\xbaH\b\xd8\x01\x01r\x03\xb0\x01\x01\xe2\x8c\xcf\xd7\b\x02\b\x01R\trequestId\x12)\n" +
 	"\rvalidate_only\x18\x05 \x01(\bB\x04\xe2A\x01\x01R\fvalidateOnly\"\xb7\x01\n" +
 	"\x15GetIntegrationRequest\x12\x9d\x01\n" +
 	"\x04name\x18\x01 \x01(\tB\x88\x01\xe2A\x01\x02\xfaA#\n" +

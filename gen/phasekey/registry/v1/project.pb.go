@@ -191,10 +191,10 @@ var File_phasekey_registry_v1_project_proto protoreflect.FileDescriptor
 
 const file_phasekey_registry_v1_project_proto_rawDesc = "" +
 	"\n" +
-	"\"phasekey/registry/v1/project.proto\x12\x14phasekey.registry.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfe\x04\n" +
+	"\"phasekey/registry/v1/project.proto\x12\x14phasekey.registry.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/api/field_info.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x86\x05\n" +
 	"\aProject\x12 \n" +
-	"\x04name\x18\x01 \x01(\tB\f\xe2A\x01\b\xbaH\x05r\x03\x18\xc8\x01R\x04name\x12\x16\n" +
-	"\x03uid\x18\x02 \x01(\tB\x04\xe2A\x01\x03R\x03uid\x12E\n" +
+	"\x04name\x18\x01 \x01(\tB\f\xe2A\x01\b\xbaH\x05r\x03\x18\xc8\x01R\x04name\x12\x1e\n" +
+	"\x03uid\x18\x02 \x01(\tB\f\xe2A\x01\x03\xe2\x8c\xcf\xd7\b\x02\b\x01R\x03uid\x12E\n" +
 	"\x04kind\x18\x03 \x01(\x0e2\".phasekey.registry.v1.Project.KindB\r\xe2A\x02\x02\x05\xbaH\x05\x82\x01\x02\x10\x01R\x04kind\x12G\n" +
 	"\fdisplay_name\x18\x04 \x01(\tB$\xe2A\x01\x01\xbaH\x1dr\x1b\x18d2\x17^[^\\p{C}\\p{Zl}\\p{Zp}]*$R\vdisplayName\x12\x1f\n" +
 	"\x04etag\x18\x05 \x01(\tB\v\xe2A\x01\x01\xbaH\x04r\x02\x18@R\x04etag\x12A\n" +

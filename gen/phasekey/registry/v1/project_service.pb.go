@@ -572,15 +572,15 @@ var File_phasekey_registry_v1_project_service_proto protoreflect.FileDescriptor
 
 const file_phasekey_registry_v1_project_service_proto_rawDesc = "" +
 	"\n" +
-	"*phasekey/registry/v1/project_service.proto\x12\x14phasekey.registry.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a!phasekey/options/v1/callers.proto\x1a\"phasekey/registry/v1/project.proto\"\xf4\x02\n" +
+	"*phasekey/registry/v1/project_service.proto\x12\x14phasekey.registry.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/api/field_info.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a!phasekey/options/v1/callers.proto\x1a\"phasekey/registry/v1/project.proto\"\xfc\x02\n" +
 	"\x14CreateProjectRequest\x12o\n" +
 	"\x06parent\x18\x01 \x01(\tBW\xe2A\x01\x02\xfaA\x1f\x12\x1dregistry.phasekey.dev/Project\xbaH.r,2*^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x06parent\x12K\n" +
 	"\n" +
 	"project_id\x18\x02 \x01(\tB,\xe2A\x01\x02\xbaH%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\tprojectId\x12C\n" +
 	"\aproject\x18\x03 \x01(\v2\x1d.phasekey.registry.v1.ProjectB\n" +
-	"\xe2A\x01\x02\xbaH\x03\xc8\x01\x01R\aproject\x12.\n" +
+	"\xe2A\x01\x02\xbaH\x03\xc8\x01\x01R\aproject\x126\n" +
 	"\n" +
-	"request_id\x18\x04 \x01(\tB\x0f\xe2A\x01\x01\xbaH\b\xd8\x01\x01r\x03\xb0\x01\x01R\trequestId\x12)\n" +
+	"request_id\x18\x04 \x01(\tB\x17\xe2A\x01\x01\xbaH\b\xd8\x01\x01r\x03\xb0\x01\x01\xe2\x8c\xcf\xd7\b\x02\b\x01R\trequestId\x12)\n" +
 	"\rvalidate_only\x18\x05 \x01(\bB\x04\xe2A\x01\x01R\fvalidateOnly\"\xab\x01\n" +
 	"\x11GetProjectRequest\x12\x95\x01\n" +
 	"\x04name\x18\x01 \x01(\tB\x80\x01\xe2A\x01\x02\xfaA\x1f\n" +

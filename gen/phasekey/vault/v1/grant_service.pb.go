@@ -460,13 +460,13 @@ var File_phasekey_vault_v1_grant_service_proto protoreflect.FileDescriptor
 
 const file_phasekey_vault_v1_grant_service_proto_rawDesc = "" +
 	"\n" +
-	"%phasekey/vault/v1/grant_service.proto\x12\x11phasekey.vault.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!phasekey/options/v1/callers.proto\x1a\x1dphasekey/vault/v1/grant.proto\"\x97\x02\n" +
+	"%phasekey/vault/v1/grant_service.proto\x12\x11phasekey.vault.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/api/field_info.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!phasekey/options/v1/callers.proto\x1a\x1dphasekey/vault/v1/grant.proto\"\x9f\x02\n" +
 	"\x12CreateGrantRequest\x12j\n" +
 	"\x06parent\x18\x01 \x01(\tBR\xe2A\x01\x02\xfaA\x1a\x12\x18vault.phasekey.dev/Grant\xbaH.r,2*^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x06parent\x12:\n" +
 	"\x05grant\x18\x02 \x01(\v2\x18.phasekey.vault.v1.GrantB\n" +
-	"\xe2A\x01\x02\xbaH\x03\xc8\x01\x01R\x05grant\x12.\n" +
+	"\xe2A\x01\x02\xbaH\x03\xc8\x01\x01R\x05grant\x126\n" +
 	"\n" +
-	"request_id\x18\x03 \x01(\tB\x0f\xe2A\x01\x01\xbaH\b\xd8\x01\x01r\x03\xb0\x01\x01R\trequestId\x12)\n" +
+	"request_id\x18\x03 \x01(\tB\x17\xe2A\x01\x01\xbaH\b\xd8\x01\x01r\x03\xb0\x01\x01\xe2\x8c\xcf\xd7\b\x02\b\x01R\trequestId\x12)\n" +
 	"\rvalidate_only\x18\x04 \x01(\bB\x04\xe2A\x01\x01R\fvalidateOnly\"\x90\x01\n" +
 	"\x0fGetGrantRequest\x12}\n" +
 	"\x04name\x18\x01 \x01(\tBi\xe2A\x01\x02\xfaA\x1a\n" +
