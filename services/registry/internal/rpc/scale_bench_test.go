@@ -78,7 +78,7 @@ func newScaled(b *testing.B, config sqldb.Config, accounts int) *scaled {
 
 // any is some account, and some number in it.
 func (s *scaled) any() (account, n int) {
-	return rand.N(s.accounts), rand.N(storetest.PerAccount) //nolint:gosec // spreads the calls, guards nothing
+	return rand.N(s.accounts), rand.N(storetest.PerAccount)
 }
 
 // scaleCalls are what a registry is asked for all day: through the whole chain, and by its store alone.
