@@ -104,7 +104,7 @@ func (a *App) listen(ctx context.Context, metrics *prometheus.Registry) error {
 	}
 	a.server, err = grpcserver.New(grpcserver.Config{
 		Name: "registry", Listener: ln, TLS: a.tls.ServerConfig(mtls.Required), Log: a.log, Metrics: metrics,
-		Register:   rpc.Register(rpc.Config{Store: a.store, Watcher: a.hub, Rules: rules(a.cfg)}),
+		Register:   rpc.Register(rpc.Config{Store: a.store, Trial: a.store.Trial(), Watcher: a.hub, Rules: rules(a.cfg)}),
 		Policy:     grpcserver.OptionPolicy(optionsv1.E_Callers),
 		Identities: a.cfg.Identities,
 		Limits:     a.cfg.Limits,

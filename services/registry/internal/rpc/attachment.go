@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"time"
 
@@ -21,7 +22,7 @@ const (
 // attachmentService implements registryv1.AttachmentServiceServer.
 type attachmentService struct {
 	registryv1.UnsafeAttachmentServiceServer
-	store store
+	stores
 }
 
 // attachmentName reads the name in a field of a request.
@@ -46,7 +47,7 @@ func (s attachmentService) CreateAttachment(ctx context.Context, req *registryv1
 		return nil, statusOf(invalid("attachment.integration", "must be of the project's account"))
 	}
 	name := attachment.Name{Account: to.Account, Project: to.ID, ID: of.ID}
-	created, err := s.store.CreateAttachment(ctx, time.Now(), name, specOfAttachment(req.GetAttachment()), strings.ToLower(req.GetRequestId()))
+	created, err := s.to(req.GetValidateOnly()).CreateAttachment(ctx, time.Now(), name, specOfAttachment(req.GetAttachment()), strings.ToLower(req.GetRequestId()))
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -88,13 +89,24 @@ func (s attachmentService) UpdateAttachment(ctx context.Context, req *registryv1
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	updated, err := s.store.UpdateAttachment(ctx, time.Now(), name, given.GetEtag(), func(current attachment.Attachment) (attachment.Spec, error) {
+	want := func(current attachment.Attachment) (attachment.Spec, error) {
 		message := messageOfAttachment(current)
 		if err := merge(req.GetUpdateMask(), attachmentField, message, given); err != nil {
 			return attachment.Spec{}, err
 		}
 		return specOfAttachment(message), nil
-	})
+	}
+	var missing func() (attachment.Spec, error)
+	if req.GetAllowMissing() {
+		missing = func() (attachment.Spec, error) {
+			// The name says which integration it is; who says it again must say the same.
+			if of := given.GetIntegration(); of != "" && of != name.IntegrationName().String() {
+				return attachment.Spec{}, invalid("attachment.integration", "must be the one whose ID ends the attachment's name")
+			}
+			return specOfAttachment(given), nil
+		}
+	}
+	updated, err := s.to(req.GetValidateOnly()).UpdateAttachment(ctx, time.Now(), name, given.GetEtag(), want, missing)
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -106,7 +118,11 @@ func (s attachmentService) DeleteAttachment(ctx context.Context, req *registryv1
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	if err := s.store.DeleteAttachment(ctx, time.Now(), name, req.GetEtag()); err != nil {
+	err = s.to(req.GetValidateOnly()).DeleteAttachment(ctx, time.Now(), name, req.GetEtag())
+	if req.GetAllowMissing() && errors.Is(err, resource.ErrNotFound) {
+		return &emptypb.Empty{}, nil
+	}
+	if err != nil {
 		return nil, statusOf(err)
 	}
 	return &emptypb.Empty{}, nil

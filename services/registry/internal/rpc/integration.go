@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"time"
 
@@ -19,7 +20,7 @@ const (
 // integrationService implements registryv1.IntegrationServiceServer.
 type integrationService struct {
 	registryv1.UnsafeIntegrationServiceServer
-	store store
+	stores
 	rules integration.Rules
 }
 
@@ -50,7 +51,7 @@ func (s integrationService) CreateIntegration(ctx context.Context, req *registry
 	if err := s.check(spec); err != nil {
 		return nil, statusOf(err)
 	}
-	created, err := s.store.CreateIntegration(ctx, time.Now(), name, spec, strings.ToLower(req.GetRequestId()))
+	created, err := s.to(req.GetValidateOnly()).CreateIntegration(ctx, time.Now(), name, spec, strings.ToLower(req.GetRequestId()))
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -92,14 +93,22 @@ func (s integrationService) UpdateIntegration(ctx context.Context, req *registry
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	updated, err := s.store.UpdateIntegration(ctx, time.Now(), name, given.GetEtag(), func(current integration.Integration) (integration.Spec, error) {
+	want := func(current integration.Integration) (integration.Spec, error) {
 		message := messageOfIntegration(current)
 		if err := merge(req.GetUpdateMask(), integrationField, message, given); err != nil {
 			return integration.Spec{}, err
 		}
 		spec := specOfIntegration(message).Normal()
 		return spec, s.check(spec)
-	})
+	}
+	var missing func() (integration.Spec, error)
+	if req.GetAllowMissing() {
+		missing = func() (integration.Spec, error) {
+			spec := specOfIntegration(given).Normal()
+			return spec, s.check(spec)
+		}
+	}
+	updated, err := s.to(req.GetValidateOnly()).UpdateIntegration(ctx, time.Now(), name, given.GetEtag(), want, missing)
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -111,7 +120,10 @@ func (s integrationService) DeleteIntegration(ctx context.Context, req *registry
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	deleted, err := s.store.DeleteIntegration(ctx, time.Now(), name, req.GetEtag(), req.GetForce())
+	deleted, err := s.to(req.GetValidateOnly()).DeleteIntegration(ctx, time.Now(), name, req.GetEtag(), req.GetForce())
+	if req.GetAllowMissing() && errors.Is(err, resource.ErrNotFound) {
+		return &registryv1.Integration{}, nil
+	}
 	if err != nil {
 		return nil, statusOf(err)
 	}

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"time"
 
@@ -21,7 +22,7 @@ const (
 // projectService implements registryv1.ProjectServiceServer.
 type projectService struct {
 	registryv1.UnsafeProjectServiceServer
-	store store
+	stores
 }
 
 // projectName reads the name in a field of a request.
@@ -42,7 +43,7 @@ func (s projectService) CreateProject(ctx context.Context, req *registryv1.Creat
 	if err := resource.Invalid(projectField+".", spec.Check()...); err != nil {
 		return nil, statusOf(err)
 	}
-	created, err := s.store.CreateProject(ctx, time.Now(), name, spec, strings.ToLower(req.GetRequestId()))
+	created, err := s.to(req.GetValidateOnly()).CreateProject(ctx, time.Now(), name, spec, strings.ToLower(req.GetRequestId()))
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -98,7 +99,7 @@ func (s projectService) UpdateProject(ctx context.Context, req *registryv1.Updat
 			return spec, resource.Invalid(projectField+".", spec.Check()...)
 		}
 	}
-	updated, err := s.store.UpdateProject(ctx, time.Now(), name, given.GetEtag(), want, missing)
+	updated, err := s.to(req.GetValidateOnly()).UpdateProject(ctx, time.Now(), name, given.GetEtag(), want, missing)
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -110,7 +111,11 @@ func (s projectService) DeleteProject(ctx context.Context, req *registryv1.Delet
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	if err := s.store.DeleteProject(ctx, time.Now(), name, req.GetEtag(), req.GetForce()); err != nil {
+	err = s.to(req.GetValidateOnly()).DeleteProject(ctx, time.Now(), name, req.GetEtag(), req.GetForce())
+	if req.GetAllowMissing() && errors.Is(err, resource.ErrNotFound) {
+		return &emptypb.Empty{}, nil
+	}
+	if err != nil {
 		return nil, statusOf(err)
 	}
 	return &emptypb.Empty{}, nil

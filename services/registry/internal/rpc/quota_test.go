@@ -29,6 +29,18 @@ func TestQuota_IsToldInFull(t *testing.T) {
 			})
 			return err
 		}},
+		{"integrations", "2", func() error {
+			_, err := w.limited.integrations.CreateIntegration(t.Context(), &registryv1.CreateIntegrationRequest{
+				Parent: "accounts/acme", IntegrationId: "third", Integration: newIntegration(), ValidateOnly: true,
+			})
+			return err
+		}},
+		{"integrations", "2", func() error {
+			_, err := w.limited.integrations.UpdateIntegration(t.Context(), &registryv1.UpdateIntegrationRequest{
+				Integration: changed(func(i *registryv1.Integration) { i.Name = spare }), AllowMissing: true,
+			})
+			return err
+		}},
 		{"projects", "1", func() error {
 			_, err := w.limited.projects.CreateProject(t.Context(), &registryv1.CreateProjectRequest{
 				Parent: "accounts/acme", ProjectId: "second", Project: &registryv1.Project{Kind: registryv1.Project_KIND_STACK},
@@ -44,6 +56,12 @@ func TestQuota_IsToldInFull(t *testing.T) {
 		{"attachments", "1", func() error {
 			_, err := w.limited.attachments.CreateAttachment(t.Context(), &registryv1.CreateAttachmentRequest{
 				Parent: stack, Attachment: &registryv1.Attachment{Integration: writer, Accesses: []typev1.Access{typev1.Access_ACCESS_WRITE}},
+			})
+			return err
+		}},
+		{"attachments", "1", func() error {
+			_, err := w.limited.attachments.UpdateAttachment(t.Context(), &registryv1.UpdateAttachmentRequest{
+				Attachment: &registryv1.Attachment{Name: stack + "/attachments/writer", Accesses: []typev1.Access{typev1.Access_ACCESS_WRITE}}, AllowMissing: true,
 			})
 			return err
 		}},

@@ -32,6 +32,13 @@ const (
 func refusingWorld(t *testing.T) *world {
 	t.Helper()
 	w := newWorld(t)
+	w.people(t)
+	return w
+}
+
+// people makes what refusals need.
+func (w *world) people(t *testing.T) {
+	t.Helper()
 	for _, name := range []string{reader, writer, spare, bare, doomed, alien} {
 		ids, _ := resource.SplitName(name, "accounts", "integrations")
 		w.integration(t, ids[0], ids[1])
@@ -49,7 +56,6 @@ func refusingWorld(t *testing.T) *world {
 	if _, err := w.platform.integrations.DeleteIntegration(t.Context(), &registryv1.DeleteIntegrationRequest{Name: doomed}); err != nil {
 		t.Fatal(err)
 	}
-	return w
 }
 
 func paths(p ...string) *fieldmaskpb.FieldMask { return &fieldmaskpb.FieldMask{Paths: p} }

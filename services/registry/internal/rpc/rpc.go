@@ -25,21 +25,25 @@ type store interface {
 
 	CreateIntegration(ctx context.Context, now time.Time, name integration.Name, spec integration.Spec, requestID string) (integration.Integration, error)
 	Integration(ctx context.Context, name integration.Name) (integration.Integration, error)
+	// BatchIntegrations, BatchProjects and BatchAttachments are as of one moment, and in the order of the names.
+	BatchIntegrations(ctx context.Context, names []integration.Name) ([]integration.Integration, error)
 	// Integrations, Projects and Attachments give one more than the page's size where there is more.
 	Integrations(ctx context.Context, page resource.Page) ([]integration.Integration, resource.Position, error)
-	UpdateIntegration(ctx context.Context, now time.Time, name integration.Name, etag string, want func(integration.Integration) (integration.Spec, error)) (integration.Integration, error)
+	UpdateIntegration(ctx context.Context, now time.Time, name integration.Name, etag string, want func(integration.Integration) (integration.Spec, error), missing func() (integration.Spec, error)) (integration.Integration, error)
 	DeleteIntegration(ctx context.Context, now time.Time, name integration.Name, etag string, force bool) (integration.Integration, error)
 
 	CreateProject(ctx context.Context, now time.Time, name project.Name, spec project.Spec, requestID string) (project.Project, error)
 	Project(ctx context.Context, name project.Name) (project.Project, error)
+	BatchProjects(ctx context.Context, names []project.Name) ([]project.Project, error)
 	Projects(ctx context.Context, page resource.Page) ([]project.Project, resource.Position, error)
 	UpdateProject(ctx context.Context, now time.Time, name project.Name, etag string, want func(project.Project) (project.Spec, error), missing func() (project.Spec, error)) (project.Project, error)
 	DeleteProject(ctx context.Context, now time.Time, name project.Name, etag string, force bool) error
 
 	CreateAttachment(ctx context.Context, now time.Time, name attachment.Name, spec attachment.Spec, requestID string) (attachment.Attachment, error)
 	Attachment(ctx context.Context, name attachment.Name) (attachment.Attachment, error)
+	BatchAttachments(ctx context.Context, names []attachment.Name) ([]attachment.Attachment, error)
 	Attachments(ctx context.Context, page resource.Page) ([]attachment.Attachment, resource.Position, error)
-	UpdateAttachment(ctx context.Context, now time.Time, name attachment.Name, etag string, want func(attachment.Attachment) (attachment.Spec, error)) (attachment.Attachment, error)
+	UpdateAttachment(ctx context.Context, now time.Time, name attachment.Name, etag string, want func(attachment.Attachment) (attachment.Spec, error), missing func() (attachment.Spec, error)) (attachment.Attachment, error)
 	DeleteAttachment(ctx context.Context, now time.Time, name attachment.Name, etag string) error
 	// EffectiveAttachments gives one more than the page's size where there is more.
 	EffectiveAttachments(ctx context.Context, name project.Name, page resource.Page) ([]attachment.Effective, resource.Position, error)
@@ -49,6 +53,19 @@ type store interface {
 	RemoveIntegration(ctx context.Context, now time.Time, by integration.Mastership, uid string, removable func(integration.Integration) error) error
 }
 
+// stores are the store and its trial.
+type stores struct {
+	store, trial store
+}
+
+// to is where a write goes.
+func (s stores) to(validateOnly bool) store {
+	if validateOnly {
+		return s.trial
+	}
+	return s.store
+}
+
 // watcher tells of changes; see watch.Hub.
 type watcher interface {
 	Watch(ctx context.Context, cursor resource.Position, send func(changes []change.Change, at resource.Position) error) error
@@ -56,7 +73,9 @@ type watcher interface {
 
 // Config is what the services are made from.
 type Config struct {
-	Store   store
+	Store store
+	// Trial is the same store, which keeps nothing of what is written to it: for validate_only.
+	Trial   store
 	Watcher watcher
 	// Rules are the deployment's.
 	Rules integration.Rules
@@ -65,9 +84,10 @@ type Config struct {
 // Register returns the function that registers the registry's services with a server.
 func Register(cfg Config) func(grpc.ServiceRegistrar) {
 	return func(to grpc.ServiceRegistrar) {
-		registryv1.RegisterIntegrationServiceServer(to, integrationService{store: cfg.Store, rules: cfg.Rules})
-		registryv1.RegisterProjectServiceServer(to, projectService{store: cfg.Store})
-		registryv1.RegisterAttachmentServiceServer(to, attachmentService{store: cfg.Store})
+		stores := stores{store: cfg.Store, trial: cfg.Trial}
+		registryv1.RegisterIntegrationServiceServer(to, integrationService{stores: stores, rules: cfg.Rules})
+		registryv1.RegisterProjectServiceServer(to, projectService{stores: stores})
+		registryv1.RegisterAttachmentServiceServer(to, attachmentService{stores: stores})
 		registryv1.RegisterStatusServiceServer(to, statusService{store: cfg.Store})
 		registryv1.RegisterWatchServiceServer(to, watchService{watcher: cfg.Watcher})
 	}

@@ -96,7 +96,7 @@ func newWorldOn(t *testing.T, db *sqldb.DB, quotas quota.Config) *world {
 	})
 	all := []string{grpcserver.AllAccounts}
 	server := grpctest.Start(t, grpctest.Config{
-		Register: rpc.Register(rpc.Config{Store: s, Watcher: hub, Rules: integration.Rules{HomeTenants: []string{homeTenant}}}),
+		Register: rpc.Register(rpc.Config{Store: s, Trial: s.Trial(), Watcher: hub, Rules: integration.Rules{HomeTenants: []string{homeTenant}}}),
 		Policy:   grpcserver.OptionPolicy(optionsv1.E_Callers),
 		Log:      slog.New(slog.DiscardHandler),
 		Identities: []grpcserver.Identity{

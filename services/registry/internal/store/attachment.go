@@ -70,19 +70,9 @@ func (s *Store) CreateAttachment(ctx context.Context, now time.Time, name attach
 		if found, err := recalled(); err != nil || found {
 			return err
 		}
-		if err := w.lockAccount(ctx, name.Account); err != nil {
-			return err
-		}
-		to, err := w.lockProject(ctx, name.ProjectName())
+		ends, err := w.lockEnds(ctx, name)
 		if err != nil {
 			return err
-		}
-		of, err := w.lockIntegration(ctx, name.IntegrationName())
-		if err != nil {
-			return err
-		}
-		if of.Deleting() {
-			return deleting(of.Name)
 		}
 		// Until now a concurrent twin of the request may have held the locks.
 		if found, err := recalled(); err != nil || found {
@@ -91,27 +81,64 @@ func (s *Store) CreateAttachment(ctx context.Context, now time.Time, name attach
 		if _, err := oneAttachment(ctx, w.Tx, name); !errors.Is(err, resource.ErrNotFound) {
 			return existsUnless(err, name.String())
 		}
-		if err := w.checkQuota(ctx, name.Account, quota.Attachments); err != nil {
-			return err
-		}
-		created = attachment.New(w.now, name, uuid.NewString(), spec)
-		created.ProjectUID, created.IntegrationUID = to.UID, of.UID
-		if err := w.checkAccesses(ctx, created); err != nil {
-			return err
-		}
-		_, err = w.Exec(ctx, `INSERT INTO attachments (`+attachmentColumns+`, writes) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 1)`,
-			created.UID, name.String(), created.IntegrationUID, created.ProjectUID, projectFor(created, attachment.Read),
-			projectFor(created, attachment.Write), created.Spec.SubscriptionID, created.Generation,
-			sqldb.Micros(created.CreateTime), sqldb.Micros(created.UpdateTime))
+		created, err = w.attach(ctx, name, ends, spec)
 		if err != nil {
 			return err
 		}
-		w.record(change.Change{Attachment: &created})
-		return w.remember(ctx, req, recordOfAttachment(created))
+		if err := w.remember(ctx, req, recordOfAttachment(created)); err != nil {
+			return err
+		}
+		created.UID = s.uidOf(created.UID)
+		return nil
 	})
 	if err != nil {
 		return attachment.Attachment{}, fmt.Errorf("create %s: %w", name, err)
 	}
+	return created, nil
+}
+
+// ends are the UIDs of what an attachment connects.
+type ends struct {
+	project, integration string
+}
+
+// lockEnds locks what an attachment is to connect, in the order in which all do: the account, the project, the integration.
+func (w *writing) lockEnds(ctx context.Context, name attachment.Name) (ends, error) {
+	if err := w.lockAccount(ctx, name.Account); err != nil {
+		return ends{}, err
+	}
+	to, err := w.lockProject(ctx, name.ProjectName())
+	if err != nil {
+		return ends{}, err
+	}
+	of, err := w.lockIntegration(ctx, name.IntegrationName())
+	if err != nil {
+		return ends{}, err
+	}
+	if of.Deleting() {
+		return ends{}, deleting(of.Name)
+	}
+	return ends{project: to.UID, integration: of.UID}, nil
+}
+
+// attach connects what this transaction has locked, and is not connected yet.
+func (w *writing) attach(ctx context.Context, name attachment.Name, of ends, spec attachment.Spec) (attachment.Attachment, error) {
+	if err := w.checkQuota(ctx, name.Account, quota.Attachments); err != nil {
+		return attachment.Attachment{}, err
+	}
+	created := attachment.New(w.now, name, uuid.NewString(), spec)
+	created.ProjectUID, created.IntegrationUID = of.project, of.integration
+	if err := w.checkAccesses(ctx, created); err != nil {
+		return attachment.Attachment{}, err
+	}
+	_, err := w.Exec(ctx, `INSERT INTO attachments (`+attachmentColumns+`, writes) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 1)`,
+		created.UID, name.String(), created.IntegrationUID, created.ProjectUID, projectFor(created, attachment.Read),
+		projectFor(created, attachment.Write), created.Spec.SubscriptionID, created.Generation,
+		sqldb.Micros(created.CreateTime), sqldb.Micros(created.UpdateTime))
+	if err != nil {
+		return attachment.Attachment{}, err
+	}
+	w.record(change.Change{Attachment: &created})
 	return created, nil
 }
 
@@ -184,6 +211,11 @@ func (s *Store) Attachment(ctx context.Context, name attachment.Name) (found att
 	return found, nil
 }
 
+// BatchAttachments reads several at one moment, in the order of their names, of which none comes twice.
+func (s *Store) BatchAttachments(ctx context.Context, names []attachment.Name) ([]attachment.Attachment, error) {
+	return batch(ctx, s, names, scanAttachment, `SELECT `+attachmentColumns+` FROM attachments`, func(a attachment.Attachment) attachment.Name { return a.Name })
+}
+
 // projectSpan is the range of the attachments of a parent `accounts/{account}/projects/{project}`, in which either may be the wildcard.
 func projectSpan(parent string) (span, error) {
 	ids, ok := resource.SplitParent(parent, "accounts", "projects")
@@ -225,10 +257,34 @@ func (s *Store) Attachments(ctx context.Context, page resource.Page) (found []at
 	return found, at, nil
 }
 
-// UpdateAttachment replaces what is wanted by what want makes of it, if the etag, which may be empty, is current.
-func (s *Store) UpdateAttachment(ctx context.Context, now time.Time, name attachment.Name, etag string, want func(attachment.Attachment) (attachment.Spec, error)) (updated attachment.Attachment, err error) {
+// UpdateAttachment replaces what is wanted by what want makes of it, if the etag, which may be empty, is current. Where there is no
+// attachment, it creates the one that missing makes; missing may be nil. An etag speaks of an attachment that was there, so with one
+// nothing is created.
+func (s *Store) UpdateAttachment(ctx context.Context, now time.Time, name attachment.Name, etag string, want func(attachment.Attachment) (attachment.Spec, error), missing func() (attachment.Spec, error)) (updated attachment.Attachment, err error) {
 	err = s.write(ctx, now, func(ctx context.Context, w *writing) error {
 		updated, err = w.lockAttachment(ctx, name)
+		if errors.Is(err, resource.ErrNotFound) && missing != nil {
+			if err := resource.CheckETag(name.String(), etag, ""); err != nil {
+				return err
+			}
+			ends, lookup := w.lockEnds(ctx, name)
+			if lookup != nil {
+				return lookup
+			}
+			// Until now somebody else may have held the locks, and attached.
+			updated, err = w.lockAttachment(ctx, name)
+			if errors.Is(err, resource.ErrNotFound) {
+				spec, err := missing()
+				if err != nil {
+					return err
+				}
+				if updated, err = w.attach(ctx, name, ends, spec); err != nil {
+					return err
+				}
+				updated.UID = s.uidOf(updated.UID)
+				return nil
+			}
+		}
 		if err != nil {
 			return err
 		}

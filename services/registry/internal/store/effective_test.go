@@ -41,7 +41,7 @@ func makeAuto(t *testing.T, s *store.Store, id string, labels ...string) integra
 
 func wantAuto(t *testing.T, s *store.Store, id string, spec integration.Spec) integration.Integration {
 	t.Helper()
-	i, err := s.UpdateIntegration(t.Context(), later, integrationName(id), "", func(integration.Integration) (integration.Spec, error) { return spec, nil })
+	i, err := s.UpdateIntegration(t.Context(), later, integrationName(id), "", func(integration.Integration) (integration.Spec, error) { return spec, nil }, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,7 +98,7 @@ func TestStore_ResolveAccess(t *testing.T) {
 			next := i.Spec
 			next.DefaultSubscriptionID = ""
 			return next, nil
-		}); err != nil {
+		}, nil); err != nil {
 			t.Fatal(err)
 		}
 		_, _, err = s.ResolveAccess(ctx, projectName("stack"), attachment.Read)
@@ -272,7 +272,7 @@ func TestStore_EffectiveAttachmentsAreWhatTheDomainSays(t *testing.T) {
 				case 3:
 					want := autoSpec(some()...)
 					want.AutoAttach = dice.IntN(4) > 0
-					_, err := s.UpdateIntegration(ctx, later, name.IntegrationName(), "", func(integration.Integration) (integration.Spec, error) { return want, nil })
+					_, err := s.UpdateIntegration(ctx, later, name.IntegrationName(), "", func(integration.Integration) (integration.Spec, error) { return want, nil }, nil)
 					unless(err, resource.ErrNotFound, integration.ErrDeleting)
 				case 4, 5:
 					accesses := [][]attachment.Access{{attachment.Read}, {attachment.Write}, nil}[dice.IntN(3)]

@@ -85,7 +85,11 @@ func (s *Store) CreateIntegration(ctx context.Context, now time.Time, name integ
 		if err := w.insertIntegration(ctx, created); err != nil {
 			return err
 		}
-		return w.remember(ctx, req, recordOfIntegration(created))
+		if err := w.remember(ctx, req, recordOfIntegration(created)); err != nil {
+			return err
+		}
+		created.UID = s.uidOf(created.UID)
+		return nil
 	})
 	if err != nil {
 		return integration.Integration{}, fmt.Errorf("create %s: %w", name, err)
@@ -196,6 +200,11 @@ func (s *Store) Integration(ctx context.Context, name integration.Name) (found i
 	return found, nil
 }
 
+// BatchIntegrations reads several at one moment, in the order of their names, of which none comes twice.
+func (s *Store) BatchIntegrations(ctx context.Context, names []integration.Name) ([]integration.Integration, error) {
+	return batch(ctx, s, names, scanIntegration, `SELECT `+integrationColumns+` FROM integrations`, func(i integration.Integration) integration.Name { return i.Name })
+}
+
 // Integrations reads a page, and one more where there is more, and says of which moment they are.
 func (s *Store) Integrations(ctx context.Context, page resource.Page) (found []integration.Integration, at resource.Position, err error) {
 	names, err := accountSpan(page.Parent)
@@ -215,10 +224,37 @@ func (s *Store) Integrations(ctx context.Context, page resource.Page) (found []i
 	return found, at, nil
 }
 
-// UpdateIntegration replaces what is wanted by what want makes of it, if the etag, which may be empty, is current.
-func (s *Store) UpdateIntegration(ctx context.Context, now time.Time, name integration.Name, etag string, want func(integration.Integration) (integration.Spec, error)) (updated integration.Integration, err error) {
+// UpdateIntegration replaces what is wanted by what want makes of it, if the etag, which may be empty, is current. Where there is no
+// integration, it creates the one that missing makes; missing may be nil. An etag speaks of an integration that was there, so with one
+// nothing is created.
+func (s *Store) UpdateIntegration(ctx context.Context, now time.Time, name integration.Name, etag string, want func(integration.Integration) (integration.Spec, error), missing func() (integration.Spec, error)) (updated integration.Integration, err error) {
 	err = s.write(ctx, now, func(ctx context.Context, w *writing) error {
 		updated, err = w.lockIntegration(ctx, name)
+		if errors.Is(err, resource.ErrNotFound) && missing != nil {
+			// The account's lock comes first; whoever had it may have created the integration.
+			if err := w.lockAccount(ctx, name.Account); err != nil {
+				return err
+			}
+			updated, err = w.lockIntegration(ctx, name)
+		}
+		if errors.Is(err, resource.ErrNotFound) && missing != nil {
+			if err := resource.CheckETag(name.String(), etag, ""); err != nil {
+				return err
+			}
+			spec, err := missing()
+			if err != nil {
+				return err
+			}
+			if err := w.checkQuota(ctx, name.Account, quota.Integrations); err != nil {
+				return err
+			}
+			updated = integration.New(w.now, name, uuid.NewString(), spec)
+			if err := w.insertIntegration(ctx, updated); err != nil {
+				return err
+			}
+			updated.UID = s.uidOf(updated.UID)
+			return nil
+		}
 		if err != nil {
 			return err
 		}

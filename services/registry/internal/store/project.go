@@ -68,7 +68,11 @@ func (s *Store) CreateProject(ctx context.Context, now time.Time, name project.N
 		if err := w.insertProject(ctx, created); err != nil {
 			return err
 		}
-		return w.remember(ctx, req, recordOfProject(created))
+		if err := w.remember(ctx, req, recordOfProject(created)); err != nil {
+			return err
+		}
+		created.UID = s.uidOf(created.UID)
+		return nil
 	})
 	if err != nil {
 		return project.Project{}, fmt.Errorf("create %s: %w", name, err)
@@ -112,6 +116,11 @@ func (s *Store) Project(ctx context.Context, name project.Name) (found project.P
 		return project.Project{}, fmt.Errorf("read %s: %w", name, meaning(err))
 	}
 	return found, nil
+}
+
+// BatchProjects reads several at one moment, in the order of their names, of which none comes twice.
+func (s *Store) BatchProjects(ctx context.Context, names []project.Name) ([]project.Project, error) {
+	return batch(ctx, s, names, scanProject, `SELECT `+projectColumns+` FROM projects`, func(p project.Project) project.Name { return p.Name })
 }
 
 // Projects reads a page, and one more where there is more, and says of which moment they are.
@@ -158,7 +167,11 @@ func (s *Store) UpdateProject(ctx context.Context, now time.Time, name project.N
 				return err
 			}
 			updated = project.New(w.now, name, uuid.NewString(), spec)
-			return w.insertProject(ctx, updated)
+			if err := w.insertProject(ctx, updated); err != nil {
+				return err
+			}
+			updated.UID = s.uidOf(updated.UID)
+			return nil
 		}
 		if err != nil {
 			return err

@@ -48,6 +48,14 @@ const maxAttempts = 4
 
 // Store is the registry's database. It is safe for concurrent use.
 type Store struct {
+	*shared
+
+	// trial has every write undone at its end; see Trial.
+	trial bool
+}
+
+// shared is what a store and its trial have in common.
+type shared struct {
 	db        *sqldb.DB
 	quotas    quota.Config
 	committed chan struct{}
@@ -57,7 +65,7 @@ type Store struct {
 
 // New uses an opened database, and gives it its incarnation if it is new.
 func New(ctx context.Context, db *sqldb.DB, quotas quota.Config) (*Store, error) {
-	s := &Store{db: db, quotas: quotas, committed: make(chan struct{}, 1)}
+	s := &Store{shared: &shared{db: db, quotas: quotas, committed: make(chan struct{}, 1)}}
 	var at resource.Position
 	err := db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
 		_, err := tx.Exec(ctx, `INSERT INTO registry (id, incarnation, revision) VALUES (1, $1, 0) ON CONFLICT (id) DO NOTHING`,
@@ -73,6 +81,19 @@ func New(ctx context.Context, db *sqldb.DB, quotas quota.Config) (*Store, error)
 	}
 	s.newest.Store(&at)
 	return s, nil
+}
+
+// Trial is the same store, of which a write does all that it would do, finds everything that refuses it, and is then undone: no resource
+// and no request changes, and there is no revision. It answers with what the write would have made; what it would have created has no UID,
+// for that cannot be known.
+func (s *Store) Trial() *Store { return &Store{shared: s.shared, trial: true} }
+
+// uidOf is the UID to answer with for what has just been created.
+func (s *Store) uidOf(uid string) string {
+	if s.trial {
+		return ""
+	}
+	return uid
 }
 
 // Incarnation tells this database from all others. It is as of the last transaction, for the database may be given another while it is
@@ -103,7 +124,7 @@ type writing struct {
 // record notes a change, to be given its revision at the end.
 func (w *writing) record(c change.Change) { w.changes = append(w.changes, c) }
 
-// errUnchanged rolls back a write that turned out to have nothing to do, and with it the locks it counted.
+// errUnchanged rolls back a write that turned out to have nothing to do, or was a trial, and with it the locks it counted.
 var errUnchanged = errors.New("nothing changes")
 
 // write runs fn in a transaction, then gives its changes their revisions. fn runs again when it lost a race for a unique
@@ -118,6 +139,10 @@ func (s *Store) write(ctx context.Context, now time.Time, fn func(ctx context.Co
 			w := &writing{Tx: tx, quotas: s.quotas, begun: *begun, now: sqldb.Time(sqldb.Micros(now))}
 			if err := fn(ctx, w); err != nil {
 				return err
+			}
+			if s.trial {
+				// Before a revision is taken, for which all other writers would wait.
+				return errUnchanged
 			}
 			made = len(w.changes)
 			err := w.number(ctx)

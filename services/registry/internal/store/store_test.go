@@ -218,11 +218,11 @@ func TestStore_RequestIDIsRememberedForADay(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := s.UpdateIntegration(ctx, start, first.Name, "", wantDisplayName("changed")); err != nil {
+		if _, err := s.UpdateIntegration(ctx, start, first.Name, "", wantDisplayName("changed"), nil); err != nil {
 			t.Fatal(err)
 		}
 		before := head(t, s)
-		again, err := s.CreateIntegration(ctx, start.Add(23*time.Hour), integrationName("net"), spec("net"), requestID)
+		again, err := s.CreateIntegration(ctx, start.Add(23*time.Hour+59*time.Minute), integrationName("net"), spec("net"), requestID)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -244,9 +244,9 @@ func TestStore_RequestIDIsRememberedForADay(t *testing.T) {
 			t.Fatal(err)
 		}
 		// After a day the ID is free, whether or not it has been swept.
-		_, err = s.CreateIntegration(ctx, start.Add(25*time.Hour), integrationName("net"), spec("net"), requestID)
+		_, err = s.CreateIntegration(ctx, start.Add(24*time.Hour+time.Minute), integrationName("net"), spec("net"), requestID)
 		wantError(t, err, resource.ErrExists, "")
-		if _, err := s.CreateIntegration(ctx, start.Add(25*time.Hour), integrationName("third"), spec("net"), requestID); err != nil {
+		if _, err := s.CreateIntegration(ctx, start.Add(24*time.Hour+time.Minute), integrationName("third"), spec("net"), requestID); err != nil {
 			t.Fatal(err)
 		}
 		if err := s.ForgetRequests(ctx, start.Add(50*time.Hour)); err != nil {
@@ -298,14 +298,14 @@ func TestStore_UpdateIntegration(t *testing.T) {
 	suite(t, func(t *testing.T, s *store.Store) {
 		ctx := t.Context()
 		created := makeIntegration(t, s, "net")
-		same, err := s.UpdateIntegration(ctx, later, created.Name, created.ETag(), wantDisplayName("net"))
+		same, err := s.UpdateIntegration(ctx, later, created.Name, created.ETag(), wantDisplayName("net"), nil)
 		if diff := cmp.Diff(created, same); err != nil || diff != "" {
 			t.Fatalf("a change of nothing: %v\n%s", err, diff)
 		}
 		if head(t, s) != 1 {
 			t.Fatal("a change of nothing made a revision")
 		}
-		updated, err := s.UpdateIntegration(ctx, later, created.Name, created.ETag(), wantDisplayName("renamed"))
+		updated, err := s.UpdateIntegration(ctx, later, created.Name, created.ETag(), wantDisplayName("renamed"), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -315,12 +315,12 @@ func TestStore_UpdateIntegration(t *testing.T) {
 		if diff := cmp.Diff([]change.Change{{Revision: 2, Integration: &updated}}, changesAfter(t, s, 1)); diff != "" {
 			t.Fatalf("changes (-want +got):\n%s", diff)
 		}
-		_, err = s.UpdateIntegration(ctx, later, created.Name, created.ETag(), wantDisplayName("again"))
+		_, err = s.UpdateIntegration(ctx, later, created.Name, created.ETag(), wantDisplayName("again"), nil)
 		wantError(t, err, resource.ErrETagMismatch, "")
 		tokensOnly, err := s.UpdateIntegration(ctx, later, created.Name, "", func(i integration.Integration) (integration.Spec, error) {
 			i.Spec.DeliveryMaterials = nil
 			return i.Spec, nil
-		})
+		}, nil)
 		if err != nil || tokensOnly.Spec.DeliveryMaterials != nil || tokensOnly.ETag() == updated.ETag() {
 			t.Fatalf("without materials: %+v, %v", tokensOnly, err)
 		}
@@ -332,9 +332,9 @@ func TestStore_UpdateIntegration(t *testing.T) {
 			t.Fatalf("changes (-want +got):\n%s", diff)
 		}
 		mine := errors.New("refused by the caller")
-		_, err = s.UpdateIntegration(ctx, later, created.Name, "", func(integration.Integration) (integration.Spec, error) { return integration.Spec{}, mine })
+		_, err = s.UpdateIntegration(ctx, later, created.Name, "", func(integration.Integration) (integration.Spec, error) { return integration.Spec{}, mine }, nil)
 		wantError(t, err, mine, "")
-		_, err = s.UpdateIntegration(ctx, later, integrationName("none"), "", wantDisplayName("x"))
+		_, err = s.UpdateIntegration(ctx, later, integrationName("none"), "", wantDisplayName("x"), nil)
 		wantError(t, err, resource.ErrNotFound, "name=accounts/acme/integrations/none")
 		if head(t, s) != 3 {
 			t.Fatal("a refusal made a revision")
@@ -378,7 +378,7 @@ func TestStore_IntegrationIsDeletedInTwoSteps(t *testing.T) {
 		if diff := cmp.Diff(deleting, again); err != nil || diff != "" {
 			t.Fatalf("repeat: %v\n%s", err, diff)
 		}
-		_, err = s.UpdateIntegration(ctx, later, created.Name, "", wantDisplayName("x"))
+		_, err = s.UpdateIntegration(ctx, later, created.Name, "", wantDisplayName("x"), nil)
 		wantError(t, err, integration.ErrDeleting, "")
 		_, err = s.CreateAttachment(ctx, later, attachmentName("one", "net"), attachment.Spec{}, "")
 		wantError(t, err, integration.ErrDeleting, "name=accounts/acme/integrations/net")
@@ -496,9 +496,9 @@ func TestStore_Attachment(t *testing.T) {
 			return func(attachment.Attachment) (attachment.Spec, error) { return spec, nil }
 		}
 		both := attachment.Spec{Accesses: []attachment.Access{attachment.Write, attachment.Read}}
-		_, err = s.UpdateAttachment(ctx, later, reads.Name, "", want(both))
+		_, err = s.UpdateAttachment(ctx, later, reads.Name, "", want(both), nil)
 		wantError(t, err, attachment.ErrAccessTaken, "attachment="+writes.Name.String())
-		if same, err := s.UpdateAttachment(ctx, later, writes.Name, "", want(writes.Spec)); err != nil || !cmp.Equal(same, writes) || head(t, s) != before+1 {
+		if same, err := s.UpdateAttachment(ctx, later, writes.Name, "", want(writes.Spec), nil); err != nil || !cmp.Equal(same, writes) || head(t, s) != before+1 {
 			t.Fatalf("a change of nothing: %+v, %v", same, err)
 		}
 		wantError(t, s.DeleteAttachment(ctx, later, writes.Name, "stale"), resource.ErrETagMismatch, "")
@@ -506,11 +506,11 @@ func TestStore_Attachment(t *testing.T) {
 			t.Fatal(err)
 		}
 		wantError(t, s.DeleteAttachment(ctx, later, writes.Name, ""), resource.ErrNotFound, "")
-		updated, err := s.UpdateAttachment(ctx, later, reads.Name, reads.ETag(), want(both))
+		updated, err := s.UpdateAttachment(ctx, later, reads.Name, reads.ETag(), want(both), nil)
 		if err != nil || !slices.Equal(updated.Spec.Accesses, []attachment.Access{attachment.Read, attachment.Write}) {
 			t.Fatalf("updated to %+v, %v", updated, err)
 		}
-		_, err = s.UpdateAttachment(ctx, later, reads.Name, reads.ETag(), want(reads.Spec))
+		_, err = s.UpdateAttachment(ctx, later, reads.Name, reads.ETag(), want(reads.Spec), nil)
 		wantError(t, err, resource.ErrETagMismatch, "")
 		wantChanges := []change.Change{
 			{Revision: before + 2, Deleted: true, Attachment: &writes},
@@ -871,7 +871,7 @@ func TestStore_RacesHaveOneWinner(t *testing.T) {
 				if i == 0 {
 					_, err := s.UpdateAttachment(t.Context(), start, attachmentName("stack", "i0"), "", func(attachment.Attachment) (attachment.Spec, error) {
 						return attachment.Spec{}, nil
-					})
+					}, nil)
 					return err
 				}
 				_, err := s.CreateAttachment(t.Context(), start, attachmentName("stack", "i1"), attachment.Spec{Accesses: []attachment.Access{attachment.Write}}, "")
@@ -909,7 +909,7 @@ func TestStore_RacesHaveOneWinner(t *testing.T) {
 						return integration.Spec{}, resource.ErrETagMismatch
 					}
 					return wantDisplayName(fmt.Sprint("name ", i))(current)
-				})
+				}, nil)
 				return err
 			},
 			losers: resource.ErrETagMismatch,
