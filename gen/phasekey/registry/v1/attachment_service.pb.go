@@ -36,7 +36,7 @@ type CreateAttachmentRequest struct {
 	Attachment *Attachment `protobuf:"bytes,2,opt,name=attachment,proto3" json:"attachment,omitempty"`
 	// Makes repeats safe for a day: a UUID of the caller's choice (AIP-155).
 	RequestId string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// Checks everything and changes nothing: the answer is what it would have been, as far as it can be known (AIP-163).
+	// Checks everything and changes nothing: the answer is what it would have been, without an etag (AIP-163).
 	ValidateOnly  bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -414,7 +414,7 @@ type UpdateAttachmentRequest struct {
 	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	// Attaches when there is no such attachment; the mask is then ignored.
 	AllowMissing bool `protobuf:"varint,3,opt,name=allow_missing,json=allowMissing,proto3" json:"allow_missing,omitempty"`
-	// Checks everything and changes nothing: the answer is what it would have been, as far as it can be known (AIP-163).
+	// Checks everything and changes nothing: the answer is what it would have been, without an etag (AIP-163).
 	ValidateOnly  bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -487,7 +487,7 @@ type DeleteAttachmentRequest struct {
 	Etag string `protobuf:"bytes,2,opt,name=etag,proto3" json:"etag,omitempty"`
 	// Succeeds, changing nothing, when there is no such attachment.
 	AllowMissing bool `protobuf:"varint,3,opt,name=allow_missing,json=allowMissing,proto3" json:"allow_missing,omitempty"`
-	// Checks everything and changes nothing: the answer is what it would have been, as far as it can be known (AIP-163).
+	// Checks everything and changes nothing: the answer is what it would have been, without an etag (AIP-163).
 	ValidateOnly  bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -36,7 +36,7 @@ type CreateIntegrationRequest struct {
 	Integration *Integration `protobuf:"bytes,3,opt,name=integration,proto3" json:"integration,omitempty"`
 	// Makes repeats safe for a day: a UUID of the caller's choice (AIP-155).
 	RequestId string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// Checks everything and changes nothing: the answer is what it would have been, as far as it can be known (AIP-163).
+	// Checks everything and changes nothing: the answer is what it would have been, without an etag (AIP-163).
 	ValidateOnly  bool `protobuf:"varint,5,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -422,7 +422,7 @@ type UpdateIntegrationRequest struct {
 	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	// Creates the integration when there is none; the mask is then ignored.
 	AllowMissing bool `protobuf:"varint,3,opt,name=allow_missing,json=allowMissing,proto3" json:"allow_missing,omitempty"`
-	// Checks everything and changes nothing: the answer is what it would have been, as far as it can be known (AIP-163).
+	// Checks everything and changes nothing: the answer is what it would have been, without an etag (AIP-163).
 	ValidateOnly  bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -497,7 +497,7 @@ type DeleteIntegrationRequest struct {
 	Force bool `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`
 	// Succeeds, changing nothing, when there is no such integration.
 	AllowMissing bool `protobuf:"varint,4,opt,name=allow_missing,json=allowMissing,proto3" json:"allow_missing,omitempty"`
-	// Checks everything and changes nothing: the answer is what it would have been, as far as it can be known (AIP-163).
+	// Checks everything and changes nothing: the answer is what it would have been, without an etag (AIP-163).
 	ValidateOnly  bool `protobuf:"varint,5,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -51,7 +51,7 @@ func (s attachmentService) CreateAttachment(ctx context.Context, req *registryv1
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	return messageOfAttachment(created), nil
+	return told(messageOfAttachment(created), req.GetValidateOnly()), nil
 }
 
 func (s attachmentService) GetAttachment(ctx context.Context, req *registryv1.GetAttachmentRequest) (*registryv1.Attachment, error) {
@@ -110,7 +110,7 @@ func (s attachmentService) UpdateAttachment(ctx context.Context, req *registryv1
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	return messageOfAttachment(updated), nil
+	return told(messageOfAttachment(updated), req.GetValidateOnly()), nil
 }
 
 func (s attachmentService) DeleteAttachment(ctx context.Context, req *registryv1.DeleteAttachmentRequest) (*emptypb.Empty, error) {

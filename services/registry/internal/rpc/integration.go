@@ -55,7 +55,7 @@ func (s integrationService) CreateIntegration(ctx context.Context, req *registry
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	return messageOfIntegration(created), nil
+	return told(messageOfIntegration(created), req.GetValidateOnly()), nil
 }
 
 func (s integrationService) GetIntegration(ctx context.Context, req *registryv1.GetIntegrationRequest) (*registryv1.Integration, error) {
@@ -112,7 +112,7 @@ func (s integrationService) UpdateIntegration(ctx context.Context, req *registry
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	return messageOfIntegration(updated), nil
+	return told(messageOfIntegration(updated), req.GetValidateOnly()), nil
 }
 
 func (s integrationService) DeleteIntegration(ctx context.Context, req *registryv1.DeleteIntegrationRequest) (*registryv1.Integration, error) {
@@ -127,5 +127,5 @@ func (s integrationService) DeleteIntegration(ctx context.Context, req *registry
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	return messageOfIntegration(deleted), nil
+	return told(messageOfIntegration(deleted), req.GetValidateOnly()), nil
 }

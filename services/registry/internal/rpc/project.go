@@ -47,7 +47,7 @@ func (s projectService) CreateProject(ctx context.Context, req *registryv1.Creat
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	return messageOfProject(created), nil
+	return told(messageOfProject(created), req.GetValidateOnly()), nil
 }
 
 func (s projectService) GetProject(ctx context.Context, req *registryv1.GetProjectRequest) (*registryv1.Project, error) {
@@ -103,7 +103,7 @@ func (s projectService) UpdateProject(ctx context.Context, req *registryv1.Updat
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	return messageOfProject(updated), nil
+	return told(messageOfProject(updated), req.GetValidateOnly()), nil
 }
 
 func (s projectService) DeleteProject(ctx context.Context, req *registryv1.DeleteProjectRequest) (*emptypb.Empty, error) {

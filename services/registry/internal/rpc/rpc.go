@@ -66,6 +66,16 @@ func (s stores) to(validateOnly bool) store {
 	return s.store
 }
 
+// told is the answer to a write. One that was only tried has no etag: the state that it would stand for is nobody's yet, and by the time it is used could be
+// another's, which a write guarded by it would then overwrite.
+func told[M proto.Message](m M, validateOnly bool) M {
+	if validateOnly {
+		r := m.ProtoReflect()
+		r.Clear(r.Descriptor().Fields().ByName("etag"))
+	}
+	return m
+}
+
 // watcher tells of changes; see watch.Hub.
 type watcher interface {
 	Watch(ctx context.Context, cursor resource.Position, send func(changes []change.Change, at resource.Position) error) error

@@ -12,6 +12,7 @@ import (
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/pkg/sqldbtest"
 	"phasekey.dev/services/vault/internal/delivery"
+	"phasekey.dev/services/vault/internal/fence"
 	"phasekey.dev/services/vault/internal/grant"
 	"phasekey.dev/services/vault/internal/issuer"
 	"phasekey.dev/services/vault/internal/lease"
@@ -37,6 +38,9 @@ func withLabels(t *testing.T, test func(l *labelled)) {
 			t.Fatal(err)
 		}
 		db := sqldbtest.SQLite(t, migrations)
+		if err := db.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error { return fence.Configure(ctx, tx, 1) }); err != nil {
+			t.Fatal(err)
+		}
 		l := &labelled{t: t, store: store.New(db), hints: make(chan string), ended: map[grant.Phase]chan error{}}
 		all := store.Wanted{
 			Integrations: []store.Integration{l.integration("uid", "prod"), l.integration("zzz")},
