@@ -97,7 +97,7 @@ func (r *Redis) Link(t testing.TB) *Link {
 const retryNap = 1100 * time.Millisecond
 
 // timeout is a link's patience with an answer, in redisconn's proportion to tests' short locks.
-const timeout = 250 * time.Millisecond
+const timeout = 500 * time.Millisecond
 
 func (l *Link) client(r *Redis) redis.UniversalClient {
 	return redis.NewUniversalClient(&redis.UniversalOptions{
