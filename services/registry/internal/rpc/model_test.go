@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
@@ -175,6 +177,30 @@ func (p *player) ended(what string, want refused, err error) bool {
 	return err == nil
 }
 
+// calls makes a call, and half the time first asks whether it would succeed, which must say the same and change nothing.
+func calls[M proto.Message](ctx context.Context, p *player, what string, want refused, call func(ctx context.Context, validateOnly bool) (M, error)) (M, bool) {
+	p.t.Helper()
+	var tried M
+	asked := p.yes()
+	if asked {
+		before := p.w.head(p.t)
+		var err error
+		tried, err = call(ctx, true)
+		p.ended(what+", validated", want, err)
+		if after := p.w.head(p.t); after != before {
+			p.t.Fatalf("%s, validated, made revision %d of %d", what, after, before)
+		}
+	}
+	got, err := call(ctx, false)
+	ok := p.ended(what, want, err)
+	if would, is := any(tried).(tagged); ok && asked && is && would.GetUid() != "" {
+		if did := any(got).(tagged); would.GetUid() != did.GetUid() || would.GetEtag() != did.GetEtag() {
+			p.t.Fatalf("%s gave %v, and validated %v", what, got, tried)
+		}
+	}
+	return got, ok
+}
+
 // step makes one call.
 func (p *player) step(ctx context.Context) {
 	// Weighted so that there is something to change.
@@ -212,21 +238,27 @@ func (p *player) createIntegration(ctx context.Context) {
 	case p.m.count(accountOf(name), "integrations") >= modelQuota:
 		want = "QUOTA_EXCEEDED"
 	}
-	made, err := p.w.platform.integrations.CreateIntegration(ctx, &registryv1.CreateIntegrationRequest{
-		Parent: accountOf(name), IntegrationId: idOf(name), Integration: &registryv1.Integration{
-			DisplayName: n.display, TenantId: tenant, DefaultSubscriptionId: n.subscription, Labels: n.labels, AutoAttach: n.auto,
-		},
+	made, ok := calls(ctx, p, fmt.Sprintf("create %+v", *n), want, func(ctx context.Context, validateOnly bool) (*registryv1.Integration, error) {
+		return p.w.platform.integrations.CreateIntegration(ctx, &registryv1.CreateIntegrationRequest{
+			Parent: accountOf(name), IntegrationId: idOf(name), ValidateOnly: validateOnly, Integration: &registryv1.Integration{
+				DisplayName: n.display, TenantId: tenant, DefaultSubscriptionId: n.subscription, Labels: n.labels, AutoAttach: n.auto,
+			},
+		})
 	})
-	if p.ended(fmt.Sprintf("create %+v", *n), want, err) {
+	if ok {
 		n.uid, n.etag, n.labels = made.GetUid(), made.GetEtag(), sorted(n.labels)
 		p.m.integrations[name] = n
 	}
 }
 
+// updateIntegration updates one, or creates it by allow_missing.
 func (p *player) updateIntegration(ctx context.Context) {
-	name := p.integration()
+	name, missing := p.integration(), p.yes()
 	n := p.m.integrations[name]
-	given := &registryv1.Integration{Name: name, DisplayName: p.pick("One", "Two"), Labels: p.labels("autoattach:"), AutoAttach: p.yes(), DefaultSubscriptionId: p.pick("", subscription)}
+	given := &registryv1.Integration{
+		Name: name, TenantId: tenant, DisplayName: p.pick("One", "Two"), Labels: p.labels("autoattach:"), AutoAttach: p.yes(),
+		DefaultSubscriptionId: p.pick("", subscription),
+	}
 	var paths []string
 	for _, path := range []string{"display_name", "labels", "auto_attach", "default_subscription_id"} {
 		if p.yes() {
@@ -236,11 +268,23 @@ func (p *player) updateIntegration(ctx context.Context) {
 	if len(paths) == 0 {
 		paths = []string{"display_name"}
 	}
-	next := modelIntegration{}
+	next := modelIntegration{name: name}
 	var want refused
-	if n == nil {
+	switch {
+	case n == nil && !missing:
 		want = "RESOURCE_NOT_FOUND"
-	} else {
+	case n == nil:
+		given.Etag = p.etag("")
+		next.display, next.labels, next.auto, next.subscription = given.GetDisplayName(), given.GetLabels(), given.GetAutoAttach(), given.GetDefaultSubscriptionId()
+		switch {
+		case given.GetEtag() != "":
+			want = "ETAG_MISMATCH"
+		case next.auto && next.subscription == "":
+			want = "INVALID_FIELDS"
+		case p.m.count(accountOf(name), "integrations") >= modelQuota:
+			want = "QUOTA_EXCEEDED"
+		}
+	default:
 		given.Etag = p.etag(n.etag)
 		next = *n
 		for _, path := range paths {
@@ -264,8 +308,16 @@ func (p *player) updateIntegration(ctx context.Context) {
 			want = "INVALID_FIELDS"
 		}
 	}
-	got, err := p.w.platform.integrations.UpdateIntegration(ctx, &registryv1.UpdateIntegrationRequest{Integration: given, UpdateMask: &fieldmaskpb.FieldMask{Paths: paths}})
-	if p.ended(fmt.Sprintf("update %s %v to %v", name, paths, given), want, err) {
+	got, ok := calls(ctx, p, fmt.Sprintf("update %v to %v, missing %t", paths, given, missing), want, func(ctx context.Context, validateOnly bool) (*registryv1.Integration, error) {
+		return p.w.platform.integrations.UpdateIntegration(ctx, &registryv1.UpdateIntegrationRequest{
+			Integration: given, UpdateMask: &fieldmaskpb.FieldMask{Paths: paths}, AllowMissing: missing, ValidateOnly: validateOnly,
+		})
+	})
+	switch {
+	case ok && n == nil:
+		next.uid, next.etag, next.labels = got.GetUid(), got.GetEtag(), sorted(next.labels)
+		p.m.integrations[name] = &next
+	case ok:
 		same := n.display == next.display && n.auto == next.auto && n.subscription == next.subscription && slices.Equal(n.labels, sorted(next.labels))
 		if (got.GetEtag() == n.etag) != same {
 			p.t.Fatalf("etag went from %s to %s, the same: %t", n.etag, got.GetEtag(), same)
@@ -278,14 +330,22 @@ func (p *player) updateIntegration(ctx context.Context) {
 
 func sorted(labels []string) []string { return slices.Sorted(slices.Values(labels)) }
 
+// gone is how the deletion of what is not there ends.
+func gone(allowMissing bool) refused {
+	if allowMissing {
+		return ""
+	}
+	return "RESOURCE_NOT_FOUND"
+}
+
 func (p *player) deleteIntegration(ctx context.Context) {
-	name, force := p.integration(), p.yes()
+	name, force, missing := p.integration(), p.yes(), p.yes()
 	n := p.m.integrations[name]
 	var want refused
-	req := &registryv1.DeleteIntegrationRequest{Name: name, Force: force}
+	req := &registryv1.DeleteIntegrationRequest{Name: name, Force: force, AllowMissing: missing}
 	attached := false
 	if n == nil {
-		want = "RESOURCE_NOT_FOUND"
+		want, req.Etag = gone(missing), p.etag("")
 	} else {
 		req.Etag = p.etag(n.etag)
 		for _, a := range p.m.attachments {
@@ -302,8 +362,11 @@ func (p *player) deleteIntegration(ctx context.Context) {
 			want = "INTEGRATION_ATTACHED"
 		}
 	}
-	got, err := p.w.platform.integrations.DeleteIntegration(ctx, req)
-	if p.ended(fmt.Sprintf("delete %v", req), want, err) {
+	got, ok := calls(ctx, p, fmt.Sprintf("delete %v", req), want, func(ctx context.Context, validateOnly bool) (*registryv1.Integration, error) {
+		req.ValidateOnly = validateOnly
+		return p.w.platform.integrations.DeleteIntegration(ctx, req)
+	})
+	if ok && n != nil {
 		p.old = append(p.old, n.etag)
 		n.deleting, n.etag = true, got.GetEtag()
 		maps.DeleteFunc(p.m.attachments, func(_ string, a *modelAttachment) bool { return a.integration == name })
@@ -338,16 +401,24 @@ func (p *player) writeProject(ctx context.Context) {
 	switch {
 	case n == nil && !missing:
 		want = "RESOURCE_NOT_FOUND"
-	case n == nil && p.m.count(accountOf(name), "projects") >= modelQuota:
-		want = "QUOTA_EXCEEDED"
-	case n != nil:
+	case n == nil:
+		given.Etag = p.etag("")
+		switch {
+		case given.GetEtag() != "":
+			want = "ETAG_MISMATCH"
+		case p.m.count(accountOf(name), "projects") >= modelQuota:
+			want = "QUOTA_EXCEEDED"
+		}
+	default:
 		given.Etag = p.etag(n.etag)
 		want = mismatch(given.GetEtag(), n.etag)
 	}
-	got, err := p.w.platform.projects.UpdateProject(ctx, &registryv1.UpdateProjectRequest{
-		Project: given, AllowMissing: missing, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"display_name", "labels"}},
+	got, ok := calls(ctx, p, fmt.Sprintf("write %v, missing %t", given, missing), want, func(ctx context.Context, validateOnly bool) (*registryv1.Project, error) {
+		return p.w.platform.projects.UpdateProject(ctx, &registryv1.UpdateProjectRequest{
+			Project: given, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"display_name", "labels"}}, AllowMissing: missing, ValidateOnly: validateOnly,
+		})
 	})
-	if p.ended(fmt.Sprintf("write %v, missing %t", given, missing), want, err) {
+	if ok {
 		if n != nil {
 			p.old = append(p.old, n.etag)
 		}
@@ -356,16 +427,16 @@ func (p *player) writeProject(ctx context.Context) {
 }
 
 func (p *player) deleteProject(ctx context.Context) {
-	name, force := p.project(), p.yes()
+	name, force, missing := p.project(), p.yes(), p.yes()
 	n := p.m.projects[name]
-	req := &registryv1.DeleteProjectRequest{Name: name, Force: force}
+	req := &registryv1.DeleteProjectRequest{Name: name, Force: force, AllowMissing: missing}
 	attached := false
 	for _, a := range p.m.attachments {
 		attached = attached || a.project == name
 	}
 	var want refused
 	if n == nil {
-		want = "RESOURCE_NOT_FOUND"
+		want, req.Etag = gone(missing), p.etag("")
 	} else {
 		req.Etag = p.etag(n.etag)
 		switch {
@@ -375,8 +446,11 @@ func (p *player) deleteProject(ctx context.Context) {
 			want = "PROJECT_ATTACHED"
 		}
 	}
-	_, err := p.w.platform.projects.DeleteProject(ctx, req)
-	if p.ended(fmt.Sprintf("delete %v", req), want, err) {
+	_, ok := calls(ctx, p, fmt.Sprintf("delete %v", req), want, func(ctx context.Context, validateOnly bool) (*emptypb.Empty, error) {
+		req.ValidateOnly = validateOnly
+		return p.w.platform.projects.DeleteProject(ctx, req)
+	})
+	if ok && n != nil {
 		p.old = append(p.old, n.etag)
 		delete(p.m.projects, name)
 		maps.DeleteFunc(p.m.attachments, func(_ string, a *modelAttachment) bool { return a.project == name })
@@ -423,26 +497,47 @@ func (p *player) attach(ctx context.Context) {
 	case p.taken(a):
 		want = "ACCESS_TAKEN"
 	}
-	got, err := p.w.platform.attachments.CreateAttachment(ctx, &registryv1.CreateAttachmentRequest{
-		Parent: project, Attachment: &registryv1.Attachment{Integration: integration, Accesses: accesses, SubscriptionId: a.subscription},
+	got, ok := calls(ctx, p, fmt.Sprintf("attach %+v", *a), want, func(ctx context.Context, validateOnly bool) (*registryv1.Attachment, error) {
+		return p.w.platform.attachments.CreateAttachment(ctx, &registryv1.CreateAttachmentRequest{
+			Parent: project, Attachment: &registryv1.Attachment{Integration: integration, Accesses: accesses, SubscriptionId: a.subscription}, ValidateOnly: validateOnly,
+		})
 	})
-	if p.ended(fmt.Sprintf("attach %+v", *a), want, err) {
+	if ok {
 		a.etag = got.GetEtag()
 		p.m.attachments[a.name] = a
 	}
 }
 
+// updateAttachment updates one, or creates it by allow_missing.
 func (p *player) updateAttachment(ctx context.Context) {
-	project := p.project()
-	name := project + "/attachments/" + p.pick("a", "b", "c")
+	project, id, missing := p.project(), p.pick("a", "b", "c"), p.yes()
+	name := project + "/attachments/" + id
 	a := p.m.attachments[name]
 	accesses := p.accesses()
-	given := &registryv1.Attachment{Name: name, Accesses: accesses}
+	given := &registryv1.Attachment{Name: name, Accesses: accesses, SubscriptionId: p.pick("", subscription)}
 	var want refused
 	next := modelAttachment{}
-	if a == nil {
+	switch {
+	case a == nil && !missing:
 		want = "RESOURCE_NOT_FOUND"
-	} else {
+	case a == nil:
+		given.Etag = p.etag("")
+		next = modelAttachment{
+			name: name, integration: accountOf(project) + "/integrations/" + id, project: project, subscription: given.GetSubscriptionId(),
+			read: has(accesses, typev1.Access_ACCESS_READ), write: has(accesses, typev1.Access_ACCESS_WRITE),
+		}
+		i := p.m.integrations[next.integration]
+		switch {
+		case given.GetEtag() != "":
+			want = "ETAG_MISMATCH"
+		case p.m.projects[project] == nil || i == nil:
+			want = "RESOURCE_NOT_FOUND"
+		case i.deleting:
+			want = "INTEGRATION_DELETING"
+		case p.taken(&next):
+			want = "ACCESS_TAKEN"
+		}
+	default:
 		given.Etag = p.etag(a.etag)
 		next = *a
 		next.read, next.write = has(accesses, typev1.Access_ACCESS_READ), has(accesses, typev1.Access_ACCESS_WRITE)
@@ -453,29 +548,36 @@ func (p *player) updateAttachment(ctx context.Context) {
 			want = "ACCESS_TAKEN"
 		}
 	}
-	got, err := p.w.platform.attachments.UpdateAttachment(ctx, &registryv1.UpdateAttachmentRequest{
-		Attachment: given, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"accesses"}},
+	got, ok := calls(ctx, p, fmt.Sprintf("update %v, missing %t", given, missing), want, func(ctx context.Context, validateOnly bool) (*registryv1.Attachment, error) {
+		return p.w.platform.attachments.UpdateAttachment(ctx, &registryv1.UpdateAttachmentRequest{
+			Attachment: given, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"accesses"}}, AllowMissing: missing, ValidateOnly: validateOnly,
+		})
 	})
-	if p.ended(fmt.Sprintf("update %v", given), want, err) {
-		p.old = append(p.old, a.etag)
+	if ok {
+		if a != nil {
+			p.old = append(p.old, a.etag)
+		}
 		next.etag = got.GetEtag()
-		*a = next
+		p.m.attachments[name] = &next
 	}
 }
 
 func (p *player) detach(ctx context.Context) {
 	name := p.project() + "/attachments/" + p.pick("a", "b", "c")
-	a := p.m.attachments[name]
-	req := &registryv1.DeleteAttachmentRequest{Name: name}
+	a, missing := p.m.attachments[name], p.yes()
+	req := &registryv1.DeleteAttachmentRequest{Name: name, AllowMissing: missing}
 	var want refused
 	if a == nil {
-		want = "RESOURCE_NOT_FOUND"
+		want, req.Etag = gone(missing), p.etag("")
 	} else {
 		req.Etag = p.etag(a.etag)
 		want = mismatch(req.GetEtag(), a.etag)
 	}
-	_, err := p.w.platform.attachments.DeleteAttachment(ctx, req)
-	if p.ended(fmt.Sprintf("detach %v", req), want, err) {
+	_, ok := calls(ctx, p, fmt.Sprintf("detach %v", req), want, func(ctx context.Context, validateOnly bool) (*emptypb.Empty, error) {
+		req.ValidateOnly = validateOnly
+		return p.w.platform.attachments.DeleteAttachment(ctx, req)
+	})
+	if ok && a != nil {
 		p.old = append(p.old, a.etag)
 		delete(p.m.attachments, name)
 	}
@@ -571,10 +673,83 @@ func (p *player) look(ctx context.Context) {
 		got.attachment(a)
 	}
 	p.compare("lists", got)
+	p.batch(ctx)
 	for _, one := range p.m.projects {
 		p.resolve(ctx, one)
 		p.explain(ctx, one)
 	}
+}
+
+// some are some of the names, in any order, and maybe one of nothing.
+func (p *player) some(there []string, nowhere string) []string {
+	names := slices.DeleteFunc(there, func(string) bool { return p.dice.IntN(4) == 0 })
+	if p.dice.IntN(4) == 0 {
+		names = append(names, nowhere)
+	}
+	p.dice.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
+	return names
+}
+
+// batch reads several at once, of which some may not be there.
+func (p *player) batch(ctx context.Context) {
+	p.t.Helper()
+	account := p.account()
+	of := func(names []string) []string {
+		return slices.DeleteFunc(slices.Sorted(slices.Values(names)), func(name string) bool { return accountOf(name) != account })
+	}
+	// told compares what a batch gave: the etags tell which version it was.
+	told := func(names []string, etagOf func(name string) string, got []tagged, err error) {
+		p.t.Helper()
+		var want refused
+		for _, name := range names {
+			if etagOf(name) == "" {
+				want = "RESOURCE_NOT_FOUND"
+			}
+		}
+		if !p.ended(fmt.Sprintf("batch %v", names), want, err) {
+			return
+		}
+		for i, name := range names {
+			if len(got) != len(names) || got[i].GetEtag() != etagOf(name) {
+				p.t.Fatalf("the batch of %v gave %v", names, got)
+			}
+		}
+	}
+	if names := p.some(of(slices.Collect(maps.Keys(p.m.integrations))), account+"/integrations/nowhere"); len(names) > 0 {
+		got, err := p.w.platform.integrations.BatchGetIntegrations(ctx, &registryv1.BatchGetIntegrationsRequest{Parent: account, Names: names})
+		told(names, func(name string) string {
+			if i := p.m.integrations[name]; i != nil {
+				return i.etag
+			}
+			return ""
+		}, tags(got.GetIntegrations()), err)
+	}
+	if names := p.some(of(slices.Collect(maps.Keys(p.m.projects))), account+"/projects/nowhere"); len(names) > 0 {
+		got, err := p.w.platform.projects.BatchGetProjects(ctx, &registryv1.BatchGetProjectsRequest{Parent: account, Names: names})
+		told(names, func(name string) string {
+			if one := p.m.projects[name]; one != nil {
+				return one.etag
+			}
+			return ""
+		}, tags(got.GetProjects()), err)
+	}
+	if names := p.some(of(slices.Collect(maps.Keys(p.m.attachments))), account+"/projects/p/attachments/nowhere"); len(names) > 0 {
+		got, err := p.w.platform.attachments.BatchGetAttachments(ctx, &registryv1.BatchGetAttachmentsRequest{Parent: account + "/projects/-", Names: names})
+		told(names, func(name string) string {
+			if a := p.m.attachments[name]; a != nil {
+				return a.etag
+			}
+			return ""
+		}, tags(got.GetAttachments()), err)
+	}
+}
+
+func tags[M tagged](messages []M) []tagged {
+	all := make([]tagged, len(messages))
+	for i, m := range messages {
+		all[i] = m
+	}
+	return all
 }
 
 func (p *player) compare(what string, got *fold) {
