@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"google.golang.org/genproto/googleapis/api/annotations"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -15,45 +16,75 @@ import (
 	typev1 "phasekey.dev/gen/phasekey/type/v1"
 )
 
-// FuzzMask: whatever a mask says, an update is refused as invalid and changes nothing, or changes only fields that the mask names.
+// FuzzMask: whatever a mask says, an update is refused as invalid and changes nothing, or changes only fields that the mask names, and
+// none that is output only or cannot be changed.
 func FuzzMask(f *testing.F) {
 	for _, seed := range []string{
-		"display_name", "display_name,default_subscription_id", "*", "", "rotation_period.seconds", "rotation_period.nanos,etag", "state",
-		"conditions.status", "allowed_audiences.x", "delivery_materials", ".", "..", "display_name.", "*,*", "nothing", "displayName", "rotation_period.seconds.x", "\u202e",
+		"display_name", "display_name,default_subscription_id", "*", "", "rotation_period.seconds", "rotation_period.nanos,etag", "state", "name", "uid",
+		"conditions.status", "allowed_audiences.x", "allowed_audiences[0]", "allowed_audiences.0", "delivery_materials", ".", "..", "display_name.", "*,*",
+		"*,display_name", "*.seconds", "conditions.*", "nothing", "displayName", "rotation_period.seconds.x", "\u202e", "labels,auto_attach", "labels.*",
+		"tenant_id", "kind", "integration", "accesses", "subscription_id,accesses", "etag", "create_time.seconds", "display_name,display_name", " display_name",
+		"integration.display_name", "`display_name`",
 	} {
 		f.Add(seed, "New")
 	}
-	f.Fuzz(func(t *testing.T, mask, name string) {
+	f.Fuzz(func(t *testing.T, mask, text string) {
 		w := newWorld(t)
-		created := w.integration(t, "acme", "net")
+		ctx := t.Context()
+		integration, project := w.integration(t, "acme", "net"), w.project(t, "acme", "stack")
+		attachment := w.attachment(t, project.GetName(), integration.GetName())
+		head := w.head(t)
 		var named []string
 		if mask != "" {
 			named = strings.Split(mask, ",")
 		}
-		given := proto.CloneOf(created)
-		given.DisplayName, given.DefaultSubscriptionId = name, nobody
-		given.RotationPeriod, given.AllowedAudiences = durationpb.New(3600e9+5e6), []string{"https://new.example"}
-		given.DeliveryMaterials = []typev1.Material{typev1.Material_MATERIAL_CLIENT_SECRET}
-		updated, err := w.platform.integrations.UpdateIntegration(t.Context(), &registryv1.UpdateIntegrationRequest{Integration: given, UpdateMask: paths(named...)})
-		if err != nil {
-			// Text that is not UTF-8 does not even leave the client.
-			if code := status.Code(err); code != codes.InvalidArgument && code != codes.Internal || w.head(t) != 1 {
-				t.Fatalf("mask %q: %v, head %d", mask, err, w.head(t))
-			}
-			return
-		}
 		whole := mask == "" || mask == "*"
-		fields := created.ProtoReflect().Descriptor().Fields()
-		for i := range fields.Len() {
-			field := fields.Get(i)
-			is := func(name protoreflect.Name) bool { return field.Name() == name }
-			if is("etag") || is("update_time") || whole && slices.Contains([]protoreflect.Name{"display_name", "default_subscription_id", "rotation_period", "allowed_audiences", "delivery_materials"}, field.Name()) {
-				continue
+		judge := func(created, updated proto.Message, err error) {
+			t.Helper()
+			what := created.ProtoReflect().Descriptor()
+			if err != nil {
+				// Text that is not UTF-8 does not even leave the client.
+				if code := status.Code(err); code != codes.InvalidArgument && code != codes.Internal || w.head(t) != head {
+					t.Fatalf("%s, mask %q: %v, head %d of %d", what.Name(), mask, err, w.head(t), head)
+				}
+				return
 			}
-			isNamed := slices.ContainsFunc(named, func(p string) bool { root, _, _ := strings.Cut(p, "."); return is(protoreflect.Name(root)) })
-			if !isNamed && !updated.ProtoReflect().Get(field).Equal(created.ProtoReflect().Get(field)) {
-				t.Fatalf("mask %q changed %s", mask, field.Name())
+			head = w.head(t)
+			for i := range what.Fields().Len() {
+				field := what.Fields().Get(i)
+				if field.Name() == "etag" || field.Name() == "update_time" || updated.ProtoReflect().Get(field).Equal(created.ProtoReflect().Get(field)) {
+					continue
+				}
+				declared, _ := proto.GetExtension(field.Options(), annotations.E_FieldBehavior).([]annotations.FieldBehavior)
+				fixed := slices.ContainsFunc(declared, func(b annotations.FieldBehavior) bool {
+					return b == annotations.FieldBehavior_OUTPUT_ONLY || b == annotations.FieldBehavior_IMMUTABLE || b == annotations.FieldBehavior_IDENTIFIER
+				})
+				isNamed := slices.ContainsFunc(named, func(p string) bool {
+					root, _, _ := strings.Cut(p, ".")
+					return field.Name() == protoreflect.Name(root)
+				})
+				if fixed || !whole && !isNamed {
+					t.Fatalf("mask %q changed %s", mask, field.FullName())
+				}
 			}
 		}
+
+		i := proto.CloneOf(integration)
+		i.DisplayName, i.DefaultSubscriptionId, i.Labels, i.AutoAttach = text, nobody, []string{"autoattach:x"}, true
+		i.RotationPeriod, i.AllowedAudiences = durationpb.New(3600e9+5e6), []string{"https://new.example"}
+		i.DeliveryMaterials = []typev1.Material{typev1.Material_MATERIAL_CLIENT_SECRET}
+		i.State, i.ClientId, i.CreateTime = registryv1.Integration_STATE_ACTIVE, nobody, nil
+		gotIntegration, err := w.platform.integrations.UpdateIntegration(ctx, &registryv1.UpdateIntegrationRequest{Integration: i, UpdateMask: paths(named...)})
+		judge(integration, gotIntegration, err)
+
+		p := proto.CloneOf(project)
+		p.DisplayName, p.Labels, p.Uid, p.CreateTime = text, []string{"x"}, nobody, nil
+		gotProject, err := w.platform.projects.UpdateProject(ctx, &registryv1.UpdateProjectRequest{Project: p, UpdateMask: paths(named...), AllowMissing: true})
+		judge(project, gotProject, err)
+
+		a := proto.CloneOf(attachment)
+		a.Accesses, a.SubscriptionId, a.IntegrationUid, a.ProjectUid = []typev1.Access{typev1.Access_ACCESS_READ}, nobody, nobody, nobody
+		gotAttachment, err := w.platform.attachments.UpdateAttachment(ctx, &registryv1.UpdateAttachmentRequest{Attachment: a, UpdateMask: paths(named...)})
+		judge(attachment, gotAttachment, err)
 	})
 }
