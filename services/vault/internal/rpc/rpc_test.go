@@ -77,7 +77,9 @@ func (f *fakeMinter) Token(context.Context, string, directory.TokenRequest) (dir
 
 type fakeKeyring struct{}
 
-func (fakeKeyring) Open(string, []byte) (secret.Text, error) { return secret.New("CANARY-secret"), nil }
+func (fakeKeyring) Open(context.Context, string, []byte) (secret.Text, error) {
+	return secret.New("CANARY-secret"), nil
+}
 
 // fakeResolver is the registry.
 type fakeResolver struct {
