@@ -129,6 +129,11 @@ func New(now time.Time, name Name, uid string, spec Spec) Attachment {
 // ETag changes with every change.
 func (a Attachment) ETag() string { return resource.ETag(a.UID, a.Generation) }
 
+// Keys are what lists are ordered by.
+func (a Attachment) Keys() resource.Keys {
+	return resource.Keys{Name: a.Name.String(), CreateTime: a.CreateTime, UpdateTime: a.UpdateTime}
+}
+
 // Want changes the attachment; changed is false when it was so already.
 func (a Attachment) Want(now time.Time, spec Spec) (next Attachment, changed bool) {
 	spec = spec.Normal()

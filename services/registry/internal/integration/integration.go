@@ -201,6 +201,11 @@ func New(now time.Time, name Name, uid string, spec Spec) Integration {
 // ETag changes with every change of the wanted state, never with a condition.
 func (i Integration) ETag() string { return resource.ETag(i.UID, i.Generation) }
 
+// Keys are what lists are ordered by.
+func (i Integration) Keys() resource.Keys {
+	return resource.Keys{Name: i.Name.String(), DisplayName: i.Spec.DisplayName, CreateTime: i.CreateTime, UpdateTime: i.UpdateTime}
+}
+
 // Deleting tells whether deletion was asked for.
 func (i Integration) Deleting() bool { return !i.DeleteTime.IsZero() }
 

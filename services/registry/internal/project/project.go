@@ -84,6 +84,11 @@ func New(now time.Time, name Name, uid string, spec Spec) Project {
 // ETag changes with every change.
 func (p Project) ETag() string { return resource.ETag(p.UID, p.Generation) }
 
+// Keys are what lists are ordered by.
+func (p Project) Keys() resource.Keys {
+	return resource.Keys{Name: p.Name.String(), DisplayName: p.Spec.DisplayName, CreateTime: p.CreateTime, UpdateTime: p.UpdateTime}
+}
+
 // Want changes the project; changed is false when it was so already.
 func (p Project) Want(now time.Time, spec Spec) (next Project, changed bool) {
 	spec = spec.Normal()

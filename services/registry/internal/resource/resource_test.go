@@ -92,38 +92,6 @@ func TestCursor(t *testing.T) {
 	}
 }
 
-func TestPage(t *testing.T) {
-	token := resource.PageToken(here, "projects", "accounts/acme", "accounts/acme/projects/b")
-	for _, tt := range []struct {
-		name                             string
-		incarnation, list, parent, token string
-		size, wantSize                   int32
-		wantAfter                        string
-		wantErr                          error
-	}{
-		{name: "first", incarnation: here, list: "projects", parent: "accounts/acme", wantSize: 100},
-		{name: "sized", incarnation: here, list: "projects", parent: "accounts/acme", size: 7, wantSize: 7},
-		{name: "too large", incarnation: here, list: "projects", parent: "accounts/acme", size: 5000, wantSize: 1000},
-		{name: "next", incarnation: here, list: "projects", parent: "accounts/acme", token: token, wantSize: 100, wantAfter: "accounts/acme/projects/b"},
-		{name: "other parent", incarnation: here, list: "projects", parent: "accounts/b", token: token, wantErr: resource.ErrPageToken},
-		{name: "other list", incarnation: here, list: "integrations", parent: "accounts/acme", token: token, wantErr: resource.ErrPageToken},
-		{name: "other database", incarnation: there, list: "projects", parent: "accounts/acme", token: token, wantErr: resource.ErrPageToken},
-		{name: "changed", incarnation: here, list: "projects", parent: "accounts/acme", token: token[:len(token)-2] + "AA", wantErr: resource.ErrPageToken},
-		{name: "cut", incarnation: here, list: "projects", parent: "accounts/acme", token: token[:10], wantErr: resource.ErrPageToken},
-		{name: "garbage", incarnation: here, list: "projects", parent: "accounts/acme", token: "?", wantErr: resource.ErrPageToken},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			page, err := resource.NewPage(tt.incarnation, tt.list, tt.parent, tt.token, tt.size)
-			if !errors.Is(err, tt.wantErr) {
-				t.Fatalf("got error %v, want %v", err, tt.wantErr)
-			}
-			if err == nil && (page != resource.Page{Parent: tt.parent, After: tt.wantAfter, Size: int(tt.wantSize)}) {
-				t.Fatalf("got %+v", page)
-			}
-		})
-	}
-}
-
 // FuzzNames: what is taken for a name is one: it is put together again from its IDs.
 func FuzzNames(f *testing.F) {
 	for _, seed := range []string{"accounts/acme/projects/net", "accounts/-/projects/-", "accounts/a/projects/b/", "accounts//projects/", "x", ""} {
@@ -143,17 +111,12 @@ func FuzzNames(f *testing.F) {
 	})
 }
 
-// FuzzTokens: nothing but what was given is taken for a page token or a cursor.
-func FuzzTokens(f *testing.F) {
-	f.Add(resource.PageToken(here, "projects", "accounts/acme", "accounts/acme/projects/b"))
+// FuzzCursor: nothing but what was given is taken for a cursor.
+func FuzzCursor(f *testing.F) {
 	f.Add(resource.Position{Incarnation: here, Revision: 7}.Cursor())
 	f.Add("")
 	f.Add("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA")
 	f.Fuzz(func(t *testing.T, token string) {
-		if page, err := resource.NewPage(here, "projects", "accounts/acme", token, 1); err == nil && token != "" &&
-			resource.PageToken(here, "projects", "accounts/acme", page.After) != token {
-			t.Fatalf("page token %q was not given for %+v", token, page)
-		}
 		if position, err := resource.ParseCursor(token); err == nil && position.Cursor() != token {
 			t.Fatalf("cursor %q was not given for %+v", token, position)
 		}

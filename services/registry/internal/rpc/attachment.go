@@ -13,11 +13,8 @@ import (
 	"phasekey.dev/services/registry/internal/resource"
 )
 
-// attachmentField is the resource's field in requests, attachmentList what its page tokens are bound to.
-const (
-	attachmentField = "attachment"
-	attachmentList  = "attachments"
-)
+// attachmentField is the resource's field in requests.
+const attachmentField = "attachment"
 
 // attachmentService implements registryv1.AttachmentServiceServer.
 type attachmentService struct {
@@ -67,20 +64,11 @@ func (s attachmentService) GetAttachment(ctx context.Context, req *registryv1.Ge
 }
 
 func (s attachmentService) ListAttachments(ctx context.Context, req *registryv1.ListAttachmentsRequest) (*registryv1.ListAttachmentsResponse, error) {
-	page, err := resource.NewPage(s.store.Incarnation(), attachmentList, req.GetParent(), req.GetPageToken(), req.GetPageSize())
+	items, next, at, err := list(ctx, attachmentLists, s.store.Incarnation(), req, s.store.Attachments)
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	found, at, err := s.store.Attachments(ctx, page)
-	if err != nil {
-		return nil, statusOf(err)
-	}
-	items, more := pageOf(found, page.Size, messageOfAttachment)
-	resp := &registryv1.ListAttachmentsResponse{Attachments: items, Cursor: at.Cursor(), Revision: at.Revision}
-	if more {
-		resp.NextPageToken = resource.PageToken(at.Incarnation, attachmentList, page.Parent, items[len(items)-1].GetName())
-	}
-	return resp, nil
+	return &registryv1.ListAttachmentsResponse{Attachments: items, NextPageToken: next, Cursor: at.Cursor(), Revision: at.Revision}, nil
 }
 
 func (s attachmentService) UpdateAttachment(ctx context.Context, req *registryv1.UpdateAttachmentRequest) (*registryv1.Attachment, error) {

@@ -16,7 +16,8 @@ func (s attachmentService) ListEffectiveAttachments(ctx context.Context, req *re
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	page, err := resource.NewPage(s.store.Incarnation(), effectiveList, req.GetParent(), req.GetPageToken(), req.GetPageSize())
+	query := resource.Query{Incarnation: s.store.Incarnation(), List: effectiveList, Parent: req.GetParent()}
+	page, err := query.Page(nil, req.GetPageToken(), req.GetPageSize())
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -27,7 +28,8 @@ func (s attachmentService) ListEffectiveAttachments(ctx context.Context, req *re
 	items, more := pageOf(found, page.Size, messageOfEffective)
 	resp := &registryv1.ListEffectiveAttachmentsResponse{EffectiveAttachments: items, Revision: at.Revision}
 	if more {
-		resp.NextPageToken = resource.PageToken(at.Incarnation, effectiveList, page.Parent, found[len(items)-1].Place())
+		query.Incarnation = at.Incarnation
+		resp.NextPageToken = query.Token(resource.Place{found[len(items)-1].Place()})
 	}
 	return resp, nil
 }

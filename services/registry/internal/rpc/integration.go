@@ -11,11 +11,8 @@ import (
 	"phasekey.dev/services/registry/internal/resource"
 )
 
-// integrationField is the resource's field in requests, integrationList what its page tokens are bound to.
-const (
-	integrationField = "integration"
-	integrationList  = "integrations"
-)
+// integrationField is the resource's field in requests.
+const integrationField = "integration"
 
 // integrationService implements registryv1.IntegrationServiceServer.
 type integrationService struct {
@@ -71,20 +68,11 @@ func (s integrationService) GetIntegration(ctx context.Context, req *registryv1.
 }
 
 func (s integrationService) ListIntegrations(ctx context.Context, req *registryv1.ListIntegrationsRequest) (*registryv1.ListIntegrationsResponse, error) {
-	page, err := resource.NewPage(s.store.Incarnation(), integrationList, req.GetParent(), req.GetPageToken(), req.GetPageSize())
+	items, next, at, err := list(ctx, integrationLists, s.store.Incarnation(), req, s.store.Integrations)
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	found, at, err := s.store.Integrations(ctx, page)
-	if err != nil {
-		return nil, statusOf(err)
-	}
-	items, more := pageOf(found, page.Size, messageOfIntegration)
-	resp := &registryv1.ListIntegrationsResponse{Integrations: items, Cursor: at.Cursor(), Revision: at.Revision}
-	if more {
-		resp.NextPageToken = resource.PageToken(at.Incarnation, integrationList, page.Parent, items[len(items)-1].GetName())
-	}
-	return resp, nil
+	return &registryv1.ListIntegrationsResponse{Integrations: items, NextPageToken: next, Cursor: at.Cursor(), Revision: at.Revision}, nil
 }
 
 func (s integrationService) UpdateIntegration(ctx context.Context, req *registryv1.UpdateIntegrationRequest) (*registryv1.Integration, error) {

@@ -13,11 +13,8 @@ import (
 	"phasekey.dev/services/registry/internal/resource"
 )
 
-// projectField is the resource's field in requests, projectList what its page tokens are bound to.
-const (
-	projectField = "project"
-	projectList  = "projects"
-)
+// projectField is the resource's field in requests.
+const projectField = "project"
 
 // projectService implements registryv1.ProjectServiceServer.
 type projectService struct {
@@ -63,20 +60,11 @@ func (s projectService) GetProject(ctx context.Context, req *registryv1.GetProje
 }
 
 func (s projectService) ListProjects(ctx context.Context, req *registryv1.ListProjectsRequest) (*registryv1.ListProjectsResponse, error) {
-	page, err := resource.NewPage(s.store.Incarnation(), projectList, req.GetParent(), req.GetPageToken(), req.GetPageSize())
+	items, next, at, err := list(ctx, projectLists, s.store.Incarnation(), req, s.store.Projects)
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	found, at, err := s.store.Projects(ctx, page)
-	if err != nil {
-		return nil, statusOf(err)
-	}
-	items, more := pageOf(found, page.Size, messageOfProject)
-	resp := &registryv1.ListProjectsResponse{Projects: items, Cursor: at.Cursor(), Revision: at.Revision}
-	if more {
-		resp.NextPageToken = resource.PageToken(at.Incarnation, projectList, page.Parent, items[len(items)-1].GetName())
-	}
-	return resp, nil
+	return &registryv1.ListProjectsResponse{Projects: items, NextPageToken: next, Cursor: at.Cursor(), Revision: at.Revision}, nil
 }
 
 func (s projectService) UpdateProject(ctx context.Context, req *registryv1.UpdateProjectRequest) (*registryv1.Project, error) {

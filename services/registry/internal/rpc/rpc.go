@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/protobuf/proto"
 
 	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
 	"phasekey.dev/services/registry/internal/attachment"
@@ -27,22 +26,23 @@ type store interface {
 	Integration(ctx context.Context, name integration.Name) (integration.Integration, error)
 	// BatchIntegrations, BatchProjects and BatchAttachments are as of one moment, and in the order of the names.
 	BatchIntegrations(ctx context.Context, names []integration.Name) ([]integration.Integration, error)
-	// Integrations, Projects and Attachments give one more than the page's size where there is more.
-	Integrations(ctx context.Context, page resource.Page) ([]integration.Integration, resource.Position, error)
+	// Integrations, Projects and Attachments give one more than the page's size where there is more; rest is where to go on
+	// when too few have passed, of all that one page may read.
+	Integrations(ctx context.Context, page resource.Page, passes func(integration.Integration) bool) (found []integration.Integration, rest resource.Place, at resource.Position, err error)
 	UpdateIntegration(ctx context.Context, now time.Time, name integration.Name, etag string, want func(integration.Integration) (integration.Spec, error), missing func() (integration.Spec, error)) (integration.Integration, error)
 	DeleteIntegration(ctx context.Context, now time.Time, name integration.Name, etag string, force bool) (integration.Integration, error)
 
 	CreateProject(ctx context.Context, now time.Time, name project.Name, spec project.Spec, requestID string) (project.Project, error)
 	Project(ctx context.Context, name project.Name) (project.Project, error)
 	BatchProjects(ctx context.Context, names []project.Name) ([]project.Project, error)
-	Projects(ctx context.Context, page resource.Page) ([]project.Project, resource.Position, error)
+	Projects(ctx context.Context, page resource.Page, passes func(project.Project) bool) (found []project.Project, rest resource.Place, at resource.Position, err error)
 	UpdateProject(ctx context.Context, now time.Time, name project.Name, etag string, want func(project.Project) (project.Spec, error), missing func() (project.Spec, error)) (project.Project, error)
 	DeleteProject(ctx context.Context, now time.Time, name project.Name, etag string, force bool) error
 
 	CreateAttachment(ctx context.Context, now time.Time, name attachment.Name, spec attachment.Spec, requestID string) (attachment.Attachment, error)
 	Attachment(ctx context.Context, name attachment.Name) (attachment.Attachment, error)
 	BatchAttachments(ctx context.Context, names []attachment.Name) ([]attachment.Attachment, error)
-	Attachments(ctx context.Context, page resource.Page) ([]attachment.Attachment, resource.Position, error)
+	Attachments(ctx context.Context, page resource.Page, passes func(attachment.Attachment) bool) (found []attachment.Attachment, rest resource.Place, at resource.Position, err error)
 	UpdateAttachment(ctx context.Context, now time.Time, name attachment.Name, etag string, want func(attachment.Attachment) (attachment.Spec, error), missing func() (attachment.Spec, error)) (attachment.Attachment, error)
 	DeleteAttachment(ctx context.Context, now time.Time, name attachment.Name, etag string) error
 	// EffectiveAttachments gives one more than the page's size where there is more.
@@ -101,22 +101,4 @@ func Register(cfg Config) func(grpc.ServiceRegistrar) {
 		registryv1.RegisterStatusServiceServer(to, statusService{store: cfg.Store})
 		registryv1.RegisterWatchServiceServer(to, watchService{watcher: cfg.Watcher})
 	}
-}
-
-// maxPageBytes keeps a page below gRPC's usual 4 MiB, whatever the size that was asked for.
-const maxPageBytes = 3 << 20
-
-// pageOf converts the resources of a page, of which found has one more when there is more. More says that the list goes on
-// after the last one of items.
-func pageOf[T any, M proto.Message](found []T, size int, convert func(T) M) (items []M, more bool) {
-	total := 0
-	for i, one := range found {
-		item := convert(one)
-		total += proto.Size(item)
-		if i == size || i > 0 && total > maxPageBytes {
-			return items, true
-		}
-		items = append(items, item)
-	}
-	return items, false
 }

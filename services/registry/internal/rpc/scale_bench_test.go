@@ -122,7 +122,7 @@ var scaleCalls = []struct {
 	}},
 	{"store/Integrations", func(ctx context.Context, s *scaled) error {
 		account, _ := s.any()
-		_, _, err := s.store.Integrations(ctx, resource.Page{Parent: "accounts/" + storetest.Account(account), Size: 100})
+		_, _, _, err := s.store.Integrations(ctx, resource.Page{Parent: "accounts/" + storetest.Account(account), Size: 100}, nil)
 		return err
 	}},
 	{"store/Integration", func(ctx context.Context, s *scaled) error {

@@ -238,23 +238,14 @@ func projectSpan(parent string) (span, error) {
 	}
 }
 
-// Attachments reads a page, and one more where there is more, and says of which moment they are.
-func (s *Store) Attachments(ctx context.Context, page resource.Page) (found []attachment.Attachment, at resource.Position, err error) {
+// Attachments reads a page of those that pass the filter, which may be nil, and one more where there is more, and says of which
+// moment they are. Where it has read all that one page may and found too little, rest is the place behind which the list goes on.
+func (s *Store) Attachments(ctx context.Context, page resource.Page, passes func(attachment.Attachment) bool) (found []attachment.Attachment, rest resource.Place, at resource.Position, err error) {
 	names, err := projectSpan(page.Parent)
 	if err != nil {
-		return nil, at, err
+		return nil, nil, at, err
 	}
-	names = names.after(page.After)
-	at, err = s.read(ctx, func(ctx context.Context, tx sqldb.Tx) error {
-		found, err = sqldb.Collect(ctx, tx, scanAttachment,
-			`SELECT `+attachmentColumns+` FROM attachments WHERE name > $1 AND name < $2 AND name LIKE $3 ORDER BY name LIMIT $4`,
-			names.from, names.to, names.like, page.Size+1)
-		return err
-	})
-	if err != nil {
-		return nil, at, fmt.Errorf("list attachments of %s: %w", page.Parent, err)
-	}
-	return found, at, nil
+	return list(ctx, s, listing[attachment.Attachment]{table: "attachments", columns: attachmentColumns, scan: scanAttachment, keys: attachment.Attachment.Keys}, names, page, passes)
 }
 
 // UpdateAttachment replaces what is wanted by what want makes of it, if the etag, which may be empty, is current. Where there is no

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/services/registry/internal/attachment"
@@ -70,8 +71,10 @@ func (s *Store) ResolveAccess(ctx context.Context, name project.Name, access att
 }
 
 // EffectiveAttachments reads a page of what gives a project access, in the order of attachment.Candidates, and one more where
-// there is more, and says of which moment it is. The page goes on after an attachment.Candidate's place.
+// there is more, and says of which moment it is. The page goes on after an attachment.Candidate's place, the only value of
+// page.After.
 func (s *Store) EffectiveAttachments(ctx context.Context, name project.Name, page resource.Page) (found []attachment.Effective, at resource.Position, err error) {
+	after := strings.Join(page.After, "")
 	at, err = s.read(ctx, func(ctx context.Context, tx sqldb.Tx) error {
 		to, err := oneProject(ctx, tx, name)
 		if err != nil {
@@ -81,7 +84,7 @@ func (s *Store) EffectiveAttachments(ctx context.Context, name project.Name, pag
 		if err != nil {
 			return err
 		}
-		next, err := automatic(ctx, tx, to, attachment.AutomaticAfter(page.After), page.Size+1)
+		next, err := automatic(ctx, tx, to, attachment.AutomaticAfter(after), page.Size+1)
 		if err != nil {
 			return err
 		}
@@ -92,7 +95,7 @@ func (s *Store) EffectiveAttachments(ctx context.Context, name project.Name, pag
 			}
 		}
 		found = slices.DeleteFunc(attachment.Rank(attachment.Candidates(to, explicit, of)), func(e attachment.Effective) bool {
-			return e.Place() <= page.After
+			return e.Place() <= after
 		})
 		found = found[:min(len(found), page.Size+1)]
 		return nil

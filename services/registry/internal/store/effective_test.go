@@ -231,7 +231,7 @@ func effective(t *testing.T, s *store.Store, name project.Name, size int) []atta
 			t.Fatalf("%d on a page of %d", len(found), size)
 		}
 		all = append(all, found[:size]...)
-		page.After = found[size-1].Place()
+		page.After = resource.Place{found[size-1].Place()}
 	}
 }
 
@@ -293,16 +293,16 @@ func TestStore_EffectiveAttachmentsAreWhatTheDomainSays(t *testing.T) {
 			}
 			for _, account := range []string{"acme", "acme-b"} {
 				parent := "accounts/" + account
-				integrations, _, err := s.Integrations(ctx, resource.Page{Parent: parent, Size: 100})
+				integrations, _, _, err := s.Integrations(ctx, resource.Page{Parent: parent, Size: 100}, nil)
 				if err != nil {
 					t.Fatal(err)
 				}
-				projects, _, err := s.Projects(ctx, resource.Page{Parent: parent, Size: 100})
+				projects, _, _, err := s.Projects(ctx, resource.Page{Parent: parent, Size: 100}, nil)
 				if err != nil {
 					t.Fatal(err)
 				}
 				for _, p := range projects {
-					explicit, _, err := s.Attachments(ctx, resource.Page{Parent: p.Name.String(), Size: 100})
+					explicit, _, _, err := s.Attachments(ctx, resource.Page{Parent: p.Name.String(), Size: 100}, nil)
 					if err != nil {
 						t.Fatal(err)
 					}

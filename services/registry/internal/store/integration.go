@@ -205,23 +205,14 @@ func (s *Store) BatchIntegrations(ctx context.Context, names []integration.Name)
 	return batch(ctx, s, names, scanIntegration, `SELECT `+integrationColumns+` FROM integrations`, func(i integration.Integration) integration.Name { return i.Name })
 }
 
-// Integrations reads a page, and one more where there is more, and says of which moment they are.
-func (s *Store) Integrations(ctx context.Context, page resource.Page) (found []integration.Integration, at resource.Position, err error) {
+// Integrations reads a page of those that pass the filter, which may be nil, and one more where there is more, and says of which
+// moment they are. Where it has read all that one page may and found too little, rest is the place behind which the list goes on.
+func (s *Store) Integrations(ctx context.Context, page resource.Page, passes func(integration.Integration) bool) (found []integration.Integration, rest resource.Place, at resource.Position, err error) {
 	names, err := accountSpan(page.Parent)
 	if err != nil {
-		return nil, at, err
+		return nil, nil, at, err
 	}
-	names = names.after(page.After)
-	at, err = s.read(ctx, func(ctx context.Context, tx sqldb.Tx) error {
-		found, err = sqldb.Collect(ctx, tx, scanIntegration,
-			`SELECT `+integrationColumns+` FROM integrations WHERE name > $1 AND name < $2 ORDER BY name LIMIT $3`,
-			names.from, names.to, page.Size+1)
-		return err
-	})
-	if err != nil {
-		return nil, at, fmt.Errorf("list integrations of %s: %w", page.Parent, err)
-	}
-	return found, at, nil
+	return list(ctx, s, listing[integration.Integration]{table: "integrations", columns: integrationColumns, scan: scanIntegration, keys: integration.Integration.Keys}, names, page, passes)
 }
 
 // UpdateIntegration replaces what is wanted by what want makes of it, if the etag, which may be empty, is current. Where there is no

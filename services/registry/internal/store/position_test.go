@@ -37,7 +37,7 @@ func TestRenew_VoidsEveryCursor(t *testing.T) {
 			_, _, err := s.Changes(ctx, resource.Position{Incarnation: old.Incarnation, Revision: revision}, 10)
 			wantError(t, err, resource.ErrCursor, "")
 		}
-		if _, now, err := s.Projects(ctx, resource.Page{Parent: "accounts/acme", Size: 10}); err != nil || now != after || s.Incarnation() != after.Incarnation {
+		if _, _, now, err := s.Projects(ctx, resource.Page{Parent: "accounts/acme", Size: 10}, nil); err != nil || now != after || s.Incarnation() != after.Incarnation {
 			t.Fatalf("a list at %+v, %v; incarnation %s", now, err, s.Incarnation())
 		}
 		if changes, _, err := s.Changes(ctx, resource.Position{Incarnation: after.Incarnation, Revision: 2}, 10); err != nil || len(changes) != 1 {
@@ -79,7 +79,7 @@ func TestStore_RefusesADatabaseThatWentBack(t *testing.T) {
 		for name, try := range map[string]func() error{
 			"ping": func() error { return reader.Ping(ctx) },
 			"list": func() error {
-				_, _, err := reader.Projects(ctx, resource.Page{Parent: "accounts/acme", Size: 10})
+				_, _, _, err := reader.Projects(ctx, resource.Page{Parent: "accounts/acme", Size: 10}, nil)
 				return err
 			},
 			"follow": func() error { _, _, err := reader.Changes(ctx, old, 10); return err },

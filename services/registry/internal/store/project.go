@@ -123,23 +123,14 @@ func (s *Store) BatchProjects(ctx context.Context, names []project.Name) ([]proj
 	return batch(ctx, s, names, scanProject, `SELECT `+projectColumns+` FROM projects`, func(p project.Project) project.Name { return p.Name })
 }
 
-// Projects reads a page, and one more where there is more, and says of which moment they are.
-func (s *Store) Projects(ctx context.Context, page resource.Page) (found []project.Project, at resource.Position, err error) {
+// Projects reads a page of those that pass the filter, which may be nil, and one more where there is more, and says of which
+// moment they are. Where it has read all that one page may and found too little, rest is the place behind which the list goes on.
+func (s *Store) Projects(ctx context.Context, page resource.Page, passes func(project.Project) bool) (found []project.Project, rest resource.Place, at resource.Position, err error) {
 	names, err := accountSpan(page.Parent)
 	if err != nil {
-		return nil, at, err
+		return nil, nil, at, err
 	}
-	names = names.after(page.After)
-	at, err = s.read(ctx, func(ctx context.Context, tx sqldb.Tx) error {
-		found, err = sqldb.Collect(ctx, tx, scanProject,
-			`SELECT `+projectColumns+` FROM projects WHERE name > $1 AND name < $2 ORDER BY name LIMIT $3`,
-			names.from, names.to, page.Size+1)
-		return err
-	})
-	if err != nil {
-		return nil, at, fmt.Errorf("list projects of %s: %w", page.Parent, err)
-	}
-	return found, at, nil
+	return list(ctx, s, listing[project.Project]{table: "projects", columns: projectColumns, scan: scanProject, keys: project.Project.Keys}, names, page, passes)
 }
 
 // UpdateProject replaces what the platform says of a project by what want makes of it, if the etag, which may be empty, is

@@ -384,7 +384,7 @@ func TestStore_IntegrationIsDeletedInTwoSteps(t *testing.T) {
 		wantError(t, err, integration.ErrDeleting, "name=accounts/acme/integrations/net")
 		_, err = s.CreateIntegration(ctx, later, created.Name, spec("net"), "")
 		wantError(t, err, resource.ErrExists, "")
-		if found, _, err := s.Integrations(ctx, resource.Page{Parent: "accounts/acme", Size: 10}); err != nil || len(found) != 1 {
+		if found, _, _, err := s.Integrations(ctx, resource.Page{Parent: "accounts/acme", Size: 10}, nil); err != nil || len(found) != 1 {
 			t.Fatalf("while it is deleted the list has %d, %v", len(found), err)
 		}
 
@@ -543,15 +543,15 @@ func TestStore_ListsByNameInPages(t *testing.T) {
 		}
 		lists := map[string]func(page resource.Page) ([]string, resource.Position, error){
 			"integrations": func(page resource.Page) ([]string, resource.Position, error) {
-				found, at, err := s.Integrations(ctx, page)
+				found, _, at, err := s.Integrations(ctx, page, nil)
 				return names(found, func(i integration.Integration) string { return i.Name.String() }), at, err
 			},
 			"projects": func(page resource.Page) ([]string, resource.Position, error) {
-				found, at, err := s.Projects(ctx, page)
+				found, _, at, err := s.Projects(ctx, page, nil)
 				return names(found, func(p project.Project) string { return p.Name.String() }), at, err
 			},
 			"attachments": func(page resource.Page) ([]string, resource.Position, error) {
-				found, at, err := s.Attachments(ctx, page)
+				found, _, at, err := s.Attachments(ctx, page, nil)
 				return names(found, func(a attachment.Attachment) string { return a.Name.String() }), at, err
 			},
 		}
@@ -591,7 +591,7 @@ func TestStore_ListsByNameInPages(t *testing.T) {
 							break
 						}
 						all = append(all, found[:size]...)
-						page.After = found[size-1]
+						page.After = resource.Place{found[size-1]}
 					}
 					if diff := cmp.Diff(tt.want, all); diff != "" {
 						t.Fatalf("(-want +got):\n%s", diff)
@@ -937,7 +937,7 @@ func TestStore_RacesHaveOneWinner(t *testing.T) {
 				if err != nil {
 					return err
 				}
-				attached, _, err := s.Attachments(t.Context(), resource.Page{Parent: "accounts/-/projects/-", Size: 100})
+				attached, _, _, err := s.Attachments(t.Context(), resource.Page{Parent: "accounts/-/projects/-", Size: 100}, nil)
 				if err != nil {
 					return err
 				}
