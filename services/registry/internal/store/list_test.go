@@ -1,0 +1,132 @@
+package store_test
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/pkg/sqldbtest"
+	"phasekey.dev/services/registry/internal/integration"
+	"phasekey.dev/services/registry/internal/project"
+	"phasekey.dev/services/registry/internal/quota"
+	"phasekey.dev/services/registry/internal/resource"
+	"phasekey.dev/services/registry/internal/store"
+	"phasekey.dev/services/registry/internal/store/storetest"
+)
+
+// TestStore_ReadsSoManyForAPage: a filter that few pass, in the largest of databases, makes short pages and not long reads.
+func TestStore_ReadsSoManyForAPage(t *testing.T) {
+	for engine, open := range map[string]func(t *testing.T) *sqldb.DB{
+		"sqlite":   func(t *testing.T) *sqldb.DB { return sqldbtest.SQLite(t, store.Migrations()) },
+		"postgres": func(t *testing.T) *sqldb.DB { return sqldbtest.Postgres(t, store.Migrations()) },
+	} {
+		t.Run(engine, func(t *testing.T) {
+			db := open(t)
+			s, err := store.New(t.Context(), db, quota.Default())
+			if err != nil {
+				t.Fatal(err)
+			}
+			const accounts, each = 6, storetest.PerAccount
+			storetest.Load(t, db, accounts)
+			wanted := []integration.Name{storetest.Integration(0, 1), storetest.Integration(0, 2), storetest.Integration(accounts-1, each-1)}
+			for _, order := range [][]resource.Order{nil, {{By: resource.ByName, Desc: true}}, {{By: resource.ByUpdateTime, Desc: true}, {By: resource.ByDisplayName}}} {
+				var found []integration.Name
+				page := resource.Page{Parent: "accounts/-", Order: order, Size: 2}
+				var read []int
+				for {
+					reads := 0
+					items, rest, _, err := s.Integrations(t.Context(), page, func(i integration.Integration) bool {
+						reads++
+						return slices.Contains(wanted, i.Name)
+					})
+					if err != nil {
+						t.Fatal(err)
+					}
+					read = append(read, reads)
+					more := len(items) > page.Size
+					for _, i := range items[:min(len(items), page.Size)] {
+						found = append(found, i.Name)
+						page.After = i.Keys().Place(resource.Total(order))
+					}
+					if !more && rest == nil {
+						break
+					}
+					if !more {
+						page.After = rest
+					}
+				}
+				if slices.Max(read) > 5000 || len(read) < 2 {
+					t.Errorf("%+v: pages read %d rows", order, read)
+				}
+				slices.SortFunc(found, func(a, b integration.Name) int { return strings.Compare(a.String(), b.String()) })
+				if diff := cmp.Diff(wanted, found); diff != "" {
+					t.Errorf("%+v (-want +got):\n%s", order, diff)
+				}
+			}
+		})
+	}
+}
+
+// TestStore_PagesWhileRowsChange: what is there from the first page to the last, and stays as it is, is listed once, whatever
+// is created and deleted around it, the place where a page ended included.
+func TestStore_PagesWhileRowsChange(t *testing.T) {
+	suite(t, func(t *testing.T, s *store.Store) {
+		ctx := t.Context()
+		make := func(account, id string, display int) {
+			t.Helper()
+			spec := project.Spec{Kind: project.Stack, DisplayName: fmt.Sprint(display)}
+			if _, err := s.CreateProject(ctx, start, project.Name{Account: account, ID: id}, spec, ""); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for n, order := range [][]resource.Order{
+			nil,
+			{{By: resource.ByName, Desc: true}},
+			{{By: resource.ByDisplayName}},
+			{{By: resource.ByDisplayName, Desc: true}, {By: resource.ByCreateTime}, {By: resource.ByName, Desc: true}},
+		} {
+			account := fmt.Sprint("acme-", n)
+			for i := range 20 {
+				make(account, fmt.Sprintf("p%02d", i), i%3)
+			}
+			var all []string
+			page := resource.Page{Parent: "accounts/" + account, Order: order, Size: 3}
+			for round := 0; ; round++ {
+				found, _, _, err := s.Projects(ctx, page, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, p := range found[:min(len(found), page.Size)] {
+					all = append(all, p.Name.ID)
+				}
+				if len(found) <= page.Size {
+					break
+				}
+				last := found[page.Size-1]
+				page.After = last.Keys().Place(resource.Total(order))
+				if err := s.DeleteProject(ctx, later, last.Name, "", false); err != nil {
+					t.Fatal(err)
+				}
+				for i := range 3 {
+					if round < 3 {
+						make(account, fmt.Sprintf("n%d-%d", round, i), i)
+						make(account, fmt.Sprintf("q%d-%d", round, i), i)
+					}
+				}
+			}
+			once := slices.Sorted(slices.Values(all))
+			if len(slices.Compact(slices.Clone(once))) != len(once) {
+				t.Errorf("%+v: something came twice: %q", order, once)
+			}
+			for i := range 20 {
+				if id := fmt.Sprintf("p%02d", i); !slices.Contains(all, id) {
+					t.Errorf("%+v: %s was left out", order, id)
+				}
+			}
+		}
+	})
+}
