@@ -113,7 +113,7 @@ func skipped(filter string) int {
 func parseError(filter string, err error) error {
 	problem := &Error{Problem: "cannot be read"}
 	for ; err != nil; err = errors.Unwrap(err) {
-		if at, ok := err.(interface { //nolint:errorlint // each error of the chain by itself
+		if at, ok := err.(interface {
 			Position() filtering.Position
 			Message() string
 		}); ok {
@@ -135,26 +135,26 @@ type compiler[T any] struct {
 
 func (c compiler[T]) offset(e *expr.Expr) int { return c.skipped + int(c.positions[e.GetId()]) }
 
-func (c compiler[T]) refuse(e *expr.Expr, problem string) (func(T) bool, error) {
-	return nil, &Error{Position: utf8.RuneCountInString(c.filter[:c.offset(e)]) + 1, Problem: problem}
+func (c compiler[T]) refuse(e *expr.Expr, problem string) error {
+	return &Error{Position: utf8.RuneCountInString(c.filter[:c.offset(e)]) + 1, Problem: problem}
 }
 
 func (c compiler[T]) condition(e *expr.Expr) (func(T) bool, error) {
 	call := e.GetCallExpr()
 	if call == nil {
-		return c.refuse(e, "a field must be compared with something")
+		return nil, c.refuse(e, "a field must be compared with something")
 	}
 	args := call.GetArgs()
 	switch operator := call.GetFunction(); operator {
 	case filtering.FunctionAnd, filtering.FunctionOr, filtering.FunctionNot:
 		return c.joined(e, operator, args)
 	case filtering.FunctionFuzzyAnd:
-		return c.refuse(e, "conditions must be joined by AND or OR")
+		return nil, c.refuse(e, "conditions must be joined by AND or OR")
 	case filtering.FunctionHas, filtering.FunctionEquals, filtering.FunctionNotEquals, filtering.FunctionLessThan,
 		filtering.FunctionLessEquals, filtering.FunctionGreaterThan, filtering.FunctionGreaterEquals:
 		return c.comparison(operator, args[0], args[1])
 	default:
-		return c.refuse(e, "there are no functions")
+		return nil, c.refuse(e, "there are no functions")
 	}
 }
 
@@ -175,18 +175,18 @@ func (c compiler[T]) joined(e *expr.Expr, operator string, args []*expr.Expr) (f
 		return func(of T) bool { return conditions[0](of) || conditions[1](of) }, nil
 	default:
 		// The parser takes a keyword before a parenthesis for a function's name.
-		return c.refuse(e, "there are no functions")
+		return nil, c.refuse(e, "there are no functions")
 	}
 }
 
 func (c compiler[T]) comparison(operator string, left, right *expr.Expr) (func(T) bool, error) {
 	name := left.GetIdentExpr()
 	if name == nil {
-		return c.refuse(left, "a comparison must begin with a field")
+		return nil, c.refuse(left, "a comparison must begin with a field")
 	}
 	compile, ok := c.fields[name.GetName()]
 	if !ok {
-		return c.refuse(left, "there is no such field to filter by")
+		return nil, c.refuse(left, "there is no such field to filter by")
 	}
 	var v value
 	switch {
@@ -197,17 +197,17 @@ func (c compiler[T]) comparison(operator string, left, right *expr.Expr) (func(T
 		v.text = right.GetConstExpr().GetStringValue()
 		v.quoted = strings.ContainsRune(`"'`, rune(c.filter[c.offset(right)]))
 	case right.GetCallExpr() != nil:
-		return c.refuse(right, "a field must be compared with one value")
+		return nil, c.refuse(right, "a field must be compared with one value")
 	default:
-		return c.refuse(right, "the value must be in quotes")
+		return nil, c.refuse(right, "the value must be in quotes")
 	}
 	condition, problem := compile(operator, v)
 	if problem != "" {
 		at := right
-		if condition == nil && problem == noSuchComparison {
+		if problem == noSuchComparison {
 			at = left
 		}
-		return c.refuse(at, problem)
+		return nil, c.refuse(at, problem)
 	}
 	return condition, nil
 }

@@ -185,8 +185,8 @@ func TestFields_ParseRefuses(t *testing.T) {
 	}
 }
 
-// FuzzFilter: whatever a filter says, it is refused with a place in it, or it is a predicate: it gives the same answer each
-// time, and its negation gives the other.
+// FuzzFilter: whatever a filter says, it is refused with a place in it, or it is a predicate, and its negation gives
+// the other answer.
 func FuzzFilter(f *testing.F) {
 	for _, seed := range []string{
 		`labels:"a b" AND on = true`, `-name:* OR color != RED`, `NOT (made > "2024-05-01T12:00:00Z")`, `colors:RED`, `((`, `AND()`, `NOT(((on = true)))`,
@@ -218,7 +218,7 @@ func FuzzFilter(f *testing.F) {
 			return
 		}
 		for _, one := range []thing{lamp, {}} {
-			if passes(one) != passes(one) || passes(one) == not(one) {
+			if passes(one) == not(one) {
 				t.Fatalf("%q and its negation say the same of %+v", text, one)
 			}
 		}
