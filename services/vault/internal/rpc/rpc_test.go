@@ -742,7 +742,9 @@ func TestCredentials_Stream(t *testing.T) {
 		{name: "rotated, within a second", step: func(v *vault, _ *vaultv1.Grant) {
 			// What a master's transaction does.
 			v.exec(`UPDATE credential_versions SET state = 'RETIRING' WHERE id = 'v1'`)
-			v.exec(`INSERT INTO credential_versions SELECT 'v2', integration_uid, 2, 'ACTIVE', 'v2', key_id, sealed, intend_time, send_time, add_time, start_time,
+			v.exec(`INSERT INTO credential_versions (id, integration_uid, number, state, name, key_id, sealed, intend_time, send_time, add_time, start_time,
+				end_time, propagate_time, prove_time, activate_time, retire_time, revoke_time, remove_time, proofs, probe_time, refusals, refused_since,
+				attempts, next_time, holders, reason) SELECT 'v2', integration_uid, 2, 'ACTIVE', 'v2', key_id, sealed, intend_time, send_time, add_time, start_time,
 				end_time, propagate_time, prove_time, activate_time, retire_time, revoke_time, remove_time, proofs, probe_time, refusals, refused_since,
 				attempts, next_time, holders, reason FROM credential_versions WHERE id = 'v1'`)
 			v.exec(`UPDATE change_counter SET seq = seq + 1`)
