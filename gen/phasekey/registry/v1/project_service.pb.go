@@ -164,11 +164,12 @@ type ListProjectsRequest struct {
 	// From the previous page, with otherwise the same request.
 	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	// Which ones, by AIP-160; at most 2,000 bytes. Fields: `name`, `uid`, `display_name`, `kind`, `labels`, `create_time`,
-	// `update_time`. Text is compared whole, upper and lower
-	// case apart; `:` finds one of several labels, or a part of a text. Example: `kind = STACK AND labels:"production"`.
+	// `update_time`. Text is compared whole and by its
+	// bytes, upper and lower case apart; `:` finds one of several labels, or a part of a text, and `:*` whatever is not empty. Enums' values may go
+	// without their prefix, times are in quotes (RFC 3339). Example: `kind = STACK AND labels:"production"`.
 	Filter string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
 	// In which order, by AIP-132: `name`, `display_name`, `create_time`, `update_time`, each of them, separated by commas, optionally followed by
-	// `desc`; empty means by name.
+	// `desc`; empty means by name. Texts are ordered by their bytes.
 	OrderBy       string `protobuf:"bytes,5,opt,name=order_by,json=orderBy,proto3" json:"order_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
