@@ -100,7 +100,7 @@ fix: $(BIN)/golangci-lint ## Format, and mend what the linters can mend
 	$(BIN)/golangci-lint run --fix $(addsuffix /...,$(MODULES))
 
 # The packages that promise something about speed or memory.
-BENCHES := ./pkg/entrasim
+BENCHES := ./pkg/entrasim ./services/registry/internal/rpc
 .PHONY: bench
 bench: build ## Measure what the documentation promises, and fail if a ratio or a bound of memory is not kept
 	@tools/bench.sh $(BENCHES)
