@@ -364,3 +364,46 @@ func TestBatchGet(t *testing.T) {
 		wantMessage(t, one, batch.GetIntegrations()[0])
 	})
 }
+
+// Each path by itself, so that none hides behind another.
+func TestUpdate_RefusedPaths(t *testing.T) {
+	w := newWorld(t)
+	w.people(t)
+	ctx, head := t.Context(), w.head(t)
+	integration, err := w.platform.integrations.GetIntegration(ctx, &registryv1.GetIntegrationRequest{Name: reader})
+	must(t, err)
+	project, err := w.platform.projects.GetProject(ctx, &registryv1.GetProjectRequest{Name: stack})
+	must(t, err)
+	attachment, err := w.platform.attachments.GetAttachment(ctx, &registryv1.GetAttachmentRequest{Name: attached})
+	must(t, err)
+	for _, tt := range []struct {
+		kind  string
+		call  func(path string) error
+		paths []string
+	}{
+		{"integration", func(path string) error {
+			_, err := w.platform.integrations.UpdateIntegration(ctx, &registryv1.UpdateIntegrationRequest{Integration: integration, UpdateMask: paths("display_name", path)})
+			return err
+		}, []string{
+			"name", "uid", "tenant_id", "cloud", "credential_kind", "state", "conditions", "conditions.status", "client_id", "create_time", "create_time.seconds",
+			"update_time", "delete_time", "application_display_name", "service_principal_object_id",
+			"", "*", "nothing", "displayName", "display_name.x", "labels.0", "labels[0]", "allowed_audiences.*", "rotation_period.minutes", "rotation_period.seconds.x",
+		}},
+		{"project", func(path string) error {
+			_, err := w.platform.projects.UpdateProject(ctx, &registryv1.UpdateProjectRequest{Project: project, UpdateMask: paths("display_name", path), AllowMissing: true})
+			return err
+		}, []string{"name", "uid", "kind", "create_time", "update_time", "", "*", "auto_attach", "labels.x"}},
+		{"attachment", func(path string) error {
+			_, err := w.platform.attachments.UpdateAttachment(ctx, &registryv1.UpdateAttachmentRequest{Attachment: attachment, UpdateMask: paths("accesses", path), AllowMissing: true})
+			return err
+		}, []string{"name", "uid", "integration", "integration_uid", "project_uid", "create_time", "update_time", "", "*", "labels", "accesses.READ"}},
+	} {
+		for _, path := range tt.paths {
+			t.Run(tt.kind+" "+path, func(t *testing.T) { invalidFields("update_mask").check(t, tt.call(path)) })
+		}
+		// The etag is no part of what is wanted: to name it says nothing.
+		if err := tt.call("etag"); err != nil || w.head(t) != head {
+			t.Errorf("%s: the etag in the mask: %v, revision %d of %d", tt.kind, err, w.head(t), head)
+		}
+	}
+}

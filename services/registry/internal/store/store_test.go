@@ -892,6 +892,69 @@ func TestStore_RacesHaveOneWinner(t *testing.T) {
 			losers: resource.ErrExists,
 		},
 		{
+			name: "one integration by several updates, and one creation",
+			set:  func(*testing.T, *store.Store) {},
+			call: func(t *testing.T, s *store.Store, i int) error {
+				created := false
+				var err error
+				if i == 0 {
+					_, err = s.CreateIntegration(t.Context(), start, integrationName("net"), spec("net"), "")
+					created = err == nil
+				} else {
+					_, err = s.UpdateIntegration(t.Context(), start, integrationName("net"), "",
+						func(current integration.Integration) (integration.Spec, error) {
+							created = false // an attempt before may have been undone
+							return current.Spec, nil
+						},
+						func() (integration.Spec, error) {
+							created = true
+							return spec("net"), nil
+						})
+				}
+				switch {
+				case err != nil && !errors.Is(err, resource.ErrExists):
+					return err
+				case created:
+					return nil
+				}
+				return resource.ErrConflict // agreed on: not the creator
+			},
+			losers: resource.ErrConflict,
+		},
+		{
+			name: "one attachment by several updates, and one creation",
+			set: func(t *testing.T, s *store.Store) {
+				makeProject(t, s, "stack")
+				makeIntegration(t, s, "net")
+			},
+			call: func(t *testing.T, s *store.Store, i int) error {
+				created := false
+				var err error
+				if i == 0 {
+					_, err = s.CreateAttachment(t.Context(), start, attachmentName("stack", "net"), attachment.Spec{}, "")
+					created = err == nil
+				} else {
+					_, err = s.UpdateAttachment(t.Context(), start, attachmentName("stack", "net"), "",
+						func(current attachment.Attachment) (attachment.Spec, error) {
+							created = false
+							return current.Spec, nil
+						},
+						func() (attachment.Spec, error) {
+							created = true
+							return attachment.Spec{}, nil
+						})
+				}
+				switch {
+				case err != nil && !errors.Is(err, resource.ErrExists):
+					return err
+				case created:
+					return nil
+				}
+				return resource.ErrConflict // agreed on: not the creator
+			},
+			losers: resource.ErrConflict,
+		},
+		{
 			name: "one request ID with different contents",
 			set:  func(*testing.T, *store.Store) {},
 			call: func(t *testing.T, s *store.Store, i int) error {
