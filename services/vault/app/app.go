@@ -29,6 +29,7 @@ import (
 	"phasekey.dev/pkg/redisconn"
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/pkg/task"
+	"phasekey.dev/services/vault/internal/budget"
 	"phasekey.dev/services/vault/internal/delivery"
 	"phasekey.dev/services/vault/internal/election"
 	"phasekey.dev/services/vault/internal/election/redislock"
@@ -205,10 +206,16 @@ func (a *App) work(clouds entra.Clouds, client redis.UniversalClient) error {
 	a.prober = rotation.NewProber(rotation.ProberConfig{
 		Store: a.store, Clouds: directories, Keyring: a.keyring, Timing: a.cfg.Timing, Timeout: timeout,
 	})
-	var err error
+	permits, err := budget.New(budget.Config{
+		Limits: a.cfg.Graph, Client: client, Prefix: "phasekey:" + a.cfg.DeploymentID, Log: a.log, Metrics: a.metrics,
+	})
+	if err != nil {
+		return err
+	}
 	a.worker, err = rotation.New(rotation.Config{
 		Store: a.store, Clouds: directories, Keyring: a.keyring,
 		Reporter:     rotation.NewRegistry(registryv1.NewStatusServiceClient(a.registry)),
+		Budget:       permits,
 		Timing:       a.cfg.Timing,
 		DeploymentID: a.cfg.DeploymentID, NamePrefix: a.cfg.ApplicationPrefix, RedirectURI: a.cfg.RedirectURI,
 		Notify: func(string) { a.changed() },

@@ -19,6 +19,7 @@ import (
 	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/redisconn"
 	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/vault/internal/budget"
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/entra"
 )
@@ -58,6 +59,8 @@ type Config struct {
 	Clouds   map[string]Cloud  `yaml:"clouds"`
 	Election Election          `yaml:"election"`
 	Timing   credential.Timing `yaml:"timing"`
+	// Graph is how much all replicas together ask of Microsoft Graph, in each cloud.
+	Graph budget.Limits `yaml:"graph"`
 	// Drain bounds the graceful stop.
 	Drain time.Duration `yaml:"drain"`
 }
@@ -120,6 +123,7 @@ func DefaultConfig() Config {
 		ApplicationPrefix: "Phasekey",
 		Election:          Election{Shards: 16, LockTTL: 15 * time.Second},
 		Timing:            credential.Production(),
+		Graph:             budget.DefaultLimits(),
 		Drain:             10 * time.Second,
 	}
 }
@@ -217,6 +221,7 @@ func (c Config) Validate() error {
 		add("election.lock_ttl", fmt.Errorf("must be from %s to %s", minLockTTL, maxLockTTL))
 	}
 	add("timing", c.Timing.Validate(c.Development))
+	add("graph", c.Graph.Validate(c.Development))
 	if c.Drain <= 0 {
 		add("drain", errors.New("must be positive"))
 	}

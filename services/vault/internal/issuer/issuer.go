@@ -45,7 +45,9 @@ const (
 	minLife      = time.Minute
 	firstBackOff = time.Second
 	maxBackOff   = 30 * time.Second
-	sweepEvery   = time.Minute
+	// maxAsked caps what Entra may ask for; when it takes requests for a loop it is a minute.
+	maxAsked   = 2 * time.Minute
+	sweepEvery = time.Minute
 )
 
 // minter asks a cloud's token service for one token, by one request.
@@ -261,7 +263,7 @@ func (e *entry) settle(now time.Time, token Token, err error) {
 	delay := min(firstBackOff<<min(e.failures, 8), maxBackOff)
 	delay = delay/2 + rand.N(delay/2) //nolint:gosec // spreads requests, guards nothing
 	if asked := retryAfter(err); asked > delay {
-		delay = min(asked, maxBackOff)
+		delay = min(asked, maxAsked)
 	}
 	e.failures++
 	e.retryTime = now.Add(delay)

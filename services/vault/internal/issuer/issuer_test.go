@@ -321,10 +321,10 @@ func TestIssuer_BacksOffShortlyAndAsTold(t *testing.T) {
 	})
 	inBubble(t, func(b *bench) {
 		b.minter.delay = 0
-		throttled := &directory.Error{Op: "request token", Class: directory.Throttled, RetryAfter: 20 * time.Second, Err: errors.New("slow down")}
+		throttled := &directory.Error{Op: "request token", Class: directory.Throttled, RetryAfter: time.Minute, Err: errors.New("slow down")}
 		b.minter.say("CANARY-secret-v2", throttled)
 		b.ask("throttled", request(version(2)), "", issuer.ErrEntra, 1)
-		time.Sleep(19 * time.Second)
+		time.Sleep(59 * time.Second)
 		b.ask("before it may", request(version(2)), "", issuer.ErrEntra, 1)
 		time.Sleep(time.Second)
 		b.ask("when it may", request(version(2)), "", issuer.ErrEntra, 2)

@@ -21,6 +21,7 @@ import (
 	"phasekey.dev/pkg/secret"
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/pkg/sqldbtest"
+	"phasekey.dev/services/vault/internal/budget"
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/directory"
 	"phasekey.dev/services/vault/internal/election"
@@ -444,6 +445,9 @@ func newStage(t *testing.T) *stage {
 		Store: s.store, Clouds: rotation.Clouds{"public": s.entra}, Keyring: fakeKeyring{}, Reporter: s.registry,
 		Timing: credential.Production(), DeploymentID: "test", NamePrefix: "Phasekey", RedirectURI: "https://broker.example/callback",
 		Log: slog.New(slog.NewTextHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug})), Poll: 10 * time.Minute,
+	}
+	if s.config.Budget, err = budget.New(budget.Config{Limits: budget.DefaultLimits(), Log: s.config.Log}); err != nil {
+		t.Fatal(err)
 	}
 	s.want(store.Integration{Deleting: false})
 	t.Cleanup(func() {

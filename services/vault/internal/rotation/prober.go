@@ -149,7 +149,7 @@ func (p *Prober) ask(ctx context.Context, facts store.Facts, version credential.
 	// The claim ends even if the caller is gone.
 	recordCtx, cancelRecord := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
 	defer cancelRecord()
-	if err := p.config.Store.RecordProbe(recordCtx, uid, time.Now(), probe); err != nil {
+	if err := p.config.Store.RecordProbe(recordCtx, uid, time.Now(), probe, refusal(refused).RetryAfter); err != nil {
 		return false, credential.Probe{}, err
 	}
 	if probe.Finding == credential.Unsure {

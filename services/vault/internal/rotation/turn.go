@@ -64,6 +64,9 @@ func (w *Worker) turn(ctx context.Context, m election.Mastership, uid string) er
 		if wait, ok := action.(credential.Wait); ok {
 			return t.wait(ctx, now, wait)
 		}
+		if at := t.permit(ctx, action); !at.IsZero() {
+			return t.wait(ctx, time.Now(), credential.Wait{Until: at})
+		}
 		if err := t.do(ctx, action); err != nil {
 			return fmt.Errorf("%s: %w", action.Op(), err)
 		}
@@ -278,11 +281,11 @@ func (t *turn) call(ctx context.Context, op string, request func(ctx context.Con
 	return refused, nil
 }
 
-// request makes one request and commits what it told.
+// request makes one request to Graph and commits what it told.
 func (t *turn) request(ctx context.Context, action credential.Action, request func(ctx context.Context) error,
 	done func(now time.Time) credential.Change, failed func(now time.Time, f credential.Failure) credential.Change,
 ) error {
-	refused, err := t.call(ctx, action.Op(), request)
+	refused, err := t.graph(ctx, action.Op(), request)
 	if err != nil {
 		return err
 	}
@@ -354,7 +357,7 @@ func (t *turn) add(ctx context.Context, a credential.Add) error {
 		made directory.Password
 		text secret.Text
 	)
-	refused, err := t.call(ctx, a.Op(), func(ctx context.Context) (err error) {
+	refused, err := t.graph(ctx, a.Op(), func(ctx context.Context) (err error) {
 		made, text, err = t.cloud.AddPassword(ctx, t.facts.Application.ObjectID, v.Name, a.End)
 		return err
 	})

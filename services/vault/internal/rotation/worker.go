@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"phasekey.dev/pkg/obs"
+	"phasekey.dev/services/vault/internal/budget"
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/election"
 	"phasekey.dev/services/vault/internal/store"
@@ -37,6 +38,8 @@ type Config struct {
 	Clouds   Clouds
 	Keyring  sealer
 	Reporter reporter
+	// Budget is Graph's, shared with the other replicas.
+	Budget *budget.Budget
 	// Timing must be valid.
 	Timing credential.Timing
 	// DeploymentID is part of all names at Entra, so that two deployments in one home tenant leave each other's alone. It
@@ -69,8 +72,8 @@ type Worker struct {
 
 // New makes a Worker.
 func New(config Config) (*Worker, error) {
-	if config.DeploymentID == "" || config.NamePrefix == "" {
-		return nil, errors.New("rotation: deployment ID and name prefix are required")
+	if config.DeploymentID == "" || config.NamePrefix == "" || config.Budget == nil {
+		return nil, errors.New("rotation: deployment ID, name prefix and budget are required")
 	}
 	if config.Concurrency == 0 {
 		config.Concurrency = defaultConcurrency

@@ -497,7 +497,7 @@ func TestClaimProbe_GoesToOneAtATime(t *testing.T) {
 		}
 		record := func(p credential.Probe) {
 			b.t.Helper()
-			if err := b.store.RecordProbe(b.t.Context(), "uid", start, p); err != nil {
+			if err := b.store.RecordProbe(b.t.Context(), "uid", start, p, 0); err != nil {
 				b.t.Fatal(err)
 			}
 		}

@@ -29,11 +29,11 @@ func (s *Store) ClaimProbe(ctx context.Context, uid string, now time.Time, spaci
 }
 
 // RecordProbe ends a claim with what the tenant said, and makes the integration due so that its master takes it in. An
-// Unsure answer only ends the claim: the last sure one stays.
-func (s *Store) RecordProbe(ctx context.Context, uid string, now time.Time, p credential.Probe) error {
+// Unsure answer only ends the claim: the last sure one stays. rest is how long the tenant asked not to be asked again.
+func (s *Store) RecordProbe(ctx context.Context, uid string, now time.Time, p credential.Probe, rest time.Duration) error {
 	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
 		if p.Finding == credential.Unsure {
-			_, err := tx.Exec(ctx, `UPDATE consent_probes SET busy_until = 0 WHERE integration_uid = $1`, uid)
+			_, err := tx.Exec(ctx, `UPDATE consent_probes SET busy_until = $2 WHERE integration_uid = $1`, uid, sqldb.Micros(now.Add(rest)))
 			return err
 		}
 		if _, err := tx.Exec(ctx, `UPDATE consent_probes SET busy_until = 0, time = $2, version_id = $3, finding = $4, code = $5,

@@ -1,0 +1,40 @@
+package rotation
+
+import (
+	"context"
+	"time"
+
+	"phasekey.dev/services/vault/internal/budget"
+	"phasekey.dev/services/vault/internal/credential"
+	"phasekey.dev/services/vault/internal/directory"
+)
+
+// permit takes what an action needs of the budget of its cloud's Graph, before anything is committed for it. It returns when to
+// ask again if there is none: the turn ends then, so that it keeps no place from those who need none.
+func (t *turn) permit(ctx context.Context, action credential.Action) time.Time {
+	kind := budget.Write
+	switch action.(type) {
+	case credential.Ensure, credential.Add, credential.Remove, credential.Sweep, credential.Delete, credential.Purge:
+	case credential.Read:
+		kind = budget.Read
+	default:
+		return time.Time{}
+	}
+	class := budget.Upkeep
+	if t.facts.Application.ActivateTime.IsZero() || t.facts.Wanted.Deleting {
+		class = budget.Change
+	}
+	return t.w.config.Budget.Take(ctx, t.cloud.HomeTenantID(), kind, class, t.uid)
+}
+
+// graph is call for a request to Graph. When that asks to come back later, it asks everybody: its limits are the
+// application's that makes all others. What the token service says about an integration's own application is not heard
+// here.
+func (t *turn) graph(ctx context.Context, op string, request func(ctx context.Context) error) (refused, err error) {
+	refused, err = t.call(ctx, op, request)
+	e := refusal(refused)
+	if e.Class == directory.Throttled || e.RetryAfter > 0 && (e.Class == directory.Transient || e.Class == directory.OutcomeUnknown) {
+		t.w.config.Budget.Throttled(ctx, t.cloud.HomeTenantID(), e.RetryAfter)
+	}
+	return refused, err
+}

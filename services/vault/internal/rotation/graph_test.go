@@ -1,0 +1,103 @@
+package rotation_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"phasekey.dev/services/vault/internal/budget"
+	"phasekey.dev/services/vault/internal/directory"
+	"phasekey.dev/services/vault/internal/rotation"
+	"phasekey.dev/services/vault/internal/store"
+)
+
+func throttled(code string, after time.Duration) error {
+	return &directory.Error{Op: "fake", Class: directory.Throttled, Code: code, RetryAfter: after, Err: errors.New("throttled")}
+}
+
+func TestWorker_AThrottledGraphIsLeftAloneByAll(t *testing.T) {
+	for _, test := range []struct {
+		name, op string
+		answer   error
+		pauses   bool
+	}{
+		{"a read is throttled", "find", throttled("TooManyRequests", 4*time.Minute), true},
+		{"a write is throttled", "ensure", throttled("TooManyRequests", 4*time.Minute), true},
+		{"graph is away, and says for how long", "ensure",
+			&directory.Error{Op: "fake", Class: directory.OutcomeUnknown, RetryAfter: 4 * time.Minute, Err: errors.New("503")}, true},
+		{"graph errs", "ensure", refuse(directory.OutcomeUnknown, ""), false},
+		{"a write conflicts", "ensure", refuse(directory.Conflict, "Directory_ConcurrencyViolation"), false},
+		{"an application's tokens are throttled", "token", throttled("AADSTS50196", time.Minute), false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newStage(t)
+				met := make(chan time.Time, 1)
+				s.entra.before = func(_ context.Context, op string) error {
+					if op != test.op {
+						return nil
+					}
+					select {
+					case met <- time.Now():
+					default:
+					}
+					return test.answer
+				}
+				s.serve()
+				at := <-met
+				synctest.Wait()
+				time.Sleep(2 * time.Second)
+				next := s.config.Budget.Take(t.Context(), homeTenant, budget.Write, budget.Upkeep, "another")
+				if paused := next.After(at.Add(time.Minute)); paused != test.pauses {
+					t.Errorf("another integration may write at %v, %v after", next, next.Sub(at))
+				}
+				if test.pauses && next.Before(at.Add(4*time.Minute)) {
+					t.Errorf("another integration may write after %v", next.Sub(at))
+				}
+			})
+		})
+	}
+}
+
+func TestWorker_StartsNothingWithoutAPermit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.config.Budget.Throttled(t.Context(), homeTenant, 5*time.Minute)
+		end := time.Now().Add(5 * time.Minute)
+		s.serve()
+		time.Sleep(5*time.Minute - time.Second)
+		if f := s.facts(); !f.Application.EnsureSendTime.IsZero() || s.entra.count("ensure")+s.entra.count("find") != 0 {
+			t.Errorf("asked, or about to: %+v", f.Application)
+		}
+		s.until("made", time.Minute, func(f store.Facts) bool { return f.Application.ObjectID != "" })
+		if time.Since(end) > time.Minute {
+			t.Errorf("made %v after the pause", time.Since(end))
+		}
+	})
+}
+
+func TestProber_LeavesATenantAloneAsLongAsItAsks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := replicated(t)
+		s.entra.set(func(d *fakeDirectory) {
+			d.calls["token"] = 0
+			d.before = func(_ context.Context, op string) error { return throttled("AADSTS50196", time.Minute) }
+		})
+		for since := time.Now(); time.Since(since) < 55*time.Second; time.Sleep(11 * time.Second) {
+			// The first is told so; the others go by what the master heard before.
+			if _, err := s.prober().Probe(t.Context(), name); time.Since(since) == 0 && !errors.Is(err, rotation.ErrEntra) {
+				t.Errorf("got %v", err)
+			}
+		}
+		if n := s.entra.count("token"); n != 1 {
+			t.Errorf("asked %d times within a minute", n)
+		}
+		time.Sleep(10 * time.Second)
+		s.entra.set(func(d *fakeDirectory) { d.before = nil })
+		if _, err := s.prober().Probe(t.Context(), name); err != nil || s.entra.count("token") != 2 {
+			t.Errorf("after it: %v", err)
+		}
+	})
+}
