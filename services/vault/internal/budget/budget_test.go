@@ -3,7 +3,6 @@ package budget_test
 import (
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"strings"
 	"sync"
@@ -27,7 +26,7 @@ func limits() budget.Limits { return budget.Limits{Writes: 2400, Reads: 2000, Al
 func replica(t *testing.T, client redis.UniversalClient) (*budget.Budget, *prometheus.Registry) {
 	t.Helper()
 	metrics := prometheus.NewRegistry()
-	b, err := budget.New(budget.Config{Limits: limits(), Client: client, Prefix: "test", Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Metrics: metrics})
+	b, err := budget.New(budget.Config{Limits: limits(), Client: client, Prefix: "test", Log: slog.New(slog.DiscardHandler), Metrics: metrics})
 	if err != nil {
 		t.Fatal(err)
 	}
