@@ -17,10 +17,12 @@ type armTarget struct {
 	group        string
 	scope        string // as the caller wrote it
 	provider     []string
+	namespace    string // of a resource provider to read or register
 }
 
 // parseARM reads /subscriptions/ID[/resourcegroups/NAME], with /resources or
-// /providers/Microsoft.Authorization/… after it.
+// /providers/Microsoft.Authorization/… after it, or /subscriptions/ID/providers
+// and what registers one.
 func parseARM(path []string) (armTarget, bool) {
 	var t armTarget
 	rest := path
@@ -40,6 +42,20 @@ func parseARM(path []string) (armTarget, bool) {
 	if len(rest) == 1 && strings.EqualFold(rest[0], "resources") {
 		t.provider = []string{"resources"}
 		return t, t.subscription != ""
+	}
+	// Their kinds begin with a slash, as no type of Microsoft.Authorization does.
+	if len(rest) > 0 && strings.EqualFold(rest[0], "providers") && t.subscription != "" && t.group == "" {
+		switch {
+		case len(rest) == 1:
+			t.provider = []string{"/providers"}
+			return t, true
+		case len(rest) == 2:
+			t.provider, t.namespace = []string{"/provider"}, rest[1]
+			return t, true
+		case len(rest) == 3 && strings.EqualFold(rest[2], "register"):
+			t.provider, t.namespace = []string{"/register"}, rest[1]
+			return t, true
+		}
 	}
 	if len(rest) > 2 && strings.EqualFold(rest[0], "providers") && strings.EqualFold(rest[1], authorizationProvider) {
 		for _, part := range rest[2:] {
@@ -74,6 +90,7 @@ func (s *Simulator) armRoute(method string, t armTarget) (armRoute, bool) {
 	}
 	const groups = "Microsoft.Resources/subscriptions/resourceGroups/"
 	const auth = "Microsoft.Authorization/"
+	const providers = "Microsoft.Resources/subscriptions/providers/read"
 	r, found := map[string]armRoute{
 		"GET subscriptions":         {"arm.subscription.list", "", s.listSubscriptions},
 		"GET subscription":          {"arm.subscription.get", "Microsoft.Resources/subscriptions/read", s.getSubscription},
@@ -90,6 +107,9 @@ func (s *Simulator) armRoute(method string, t armTarget) (armRoute, bool) {
 		"GET roleassignments/{}":    {"arm.roleAssignment.get", auth + "roleAssignments/read", s.getAssignment},
 		"PUT roleassignments/{}":    {"arm.roleAssignment.put", auth + "roleAssignments/write", s.putAssignment},
 		"DELETE roleassignments/{}": {"arm.roleAssignment.delete", auth + "roleAssignments/delete", s.deleteAssignment},
+		"GET /providers":            {"arm.provider.list", providers, s.listProviders},
+		"GET /provider":             {"arm.provider.get", providers, s.getProvider},
+		"POST /register":            {"arm.provider.register", clip(t.namespace, 128) + "/register/action", s.registerProvider},
 		"GET permissions":           {"arm.permissions.list", auth + "permissions/read", s.listPermissions},
 	}[method+" "+kind]
 	if t.subscription == "" && kind != "subscriptions" {

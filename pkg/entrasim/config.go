@@ -30,7 +30,8 @@ type Lags struct {
 	Federated Range
 	// Principal: a new or changed service principal, as the token service sees it.
 	Principal Range
-	// Role: a new role assignment, as Resource Manager sees it.
+	// Role: a new role assignment or registration of a resource provider, as
+	// Resource Manager sees it.
 	Role Range
 	// Removal: anything removed, at the token service and at Resource Manager.
 	// Until it has passed, a removed secret still works.

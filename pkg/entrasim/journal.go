@@ -10,7 +10,7 @@ import (
 // application.created, .updated, .deleted, .restored and .purged,
 // password.added and .removed, federatedCredential.added, .updated and .removed, principal.created, .updated and .deleted,
 // policy.created, .updated and .deleted, quota.set,
-// role.assigned and .removed, group.written and .deleted.
+// role.assigned and .removed, group.written and .deleted, provider.registered.
 const KindRequest = "request"
 
 // Entry is one line of the journal. It never holds a secret's text or a token.
@@ -174,6 +174,8 @@ func (c *change) entry() Entry {
 		e.Tenant, e.Object = c.Assignment.Tenant, c.Assignment.ID
 	case c.Group != nil:
 		e.Object = groupID(c.Group)
+	case c.Registration != nil:
+		e.Object = providerID(c.Registration.Subscription, c.Registration.Namespace)
 	case c.Tenant != nil:
 		e.Tenant = c.Tenant.ID
 	case c.Policy != nil:

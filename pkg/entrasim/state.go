@@ -44,6 +44,7 @@ type change struct {
 	Assignment   *RoleAssignment   `json:"assignment,omitempty"`
 	Unassigned   bool              `json:"unassigned,omitempty"` // Assignment has been removed
 	Group        *resourceGroup    `json:"group,omitempty"`
+	Registration *registration     `json:"registration,omitempty"`
 	Key          []byte            `json:"key,omitempty"` // PKCS #8
 }
 
@@ -104,8 +105,9 @@ type tenantRecord struct {
 type subscriptionRecord struct {
 	Subscription
 
-	groups      map[string]*resourceGroup // by lower-case name
-	assignments []*assignmentRecord
+	groups        map[string]*resourceGroup // by lower-case name
+	assignments   []*assignmentRecord
+	registrations map[string]*history[registration] // by namespace
 }
 
 // state is everything there is, as the committed changes made it. Simulator.mu
@@ -165,7 +167,9 @@ func (st *state) apply(c *change) error {
 			return fmt.Errorf("tenant %s of subscription: %w", sub.Tenant, ErrNotFound)
 		}
 		t.subscriptions = append(t.subscriptions, sub.ID)
-		st.subscriptions[sub.ID] = &subscriptionRecord{Subscription: *sub, groups: make(map[string]*resourceGroup)}
+		st.subscriptions[sub.ID] = &subscriptionRecord{
+			Subscription: *sub, groups: make(map[string]*resourceGroup), registrations: make(map[string]*history[registration]),
+		}
 	}
 	if b := c.Block; b != nil {
 		t := st.tenants[b.Tenant]
@@ -346,6 +350,15 @@ func (st *state) applyAzure(c *change) error {
 		} else {
 			sub.groups[strings.ToLower(g.Name)] = g
 		}
+	}
+	if p := c.Registration; p != nil {
+		sub := st.subscriptions[p.Subscription]
+		if sub == nil {
+			return fmt.Errorf("subscription %s of resource provider: %w", p.Subscription, ErrNotFound)
+		}
+		r := &history[registration]{}
+		r.add(c.Time, p, c.Visible)
+		sub.registrations[p.Namespace] = r
 	}
 	return nil
 }
