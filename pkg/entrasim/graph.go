@@ -73,6 +73,12 @@ func (s *Simulator) graphRoutes() map[string]graphRoute {
 		"GET serviceprincipals/{}/appmanagementpolicies":            {"graph.servicePrincipal.listPolicies", readAssignments, s.listPrincipalPolicies},
 		"POST serviceprincipals/{}/appmanagementpolicies/$ref":      {"graph.servicePrincipal.assignPolicy", assignPolicies, s.assignPrincipalPolicy},
 		"DELETE serviceprincipals/{}/appmanagementpolicies/{}/$ref": {"graph.servicePrincipal.unassignPolicy", assignPolicies, s.unassignPrincipalPolicy},
+		"GET applications/{}/owners":                                {"graph.application.listOwners", readApplications, s.listApplicationOwners},
+		"POST applications/{}/owners/$ref":                          {"graph.application.addOwner", writeApplications, s.addApplicationOwner},
+		"DELETE applications/{}/owners/{}/$ref":                     {"graph.application.removeOwner", writeApplications, s.removeApplicationOwner},
+		"GET serviceprincipals/{}/owners":                           {"graph.servicePrincipal.listOwners", readApplications, s.listPrincipalOwners},
+		"POST serviceprincipals/{}/owners/$ref":                     {"graph.servicePrincipal.addOwner", writeApplications, s.addPrincipalOwner},
+		"DELETE serviceprincipals/{}/owners/{}/$ref":                {"graph.servicePrincipal.removeOwner", writeApplications, s.removePrincipalOwner},
 		"GET organization":                                          {"graph.organization.list", readApplications, s.listOrganization},
 		"GET organization/{}":                                       {"graph.organization.get", readApplications, s.getOrganization},
 	}
@@ -184,7 +190,7 @@ func graphPattern(segments []string) (pattern string, key, part graphKey, err er
 	if len(rest) > 0 && (out[0] == "applications" || out[0] == "serviceprincipals") {
 		collection, name, value, err := odata.ParseKey(rest[0])
 		collection = strings.ToLower(collection)
-		hasParts := collection == "federatedidentitycredentials" || collection == "appmanagementpolicies"
+		hasParts := collection == "federatedidentitycredentials" || collection == "appmanagementpolicies" || collection == "owners"
 		switch {
 		case err != nil:
 			return rest[0], key, part, err

@@ -296,6 +296,8 @@ func (s *Simulator) applicationToAssign(c *call, key graphKey) (*applicationReco
 	return record, &next, s.conflict(c, record)
 }
 
+// commitAssignment commits a change of what an application is tied to, which
+// concerns Graph alone.
 func (s *Simulator) commitAssignment(c *call, record *applicationRecord, next *application) reply {
 	if err := s.commitApplication(c, "application.updated", record, next, Visibility{Graph: s.draw(s.dice.Of(c.actor), c.now, s.config.Lags.Graph)}); err != nil {
 		return unavailable(c)

@@ -58,7 +58,7 @@ func newFuzzState(t *testing.T) (*fuzzState, error) {
 	state.names = strings.NewReplacer(
 		"POLICY", policy,
 		"APPID", a.clientID, "OBJECT", a.id, "KEYID", a.keyID, "SECRET", a.secret, "FEDERATED", federated, "PRINCIPAL", principal,
-		"BINNED", binned.id, "ASSIGNMENT", assignment.ID[strings.LastIndexByte(assignment.ID, '/')+1:], "TOKEN", state.arm,
+		"BINNED", binned.id, "PLATFORM", w.platform.PrincipalID, "ASSIGNMENT", assignment.ID[strings.LastIndexByte(assignment.ID, '/')+1:], "TOKEN", state.arm,
 	)
 	w.must(sim.Close())
 	state.log, err = os.ReadFile(filepath.Join(dir, stateFile))
@@ -247,6 +247,10 @@ func requestSeeds() []requestSeed {
 		{"PATCH", graph, "/v1.0/policies/appManagementPolicies('POLICY')", "", `{"restrictions":null}`},
 		{"POST", graph, "/v1.0/applications/OBJECT/appManagementPolicies/$ref", "", `{"@odata.id":"https://graph.microsoft.com/v1.0/policies/appManagementPolicies/POLICY"}`},
 		{"DELETE", graph, "/v1.0/servicePrincipals/PRINCIPAL/appManagementPolicies/POLICY/$ref", "", ""},
+		{"POST", graph, "/v1.0/applications/OBJECT/owners/$ref", "", `{"@odata.id":"https://graph.microsoft.com/v1.0/directoryObjects/PRINCIPAL"}`},
+		{"DELETE", graph, "/v1.0/applications/OBJECT/owners/PLATFORM/$ref", "", ""},
+		{"POST", graph, "/v1.0/servicePrincipals(appId='APPID')/owners/$ref", "", `{"@odata.id":"https://graph.microsoft.com/v1.0/servicePrincipals/PRINCIPAL"}`},
+		{"DELETE", graph, "/v1.0/servicePrincipals/PRINCIPAL/owners/PLATFORM/$ref", "", ""},
 		{"POST", graph, "/v1.0/$batch", "", `{"requests":[{"id":"1","method":"GET","url":"/organization"},{"id":"2","method":"POST","url":"applications/OBJECT/addPassword?x","dependsOn":["1"],"headers":{"Content-Type":"application/json"},"body":{}},{"id":"3","method":"DELETE","url":"/$batch/%41"}]}`},
 		{"GET", arm, "/subscriptions" + arms, "", ""},
 		{"GET", arm, "/subscriptions/" + subID + arms, "", ""},
@@ -259,6 +263,9 @@ func requestSeeds() []requestSeed {
 		{"PUT", arm, "/subscriptions/" + subID + "/providers/Microsoft.Authorization/roleAssignments/" + customerID + arms, "",
 			`{"properties":{"roleDefinitionId":"` + reader + `","principalId":"PRINCIPAL","principalType":"ServicePrincipal"}}`},
 		{"DELETE", arm, "/subscriptions/" + subID + "/providers/Microsoft.Authorization/roleAssignments/ASSIGNMENT" + arms, "", ""},
+		{"GET", arm, "/subscriptions/" + subID + "/providers" + arms, "", ""},
+		{"GET", arm, "/subscriptions/" + subID + "/providers/Microsoft.Compute" + arms, "", ""},
+		{"POST", arm, "/subscriptions/" + subID + "/providers/microsoft.compute/register" + arms, "", ""},
 		{"PUT", arm, "/subscriptions/" + subID + "/resourcegroups/two" + arms, "", `{"location":"westeurope","tags":{"a":"b"}}`},
 		{"PATCH", arm, "/subscriptions/" + subID + "/resourcegroups/one" + arms, "", `{"tags":null,"managedBy":"x"}`},
 	}
@@ -271,6 +278,7 @@ func requestSeeds() []requestSeed {
 		"servicePrincipals", "servicePrincipals/PRINCIPAL", "servicePrincipals(appId='APPID')", "organization", "organization/" + homeID,
 		"policies/defaultAppManagementPolicy", "policies/appManagementPolicies", "policies/appManagementPolicies/POLICY", "policies/appManagementPolicies/POLICY/appliesTo",
 		"applications/OBJECT/appManagementPolicies", "servicePrincipals/PRINCIPAL/appManagementPolicies",
+		"applications/OBJECT/owners", "servicePrincipals/PRINCIPAL/owners",
 	} {
 		seeds = append(seeds, requestSeed{"GET", graph, "/v1.0/" + path, "", ""}, requestSeed{"DELETE", graph, "/v1.0/" + path, "", ""})
 	}
