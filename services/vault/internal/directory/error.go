@@ -7,7 +7,8 @@ import (
 )
 
 // Class is what a refusal means for the vault. It says nothing about how old the credential is: whether SecretRefused
-// means "not replicated yet" or "broken" is for the state machine to decide.
+// means "not replicated yet" or "broken" is for the state machine to decide. Two tables, not one, stand between a code and
+// what is done: of codes to classes, here, and of classes to what they mean by who refused, in package rotation.
 type Class int
 
 const (
@@ -23,10 +24,15 @@ const (
 	SecretRefused
 	// SecretExpired: AADSTS7000222.
 	SecretExpired
+	// TrustRefused: no federated credential of the application fits the assertion (AADSTS70021 and its kin), or none has been
+	// replicated.
+	TrustRefused
 	// PrincipalDisabled: the customer disabled the principal (AADSTS7000112).
 	PrincipalDisabled
 	// TenantUnknown: no such tenant (AADSTS90002).
 	TenantUnknown
+	// ResourceUnknown: the tenant has no principal of what the token was to be for (AADSTS500011).
+	ResourceUnknown
 	// BlockedByPolicy: conditional access or a management policy of either tenant; only people can mend it.
 	BlockedByPolicy
 	// LifetimeRefused: the home tenant's policy wants shorter secrets.
@@ -41,11 +47,44 @@ const (
 	Transient
 	// OutcomeUnknown: the request was sent and no answer came, or one that leaves open whether it was carried out.
 	OutcomeUnknown
-	// Denied: our own credential may not do this.
+	// IssuerUnread: the token service could not read the vault's own issuer, or not find there the key that signed.
+	IssuerUnread
+	// Denied: our own credential may not do this, or a proxy on our way to the service does not let us.
 	Denied
 	// Malformed: a request that no retry will mend: a bug of ours.
 	Malformed
 )
+
+var names = [...]string{ //nolint:gochecknoglobals // constant names
+	Unclassified:       "unclassified",
+	NotFound:           "not_found",
+	ApplicationUnknown: "application_unknown",
+	PrincipalMissing:   "principal_missing",
+	SecretRefused:      "secret_refused",
+	SecretExpired:      "secret_expired",
+	TrustRefused:       "trust_refused",
+	PrincipalDisabled:  "principal_disabled",
+	TenantUnknown:      "tenant_unknown",
+	ResourceUnknown:    "resource_unknown",
+	BlockedByPolicy:    "blocked_by_policy",
+	LifetimeRefused:    "lifetime_refused",
+	QuotaExceeded:      "quota_exceeded",
+	Conflict:           "conflict",
+	Throttled:          "throttled",
+	Transient:          "transient",
+	OutcomeUnknown:     "outcome_unknown",
+	IssuerUnread:       "issuer_unread",
+	Denied:             "denied",
+	Malformed:          "malformed",
+}
+
+// String is the class in metrics, logs and docs/errors.md.
+func (c Class) String() string {
+	if c < 0 || int(c) >= len(names) {
+		return names[Unclassified]
+	}
+	return names[c]
+}
 
 // Error is a refusal by Entra ID or Graph.
 type Error struct {

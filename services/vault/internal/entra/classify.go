@@ -19,34 +19,8 @@ import (
 // maxRetryAfter caps what a service may ask of us.
 const maxRetryAfter = 10 * time.Minute
 
-// aadsts is what the token service's codes mean. Source: the table of authentication error codes in Microsoft's reference.
-// What is not in it is Unclassified: retried, with a limit.
-var aadsts = map[int]directory.Class{
-	700016:  directory.ApplicationUnknown,
-	7000229: directory.PrincipalMissing,
-	7000215: directory.SecretRefused,
-	7000222: directory.SecretExpired,
-	7000112: directory.PrincipalDisabled,
-	70001:   directory.PrincipalDisabled,
-	90002:   directory.TenantUnknown,
-	53003:   directory.BlockedByPolicy,
-	530032:  directory.BlockedByPolicy,
-	65001:   directory.PrincipalMissing,
-	50196:   directory.Throttled,
-	90055:   directory.Throttled,
-	90006:   directory.Transient,
-	90012:   directory.Transient,
-	90024:   directory.Transient,
-	90033:   directory.Transient,
-	90090:   directory.Transient,
-	1000031: directory.Transient,
-	7000218: directory.Malformed,
-	7000216: directory.Malformed,
-	900144:  directory.Malformed,
-	70011:   directory.Malformed,
-	700022:  directory.Malformed,
-	500011:  directory.Malformed,
-}
+// What codes mean, by themselves.
+var aadsts, odata = directory.TokenCodes(), directory.GraphCodes() //nolint:gochecknoglobals // constant tables
 
 // tokenError says what a refusal by the token service means; response is nil without a refusal, and why is all that can be
 // said when the answer does not say it. A token request changes nothing, so one without an answer is Transient, never
@@ -80,19 +54,6 @@ func tokenError(response *http.Response, why error) *directory.Error {
 		out.Class = directory.Unclassified
 	}
 	return out
-}
-
-// odata is what Graph's codes mean where the HTTP status says too little.
-var odata = map[string]directory.Class{
-	"Request_ResourceNotFound":                directory.NotFound,
-	"Directory_ConcurrencyViolation":          directory.Conflict,
-	"CredentialInvalidLifetimeAsPerAppPolicy": directory.LifetimeRefused,
-	"CredentialTypeNotAllowedAsPerAppPolicy":  directory.BlockedByPolicy,
-	"Directory_ResourceSizeExceeded":          directory.QuotaExceeded,
-	"Directory_QuotaExceeded":                 directory.QuotaExceeded,
-	"Authorization_RequestDenied":             directory.Denied,
-	"InvalidAuthenticationToken":              directory.Denied,
-	"TooManyRequests":                         directory.Throttled,
 }
 
 // graphError says what a refusal by Graph means. What is left open by a write is OutcomeUnknown: after a lost reply or a 5xx

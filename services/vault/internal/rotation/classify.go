@@ -10,8 +10,6 @@ import (
 // meaning is what one class of refusal means, by who refused: the customer's tenant or the home tenant, asked for a token,
 // or Graph.
 type meaning struct {
-	// name is the class in metrics and logs.
-	name   string
 	tenant credential.Finding
 	home   credential.Finding
 	graph  credential.FailureKind
@@ -21,23 +19,26 @@ type meaning struct {
 // the credential is, which its state says and package credential judges: before ACTIVE it is still on its way, after that it
 // counts towards broken or lost, and on an ACTIVE one that is still settling it is not held against it.
 var meanings = map[directory.Class]meaning{ //nolint:gochecknoglobals // a constant table
-	directory.ApplicationUnknown: {"application_unknown", credential.ConsentMissing, credential.ConsentMissing, credential.Again},
-	directory.TenantUnknown:      {"tenant_unknown", credential.ConsentMissing, credential.Unsure, credential.Refused},
-	directory.PrincipalMissing:   {"principal_missing", credential.PrincipalMissing, credential.PrincipalMissing, credential.Again},
-	directory.PrincipalDisabled:  {"principal_disabled", credential.PrincipalMissing, credential.PrincipalMissing, credential.Again},
-	directory.BlockedByPolicy:    {"blocked_by_policy", credential.PrincipalMissing, credential.Unsure, credential.Refused},
-	directory.SecretRefused:      {"secret_refused", credential.SecretRefused, credential.SecretRefused, credential.Again},
-	directory.SecretExpired:      {"secret_expired", credential.SecretExpired, credential.SecretExpired, credential.Again},
-	directory.NotFound:           {"not_found", credential.Unsure, credential.Unsure, credential.Missing},
-	directory.LifetimeRefused:    {"lifetime_refused", credential.Unsure, credential.Unsure, credential.TooLong},
-	directory.QuotaExceeded:      {"quota_exceeded", credential.Unsure, credential.Unsure, credential.Refused},
-	directory.Conflict:           {"conflict", credential.Unsure, credential.Unsure, credential.Again},
-	directory.Throttled:          {"throttled", credential.Unsure, credential.Unsure, credential.Again},
-	directory.Transient:          {"transient", credential.Unsure, credential.Unsure, credential.Again},
-	directory.Denied:             {"denied", credential.Unsure, credential.Unsure, credential.Refused},
-	directory.Malformed:          {"malformed", credential.Unsure, credential.Unsure, credential.Refused},
-	directory.OutcomeUnknown:     {"outcome_unknown", credential.Unsure, credential.Unsure, credential.Lost},
-	directory.Unclassified:       {"unclassified", credential.Unsure, credential.Unsure, credential.Lost},
+	directory.ApplicationUnknown: {credential.ConsentMissing, credential.ConsentMissing, credential.Again},
+	directory.TenantUnknown:      {credential.ConsentMissing, credential.Unsure, credential.Refused},
+	directory.PrincipalMissing:   {credential.PrincipalMissing, credential.PrincipalMissing, credential.Again},
+	directory.PrincipalDisabled:  {credential.PrincipalMissing, credential.PrincipalMissing, credential.Again},
+	directory.ResourceUnknown:    {credential.PrincipalMissing, credential.Unsure, credential.Refused},
+	directory.BlockedByPolicy:    {credential.PrincipalMissing, credential.Unsure, credential.Refused},
+	directory.SecretRefused:      {credential.SecretRefused, credential.SecretRefused, credential.Again},
+	directory.TrustRefused:       {credential.SecretRefused, credential.SecretRefused, credential.Again},
+	directory.SecretExpired:      {credential.SecretExpired, credential.SecretExpired, credential.Again},
+	directory.NotFound:           {credential.Unsure, credential.Unsure, credential.Missing},
+	directory.LifetimeRefused:    {credential.Unsure, credential.Unsure, credential.TooLong},
+	directory.QuotaExceeded:      {credential.Unsure, credential.Unsure, credential.Refused},
+	directory.Conflict:           {credential.Unsure, credential.Unsure, credential.Again},
+	directory.Throttled:          {credential.Unsure, credential.Unsure, credential.Again},
+	directory.Transient:          {credential.Unsure, credential.Unsure, credential.Again},
+	directory.IssuerUnread:       {credential.Unsure, credential.Unsure, credential.Again},
+	directory.Denied:             {credential.Unsure, credential.Unsure, credential.Refused},
+	directory.Malformed:          {credential.Unsure, credential.Unsure, credential.Refused},
+	directory.OutcomeUnknown:     {credential.Unsure, credential.Unsure, credential.Lost},
+	directory.Unclassified:       {credential.Unsure, credential.Unsure, credential.Lost},
 }
 
 // findingOf is what a token request to the customer's tenant told, and the refusal's code.
@@ -67,7 +68,7 @@ func className(err error) string {
 	if err == nil {
 		return "ok"
 	}
-	return meanings[directory.ClassOf(err)].name
+	return directory.ClassOf(err).String()
 }
 
 // refusal returns the directory's error in err's chain, an empty one when there is none.
