@@ -202,7 +202,11 @@ func (s *Simulator) updateApplication(c *call, key graphKey) reply {
 }
 
 func (s *Simulator) makeApplication(c *call, uniqueName string) reply {
-	a := &application{Tenant: c.tenant, Publisher: s.state.tenants[c.tenant].Domain, Created: c.now.Truncate(time.Second), UniqueName: uniqueName, Owners: []string{c.token.ObjectID}, Set: &applicationProperties{}}
+	owners, bad := s.firstOwners(c)
+	if bad != nil {
+		return *bad
+	}
+	a := &application{Tenant: c.tenant, Publisher: s.state.tenants[c.tenant].Domain, Created: c.now.Truncate(time.Second), UniqueName: uniqueName, Owners: owners, Set: &applicationProperties{}}
 	if bad := s.applyProperties(c, a); bad != nil {
 		return *bad
 	}

@@ -65,26 +65,60 @@ func (s *Simulator) addedOwner(c *call, owners []string) ([]string, *reply) {
 	if bad := decodeBody(c, &body); bad != nil {
 		return nil, bad
 	}
-	u, err := url.Parse(body.ID)
+	id, bad := s.namedOwner(c, "@odata.id", body.ID)
+	switch {
+	case bad != nil:
+		return nil, bad
+	case slices.Contains(owners, id):
+		bad := c.fail(http.StatusBadRequest, codeBadRequest, "One or more added object references already exist for the following modified properties: 'owners'.")
+		return nil, &bad
+	}
+	return appendOwner(c, owners, id)
+}
+
+// firstOwners are those of what a request makes: the caller, and whom it names.
+func (s *Simulator) firstOwners(c *call) ([]string, *reply) {
+	var body struct {
+		Owners []string `json:"owners@odata.bind"`
+	}
+	if bad := decodeBody(c, &body); bad != nil {
+		return nil, bad
+	}
+	owners := []string{c.token.ObjectID}
+	for _, link := range body.Owners {
+		id, bad := s.namedOwner(c, "owners@odata.bind", link)
+		if bad == nil && !slices.Contains(owners, id) {
+			owners, bad = appendOwner(c, owners, id)
+		}
+		if bad != nil {
+			return nil, bad
+		}
+	}
+	return owners, nil
+}
+
+// namedOwner is the ID of the person or principal that a property names by URL.
+func (s *Simulator) namedOwner(c *call, property, link string) (string, *reply) {
+	u, err := url.Parse(link)
 	var path []string
 	if err == nil {
 		path = split(u)
 	}
 	n := len(path)
 	if n < 2 || !slices.Contains([]string{"directoryobjects", "serviceprincipals", "users"}, strings.ToLower(path[n-2])) {
-		bad := c.fail(http.StatusBadRequest, codeBadRequest, "Invalid value specified for property '@odata.id': it does not name a user or service principal.")
-		return nil, &bad
+		bad := c.fail(http.StatusBadRequest, codeBadRequest, "Invalid value specified for property '"+property+"': it does not name a user or service principal.")
+		return "", &bad
 	}
 	id := strings.ToLower(path[n-1])
 	if _, found := s.owner(c, id); !found {
 		bad := notFound(c, graphKey{"id", id})
-		return nil, &bad
+		return "", &bad
 	}
-	switch {
-	case slices.Contains(owners, id):
-		bad := c.fail(http.StatusBadRequest, codeBadRequest, "One or more added object references already exist for the following modified properties: 'owners'.")
-		return nil, &bad
-	case len(owners) >= maxOwners:
+	return id, nil
+}
+
+func appendOwner(c *call, owners []string, id string) ([]string, *reply) {
+	if len(owners) >= maxOwners {
 		bad := c.fail(http.StatusForbidden, "Directory_ResourceSizeExceeded", "The object cannot have more than 100 owners.")
 		return nil, &bad
 	}

@@ -139,3 +139,34 @@ func TestGraph_OwnersAreAHundredAtMost(t *testing.T) {
 		t.Errorf("second page: %d %s", rest.status, rest.body)
 	}
 }
+
+func TestGraph_OwnersFromTheBeginning(t *testing.T) {
+	w := newWorld(t, entrasim.Config{})
+	people, err := w.sim.People(homeID)
+	w.must(err)
+	person, me := people[0].ID, w.platform.PrincipalID
+	bind := func(kind, id string) string {
+		const base = "https://graph.microsoft.com/v1.0/"
+		return `"owners@odata.bind":["` + base + kind + `/` + id + `","` + base + `directoryObjects/` + me + `"]`
+	}
+	made := w.graph(http.MethodPost, "/applications", `{"displayName":"x",`+bind("users", person)+`}`)
+	principal := w.graph(http.MethodPost, "/servicePrincipals", `{"appId":"`+made.text("appId")+`",`+bind("directoryObjects", person)+`}`)
+	for _, path := range []string{"/applications/" + made.text("id"), "/servicePrincipals/" + principal.text("id")} {
+		if got := w.owners(path); !slices.Equal(got, []string{person, me}) {
+			t.Errorf("%s: owned by %v", path, got)
+		}
+	}
+	for body, want := range map[string]int{
+		`{"displayName":"y",` + bind("users", homeID) + `}`:        404,
+		`{"displayName":"y",` + bind("applications", person) + `}`: 400,
+		`{"displayName":"y","owners@odata.bind":"x"}`:              400,
+	} {
+		if got := w.graph(http.MethodPost, "/applications", body); got.status != want {
+			t.Errorf("%s: %d %s, want %d", body, got.status, got.body, want)
+		}
+	}
+	got := w.graph(http.MethodGet, "/applications?$filter=displayName%20eq%20'y'", "")
+	if list, _ := got.at("value").([]any); len(list) != 0 {
+		t.Errorf("what was refused was made: %s", got.body)
+	}
+}

@@ -114,13 +114,17 @@ func (s *Simulator) createPrincipal(c *call, _ graphKey) reply {
 	if r := s.state.tenants[c.tenant].principal[id]; r != nil && r.latest().Deleted == nil {
 		return c.fail(http.StatusConflict, "Request_MultipleObjectsWithSameKeyValue", "The service principal cannot be created, updated, or restored because the service principal name "+id+" is already in use.")
 	}
+	owners, bad := s.firstOwners(c)
+	if bad != nil {
+		return *bad
+	}
 	if bad := s.overQuota(c); bad != nil {
 		return *bad
 	}
 	dice := s.dice.Of(c.actor)
 	p := &principal{
 		ID: dice.UUID(), Tenant: c.tenant, AppID: id, HomeTenant: a.Tenant, DisplayName: a.Set.DisplayName, AccountEnabled: true,
-		Created: c.now, ReplyURLs: a.Set.Web.RedirectURIs, Tags: body.Tags, Owners: []string{c.token.ObjectID},
+		Created: c.now, ReplyURLs: a.Set.Web.RedirectURIs, Tags: body.Tags, Owners: owners,
 	}
 	if err := s.commit(&change{
 		Time: c.now, Kind: "principal.created", Actor: c.actor, RequestID: c.requestID, Principal: p,

@@ -247,6 +247,7 @@ func requestSeeds() []requestSeed {
 		{"PATCH", graph, "/v1.0/policies/appManagementPolicies('POLICY')", "", `{"restrictions":null}`},
 		{"POST", graph, "/v1.0/applications/OBJECT/appManagementPolicies/$ref", "", `{"@odata.id":"https://graph.microsoft.com/v1.0/policies/appManagementPolicies/POLICY"}`},
 		{"DELETE", graph, "/v1.0/servicePrincipals/PRINCIPAL/appManagementPolicies/POLICY/$ref", "", ""},
+		{"POST", graph, "/v1.0/applications", "", `{"displayName":"x","owners@odata.bind":["https://graph.microsoft.com/v1.0/directoryObjects/PRINCIPAL"]}`},
 		{"POST", graph, "/v1.0/applications/OBJECT/owners/$ref", "", `{"@odata.id":"https://graph.microsoft.com/v1.0/directoryObjects/PRINCIPAL"}`},
 		{"DELETE", graph, "/v1.0/applications/OBJECT/owners/PLATFORM/$ref", "", ""},
 		{"POST", graph, "/v1.0/servicePrincipals(appId='APPID')/owners/$ref", "", `{"@odata.id":"https://graph.microsoft.com/v1.0/servicePrincipals/PRINCIPAL"}`},
