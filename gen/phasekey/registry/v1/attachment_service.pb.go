@@ -36,7 +36,8 @@ type CreateAttachmentRequest struct {
 	Attachment *Attachment `protobuf:"bytes,2,opt,name=attachment,proto3" json:"attachment,omitempty"`
 	// Makes repeats safe for a day: a UUID of the caller's choice (AIP-155).
 	RequestId string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// Checks everything and changes nothing: the answer is what it would have been, without an etag (AIP-163).
+	// Checks everything and changes nothing: the answer is what it would have been, without an etag, and without a uid of
+	// what it would have created (AIP-163).
 	ValidateOnly  bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -413,9 +414,11 @@ type UpdateAttachmentRequest struct {
 	Attachment *Attachment `protobuf:"bytes,1,opt,name=attachment,proto3" json:"attachment,omitempty"`
 	// Which fields to change; absent means all that are set (AIP-134).
 	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
-	// Attaches when there is no such attachment; the mask is then ignored.
+	// Attaches when there is no such attachment; the mask is then ignored, and an etag refused. The integration
+	// may be left out, for the name says it.
 	AllowMissing bool `protobuf:"varint,3,opt,name=allow_missing,json=allowMissing,proto3" json:"allow_missing,omitempty"`
-	// Checks everything and changes nothing: the answer is what it would have been, without an etag (AIP-163).
+	// Checks everything and changes nothing: the answer is what it would have been, without an etag, and without a uid of
+	// what it would have created (AIP-163).
 	ValidateOnly  bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -486,7 +489,7 @@ type DeleteAttachmentRequest struct {
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// When given, only this version is deleted.
 	Etag string `protobuf:"bytes,2,opt,name=etag,proto3" json:"etag,omitempty"`
-	// Succeeds, changing nothing, when there is no such attachment.
+	// Succeeds, changing nothing, when there is no such attachment, whatever the etag.
 	AllowMissing bool `protobuf:"varint,3,opt,name=allow_missing,json=allowMissing,proto3" json:"allow_missing,omitempty"`
 	// Checks everything and changes nothing: the answer is what it would have been, without an etag (AIP-163).
 	ValidateOnly  bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`

@@ -37,7 +37,8 @@ type CreateProjectRequest struct {
 	Project *Project `protobuf:"bytes,3,opt,name=project,proto3" json:"project,omitempty"`
 	// Makes repeats safe for a day: a UUID of the caller's choice (AIP-155).
 	RequestId string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// Checks everything and changes nothing: the answer is what it would have been, without an etag (AIP-163).
+	// Checks everything and changes nothing: the answer is what it would have been, without an etag, and without a uid of
+	// what it would have created (AIP-163).
 	ValidateOnly  bool `protobuf:"varint,5,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -421,9 +422,10 @@ type UpdateProjectRequest struct {
 	Project *Project `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
 	// Which fields to change; absent means all that are set (AIP-134).
 	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
-	// Creates the project when there is none; the mask is then ignored.
+	// Creates the project when there is none; the mask is then ignored, and an etag refused.
 	AllowMissing bool `protobuf:"varint,3,opt,name=allow_missing,json=allowMissing,proto3" json:"allow_missing,omitempty"`
-	// Checks everything and changes nothing: the answer is what it would have been, without an etag (AIP-163).
+	// Checks everything and changes nothing: the answer is what it would have been, without an etag, and without a uid of
+	// what it would have created (AIP-163).
 	ValidateOnly  bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -496,7 +498,7 @@ type DeleteProjectRequest struct {
 	Etag string `protobuf:"bytes,2,opt,name=etag,proto3" json:"etag,omitempty"`
 	// Removes its attachments too, instead of refusing.
 	Force bool `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`
-	// Succeeds, changing nothing, when there is no such project.
+	// Succeeds, changing nothing, when there is no such project, whatever the etag.
 	AllowMissing bool `protobuf:"varint,4,opt,name=allow_missing,json=allowMissing,proto3" json:"allow_missing,omitempty"`
 	// Checks everything and changes nothing: the answer is what it would have been, without an etag (AIP-163).
 	ValidateOnly  bool `protobuf:"varint,5,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
