@@ -8,6 +8,8 @@ import (
 	"math/rand/v2"
 	"sync/atomic"
 	"time"
+
+	"phasekey.dev/pkg/internal/sqlfault"
 )
 
 const (
@@ -61,6 +63,9 @@ func (db *DB) run(ctx context.Context, options sql.TxOptions, fn func(ctx contex
 
 // attempt runs the transaction once. again says that the error means "nothing happened, another was first".
 func (db *DB) attempt(ctx context.Context, options sql.TxOptions, fn func(ctx context.Context, tx Tx) error) (again bool, err error) {
+	if err := sqlfault.Strike(ctx, sqlfault.Begin, options.ReadOnly); err != nil {
+		return false, err
+	}
 	conn, err := db.pool.Conn(ctx)
 	if err != nil {
 		return false, classify(ctx, err)
@@ -103,6 +108,9 @@ func (db *DB) attempt(ctx context.Context, options sql.TxOptions, fn func(ctx co
 		}
 		return ctx.Err() == nil && lostRace(err), classify(ctx, err)
 	}
+	if err := sqlfault.Strike(ctx, sqlfault.Commit, options.ReadOnly); err != nil {
+		return false, err
+	}
 	if !release() {
 		return false, ctx.Err()
 	}
@@ -115,7 +123,7 @@ func (db *DB) attempt(ctx context.Context, options sql.TxOptions, fn func(ctx co
 	err = tx.Commit()
 	switch {
 	case err == nil:
-		return false, nil
+		return false, sqlfault.Strike(ctx, sqlfault.Committed, options.ReadOnly)
 	case lostRace(err):
 		return true, classify(txCtx, err)
 	case refusedCommit(err):

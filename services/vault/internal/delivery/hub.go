@@ -74,6 +74,8 @@ type Config struct {
 	HoldMargin time.Duration
 	// Clouds are the configured ones, by name.
 	Clouds map[string]Cloud
+	// Poll is how often changes are looked for that no hint told of; 1 s when zero.
+	Poll time.Duration
 	// Hints say that there may be a change; what they say is not looked at. Nil when there are none.
 	Hints <-chan string
 	Log   *slog.Logger
@@ -111,6 +113,9 @@ type leaseKey struct {
 
 // New makes a Hub.
 func New(config Config) *Hub {
+	if config.Poll == 0 {
+		config.Poll = pollEvery
+	}
 	h := &Hub{
 		config:  config,
 		nudged:  make(chan struct{}, 1),
@@ -139,7 +144,7 @@ func New(config Config) *Hub {
 func (h *Hub) Run(ctx context.Context) error {
 	follow := follower{hub: h, position: unknown}
 	hints := h.config.Hints
-	tick := time.NewTicker(pollEvery)
+	tick := time.NewTicker(h.config.Poll)
 	defer tick.Stop()
 	for {
 		follow.poll(ctx)

@@ -1,0 +1,430 @@
+package year_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"phasekey.dev/pkg/entrasim"
+	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/vault/internal/delivery"
+	"phasekey.dev/services/vault/internal/lease"
+)
+
+// grace is how long after an integration's first activation, and after every renewed consent, nothing is demanded.
+const grace = 20 * time.Minute
+
+// judge watches the invariants. What it knows of Entra comes from the simulator's journal, what it knows of the vault from its
+// rows, what it knows of runners from their receipts.
+type judge struct {
+	w *world
+
+	mu     sync.Mutex
+	counts map[string]int
+	kills  map[string]int
+	// seq is how far the journal was followed.
+	seq      uint64
+	secrets  map[string]*secretLife // by key ID
+	consent_ map[string][]turn      // by integration UID
+	audited  int
+}
+
+// secretLife is what Entra made of a secret.
+type secretLife struct {
+	application string
+	added       time.Time
+	// everywhere is from when on every replica of the token service takes it; refused is when the first one stops to.
+	everywhere, refused time.Time
+	removed             time.Time
+	// grants are token requests by it that were granted.
+	grants int
+	// holds are those who were given its text.
+	holds []*hold
+}
+
+// hold is a runner that has a secret, and may use it until then.
+type hold struct {
+	job   *job
+	until time.Time
+}
+
+// turn is a change of a customer's mind.
+type turn struct {
+	at    time.Time
+	given bool
+}
+
+func newJudge(w *world) *judge {
+	return &judge{w: w, counts: map[string]int{}, kills: map[string]int{}, secrets: map[string]*secretLife{}, consent_: map[string][]turn{}}
+}
+
+func (j *judge) count(what string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.counts[what]++
+}
+
+func (j *judge) killed(step string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.kills[step]++
+}
+
+func (j *judge) consent(uid string, given bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.consent_[uid] = append(j.consent_[uid], turn{time.Now(), given})
+}
+
+// overhear learns the secrets in an answer, which must never be found in the log.
+func (j *judge) overhear(body []byte) {
+	if !bytes.Contains(body, []byte("secretText")) && !bytes.Contains(body, []byte("access_token")) {
+		return
+	}
+	var answer struct {
+		SecretText  string `json:"secretText"`
+		AccessToken string `json:"access_token"`
+	}
+	if json.Unmarshal(body, &answer) != nil {
+		return
+	}
+	for _, text := range []string{answer.SecretText, answer.AccessToken} {
+		if text != "" {
+			j.w.log.know(text)
+		}
+	}
+}
+
+// follow takes in what is new in the simulator's journal, and judges removals (I3).
+func (j *judge) follow() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, e := range j.w.sim.Journal(entrasim.Query{After: j.seq}) {
+		j.seq = e.Seq
+		switch {
+		case e.Kind == "password.added":
+			s := &secretLife{application: e.Application, added: e.Time, everywhere: e.Time}
+			for _, m := range e.Visible.Login {
+				s.everywhere = later(s.everywhere, time.Unix(0, m))
+			}
+			j.secrets[e.KeyID] = s
+			j.counts["passwords made"]++
+		case e.Kind == "password.removed":
+			s := j.secrets[e.KeyID]
+			s.removed, s.refused = e.Time, e.Time
+			for i, m := range e.Visible.Login {
+				if i == 0 || time.Unix(0, m).Before(s.refused) {
+					s.refused = time.Unix(0, m)
+				}
+			}
+			j.counts["passwords removed"]++
+			for _, h := range s.holds {
+				if e.Time.Before(h.until) {
+					j.w.fail("I3: secret %s was removed at %s, and %s may use it until %s", e.KeyID, e.Time.UTC(), h.job.name, h.until.UTC())
+				}
+			}
+		case e.Kind == entrasim.KindRequest && e.Operation == "login.token" && e.Status == 200 && e.Tenant != j.w.platform.Tenant:
+			if s := j.secrets[e.KeyID]; s != nil {
+				s.grants++
+			}
+		}
+	}
+}
+
+// row is a version as the vault has it.
+type row struct {
+	id, keyID, state                           string
+	number                                     int64
+	add, activate, retire, revoke, remove, end time.Time
+}
+
+func (j *judge) rows(ctx context.Context, where string, args ...any) []row {
+	var out []row
+	err := j.w.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
+		out, err = sqldb.Collect(ctx, tx, func(r sqldb.Row) (v row, err error) {
+			var add, activate, retire, revoke, remove, end int64
+			err = r.Scan(&v.id, &v.keyID, &v.state, &v.number, &add, &activate, &retire, &revoke, &remove, &end)
+			v.add, v.activate, v.retire, v.revoke, v.remove, v.end = sqldb.Time(add), sqldb.Time(activate), sqldb.Time(retire), sqldb.Time(revoke), sqldb.Time(remove), sqldb.Time(end)
+			return v, err
+		}, `SELECT id, key_id, state, number, add_time, activate_time, retire_time, revoke_time, remove_time, end_time FROM credential_versions WHERE `+where+` ORDER BY number`, args...)
+		return err
+	})
+	if err != nil && ctx.Err() == nil {
+		j.w.fail("read versions: %v", err)
+	}
+	return out
+}
+
+// receive judges what a runner was given, at the moment it has it: that it was recorded before (I6), proven and settled (I2).
+func (j *judge) receive(ctx context.Context, b *job, d delivery.Delivery) {
+	j.count("deliveries of " + string(d.Material))
+	j.follow()
+	now := time.Now()
+	var recorded int
+	err := j.w.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+		return tx.QueryRow(ctx, `SELECT COUNT(*) FROM audit_events WHERE lease_uid = $1 AND generation = $2 AND kind = 'CredentialDelivered'
+			AND grant_uid IN (SELECT grant_uid FROM leases WHERE uid = $1)`, d.LeaseUID, d.Generation).Scan(&recorded)
+	})
+	if err != nil {
+		return // the world ends
+	}
+	if recorded != 1 {
+		j.w.fail("I6: %s has generation %d of lease %s, of which there are %d records", b.name, d.Generation, d.LeaseUID, recorded)
+	}
+	j.gap(b, now)
+	all := j.rows(ctx, `integration_uid = $1 AND number <= $2`, b.integration.UID, d.Version)
+	if len(all) == 0 {
+		return
+	}
+	v := all[len(all)-1]
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	s := j.secrets[v.keyID]
+	switch {
+	case v.number != d.Version || s == nil:
+		j.w.fail("I2: %s was given version %d of %s, of which Entra knows nothing", b.name, d.Version, b.integration.Name)
+		return
+	case s.grants < j.w.timing.Proofs:
+		j.w.fail("I2: %s was given version %d of %s after %d proofs", b.name, d.Version, b.integration.Name, s.grants)
+	case now.Before(v.add.Add(j.w.timing.Settling)) && j.replacesWorking(all, v):
+		j.w.fail("I2: %s was given version %d of %s %s after it was made", b.name, d.Version, b.integration.Name, now.Sub(v.add))
+	}
+	if d.Material == lease.ClientSecret {
+		s.holds = append(s.holds, &hold{job: b, until: d.GrantExpireTime})
+	}
+}
+
+// replacesWorking tells whether a version took the place of one that worked everywhere. The lock is held.
+func (j *judge) replacesWorking(all []row, v row) bool {
+	for _, before := range all {
+		s := j.secrets[before.keyID]
+		if before.number < v.number && before.retire.Equal(v.activate) && s != nil && !s.everywhere.After(v.activate) &&
+			v.activate.Before(before.end) && (s.refused.IsZero() || v.activate.Before(s.refused)) {
+			return true
+		}
+	}
+	return false
+}
+
+// release ends what is claimed for a job.
+func (j *judge) release(b *job) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, s := range j.secrets {
+		for _, h := range s.holds {
+			if h.job == b && h.until.After(time.Now()) {
+				h.until = time.Now()
+			}
+		}
+	}
+}
+
+// gap judges that a runner which reads, and whose job goes on, always has a token that is valid.
+func (j *judge) gap(b *job, now time.Time) {
+	if b.held == nil || b.slow || b.request.Material != lease.AccessToken || !b.held.ExpireTime.Before(now) {
+		return
+	}
+	j.count("runners without a token")
+	window := span{b.held.IssueTime, now}
+	if j.w.weather.overlap(window, noEntra, noSQL, noRegistry) > 10*time.Minute || !j.consented(b.integration.UID, window) {
+		return
+	}
+	j.w.fail("%s had no token from %s to %s", b.name, b.held.ExpireTime.UTC(), now.UTC())
+}
+
+// consented tells whether consent was there all the time of a span.
+func (j *judge) consented(uid string, in span) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	given := false
+	for _, t := range j.consent_[uid] {
+		if t.at.After(in.from) && t.at.Before(in.to) {
+			return false
+		}
+		if !t.at.After(in.from) {
+			given = t.given
+		}
+	}
+	return given
+}
+
+// demanded are the spans in which the integration has to have a version that works.
+func (j *judge) demanded(uid string, first, now time.Time) []span {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	var out []span
+	from := time.Time{}
+	for _, t := range j.consent_[uid] {
+		switch {
+		case t.given && from.IsZero():
+			from = later(t.at, first).Add(grace)
+		case !t.given && !from.IsZero():
+			if from.Before(t.at) {
+				out = append(out, span{from, t.at})
+			}
+			from = time.Time{}
+		}
+	}
+	if !from.IsZero() && from.Before(now) {
+		out = append(out, span{from, now})
+	}
+	return out
+}
+
+// day judges what the last day has left: I1 and I4 by what all three have written down.
+func (j *judge) day() {
+	ctx := j.w.ctx
+	j.follow()
+	now := time.Now()
+	for _, i := range j.w.registry.living() {
+		rows := j.rows(ctx, `integration_uid = $1`, i.UID)
+		j.oneActive(i, rows)
+		j.oneWorks(i, rows, now)
+		j.noneUnknown(i, rows, now)
+	}
+	j.w.log.mu.Lock()
+	defer j.w.log.mu.Unlock()
+	for _, line := range j.w.log.leaks {
+		j.w.fail("I7: a secret is in the log: %.200s", line)
+	}
+}
+
+func (j *judge) oneActive(i *integration, rows []row) {
+	for k, a := range rows {
+		for _, b := range rows[k+1:] {
+			if a.activate.IsZero() || b.activate.IsZero() {
+				continue
+			}
+			if a.retire.IsZero() && b.retire.IsZero() || !a.retire.IsZero() && a.activate.Before(b.activate) && a.retire.After(b.activate) {
+				j.w.fail("I1: versions %d and %d of %s were ACTIVE at the same time", a.number, b.number, i.Name)
+			}
+		}
+	}
+}
+
+// oneWorks judges that at every moment which counts a version that the vault holds works at every replica.
+func (j *judge) oneWorks(i *integration, rows []row, now time.Time) {
+	var first time.Time
+	var works []span
+	j.mu.Lock()
+	for _, v := range rows {
+		if !v.activate.IsZero() && (first.IsZero() || v.activate.Before(first)) {
+			first = v.activate
+		}
+		s := j.secrets[v.keyID]
+		if v.keyID == "" || s == nil {
+			continue
+		}
+		to := earlier(now, v.end)
+		for _, end := range []time.Time{s.refused, v.revoke} {
+			if !end.IsZero() {
+				to = earlier(to, end)
+			}
+		}
+		if from := later(s.everywhere, v.add); from.Before(to) {
+			works = append(works, span{from, to})
+		}
+	}
+	j.mu.Unlock()
+	if first.IsZero() {
+		if consent := j.demanded(i.UID, time.Time{}, now); len(consent) > 0 && consent[0].from.Add(6*time.Hour).Before(now) && j.w.weather.overlap(consent[0], noSQL, noEntra, noGraph, throttled, lossy, noRedis) < time.Hour {
+			j.w.fail("%s has no version that is ACTIVE, %s after consent", i.Name, now.Sub(consent[0].from))
+		}
+		return
+	}
+	slices.SortFunc(works, func(a, b span) int { return a.from.Compare(b.from) })
+	for _, d := range j.demanded(i.UID, first, now) {
+		at := d.from
+		for _, s := range works {
+			if s.from.After(at) {
+				break
+			}
+			at = later(at, s.to)
+		}
+		if at.Before(d.to) {
+			j.w.fail("I1: %s had no version that works everywhere from %s on\n%s", i.Name, at.UTC(), j.table(rows))
+			return
+		}
+	}
+}
+
+// noneUnknown judges that no secret stays at Entra which the vault does not know (I4).
+func (j *judge) noneUnknown(i *integration, rows []row, now time.Time) {
+	client := j.w.registry.reported(i.UID).ClientID
+	known := map[string]bool{}
+	for _, v := range rows {
+		known[v.keyID] = v.remove.IsZero() && v.state != "REVOKED"
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for key, s := range j.secrets {
+		if s.application != client || !s.removed.IsZero() || known[key] {
+			continue
+		}
+		allowed := 3*j.w.timing.ReconcileInterval + 3*time.Hour +
+			j.w.weather.overlap(span{s.added, now}, noSQL, noEntra, noGraph, throttled, lossy, noRedis)
+		if !j.consentedLocked(i.UID, span{s.added, now}) {
+			continue // a sweep waits for a sign that the ACTIVE version works
+		}
+		if now.Sub(s.added) > allowed {
+			j.w.fail("I4: %s has had a secret (%s) for %s that the vault does not know\n%s", i.Name, key, now.Sub(s.added), j.tableLocked(rows))
+		}
+	}
+}
+
+func (j *judge) consentedLocked(uid string, in span) bool {
+	j.mu.Unlock()
+	defer j.mu.Lock()
+	return j.consented(uid, in)
+}
+
+// table shows the newest versions.
+func (j *judge) table(rows []row) string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.tableLocked(rows)
+}
+
+func (j *judge) tableLocked(rows []row) string {
+	var out strings.Builder
+	at := func(t time.Time) string {
+		if t.IsZero() {
+			return "-"
+		}
+		return t.UTC().Format("01-02T15:04:05")
+	}
+	for _, v := range rows[max(0, len(rows)-6):] {
+		fmt.Fprintf(&out, "  version %d %s: added %s, active %s, retired %s, revoked %s, ends %s", v.number, v.state, at(v.add), at(v.activate), at(v.retire), at(v.revoke), at(v.end))
+		if s := j.secrets[v.keyID]; s != nil {
+			fmt.Fprintf(&out, "; at Entra: everywhere %s, removed %s, refused %s, %d grants", at(s.everywhere), at(s.removed), at(s.refused), s.grants)
+		}
+		out.WriteString("\n")
+	}
+	return out.String()
+}
+
+// report says what the world has been through.
+func (j *judge) report() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	var out strings.Builder
+	total := 0
+	for _, n := range j.kills {
+		total += n
+	}
+	fmt.Fprintf(&out, "%d kills, at %d different steps", total, len(j.kills))
+	for _, what := range slices.Sorted(maps.Keys(j.counts)) {
+		fmt.Fprintf(&out, "\n  %-40s %d", what, j.counts[what])
+	}
+	out.WriteString("\n  kills by step:")
+	for _, step := range slices.Sorted(maps.Keys(j.kills)) {
+		fmt.Fprintf(&out, "\n    %-60s %d", step, j.kills[step])
+	}
+	return out.String()
+}

@@ -1,0 +1,342 @@
+package year_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"phasekey.dev/pkg/redistest"
+	"phasekey.dev/pkg/secret"
+	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/pkg/sqldbtest"
+	"phasekey.dev/services/vault/internal/credential"
+	"phasekey.dev/services/vault/internal/delivery"
+	"phasekey.dev/services/vault/internal/election"
+	"phasekey.dev/services/vault/internal/election/redislock"
+	"phasekey.dev/services/vault/internal/entra"
+	"phasekey.dev/services/vault/internal/fence"
+	"phasekey.dev/services/vault/internal/issuer"
+	"phasekey.dev/services/vault/internal/rotation"
+	"phasekey.dev/services/vault/internal/store"
+)
+
+// errDead is what a process that was killed gets from everything.
+var errDead = errors.New("the process is dead")
+
+const (
+	// lockTTL is long, so that a year has few renewals; polls are stretched with it.
+	lockTTL = 15 * time.Minute
+	shards  = 2
+	poll    = 5 * time.Minute
+)
+
+// replica is a place where vaults run, one life after another.
+type replica struct {
+	w    *world
+	name string
+	link *redistest.Link
+
+	mu   sync.Mutex
+	life *life // nil between two
+}
+
+// current is the life there is, nil between two.
+func (r *replica) current() *life {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.life
+}
+
+func (r *replica) set(l *life) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.life = l
+}
+
+// run lives one life after another until the world ends.
+func (r *replica) run(ctx context.Context) {
+	dice := r.w.luck.dice("rest of " + r.name)
+	for ctx.Err() == nil {
+		r.link.Heal()
+		if err := r.live(ctx); err != nil {
+			r.w.fail("replica %s: %v", r.name, err)
+			return
+		}
+		sleep(ctx, time.Minute+time.Duration(dice.Int64N(int64(10*time.Minute))))
+	}
+}
+
+// life is one process of the vault, as far as it has a part in rotation and delivery.
+type life struct {
+	r     *replica
+	ctx   context.Context //nolint:containedctx // its end is the life's
+	end   context.CancelFunc
+	hub   *delivery.Hub
+	store *store.Store
+
+	mu     sync.Mutex
+	dead   bool
+	resume chan struct{} // closed to go on; nil while running
+}
+
+func (r *replica) live(ctx context.Context) error {
+	w := r.w
+	l := &life{r: r, store: store.New(w.db)}
+	l.ctx, l.end = context.WithCancel(ctx)
+	defer l.end()
+	l.ctx = sqldbtest.WithHook(l.ctx, l.atSQL)
+	log := slog.New(w.log.handler(r.name))
+
+	directory, err := w.directory(l)
+	if err != nil {
+		return err
+	}
+	l.hub = delivery.New(delivery.Config{
+		Store:   l.store,
+		Issuer:  issuer.New(issuer.Config{Minter: entra.Clouds{"public": directory}, Keyring: w.keyring, Prober: l.store, Log: log}),
+		Keyring: w.keyring, HoldMargin: w.timing.HoldMargin,
+		Clouds: map[string]delivery.Cloud{"public": {ResourceManager: directory.ResourceManager(), Environment: "public"}},
+		Poll:   time.Minute, Log: log,
+	})
+	worker, err := rotation.New(rotation.Config{
+		Store: l.store, Clouds: rotation.Clouds{"public": directory}, Keyring: w.keyring, Reporter: w.registry, Timing: w.timing,
+		DeploymentID: deployment, NamePrefix: "Phasekey", RedirectURI: redirectURI, Log: log, Poll: poll,
+		Notify: func(string) { w.hint(l) },
+	})
+	if err != nil {
+		return err
+	}
+	elector, err := redislock.New(redislock.Config{
+		Client: r.link, Prefix: "year", Replica: r.name, Shards: shards, TTL: lockTTL, Fence: taker{w.db, l.ctx}, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	w.judge.count("lives")
+	r.set(l)
+	var tasks sync.WaitGroup
+	tasks.Go(func() { _ = l.hub.Run(l.ctx) })
+	tasks.Go(func() { l.release(l.ctx) })
+	tasks.Go(func() {
+		if err := elector.Run(l.ctx, worker.Serve); err != nil {
+			w.fail("elector of %s: %v", r.name, err)
+		}
+	})
+	tasks.Wait()
+	r.set(nil)
+	return nil
+}
+
+// hint has streams look for what a life has changed: its own, and by Redis those of others. (What carries hints there, go-redis' subscription, waits for
+// connections with a mutex, and a bubble's time stands still for as long.)
+func (w *world) hint(from *life) {
+	for _, r := range w.replicas {
+		if l := r.current(); l != nil && (l == from || !w.weather.is(noRedis)) {
+			l.hub.Nudge()
+		}
+	}
+}
+
+// release does what delivery's releaser does, less often.
+func (l *life) release(ctx context.Context) {
+	for ctx.Err() == nil {
+		_, _ = l.store.ReleaseEnded(ctx, time.Now().Add(-l.r.w.timing.HoldMargin), 1000) // what failed is done by the next
+		sleep(ctx, poll)
+	}
+}
+
+// taker takes shards in the database, as one life.
+type taker struct {
+	db  *sqldb.DB
+	ctx context.Context //nolint:containedctx // has the life's hook
+}
+
+func (t taker) Take(ctx context.Context, shard int, now time.Time) (m election.Mastership, err error) {
+	err = t.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
+		m, err = fence.Take(ctx, tx, shard, now)
+		return err
+	})
+	return m, err
+}
+
+// kill ends the life as SIGKILL does: from now on nothing that it does has an effect.
+func (l *life) kill(step string) {
+	l.mu.Lock()
+	first := !l.dead
+	l.dead = true
+	if l.resume != nil {
+		close(l.resume)
+		l.resume = nil
+	}
+	l.mu.Unlock()
+	if !first {
+		return
+	}
+	l.r.w.judge.killed(step)
+	l.r.link.Cut()
+	l.end()
+}
+
+// pause stops the life as SIGSTOP does, for so long.
+func (l *life) pause(ctx context.Context, d time.Duration) {
+	l.mu.Lock()
+	if l.dead || l.resume != nil {
+		l.mu.Unlock()
+		return
+	}
+	resume := make(chan struct{})
+	l.resume = resume
+	l.mu.Unlock()
+	l.r.link.Stall()
+	sleep(ctx, d)
+	l.r.link.Heal()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.resume == resume {
+		close(resume)
+		l.resume = nil
+	}
+}
+
+// pass is gone through wherever the life has an effect: it waits while the life is paused, and fails when it is dead.
+func (l *life) pass(wait bool) error {
+	for {
+		l.mu.Lock()
+		dead, resume := l.dead, l.resume
+		l.mu.Unlock()
+		switch {
+		case dead:
+			return errDead
+		case resume == nil || !wait:
+			return nil
+		}
+		<-resume
+	}
+}
+
+// strike kills the life by chance.
+func (l *life) strike(step string) error {
+	if l.r.w.luck.draw(l.r.name+" "+step) < l.r.w.set.killChance {
+		l.kill(step)
+		return errDead
+	}
+	return nil
+}
+
+// atSQL is the life's hook in every transaction.
+func (l *life) atSQL(_ context.Context, at sqldbtest.Point, readOnly bool) error {
+	if err := l.pass(at != sqldbtest.Commit); err != nil {
+		return err
+	}
+	if at == sqldbtest.Begin && l.r.w.weather.is(noSQL) {
+		return fmt.Errorf("%w: the weather", sqldb.ErrUnavailable)
+	}
+	if readOnly {
+		return nil
+	}
+	return l.strike(string(at) + " " + caller())
+}
+
+// caller names the step that a transaction belongs to, by what called the store.
+func caller() string {
+	var frames [40]uintptr
+	walk := runtime.CallersFrames(frames[:runtime.Callers(3, frames[:])])
+	method := "?"
+	for {
+		frame, more := walk.Next()
+		_, name, ok := strings.Cut(frame.Function, "services/vault/internal/")
+		switch {
+		case ok && strings.HasPrefix(name, "store."), ok && strings.HasPrefix(name, "year_test.taker"):
+			method = shorten(name)
+		case ok && strings.HasPrefix(name, "rotation.(*turn).") && !strings.HasPrefix(name, "rotation.(*turn).apply") && !strings.HasPrefix(name, "rotation.(*turn).learn"):
+			return method + " in " + shorten(name)
+		case !more:
+			return method
+		}
+		if !more {
+			return method
+		}
+	}
+}
+
+func shorten(function string) string {
+	function, _, _ = strings.Cut(function, ".func")
+	return function[strings.LastIndex(function, ".")+1:]
+}
+
+// RoundTrip carries the life's requests to the simulator.
+func (l *life) RoundTrip(request *http.Request) (*http.Response, error) {
+	if err := l.pass(true); err != nil {
+		return nil, err
+	}
+	step := operation(request)
+	if err := l.strike("before " + step); err != nil {
+		return nil, err
+	}
+	if l.r.w.luck.draw(l.r.name+" suspended "+step) < l.r.w.set.pauseChance {
+		// The machine stops with the request on its lips: it is sent when it wakes, whatever happened meanwhile.
+		l.r.w.judge.count("pauses with a request on the way")
+		l.pause(l.r.w.ctx, 2*lockTTL)
+		if err := l.pass(true); err != nil {
+			return nil, err
+		}
+		request = request.WithContext(context.WithoutCancel(request.Context()))
+	}
+	response, err := l.r.w.sim.Transport().RoundTrip(request)
+	if err != nil {
+		return nil, err
+	}
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		return nil, err
+	}
+	l.r.w.judge.overhear(body)
+	response.Body = io.NopCloser(strings.NewReader(string(body)))
+	if err := l.strike("after " + step); err != nil {
+		return nil, err
+	}
+	return response, l.pass(true)
+}
+
+// operation names a request.
+func operation(r *http.Request) string {
+	path := r.URL.Path
+	switch {
+	case strings.HasSuffix(path, "/token"):
+		return "token"
+	case strings.HasSuffix(path, "/addPassword"):
+		return "addPassword"
+	case strings.HasSuffix(path, "/removePassword"):
+		return "removePassword"
+	case strings.Contains(path, "/deletedItems/"):
+		return "purge application"
+	case strings.HasPrefix(path, "/v1.0/applications"):
+		return strings.ToLower(r.Method) + " application"
+	default:
+		return strings.ToLower(r.Method)
+	}
+}
+
+// sleep waits for so long, or until ctx ends.
+func sleep(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+var (
+	_ rotation.Directory = (*entra.Directory)(nil)
+	_ http.RoundTripper  = (*life)(nil)
+	_                    = secret.Text{}
+	_                    = credential.Active
+)

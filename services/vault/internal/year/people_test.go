@@ -1,0 +1,182 @@
+package year_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/google/uuid"
+
+	"phasekey.dev/pkg/entrasim"
+	"phasekey.dev/services/vault/internal/delivery"
+	"phasekey.dev/services/vault/internal/grant"
+	"phasekey.dev/services/vault/internal/lease"
+)
+
+// customers consent as soon as they can, and now and then take it back for some hours.
+func (w *world) customers(ctx context.Context) {
+	dice := w.luck.dice("customers")
+	until := map[string]time.Time{} // when those consent again who have withdrawn consent
+	for ctx.Err() == nil {
+		for _, i := range w.registry.living() {
+			if time.Now().After(until[i.UID]) {
+				w.consent(ctx, i)
+			}
+		}
+		sleep(ctx, 10*time.Minute)
+		if time.Since(w.start) < 24*time.Hour || dice.IntN(100) != 0 {
+			continue
+		}
+		all := w.registry.living()
+		i := all[dice.IntN(len(all))]
+		client := w.registry.reported(i.UID).ClientID
+		if w.judge.consent(i.UID, false); dice.IntN(2) == 0 {
+			w.judge.count("consent withdrawn")
+			_ = w.sim.RemovePrincipal(i.TenantID, client) // there may be none yet
+			until[i.UID] = time.Now().Add(time.Hour + time.Duration(dice.Int64N(int64(6*time.Hour))))
+			continue
+		} else {
+			w.judge.count("principal disabled")
+			if w.sim.EnablePrincipal(i.TenantID, client, false) == nil {
+				sleep(ctx, time.Hour+time.Duration(dice.Int64N(int64(6*time.Hour))))
+				_ = w.sim.EnablePrincipal(i.TenantID, client, true) // it is there
+			}
+		}
+		w.judge.consent(i.UID, true)
+	}
+}
+
+// consent gives consent where it is asked for.
+func (w *world) consent(ctx context.Context, i *integration) {
+	client := w.registry.reported(i.UID).ClientID
+	if client == "" {
+		return
+	}
+	if _, err := w.sim.Principal(i.TenantID, client); err == nil || !errors.Is(err, entrasim.ErrNotFound) {
+		return
+	}
+	_, err := w.sim.Consent(ctx, entrasim.Consent{Tenant: i.TenantID, ClientID: client, RedirectURI: redirectURI, UserName: i.administrator})
+	if err == nil {
+		w.judge.consent(i.UID, true)
+	}
+}
+
+// runner has one job after another.
+func (w *world) runner(ctx context.Context, name string) {
+	dice := w.luck.dice(name)
+	for n := 0; ctx.Err() == nil; n++ {
+		sleep(ctx, time.Duration(dice.Int64N(int64(90*time.Minute))))
+		all := w.registry.living()
+		j := &job{w: w, name: fmt.Sprintf("%s/%d", name, n), dice: dice, integration: all[dice.IntN(len(all))]}
+		j.run(ctx)
+	}
+}
+
+// job is one phase of a run, and the runner that works on it.
+type job struct {
+	w           *world
+	name        string
+	dice        *rand.Rand
+	integration *integration
+
+	request delivery.Request
+	end     time.Time // the grant's
+	slow    bool
+	// What it holds, as its last receipt says.
+	held *delivery.Delivery
+}
+
+func (j *job) run(ctx context.Context) {
+	w, i := j.w, j.integration
+	now := time.Now()
+	j.end = now.Add(10*time.Minute + time.Duration(j.dice.Int64N(int64(20*time.Hour))))
+	token, hash := grant.Mint()
+	g, err := grant.New(now, uuid.NewString(), grant.Request{
+		Account: account, Project: i.project.Name, Phase: []grant.Phase{grant.Planning, grant.Applying}[j.dice.IntN(2)], Run: j.name, ExpireTime: j.end,
+	}, grant.Resolution{
+		Integration: i.Name, IntegrationUID: i.UID, ProjectUID: i.project.UID, SubscriptionID: i.DefaultSubscriptionID, Incarnation: "registry",
+	})
+	if err != nil {
+		w.fail("grant: %v", err)
+		return
+	}
+	if _, err := w.store.CreateGrant(ctx, now, g, hash, grant.RequestKey{}, grant.Caller{}); err != nil {
+		if ctx.Err() == nil {
+			w.fail("create grant: %v", err)
+		}
+		return
+	}
+	j.request = delivery.Request{Token: token, InstanceID: j.name, Material: lease.AccessToken}
+	if j.dice.IntN(3) == 0 {
+		j.request.Material = lease.ClientSecret
+	}
+	j.slow = j.dice.IntN(6) == 0
+	// A job ends before its grant does, most of the time.
+	length := time.Until(j.end)
+	if j.dice.IntN(4) != 0 {
+		length = time.Duration(j.dice.Int64N(int64(length)))
+	}
+	working, done := context.WithTimeout(ctx, length)
+	defer done()
+	for working.Err() == nil {
+		if final := j.stream(working); final {
+			return
+		}
+		sleep(working, time.Second+time.Duration(j.dice.Int64N(int64(20*time.Second))))
+	}
+	if j.dice.IntN(3) == 0 {
+		return // vanished: nobody says anything
+	}
+	j.close(ctx)
+}
+
+// stream follows one stream at some replica until it breaks, and tells whether there is nothing to come back for.
+func (j *job) stream(ctx context.Context) (final bool) {
+	life := j.w.replicas[j.dice.IntN(len(j.w.replicas))].current()
+	if life == nil {
+		return false
+	}
+	// The handler runs in the replica's life, and ends with the runner's connection.
+	handling, hangUp := context.WithCancel(life.ctx)
+	defer hangUp()
+	stop := context.AfterFunc(ctx, hangUp)
+	defer stop()
+	if j.dice.IntN(5) == 0 { // this connection is bad
+		breaks := time.AfterFunc(time.Duration(j.dice.Int64N(int64(2*time.Hour))), hangUp)
+		defer breaks.Stop()
+	}
+	err := life.hub.Stream(handling, j.request, func(d delivery.Delivery) error {
+		if life.pass(true) != nil {
+			return errDead
+		}
+		j.w.judge.receive(ctx, j, d)
+		j.held = &d
+		if j.slow {
+			sleep(handling, time.Duration(j.dice.Int64N(int64(time.Hour))))
+		}
+		return nil
+	})
+	for _, end := range []error{grant.ErrExpired, grant.ErrRevoked, grant.ErrDetached, grant.ErrIntegrationDeleted, lease.ErrClosed, grant.ErrUnknown, lease.ErrHoldTooLong} {
+		if errors.Is(err, end) {
+			if errors.Is(err, grant.ErrExpired) && time.Now().Before(j.end.Add(-time.Second)) {
+				j.w.fail("%s was told that its grant has expired, %s before its end", j.name, time.Until(j.end))
+			}
+			return true
+		}
+	}
+	return false
+}
+
+// close says that the job is over.
+func (j *job) close(ctx context.Context) {
+	life := j.w.replicas[j.dice.IntN(len(j.w.replicas))].current()
+	if life == nil {
+		return
+	}
+	// From here on nothing is claimed of what it holds, whether or not this is heard.
+	j.w.judge.release(j)
+	_ = life.hub.CloseLease(life.ctx, j.request) // the grant's end does it otherwise
+	_ = ctx
+}

@@ -1,0 +1,165 @@
+package year_test
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+
+	"phasekey.dev/pkg/entrasim"
+)
+
+// kind is a kind of bad weather.
+type kind string
+
+// The kinds there are.
+const (
+	noRedis    kind = "Redis away"
+	noSQL      kind = "SQL away"
+	noEntra    kind = "Entra away"
+	noGraph    kind = "Graph away"
+	throttled  kind = "Graph throttles"
+	lossy      kind = "replies are lost"
+	noRegistry kind = "registry away"
+)
+
+// span is a time of something.
+type span struct{ from, to time.Time }
+
+// weather is what is wrong everywhere at once.
+type weather struct {
+	mu      sync.Mutex
+	now     map[kind]int
+	history map[kind][]span
+}
+
+func newWeather() *weather { return &weather{now: map[kind]int{}, history: map[kind][]span{}} }
+
+// is tells whether it is so now.
+func (w *weather) is(k kind) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.now[k] > 0
+}
+
+// during has it so for a time.
+func (w *weather) during(ctx context.Context, k kind, d time.Duration) {
+	w.mu.Lock()
+	w.now[k]++
+	from := time.Now()
+	w.mu.Unlock()
+	sleep(ctx, d)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.now[k]--
+	w.history[k] = append(w.history[k], span{from, time.Now()})
+}
+
+// overlap is how long any of the kinds was there in a span; what is there now counts from its beginning.
+func (w *weather) overlap(in span, kinds ...kind) time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var total time.Duration
+	for _, k := range kinds {
+		for _, s := range w.history[k] {
+			from, to := later(s.from, in.from), earlier(s.to, in.to)
+			total += max(0, to.Sub(from))
+		}
+	}
+	return total
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
+}
+
+// blow changes the weather, a few times a day.
+func (w *world) blow(ctx context.Context) {
+	dice := w.luck.dice("weather")
+	minutes := func(most int) time.Duration {
+		return time.Minute + time.Duration(dice.Int64N(int64(most)*int64(time.Minute)))
+	}
+	// What breaks must be able to heal: the first day is calm.
+	sleep(ctx, 24*time.Hour)
+	for ctx.Err() == nil {
+		sleep(ctx, minutes(10*60))
+		switch dice.IntN(9) {
+		case 0:
+			w.judge.count(string(noRedis))
+			for _, r := range w.replicas {
+				r.link.Cut()
+			}
+			w.weather.during(ctx, noRedis, minutes(60))
+			for _, r := range w.replicas {
+				r.link.Heal()
+			}
+		case 1:
+			// One replica alone is cut off; all it sends vanishes.
+			r := w.replicas[dice.IntN(len(w.replicas))]
+			w.judge.count("one replica cut off from Redis")
+			r.link.Stall()
+			sleep(ctx, minutes(60))
+			r.link.Heal()
+		case 2:
+			w.judge.count("Redis emptied")
+			if err := w.replicas[0].link.FlushAll(ctx).Err(); err != nil {
+				w.judge.count("Redis emptied, or not")
+			}
+		case 3:
+			w.judge.count(string(noSQL))
+			w.weather.during(ctx, noSQL, minutes(12))
+		case 4:
+			w.trouble(ctx, noEntra, minutes(40), entrasim.Fault{Plane: entrasim.PlaneLogin, Effect: entrasim.Effect{Status: http.StatusServiceUnavailable}})
+		case 5:
+			w.trouble(ctx, noGraph, minutes(120), entrasim.Fault{Plane: entrasim.PlaneGraph, Effect: entrasim.Effect{Cut: true}})
+		case 6:
+			w.trouble(ctx, throttled, minutes(120), entrasim.Fault{
+				Plane: entrasim.PlaneGraph, Probability: 0.8, Effect: entrasim.Effect{Status: http.StatusTooManyRequests, RetryAfter: 90 * time.Second},
+			})
+		case 7:
+			w.trouble(ctx, lossy, minutes(240), entrasim.Fault{
+				Plane: entrasim.PlaneGraph, Probability: 0.5, Effect: entrasim.Effect{Status: http.StatusGatewayTimeout, AfterCommit: true},
+			})
+		case 8:
+			w.judge.count(string(noRegistry))
+			w.weather.during(ctx, noRegistry, minutes(10))
+		}
+		if life := w.replicas[dice.IntN(len(w.replicas))].current(); life != nil {
+			switch dice.IntN(4) {
+			case 0:
+				life.kill("at any moment")
+			case 1:
+				w.judge.count("stopped in order")
+				life.end()
+			case 2:
+				w.judge.count("paused past the lock's life")
+				life.pause(ctx, lockTTL+minutes(60))
+			}
+		}
+	}
+}
+
+// trouble has Entra in trouble for a time.
+func (w *world) trouble(ctx context.Context, k kind, d time.Duration, f entrasim.Fault) {
+	w.judge.count(string(k))
+	f.ID = fmt.Sprintf("%s at %d", k, time.Now().Unix())
+	if _, err := w.sim.AddFault(f); err != nil {
+		w.fail("add fault: %v", err)
+		return
+	}
+	w.weather.during(ctx, k, d)
+	if err := w.sim.RemoveFault(f.ID); err != nil {
+		w.fail("remove fault: %v", err)
+	}
+}

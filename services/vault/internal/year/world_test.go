@@ -1,0 +1,343 @@
+package year_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"phasekey.dev/pkg/entrasim"
+	"phasekey.dev/pkg/redistest"
+	"phasekey.dev/pkg/secret"
+	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/pkg/sqldbtest"
+	"phasekey.dev/services/vault/internal/credential"
+	"phasekey.dev/services/vault/internal/election"
+	"phasekey.dev/services/vault/internal/entra"
+	"phasekey.dev/services/vault/internal/fence"
+	"phasekey.dev/services/vault/internal/keyring"
+	"phasekey.dev/services/vault/internal/keyring/keystore"
+	"phasekey.dev/services/vault/internal/lease"
+	"phasekey.dev/services/vault/internal/rotation"
+	"phasekey.dev/services/vault/internal/store"
+)
+
+const (
+	deployment  = "year"
+	redirectURI = "https://broker.example/consent/callback"
+	account     = "acme"
+)
+
+// settings are what a world is made by.
+type settings struct {
+	seed         uint64
+	integrations int
+	leases       int
+	days         int
+	replicas     int
+	// killChance is that of a death at each write and each request; pauseChance that of a pause with a request on its way.
+	killChance, pauseChance float64
+}
+
+// world is one seed's.
+type world struct {
+	t     *testing.T
+	ctx   context.Context //nolint:containedctx // its end is the world's
+	set   settings
+	luck  *luck
+	start time.Time
+
+	sim      *entrasim.Simulator
+	platform entrasim.Platform
+	timing   credential.Timing
+	db       *sqldb.DB
+	store    *store.Store // the harness' own
+	keyring  *keyring.Keyring
+	weather  *weather
+	registry *registry
+	judge    *judge
+	log      *log
+	replicas []*replica
+
+	mu       sync.Mutex
+	failures []string
+}
+
+// fail notes what must not be. A world goes on after it, for what follows may explain it.
+func (w *world) fail(format string, args ...any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.failures) < 20 {
+		w.failures = append(w.failures, time.Now().UTC().Format(time.RFC3339)+" "+fmt.Sprintf(format, args...))
+	}
+}
+
+// timing is production's, asked less often.
+func stretched() credential.Timing {
+	t := credential.Production()
+	t.ReconcileInterval = 3 * time.Hour
+	return t
+}
+
+// newWorld is to be called in a bubble.
+func newWorld(t *testing.T, set settings) *world {
+	t.Helper()
+	w := &world{t: t, set: set, luck: newLuck(set.seed), start: time.Now(), timing: stretched(), weather: newWeather(), log: newLog()}
+	w.judge = newJudge(w)
+	var err error
+	w.sim, err = entrasim.New(entrasim.Config{
+		Seed: set.seed,
+		Lags: entrasim.Lags{
+			Graph: entrasim.Range{Max: time.Minute}, Application: entrasim.Range{Max: 5 * time.Minute}, Secret: entrasim.Range{Max: 18 * time.Minute},
+			Principal: entrasim.Range{Max: 5 * time.Minute}, Removal: entrasim.Range{Max: 10 * time.Minute},
+		},
+	})
+	must(t, err)
+	t.Cleanup(func() { must(t, w.sim.Close()) })
+	home, err := w.sim.CreateTenant(entrasim.NewTenant{DisplayName: "Platform", Verified: true})
+	must(t, err)
+	w.platform, err = w.sim.CreatePlatform(entrasim.NewPlatform{Tenant: home.ID, SecretLife: 2 * 366 * 24 * time.Hour})
+	must(t, err)
+
+	migrations, err := store.Migrations()
+	must(t, err)
+	w.db = sqldbtest.SQLite(t, migrations)
+	w.store = store.New(w.db)
+	must(t, w.db.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error { return fence.Configure(ctx, tx, shards) }))
+	kek := "file://" + filepath.Join(t.TempDir(), "kek")
+	must(t, keyring.Init(t.Context(), kek, keystore.New(w.db)))
+	w.keyring, err = keyring.Open(t.Context(), kek, keystore.New(w.db))
+	must(t, err)
+
+	w.registry = newRegistry(w)
+	for range set.integrations {
+		w.registry.add(t.Context())
+	}
+	redis := redistest.Mini(t)
+	for i := range set.replicas {
+		w.replicas = append(w.replicas, &replica{w: w, name: fmt.Sprintf("vault-%d", i), link: redis.Link(t)})
+	}
+	return w
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// directory speaks to the simulator as one life.
+func (w *world) directory(transport http.RoundTripper) (*entra.Directory, error) {
+	at := w.sim.Endpoints()
+	var parsed []*url.URL
+	for _, text := range []string{at.Login, at.Graph, at.ResourceManager} {
+		u, err := url.Parse(text)
+		if err != nil {
+			return nil, err
+		}
+		parsed = append(parsed, u)
+	}
+	return entra.New(entra.Config{
+		Login: parsed[0], Graph: parsed[1], ResourceManager: parsed[2], HomeTenantID: w.platform.Tenant, ClientID: w.platform.ClientID,
+		ClientSecret: secret.New(w.platform.ClientSecret), Transport: transport,
+	})
+}
+
+// run lets the world turn for its days, and returns when everything in it has come to rest.
+func (w *world) run(ctx context.Context, progress func(day int)) {
+	ctx, end := context.WithCancel(ctx)
+	w.ctx = ctx
+	var all sync.WaitGroup
+	for _, r := range w.replicas {
+		all.Go(func() { r.run(ctx) })
+	}
+	all.Go(func() { w.registry.run(ctx) })
+	all.Go(func() { w.blow(ctx) })
+	all.Go(func() { w.customers(ctx) })
+	for i := range w.set.leases {
+		all.Go(func() { w.runner(ctx, fmt.Sprintf("runner-%d", i)) })
+	}
+	for day := range w.set.days {
+		for range 24 {
+			sleep(ctx, time.Hour)
+			w.judge.follow()
+		}
+		w.judge.day()
+		progress(day + 1)
+		if len(w.failed()) > 0 {
+			break
+		}
+	}
+	end()
+	all.Wait()
+}
+
+func (w *world) failed() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.failures
+}
+
+// integration is one that the registry wants.
+type integration struct {
+	store.Integration
+
+	administrator string
+	project       store.Project
+	attachment    store.Attachment
+}
+
+// registry is the one service that does not run here: what it wants goes into the vault's copy as its feed would put it.
+type registry struct {
+	w *world
+
+	mu       sync.Mutex
+	revision int64
+	all      []*integration
+	// conditions are the last report on each integration, by UID.
+	conditions map[string]rotation.Report
+}
+
+func newRegistry(w *world) *registry {
+	return &registry{w: w, conditions: map[string]rotation.Report{}}
+}
+
+// add makes a customer, with an integration that is attached to a project.
+func (r *registry) add(ctx context.Context) {
+	tenant, err := r.w.sim.CreateTenant(entrasim.NewTenant{DisplayName: "Customer"})
+	must(r.w.t, err)
+	r.mu.Lock()
+	n := len(r.all)
+	administrator := fmt.Sprintf("admin-%d@customer.example", n)
+	_, err = r.w.sim.CreatePerson(entrasim.Person{Tenant: tenant.ID, UserName: administrator, Admin: true})
+	must(r.w.t, err)
+	uid := uuid.NewString()
+	i := &integration{
+		Integration: store.Integration{
+			UID: uid, Name: fmt.Sprintf("accounts/%s/integrations/i%d", account, n), Shard: election.ShardOf(uid, shards), DisplayName: fmt.Sprintf("Integration %d", n),
+			TenantID: tenant.ID, Cloud: "public", DefaultSubscriptionID: uuid.NewString(), RotationPeriod: 24 * time.Hour,
+			DeliveryMaterials: []lease.Material{lease.AccessToken, lease.ClientSecret},
+		},
+		administrator: administrator,
+		project:       store.Project{UID: uuid.NewString(), Name: fmt.Sprintf("accounts/%s/projects/p%d", account, n)},
+	}
+	if n%5 == 4 {
+		i.RotationPeriod = 4 * time.Hour
+	}
+	i.attachment = store.Attachment{UID: uuid.NewString(), IntegrationUID: uid, ProjectUID: i.project.UID, Reads: true, Writes: true}
+	r.all = append(r.all, i)
+	r.mu.Unlock()
+	r.publish(ctx, store.Wanted{
+		Integrations: []store.Integration{i.Integration}, Projects: []store.Project{i.project}, Attachments: []store.Attachment{i.attachment},
+	})
+}
+
+// publish tells the vault of a change; with none, that there is none.
+func (r *registry) publish(ctx context.Context, changed store.Wanted) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	first := r.revision == 0
+	if len(changed.Integrations)+len(changed.GoneIntegrations)+len(changed.Attachments)+len(changed.GoneAttachments) > 0 {
+		r.revision++
+	}
+	at := store.Projection{Incarnation: "registry", Revision: r.revision, Cursor: fmt.Sprint(r.revision), BookmarkTime: time.Now()}
+	var err error
+	if first {
+		err = r.w.store.ReplaceProjection(ctx, time.Now(), at, changed)
+	} else {
+		err = r.w.store.AdvanceProjection(ctx, time.Now(), at, changed)
+	}
+	if err != nil && ctx.Err() == nil {
+		r.w.fail("tell the vault what is wanted: %v", err)
+	}
+}
+
+// run sends bookmarks.
+func (r *registry) run(ctx context.Context) {
+	for ctx.Err() == nil {
+		if !r.w.weather.is(noRegistry) {
+			r.publish(ctx, store.Wanted{})
+		}
+		sleep(ctx, poll)
+	}
+}
+
+// Report takes a report.
+func (r *registry) Report(_ context.Context, _ election.Mastership, report rotation.Report) error {
+	if r.w.weather.is(noRegistry) {
+		return errors.New("the registry is away")
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.conditions[report.IntegrationUID] = report
+	return nil
+}
+
+// living are the integrations there are.
+func (r *registry) living() []*integration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return append([]*integration(nil), r.all...)
+}
+
+// reported is the last report on an integration.
+func (r *registry) reported(uid string) rotation.Report {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.conditions[uid]
+}
+
+// log keeps no line, but looks for secrets in each.
+type log struct {
+	mu      sync.Mutex
+	secrets map[string]bool
+	leaks   []string
+	last    []string
+}
+
+func newLog() *log { return &log{secrets: map[string]bool{}} }
+
+func (l *log) handler(replica string) slog.Handler {
+	return slog.NewTextHandler(l, &slog.HandlerOptions{Level: slog.LevelInfo}).WithAttrs([]slog.Attr{slog.String("replica", replica)})
+}
+
+// know adds a text that must never be logged.
+func (l *log) know(text string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.secrets[text] = true
+}
+
+// keptLines is how much of the log is shown after a failure.
+const keptLines = 400
+
+// Write looks at a line.
+func (l *log) Write(line []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	word := make([]byte, 0, len(line))
+	for _, c := range append(line, ' ') {
+		if c == '"' || c == ' ' || c == '=' || c == '\n' || c == ',' || c == ':' {
+			if l.secrets[string(word)] {
+				l.leaks = append(l.leaks, string(line))
+			}
+			word = word[:0]
+			continue
+		}
+		word = append(word, c)
+	}
+	if len(l.last) >= 2*keptLines {
+		l.last = append([]string(nil), l.last[keptLines:]...)
+	}
+	l.last = append(l.last, string(line))
+	return len(line), nil
+}
