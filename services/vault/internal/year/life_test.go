@@ -84,11 +84,12 @@ type life struct {
 	mu     sync.Mutex
 	dead   bool
 	resume chan struct{} // closed to go on; nil while running
+	silent chan struct{} // closed when it has not answered for longer than a connection's keepalive
 }
 
 func (r *replica) live(ctx context.Context) error {
 	w := r.w
-	l := &life{r: r, store: store.New(w.db)}
+	l := &life{r: r, store: store.New(w.db), silent: make(chan struct{})}
 	l.ctx, l.end = context.WithCancel(ctx)
 	defer l.end()
 	l.ctx = sqldbtest.WithHook(l.ctx, l.atSQL)
@@ -195,14 +196,29 @@ func (l *life) pause(ctx context.Context, d time.Duration) {
 	l.resume = resume
 	l.mu.Unlock()
 	l.r.link.Stall()
-	sleep(ctx, d)
+	sleep(ctx, keepalive)
+	l.mu.Lock()
+	close(l.silent)
+	l.mu.Unlock()
+	sleep(ctx, d-keepalive)
 	l.r.link.Heal()
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.silent = make(chan struct{})
 	if l.resume == resume {
 		close(resume)
 		l.resume = nil
 	}
+}
+
+// keepalive is how long a runner's connection goes on to a process that does not answer.
+const keepalive = time.Minute
+
+// silence is closed when the life has not answered for too long.
+func (l *life) silence() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.silent
 }
 
 // pass is gone through wherever the life has an effect: it waits while the life is paused, and fails when it is dead.
@@ -232,7 +248,8 @@ func (l *life) strike(step string) error {
 
 // atSQL is the life's hook in every transaction.
 func (l *life) atSQL(_ context.Context, at sqldbtest.Point, readOnly bool) error {
-	if err := l.pass(at != sqldbtest.Commit); err != nil {
+	// Only at the beginning does it not keep the one connection there is.
+	if err := l.pass(at == sqldbtest.Begin); err != nil {
 		return err
 	}
 	if at == sqldbtest.Begin && l.r.w.weather.is(noSQL) {

@@ -147,17 +147,28 @@ func (j *job) stream(ctx context.Context) (final bool) {
 		breaks := time.AfterFunc(time.Duration(j.dice.Int64N(int64(2*time.Hour))), hangUp)
 		defer breaks.Stop()
 	}
-	err := life.hub.Stream(handling, j.request, func(d delivery.Delivery) error {
-		if life.pass(true) != nil {
-			return errDead
-		}
-		j.w.judge.receive(ctx, j, d)
-		j.held = &d
-		if j.slow {
-			sleep(handling, time.Duration(j.dice.Int64N(int64(time.Hour))))
-		}
-		return nil
-	})
+	ended := make(chan error, 1)
+	go func() {
+		ended <- life.hub.Stream(handling, j.request, func(d delivery.Delivery) error {
+			if life.pass(true) != nil || handling.Err() != nil {
+				return errDead
+			}
+			j.w.judge.receive(ctx, j, d)
+			j.held = &d
+			if j.slow {
+				sleep(handling, time.Duration(j.dice.Int64N(int64(time.Hour))))
+			}
+			return nil
+		})
+	}()
+	var err error
+	select {
+	case err = <-ended:
+	case <-life.silence():
+		hangUp()
+		go func() { <-ended }() // the handler ends when its process goes on, and nobody hears of it
+		return false
+	}
 	for _, end := range []error{grant.ErrExpired, grant.ErrRevoked, grant.ErrDetached, grant.ErrIntegrationDeleted, lease.ErrClosed, grant.ErrUnknown, lease.ErrHoldTooLong} {
 		if errors.Is(err, end) {
 			if errors.Is(err, grant.ErrExpired) && time.Now().Before(j.end.Add(-time.Second)) {

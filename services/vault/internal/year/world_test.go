@@ -199,16 +199,18 @@ type integration struct {
 // registry is the one service that does not run here: what it wants goes into the vault's copy as its feed would put it.
 type registry struct {
 	w *world
-
-	mu       sync.Mutex
+	// turn has one place: changes are told one after another. It is no mutex, for waiting for one stops a bubble's time.
+	turn     chan struct{}
 	revision int64
-	all      []*integration
+
+	mu  sync.Mutex
+	all []*integration
 	// conditions are the last report on each integration, by UID.
 	conditions map[string]rotation.Report
 }
 
 func newRegistry(w *world) *registry {
-	return &registry{w: w, conditions: map[string]rotation.Report{}}
+	return &registry{w: w, turn: make(chan struct{}, 1), conditions: map[string]rotation.Report{}}
 }
 
 // add makes a customer, with an integration that is attached to a project.
@@ -243,8 +245,8 @@ func (r *registry) add(ctx context.Context) {
 
 // publish tells the vault of a change; with none, that there is none.
 func (r *registry) publish(ctx context.Context, changed store.Wanted) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	r.turn <- struct{}{}
+	defer func() { <-r.turn }()
 	first := r.revision == 0
 	if len(changed.Integrations)+len(changed.GoneIntegrations)+len(changed.Attachments)+len(changed.GoneAttachments) > 0 {
 		r.revision++
