@@ -194,6 +194,39 @@ func TestToken_EveryProofIsARequest(t *testing.T) {
 	}
 }
 
+// What Entra does not answer is asked once: repeating it is for who counts.
+func TestRequests_AreNotRepeated(t *testing.T) {
+	w := newWorld(t)
+	app := w.application(t)
+	for _, operation := range []string{"login.token", "graph.*.*"} {
+		if _, err := w.sim.AddFault(entrasim.Fault{Operation: operation, Effect: entrasim.Effect{Status: http.StatusServiceUnavailable}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for operation, call := range map[string]func() error{
+		"login.token": func() error {
+			_, err := w.dir.Token(t.Context(), directory.TokenRequest{TenantID: w.customer, ClientID: app.ClientID, Secret: secret.New("s"), Audience: resourceManager})
+			return err
+		},
+		"graph.application.addPassword": func() error {
+			_, _, err := w.dir.AddPassword(t.Context(), app.ObjectID, "intent-1", time.Now().Add(72*time.Hour))
+			return err
+		},
+		"graph.application.get": func() error {
+			_, err := w.dir.FindApplication(t.Context(), spec.UniqueName)
+			return err
+		},
+	} {
+		before := w.count(operation)
+		if err := call(); err == nil {
+			t.Errorf("%s: no error", operation)
+		}
+		if sent := w.count(operation) - before; sent != 1 {
+			t.Errorf("%s was sent %d times", operation, sent)
+		}
+	}
+}
+
 func TestToken_Refusals(t *testing.T) {
 	w := newWorld(t)
 	app := w.application(t)

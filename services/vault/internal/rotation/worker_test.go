@@ -328,6 +328,28 @@ func TestWorker_AFencedMasterChangesNothing(t *testing.T) {
 	})
 }
 
+// TestWorker_KeepsWhatItLearntWhenItsMastershipEnds loses the lock while Graph makes a password: its text, which is told once, is stored, for nobody
+// else has taken the shard.
+func TestWorker_KeepsWhatItLearntWhenItsMastershipEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.entra.after = func(_ context.Context, op string) error {
+			if op == "add" {
+				s.stop()
+			}
+			return nil
+		}
+		s.serve()
+		if err := <-s.served; err != nil {
+			t.Fatal(err)
+		}
+		v, ok := s.facts().ByState(credential.Staged)
+		if !ok || len(v.Sealed) == 0 || v.KeyID == "" {
+			t.Errorf("of the password that was made there is %+v", s.facts().Versions)
+		}
+	})
+}
+
 // TestWorker_SurvivesADeathAnywhere lets the master die before and after each request, and after each step that streams hear
 // of: whatever it was about to write is refused, as if it had been killed. The next one goes on.
 func TestWorker_SurvivesADeathAnywhere(t *testing.T) {

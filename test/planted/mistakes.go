@@ -1,0 +1,155 @@
+package main
+
+const vault = "services/vault/internal/"
+
+// year is a short part of the simulated year that meets most of what goes wrong in a whole one.
+func year(more ...string) []string {
+	return append([]string{"./services/vault/internal/year", "-run=TestYear", "-year.days=4", "-year.integrations=6", "-year.leases=8"}, more...)
+}
+
+// mistakes are what somebody could get wrong.
+var mistakes = []mistake{
+	{
+		name: "the fence reads the shard's row instead of writing it",
+		file: vault + "fence/fence.go",
+		from: `	kept, err := tx.Exec(ctx, ` + "`UPDATE shards SET writes = writes + 1 WHERE shard = $1 AND epoch = $2 AND holder = $3`" + `, m.Shard, m.Epoch, m.Holder)
+`,
+		to: `	var kept int64
+	err := tx.QueryRow(ctx, ` + "`SELECT COUNT(*) FROM shards WHERE shard = $1 AND epoch = $2 AND holder = $3`" + `, m.Shard, m.Epoch, m.Holder).Scan(&kept)
+`,
+		test: []string{"./services/vault/internal/fence"},
+	},
+	{
+		name: "a version is promoted after one proof",
+		file: vault + "credential/decide.go",
+		from: `	case v.Proofs >= p.t.Proofs:
+		if !p.due`,
+		to: `	case v.Proofs >= 1:
+		if !p.due`,
+		test: year(), says: "I2:",
+	},
+	{
+		name: "a version is promoted before all of Entra knows it",
+		file: vault + "credential/decide.go",
+		from: `		return v.AddTime.Add(p.t.Settling)
+`,
+		to: `		return v.AddTime
+`,
+		test: year(), says: "I2:",
+	},
+	{
+		name: "a replaced version is removed at once",
+		file: vault + "credential/decide.go",
+		from: `	if !p.due(v.RetireTime.Add(p.t.Retiring)) {
+		return false
+	}
+`,
+		to:   ``,
+		test: []string{"./services/vault/internal/credential"},
+	},
+	{
+		name: "who holds a secret is not asked before it is revoked",
+		file: vault + "credential/decide.go",
+		from: `	if v.Holders > 0 {
+		p.due(p.now.Add(min(heldPoll, p.t.Retiring)))
+		return false
+	}
+`,
+		to:   ``,
+		test: []string{"./services/vault/internal/credential"},
+	},
+	{
+		name: "a secret that is held is revoked",
+		file: vault + "store/versions.go",
+		from: `AND ($23 = 0 OR holders = 0)`,
+		to:   `AND ($23 = 0 OR holders >= 0)`,
+		test: []string{"./services/vault/internal/store", "-run=Hold|Master"},
+	},
+	{
+		name: "a password is asked for before the intent is stored",
+		file: vault + "rotation/turn.go",
+		from: `	if err := t.apply(ctx, change); err != nil {
+		return err
+	}
+	var (
+		made directory.Password`,
+		to: `	_ = change
+	var (
+		made directory.Password`,
+		test: []string{"./services/vault/internal/rotation"},
+	},
+	{
+		name: "what was learnt is not written once the mastership is over",
+		file: vault + "rotation/turn.go",
+		from: `context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)`,
+		to:   `context.WithTimeout(ctx, recordTimeout)`,
+		test: []string{"./services/vault/internal/rotation"},
+	},
+	{
+		name: "a request is sent with less mastership left than it may take",
+		file: vault + "rotation/turn.go",
+		from: `	if election.Left(ctx) < t.w.config.Timeout {
+		return nil, errMastershipShort
+	}
+`,
+		to:   ``,
+		test: []string{"./services/vault/internal/rotation"},
+	},
+	{
+		name: "one read is enough to remove a password that nobody knows",
+		file: vault + "credential/decide.go",
+		from: `return s.LastTime.Sub(s.FirstTime) >= p.t.ReconcileInterval }`,
+		to:   `return s.LastTime.Sub(s.FirstTime) >= 0 }`,
+		test: []string{"./services/vault/internal/credential"},
+	},
+	{
+		name: "a password that nobody knows is removed without a version that works",
+		file: vault + "credential/decide.go",
+		from: `	active, ok := p.facts.ByState(Active)
+	return ok && active.Works(p.now, p.t) && active.ProveTime.After(p.facts.Application.ReadTime)
+`,
+		to: `	return true
+`,
+		test: []string{"./services/vault/internal/credential"},
+	},
+	{
+		name: "a delivery leaves although its record failed",
+		file: vault + "delivery/stream.go",
+		from: `		h.config.Issuer.Drop(m.versionID)
+	}
+	if err != nil {
+		return holding{}, err
+	}
+`,
+		to: `		h.config.Issuer.Drop(m.versionID)
+	}
+`,
+		test: []string{"./services/vault/internal/delivery"},
+	},
+	{
+		name: "the SDK repeats what it is not told about",
+		file: vault + "entra/directory.go",
+		from: `MaxRetries: -1`,
+		to:   `MaxRetries: 0`,
+		test: []string{"./services/vault/internal/entra"},
+	},
+	{
+		name: "a refused token is not asked for with the version before",
+		file: vault + "issuer/issuer.go",
+		from: `		if !refused(err) {
+			break // another version would be told the same
+		}
+`,
+		to: `		break
+`,
+		test: []string{"./services/vault/internal/issuer"},
+	},
+	{
+		name: "a secret is in the log",
+		file: vault + "rotation/turn.go",
+		from: `	sealed, err := t.w.config.Keyring.Seal(`,
+		to: `	t.log.InfoContext(ctx, "password made", slog.String("text", text.Expose()))
+	sealed, err := t.w.config.Keyring.Seal(`,
+		test: year("-year.days=1"), says: "I7:",
+	},
+}
