@@ -13,12 +13,9 @@ import (
 	"time"
 
 	"phasekey.dev/pkg/redistest"
-	"phasekey.dev/pkg/secret"
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/pkg/sqldbtest"
-	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/delivery"
-	"phasekey.dev/services/vault/internal/election"
 	"phasekey.dev/services/vault/internal/election/redislock"
 	"phasekey.dev/services/vault/internal/entra"
 	"phasekey.dev/services/vault/internal/fence"
@@ -115,7 +112,7 @@ func (r *replica) live(ctx context.Context) error {
 		return err
 	}
 	elector, err := redislock.New(redislock.Config{
-		Client: r.link, Prefix: "year", Replica: r.name, Shards: shards, TTL: lockTTL, Fence: taker{w.db, l.ctx}, Log: log,
+		Client: r.link, Prefix: "year", Replica: r.name, Shards: shards, TTL: lockTTL, Fence: fence.New(w.db, shards), Log: log,
 	})
 	if err != nil {
 		return err
@@ -151,20 +148,6 @@ func (l *life) release(ctx context.Context) {
 		_, _ = l.store.ReleaseEnded(ctx, time.Now().Add(-l.r.w.timing.HoldMargin), 1000) // what failed is done by the next
 		sleep(ctx, poll)
 	}
-}
-
-// taker takes shards in the database, as one life.
-type taker struct {
-	db  *sqldb.DB
-	ctx context.Context //nolint:containedctx // has the life's hook
-}
-
-func (t taker) Take(ctx context.Context, shard int, now time.Time) (m election.Mastership, err error) {
-	err = t.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
-		m, err = fence.Take(ctx, tx, shard, now)
-		return err
-	})
-	return m, err
 }
 
 // kill ends the life as SIGKILL does: from now on nothing that it does has an effect.
@@ -270,7 +253,7 @@ func caller() string {
 		frame, more := walk.Next()
 		_, name, ok := strings.Cut(frame.Function, "services/vault/internal/")
 		switch {
-		case ok && strings.HasPrefix(name, "store."), ok && strings.HasPrefix(name, "year_test.taker"):
+		case ok && strings.HasPrefix(name, "store."), ok && strings.HasPrefix(name, "fence.(*Fence).Take"):
 			method = shorten(name)
 		case ok && strings.HasPrefix(name, "rotation.(*turn).") && !strings.HasPrefix(name, "rotation.(*turn).apply") && !strings.HasPrefix(name, "rotation.(*turn).learn"):
 			return method + " in " + shorten(name)
@@ -351,9 +334,4 @@ func sleep(ctx context.Context, d time.Duration) {
 	}
 }
 
-var (
-	_ rotation.Directory = (*entra.Directory)(nil)
-	_ http.RoundTripper  = (*life)(nil)
-	_                    = secret.Text{}
-	_                    = credential.Active
-)
+var _ http.RoundTripper = (*life)(nil)

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -16,7 +17,6 @@ import (
 
 	"phasekey.dev/pkg/entrasim"
 	"phasekey.dev/pkg/redistest"
-	"phasekey.dev/pkg/secret"
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/pkg/sqldbtest"
 	"phasekey.dev/services/vault/internal/credential"
@@ -57,15 +57,17 @@ type world struct {
 
 	sim      *entrasim.Simulator
 	platform entrasim.Platform
-	timing   credential.Timing
-	db       *sqldb.DB
-	store    *store.Store // the harness' own
-	keyring  *keyring.Keyring
-	weather  *weather
-	registry *registry
-	judge    *judge
-	log      *log
-	replicas []*replica
+	// secretFile has the platform's own secret.
+	secretFile string
+	timing     credential.Timing
+	db         *sqldb.DB
+	store      *store.Store // the harness' own
+	keyring    *keyring.Keyring
+	weather    *weather
+	registry   *registry
+	judge      *judge
+	log        *log
+	replicas   []*replica
 
 	mu       sync.Mutex
 	failures []string
@@ -107,6 +109,9 @@ func newWorld(t *testing.T, set settings) *world {
 	w.platform, err = w.sim.CreatePlatform(entrasim.NewPlatform{Tenant: home.ID, SecretLife: 2 * 366 * 24 * time.Hour})
 	must(t, err)
 
+	w.secretFile = filepath.Join(t.TempDir(), "secret")
+	must(t, os.WriteFile(w.secretFile, []byte(w.platform.ClientSecret), 0o600))
+
 	migrations, err := store.Migrations()
 	must(t, err)
 	w.db = sqldbtest.SQLite(t, migrations)
@@ -114,7 +119,7 @@ func newWorld(t *testing.T, set settings) *world {
 	must(t, w.db.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error { return fence.Configure(ctx, tx, shards) }))
 	kek := "file://" + filepath.Join(t.TempDir(), "kek")
 	must(t, keyring.Init(t.Context(), kek, keystore.New(w.db)))
-	w.keyring, err = keyring.Open(t.Context(), kek, keystore.New(w.db))
+	w.keyring, err = keyring.Open(t.Context(), keystore.New(w.db), kek)
 	must(t, err)
 
 	w.registry = newRegistry(w)
@@ -148,7 +153,7 @@ func (w *world) directory(transport http.RoundTripper) (*entra.Directory, error)
 	}
 	return entra.New(entra.Config{
 		Login: parsed[0], Graph: parsed[1], ResourceManager: parsed[2], HomeTenantID: w.platform.Tenant, ClientID: w.platform.ClientID,
-		ClientSecret: secret.New(w.platform.ClientSecret), Transport: transport,
+		Credential: entra.Credential{SecretFile: w.secretFile}, Transport: transport,
 	})
 }
 
@@ -225,7 +230,7 @@ func (r *registry) add(ctx context.Context) {
 	uid := uuid.NewString()
 	i := &integration{
 		Integration: store.Integration{
-			UID: uid, Name: fmt.Sprintf("accounts/%s/integrations/i%d", account, n), Shard: election.ShardOf(uid, shards), DisplayName: fmt.Sprintf("Integration %d", n),
+			UID: uid, Name: fmt.Sprintf("accounts/%s/integrations/i%d", account, n), DisplayName: fmt.Sprintf("Integration %d", n),
 			TenantID: tenant.ID, Cloud: "public", DefaultSubscriptionID: uuid.NewString(), RotationPeriod: 24 * time.Hour,
 			DeliveryMaterials: []lease.Material{lease.AccessToken, lease.ClientSecret},
 		},
