@@ -100,6 +100,14 @@ fix: $(BIN)/golangci-lint ## Format, and mend what the linters can mend
 	$(BIN)/golangci-lint run --fix $(addsuffix /...,$(MODULES))
 
 # The packages that promise something about speed or memory.
+.PHONY: year
+year: ## Live through ten simulated years of 200 integrations with every fault; takes hours
+	go test -count=1 -timeout 24h -run TestYear -v ./services/vault/internal/year -year.seeds=10 -year.days=365 -year.integrations=200 -year.leases=50 -year.progress
+
+.PHONY: planted
+planted: setup ## Break the rotator in one way after another, and see that the tests find each
+	go run ./test/cmd/planted
+
 BENCHES := ./pkg/entrasim ./services/registry/internal/rpc
 .PHONY: bench
 bench: build ## Measure what the documentation promises, and fail if a ratio or a bound of memory is not kept

@@ -31,8 +31,7 @@ type judge struct {
 	// seq is how far the journal was followed.
 	seq      uint64
 	secrets  map[string]*secretLife // by key ID
-	consent_ map[string][]turn      // by integration UID
-	audited  int
+	consents map[string][]turn      // by integration UID
 }
 
 // secretLife is what Entra made of a secret.
@@ -61,7 +60,7 @@ type turn struct {
 }
 
 func newJudge(w *world) *judge {
-	return &judge{w: w, counts: map[string]int{}, kills: map[string]int{}, secrets: map[string]*secretLife{}, consent_: map[string][]turn{}}
+	return &judge{w: w, counts: map[string]int{}, kills: map[string]int{}, secrets: map[string]*secretLife{}, consents: map[string][]turn{}}
 }
 
 func (j *judge) count(what string) {
@@ -79,7 +78,7 @@ func (j *judge) killed(step string) {
 func (j *judge) consent(uid string, given bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.consent_[uid] = append(j.consent_[uid], turn{time.Now(), given})
+	j.consents[uid] = append(j.consents[uid], turn{time.Now(), given})
 }
 
 // overhear learns the secrets in an answer, which must never be found in the log.
@@ -243,7 +242,7 @@ func (j *judge) consented(uid string, in span) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	given := false
-	for _, t := range j.consent_[uid] {
+	for _, t := range j.consents[uid] {
 		if t.at.After(in.from) && t.at.Before(in.to) {
 			return false
 		}
@@ -260,7 +259,7 @@ func (j *judge) demanded(uid string, first, now time.Time) []span {
 	defer j.mu.Unlock()
 	var out []span
 	from := time.Time{}
-	for _, t := range j.consent_[uid] {
+	for _, t := range j.consents[uid] {
 		switch {
 		case t.given && from.IsZero():
 			from = later(t.at, first).Add(grace)

@@ -23,12 +23,12 @@ func (l *luck) draw(step string) float64 {
 	n := l.count[step]
 	l.count[step]++
 	l.mu.Unlock()
-	return rand.New(rand.NewPCG(l.seed^n*0x9e3779b97f4a7c15, stream(step))).Float64() //nolint:gosec // a simulation's chance
+	return rand.New(rand.NewPCG(l.seed^n*0x9e3779b97f4a7c15, stream(step))).Float64()
 }
 
 // dice are an actor's own.
 func (l *luck) dice(actor string) *rand.Rand {
-	return rand.New(rand.NewPCG(l.seed, stream(actor))) //nolint:gosec // a simulation's chance
+	return rand.New(rand.NewPCG(l.seed, stream(actor)))
 }
 
 func stream(name string) uint64 {

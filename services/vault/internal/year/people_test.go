@@ -166,7 +166,7 @@ func (j *job) stream(ctx context.Context) (final bool) {
 	case err = <-ended:
 	case <-life.silence():
 		hangUp()
-		go func() { <-ended }() // the handler ends when its process goes on, and nobody hears of it
+		// The handler ends when its process goes on, and nobody hears of it: ended has room for one.
 		return false
 	}
 	for _, end := range []error{grant.ErrExpired, grant.ErrRevoked, grant.ErrDetached, grant.ErrIntegrationDeleted, lease.ErrClosed, grant.ErrUnknown, lease.ErrHoldTooLong} {

@@ -28,7 +28,7 @@ func TestYear(t *testing.T) {
 		set.days = defaultDays
 	}
 	for n := range *seeds {
-		set.seed = *seed + uint64(n) //nolint:gosec // small
+		set.seed = *seed + uint64(n)
 		set.replicas = 2 + int(set.seed%3)
 		t.Run(fmt.Sprintf("seed %d", set.seed), func(t *testing.T) {
 			began := time.Now()
