@@ -15,6 +15,7 @@ import (
 	"phasekey.dev/pkg/redistest"
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/pkg/sqldbtest"
+	"phasekey.dev/services/vault/internal/budget"
 	"phasekey.dev/services/vault/internal/delivery"
 	"phasekey.dev/services/vault/internal/election/redislock"
 	"phasekey.dev/services/vault/internal/entra"
@@ -103,8 +104,13 @@ func (r *replica) live(ctx context.Context) error {
 		Clouds: map[string]delivery.Cloud{"public": {ResourceManager: directory.ResourceManager(), Environment: "public"}},
 		Poll:   time.Minute, Log: log,
 	})
+	permits, err := budget.New(budget.Config{Limits: budget.DefaultLimits(), Client: r.link, Prefix: "year", Log: log})
+	if err != nil {
+		return err
+	}
 	worker, err := rotation.New(rotation.Config{
-		Store: l.store, Clouds: rotation.Clouds{"public": directory}, Keyring: w.keyring, Reporter: w.registry, Timing: w.timing,
+		Budget: permits,
+		Store:  l.store, Clouds: rotation.Clouds{"public": directory}, Keyring: w.keyring, Reporter: w.registry, Timing: w.timing,
 		DeploymentID: deployment, NamePrefix: "Phasekey", RedirectURI: redirectURI, Log: log, Poll: poll,
 		Notify: func(string) { w.hint(l) },
 	})
