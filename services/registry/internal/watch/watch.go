@@ -298,10 +298,15 @@ func (h *Hub) Watch(ctx context.Context, cursor resource.Position, send func(cha
 			select {
 			case <-v.changed:
 			case <-idle.C:
-				if v = h.after(cursor); v.reads == seen {
+				// It is another look than the one above: the reader may have begun anew in between.
+				switch v = h.after(cursor); {
+				case v.missed, v.restarts != last.restarts:
+					seen, err = v.reads, catchUp()
+				case v.reads == seen:
 					return errors.Join(resource.ErrUnavailable, v.failure)
+				default:
+					seen, err = v.reads, tell(nil)
 				}
-				seen, err = v.reads, tell(nil)
 			case <-ctx.Done():
 			}
 		}

@@ -370,7 +370,7 @@ func TestWatch_WarnsOnceADayFromThirtyDaysOn(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var text bytes.Buffer
+		var text said
 		metrics := prometheus.NewRegistry()
 		watch, err := entra.NewWatch(entra.Clouds{"public": dir}, slog.New(slog.NewTextHandler(&text, nil)), metrics)
 		if err != nil {
@@ -389,14 +389,15 @@ func TestWatch_WarnsOnceADayFromThirtyDaysOn(t *testing.T) {
 		go func() { ended <- watch.Run(ctx) }()
 		pass := func(days int, warnings, errs int, leftDays float64) {
 			t.Helper()
-			text.Reset()
+			text.take()
 			time.Sleep(time.Duration(days) * 24 * time.Hour)
 			synctest.Wait()
-			if got := strings.Count(text.String(), "level=WARN"); got != warnings {
-				t.Errorf("%d warnings in %d days, want %d:\n%s", got, days, warnings, text.String())
+			said := text.take()
+			if got := strings.Count(said, "level=WARN"); got != warnings {
+				t.Errorf("%d warnings in %d days, want %d:\n%s", got, days, warnings, said)
 			}
-			if got := strings.Count(text.String(), "level=ERROR"); got != errs {
-				t.Errorf("%d errors in %d days, want %d:\n%s", got, days, errs, text.String())
+			if got := strings.Count(said, "level=ERROR"); got != errs {
+				t.Errorf("%d errors in %d days, want %d:\n%s", got, days, errs, said)
 			}
 			if got := left(); got < leftDays-0.1 || got > leftDays+0.1 {
 				t.Errorf("%f days are left, want %f", got, leftDays)
@@ -412,4 +413,24 @@ func TestWatch_WarnsOnceADayFromThirtyDaysOn(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// said is a log that is read while it is written.
+type said struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (s *said) Write(line []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.Write(line)
+}
+
+// take returns what was said since the last time.
+func (s *said) take() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	defer s.text.Reset()
+	return s.text.String()
 }
