@@ -496,29 +496,27 @@ func TestWatch_DatabaseGetsAnotherIncarnation(t *testing.T) {
 func TestWatch_AnotherIncarnationAtTheMomentOfABookmark(t *testing.T) {
 	const rounds = 60 // who is first at an instant is chance
 	for range rounds {
-		bubble(t, restartAtABookmark)
-	}
-}
-
-func restartAtABookmark(t *testing.T, ctx context.Context, source *fakeSource, h *watch.Hub) {
-	var all []*watcher
-	for range 300 {
-		all = append(all, begin(ctx, h, 0, nil))
-	}
-	// The hub's reads and the watchers' bookmarks are both counted from now.
-	// The read before finds that the revision cannot be followed, the one at that moment begins anew.
-	time.Sleep(bookmark - 3*poll/2)
-	source.set(func(f *fakeSource) { f.incarnation = "second" })
-	time.Sleep(2 * bookmark)
-	for _, w := range all {
-		select {
-		case err := <-w.ended:
-			if !errors.Is(err, resource.ErrCursor) {
-				t.Fatal(err)
+		bubble(t, func(t *testing.T, ctx context.Context, source *fakeSource, h *watch.Hub) {
+			var all []*watcher
+			for range 300 {
+				all = append(all, begin(ctx, h, 0, nil))
 			}
-		default:
-			t.Fatal("a watcher goes on in an incarnation that is over")
-		}
+			// The hub's reads and the watchers' bookmarks are both counted from now.
+			// The read before finds that the revision cannot be followed, the one at that moment begins anew.
+			time.Sleep(bookmark - 3*poll/2)
+			source.set(func(f *fakeSource) { f.incarnation = "second" })
+			time.Sleep(2 * bookmark)
+			for _, w := range all {
+				select {
+				case err := <-w.ended:
+					if !errors.Is(err, resource.ErrCursor) {
+						t.Fatal(err)
+					}
+				default:
+					t.Fatal("a watcher goes on in an incarnation that is over")
+				}
+			}
+		})
 	}
 }
 
