@@ -69,7 +69,7 @@ func (w *world) runner(ctx context.Context, name string) {
 	for n := 0; ctx.Err() == nil; n++ {
 		sleep(ctx, time.Duration(dice.Int64N(int64(90*time.Minute))))
 		all := w.registry.living()
-		j := &job{w: w, name: fmt.Sprintf("%s/%d", name, n), dice: dice, integration: all[dice.IntN(len(all))]}
+		j := &job{w: w, name: fmt.Sprintf("%s/%d", name, n), dice: dice, hand: make(chan struct{}, 1), integration: all[dice.IntN(len(all))]}
 		j.run(ctx)
 	}
 }
@@ -84,6 +84,8 @@ type job struct {
 	request delivery.Request
 	end     time.Time // the grant's
 	slow    bool
+	// hand has one place: what is received is received one after another.
+	hand chan struct{}
 	// What it holds, as its last receipt says.
 	held *delivery.Delivery
 }
@@ -147,17 +149,25 @@ func (j *job) stream(ctx context.Context) (final bool) {
 		breaks := time.AfterFunc(time.Duration(j.dice.Int64N(int64(2*time.Hour))), hangUp)
 		defer breaks.Stop()
 	}
+	reads := time.Duration(0)
+	if j.slow {
+		reads = time.Duration(j.dice.Int64N(int64(time.Hour)))
+	}
 	ended := make(chan error, 1)
 	go func() {
 		ended <- life.hub.Stream(handling, j.request, func(d delivery.Delivery) error {
-			if life.pass(true) != nil || handling.Err() != nil {
+			if life.pass(true) != nil {
+				return errDead
+			}
+			// A handler that was given up on may still come by.
+			j.hand <- struct{}{}
+			defer func() { <-j.hand }()
+			if handling.Err() != nil {
 				return errDead
 			}
 			j.w.judge.receive(ctx, j, d)
 			j.held = &d
-			if j.slow {
-				sleep(handling, time.Duration(j.dice.Int64N(int64(time.Hour))))
-			}
+			sleep(handling, reads)
 			return nil
 		})
 	}()

@@ -2,4 +2,4 @@
 
 package year_test
 
-const defaultDays = 3
+const defaultDays = 1
