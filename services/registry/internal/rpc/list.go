@@ -12,8 +12,8 @@ import (
 
 	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
 	typev1 "phasekey.dev/gen/phasekey/type/v1"
+	"phasekey.dev/pkg/aipfilter"
 	"phasekey.dev/services/registry/internal/attachment"
-	"phasekey.dev/services/registry/internal/filter"
 	"phasekey.dev/services/registry/internal/integration"
 	"phasekey.dev/services/registry/internal/project"
 	"phasekey.dev/services/registry/internal/resource"
@@ -24,7 +24,7 @@ type lists[T any, M proto.Message] struct {
 	// name is what page tokens are bound to.
 	name string
 	// fields are those that filters may name, keys those that orders may.
-	fields  filter.Fields[T]
+	fields  aipfilter.Fields[T]
 	keys    []resource.Key
 	keysOf  func(T) resource.Keys
 	message func(T) M
@@ -32,21 +32,21 @@ type lists[T any, M proto.Message] struct {
 
 var integrationLists = lists[integration.Integration, *registryv1.Integration]{
 	name: "integrations",
-	fields: filter.Fields[integration.Integration]{
-		"name":                    filter.Text(func(i integration.Integration) string { return i.Name.String() }),
-		"uid":                     filter.Text(func(i integration.Integration) string { return i.UID }),
-		"display_name":            filter.Text(func(i integration.Integration) string { return i.Spec.DisplayName }),
-		"tenant_id":               filter.Text(func(i integration.Integration) string { return i.Spec.TenantID }),
-		"cloud":                   filter.Text(func(i integration.Integration) string { return i.Spec.Cloud }),
-		"default_subscription_id": filter.Text(func(i integration.Integration) string { return i.Spec.DefaultSubscriptionID }),
-		"credential_kind": filter.Enum(typev1.CredentialKind_value, prefixCredentialKind,
+	fields: aipfilter.Fields[integration.Integration]{
+		"name":                    aipfilter.Text(func(i integration.Integration) string { return i.Name.String() }),
+		"uid":                     aipfilter.Text(func(i integration.Integration) string { return i.UID }),
+		"display_name":            aipfilter.Text(func(i integration.Integration) string { return i.Spec.DisplayName }),
+		"tenant_id":               aipfilter.Text(func(i integration.Integration) string { return i.Spec.TenantID }),
+		"cloud":                   aipfilter.Text(func(i integration.Integration) string { return i.Spec.Cloud }),
+		"default_subscription_id": aipfilter.Text(func(i integration.Integration) string { return i.Spec.DefaultSubscriptionID }),
+		"credential_kind": aipfilter.Enum(typev1.CredentialKind_value, prefixCredentialKind,
 			func(i integration.Integration) integration.CredentialKind { return i.Spec.CredentialKind }),
-		"client_id":   filter.Text(func(i integration.Integration) string { return i.ClientID }),
-		"state":       filter.Enum(registryv1.Integration_State_value, prefixState, integration.Integration.State),
-		"auto_attach": filter.Bool(func(i integration.Integration) bool { return i.Spec.AutoAttach }),
-		"labels":      filter.Texts(func(i integration.Integration) []string { return i.Spec.Labels }),
-		"create_time": filter.Time(func(i integration.Integration) time.Time { return i.CreateTime }),
-		"update_time": filter.Time(func(i integration.Integration) time.Time { return i.UpdateTime }),
+		"client_id":   aipfilter.Text(func(i integration.Integration) string { return i.ClientID }),
+		"state":       aipfilter.Enum(registryv1.Integration_State_value, prefixState, integration.Integration.State),
+		"auto_attach": aipfilter.Bool(func(i integration.Integration) bool { return i.Spec.AutoAttach }),
+		"labels":      aipfilter.Texts(func(i integration.Integration) []string { return i.Spec.Labels }),
+		"create_time": aipfilter.Time(func(i integration.Integration) time.Time { return i.CreateTime }),
+		"update_time": aipfilter.Time(func(i integration.Integration) time.Time { return i.UpdateTime }),
 	},
 	keys:    []resource.Key{resource.ByName, resource.ByDisplayName, resource.ByCreateTime, resource.ByUpdateTime},
 	keysOf:  integration.Integration.Keys,
@@ -55,14 +55,14 @@ var integrationLists = lists[integration.Integration, *registryv1.Integration]{
 
 var projectLists = lists[project.Project, *registryv1.Project]{
 	name: "projects",
-	fields: filter.Fields[project.Project]{
-		"name":         filter.Text(func(p project.Project) string { return p.Name.String() }),
-		"uid":          filter.Text(func(p project.Project) string { return p.UID }),
-		"display_name": filter.Text(func(p project.Project) string { return p.Spec.DisplayName }),
-		"kind":         filter.Enum(registryv1.Project_Kind_value, prefixProjectKind, func(p project.Project) project.Kind { return p.Spec.Kind }),
-		"labels":       filter.Texts(func(p project.Project) []string { return p.Spec.Labels }),
-		"create_time":  filter.Time(func(p project.Project) time.Time { return p.CreateTime }),
-		"update_time":  filter.Time(func(p project.Project) time.Time { return p.UpdateTime }),
+	fields: aipfilter.Fields[project.Project]{
+		"name":         aipfilter.Text(func(p project.Project) string { return p.Name.String() }),
+		"uid":          aipfilter.Text(func(p project.Project) string { return p.UID }),
+		"display_name": aipfilter.Text(func(p project.Project) string { return p.Spec.DisplayName }),
+		"kind":         aipfilter.Enum(registryv1.Project_Kind_value, prefixProjectKind, func(p project.Project) project.Kind { return p.Spec.Kind }),
+		"labels":       aipfilter.Texts(func(p project.Project) []string { return p.Spec.Labels }),
+		"create_time":  aipfilter.Time(func(p project.Project) time.Time { return p.CreateTime }),
+		"update_time":  aipfilter.Time(func(p project.Project) time.Time { return p.UpdateTime }),
 	},
 	keys:    []resource.Key{resource.ByName, resource.ByDisplayName, resource.ByCreateTime, resource.ByUpdateTime},
 	keysOf:  project.Project.Keys,
@@ -71,16 +71,16 @@ var projectLists = lists[project.Project, *registryv1.Project]{
 
 var attachmentLists = lists[attachment.Attachment, *registryv1.Attachment]{
 	name: "attachments",
-	fields: filter.Fields[attachment.Attachment]{
-		"name":            filter.Text(func(a attachment.Attachment) string { return a.Name.String() }),
-		"uid":             filter.Text(func(a attachment.Attachment) string { return a.UID }),
-		"integration":     filter.Text(func(a attachment.Attachment) string { return a.Name.IntegrationName().String() }),
-		"integration_uid": filter.Text(func(a attachment.Attachment) string { return a.IntegrationUID }),
-		"project_uid":     filter.Text(func(a attachment.Attachment) string { return a.ProjectUID }),
-		"accesses":        filter.Enums(typev1.Access_value, prefixAccess, func(a attachment.Attachment) []attachment.Access { return a.Spec.Accesses }),
-		"subscription_id": filter.Text(func(a attachment.Attachment) string { return a.Spec.SubscriptionID }),
-		"create_time":     filter.Time(func(a attachment.Attachment) time.Time { return a.CreateTime }),
-		"update_time":     filter.Time(func(a attachment.Attachment) time.Time { return a.UpdateTime }),
+	fields: aipfilter.Fields[attachment.Attachment]{
+		"name":            aipfilter.Text(func(a attachment.Attachment) string { return a.Name.String() }),
+		"uid":             aipfilter.Text(func(a attachment.Attachment) string { return a.UID }),
+		"integration":     aipfilter.Text(func(a attachment.Attachment) string { return a.Name.IntegrationName().String() }),
+		"integration_uid": aipfilter.Text(func(a attachment.Attachment) string { return a.IntegrationUID }),
+		"project_uid":     aipfilter.Text(func(a attachment.Attachment) string { return a.ProjectUID }),
+		"accesses":        aipfilter.Enums(typev1.Access_value, prefixAccess, func(a attachment.Attachment) []attachment.Access { return a.Spec.Accesses }),
+		"subscription_id": aipfilter.Text(func(a attachment.Attachment) string { return a.Spec.SubscriptionID }),
+		"create_time":     aipfilter.Time(func(a attachment.Attachment) time.Time { return a.CreateTime }),
+		"update_time":     aipfilter.Time(func(a attachment.Attachment) time.Time { return a.UpdateTime }),
 	},
 	keys:    []resource.Key{resource.ByName, resource.ByCreateTime, resource.ByUpdateTime},
 	keysOf:  attachment.Attachment.Keys,
@@ -101,7 +101,7 @@ func list[T any, M proto.Message](ctx context.Context, l lists[T, M], incarnatio
 	read func(ctx context.Context, page resource.Page, passes func(T) bool) ([]T, resource.Place, resource.Position, error),
 ) (items []M, next string, at resource.Position, err error) {
 	passes, err := l.fields.Parse(req.GetFilter())
-	if problem := (*filter.Error)(nil); errors.As(err, &problem) {
+	if problem := (*aipfilter.Error)(nil); errors.As(err, &problem) {
 		return nil, "", at, invalid("filter", problem.Error())
 	}
 	if err != nil {

@@ -1,4 +1,4 @@
-package filter_test
+package aipfilter_test
 
 import (
 	"errors"
@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"phasekey.dev/services/registry/internal/filter"
+	"phasekey.dev/pkg/aipfilter"
 )
 
 type color string
@@ -22,13 +22,13 @@ type thing struct {
 
 var (
 	colors = map[string]int32{"COLOR_UNSPECIFIED": 0, "COLOR_RED": 1, "COLOR_DARK_BLUE": 2}
-	fields = filter.Fields[thing]{
-		"name":   filter.Text(func(t thing) string { return t.name }),
-		"labels": filter.Texts(func(t thing) []string { return t.labels }),
-		"color":  filter.Enum(colors, "COLOR_", func(t thing) color { return t.color }),
-		"colors": filter.Enums(colors, "COLOR_", func(t thing) []color { return t.colors }),
-		"on":     filter.Bool(func(t thing) bool { return t.on }),
-		"made":   filter.Time(func(t thing) time.Time { return t.made }),
+	fields = aipfilter.Fields[thing]{
+		"name":   aipfilter.Text(func(t thing) string { return t.name }),
+		"labels": aipfilter.Texts(func(t thing) []string { return t.labels }),
+		"color":  aipfilter.Enum(colors, "COLOR_", func(t thing) color { return t.color }),
+		"colors": aipfilter.Enums(colors, "COLOR_", func(t thing) []color { return t.colors }),
+		"on":     aipfilter.Bool(func(t thing) bool { return t.on }),
+		"made":   aipfilter.Time(func(t thing) time.Time { return t.made }),
 	}
 	lamp = thing{
 		name: `Desk "lamp"`, labels: []string{"autoattach:production", "a b"}, color: "DARK_BLUE", colors: []color{"RED"}, on: true,
@@ -166,7 +166,7 @@ func TestFields_ParseRefuses(t *testing.T) {
 	} {
 		t.Run(tt.filter[:min(len(tt.filter), 40)], func(t *testing.T) {
 			_, err := fields.Parse(tt.filter)
-			var problem *filter.Error
+			var problem *aipfilter.Error
 			if !errors.As(err, &problem) {
 				t.Fatalf("got %v", err)
 			}
@@ -197,7 +197,7 @@ func FuzzFilter(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
 		passes, err := fields.Parse(text)
 		if err != nil {
-			var problem *filter.Error
+			var problem *aipfilter.Error
 			if !errors.As(err, &problem) || problem.Problem == "" || problem.Position < 0 || problem.Position > len(text)+1 {
 				t.Fatalf("%q: %v", text, err)
 			}

@@ -1,10 +1,10 @@
-// Package filter makes predicates of filters (AIP-160): conditions on the declared fields of a resource, joined by AND, OR,
+// Package aipfilter makes predicates of filters (AIP-160): conditions on the declared fields of a resource, joined by AND, OR,
 // NOT and parentheses. A predicate is evaluated in Go, over the domain's object.
 //
 // It is stricter than the AIP where that lets a service be: fields that are not declared, comparisons that a field's type
 // does not have, functions and bare words are refused, with the position and the reason, before anything is read. It never
 // guesses, so that a filter with a mistake in it is an error and not an empty list.
-package filter
+package aipfilter
 
 import (
 	"errors"
