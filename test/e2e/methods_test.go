@@ -181,6 +181,8 @@ func (c *tour) visits(t *testing.T) []visit {
 		{broker + "ConsentService/WatchConsentSession", "platform", func() proto.Message {
 			return &brokerv1.WatchConsentSessionRequest{Name: c.session.GetName()}
 		}, func(m proto.Message) bool { return c.consent(t, m) }},
+		{broker + "ConsentService/VerifyConsent", "platform", is(&brokerv1.VerifyConsentRequest{Integration: integration}), nil},
+		{broker + "ConsentService/CancelConsentSession", "operator", func() proto.Message { return &brokerv1.CancelConsentSessionRequest{Name: c.session.GetName()} }, nil},
 		{vault + "AccessService/ProbeConsent", "broker", is(&vaultv1.ProbeConsentRequest{Integration: integration}), nil},
 		{vault + "GrantService/CreateGrant", "platform", is(&vaultv1.CreateGrantRequest{Parent: account, Grant: &vaultv1.Grant{Project: project, Phase: typev1.Phase_PHASE_APPLYING, Run: "run-1"}}), nil},
 		{vault + "GrantService/GetGrant", "operator", func() proto.Message { return &vaultv1.GetGrantRequest{Name: c.grant.GetName()} }, nil},

@@ -96,9 +96,9 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *App, err error) 
 		return nil, err
 	}
 	metrics := obs.NewRegistry("broker")
-	registry := upstream.NewRegistry(a.registry)
+	registry, vault := upstream.NewRegistry(a.registry), upstream.NewVault(a.vault)
 	a.prover, err = prover.New(prover.Config{
-		Store: a.store, Registry: registry, Vault: upstream.NewVault(a.vault), Log: log, Metrics: metrics,
+		Store: a.store, Registry: registry, Vault: vault, Log: log, Metrics: metrics,
 		Pace: consent.Pace{Probe: cfg.ProbeInterval, Poll: cfg.PollInterval, MaxBackoff: max(maxBackoff, cfg.ProbeInterval)},
 	})
 	if err != nil {
@@ -106,7 +106,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *App, err error) 
 	}
 	links := consent.Links{Key: key, Clouds: clouds(cfg.Clouds), PublicURL: cfg.PublicURL}
 	service := rpc.New(rpc.Config{
-		Store: a.store, Registry: registry, Log: log, MaxOpen: cfg.MaxOpenSessions, Poll: cfg.WatchInterval,
+		Store: a.store, Registry: registry, Vault: vault, Log: log, MaxOpen: cfg.MaxOpenSessions, Poll: cfg.WatchInterval,
 		Links: links, Origins: cfg.ReturnOrigins,
 	})
 	if err := a.listen(ctx, service, metrics); err != nil {

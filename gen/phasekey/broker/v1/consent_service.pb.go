@@ -11,6 +11,7 @@ import (
 	_ "google.golang.org/genproto/googleapis/api/annotations"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	_ "phasekey.dev/gen/phasekey/options/v1"
 	reflect "reflect"
 	sync "sync"
@@ -226,11 +227,222 @@ func (x *WatchConsentSessionResponse) GetConsentSession() *ConsentSession {
 	return nil
 }
 
+// Names the session to withdraw.
+type CancelConsentSessionRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The session, `accounts/{account}/consentSessions/{consent_session}`.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelConsentSessionRequest) Reset() {
+	*x = CancelConsentSessionRequest{}
+	mi := &file_phasekey_broker_v1_consent_service_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelConsentSessionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelConsentSessionRequest) ProtoMessage() {}
+
+func (x *CancelConsentSessionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_broker_v1_consent_service_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelConsentSessionRequest.ProtoReflect.Descriptor instead.
+func (*CancelConsentSessionRequest) Descriptor() ([]byte, []int) {
+	return file_phasekey_broker_v1_consent_service_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *CancelConsentSessionRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// The session afterwards.
+type CancelConsentSessionResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The whole of it.
+	ConsentSession *ConsentSession `protobuf:"bytes,1,opt,name=consent_session,json=consentSession,proto3" json:"consent_session,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *CancelConsentSessionResponse) Reset() {
+	*x = CancelConsentSessionResponse{}
+	mi := &file_phasekey_broker_v1_consent_service_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelConsentSessionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelConsentSessionResponse) ProtoMessage() {}
+
+func (x *CancelConsentSessionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_broker_v1_consent_service_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelConsentSessionResponse.ProtoReflect.Descriptor instead.
+func (*CancelConsentSessionResponse) Descriptor() ([]byte, []int) {
+	return file_phasekey_broker_v1_consent_service_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *CancelConsentSessionResponse) GetConsentSession() *ConsentSession {
+	if x != nil {
+		return x.ConsentSession
+	}
+	return nil
+}
+
+// Names the integration whose consent is in question.
+type VerifyConsentRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The integration, `accounts/{account}/integrations/{integration}`.
+	Integration   string `protobuf:"bytes,1,opt,name=integration,proto3" json:"integration,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VerifyConsentRequest) Reset() {
+	*x = VerifyConsentRequest{}
+	mi := &file_phasekey_broker_v1_consent_service_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerifyConsentRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerifyConsentRequest) ProtoMessage() {}
+
+func (x *VerifyConsentRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_broker_v1_consent_service_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VerifyConsentRequest.ProtoReflect.Descriptor instead.
+func (*VerifyConsentRequest) Descriptor() ([]byte, []int) {
+	return file_phasekey_broker_v1_consent_service_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *VerifyConsentRequest) GetIntegration() string {
+	if x != nil {
+		return x.Integration
+	}
+	return ""
+}
+
+// What the customer's tenant said.
+type VerifyConsentResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// True when it issued a token: the service principal is there and enabled.
+	Consented bool `protobuf:"varint,1,opt,name=consented,proto3" json:"consented,omitempty"`
+	// The service principal's object ID in that tenant; empty when not consented.
+	ServicePrincipalObjectId string `protobuf:"bytes,2,opt,name=service_principal_object_id,json=servicePrincipalObjectId,proto3" json:"service_principal_object_id,omitempty"`
+	// What the tenant said instead, for example `AADSTS700016`; empty when consented.
+	Refusal string `protobuf:"bytes,3,opt,name=refusal,proto3" json:"refusal,omitempty"`
+	// When the tenant was asked.
+	VerifyTime    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=verify_time,json=verifyTime,proto3" json:"verify_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VerifyConsentResponse) Reset() {
+	*x = VerifyConsentResponse{}
+	mi := &file_phasekey_broker_v1_consent_service_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerifyConsentResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerifyConsentResponse) ProtoMessage() {}
+
+func (x *VerifyConsentResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_broker_v1_consent_service_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VerifyConsentResponse.ProtoReflect.Descriptor instead.
+func (*VerifyConsentResponse) Descriptor() ([]byte, []int) {
+	return file_phasekey_broker_v1_consent_service_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *VerifyConsentResponse) GetConsented() bool {
+	if x != nil {
+		return x.Consented
+	}
+	return false
+}
+
+func (x *VerifyConsentResponse) GetServicePrincipalObjectId() string {
+	if x != nil {
+		return x.ServicePrincipalObjectId
+	}
+	return ""
+}
+
+func (x *VerifyConsentResponse) GetRefusal() string {
+	if x != nil {
+		return x.Refusal
+	}
+	return ""
+}
+
+func (x *VerifyConsentResponse) GetVerifyTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.VerifyTime
+	}
+	return nil
+}
+
 var File_phasekey_broker_v1_consent_service_proto protoreflect.FileDescriptor
 
 const file_phasekey_broker_v1_consent_service_proto_rawDesc = "" +
 	"\n" +
-	"(phasekey/broker/v1/consent_service.proto\x12\x12phasekey.broker.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/api/field_info.proto\x1a\x19google/api/resource.proto\x1a(phasekey/broker/v1/consent_session.proto\x1a!phasekey/options/v1/callers.proto\"\xa4\x02\n" +
+	"(phasekey/broker/v1/consent_service.proto\x12\x12phasekey.broker.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/api/field_info.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a(phasekey/broker/v1/consent_session.proto\x1a!phasekey/options/v1/callers.proto\"\xa4\x02\n" +
 	"\x1bCreateConsentSessionRequest\x12t\n" +
 	"\x06parent\x18\x01 \x01(\tB\\\xe2A\x01\x02\xfaA$\x12\"broker.phasekey.dev/ConsentSession\xbaH.r,2*^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x06parent\x12W\n" +
 	"\x0fconsent_session\x18\x02 \x01(\v2\".phasekey.broker.v1.ConsentSessionB\n" +
@@ -244,11 +456,27 @@ const file_phasekey_broker_v1_consent_service_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tB|\xe2A\x01\x02\xfaA$\n" +
 	"\"broker.phasekey.dev/ConsentSession\xbaHNrL2J^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/consentSessions/[a-z0-9-]{1,63}$R\x04name\"j\n" +
 	"\x1bWatchConsentSessionResponse\x12K\n" +
-	"\x0fconsent_session\x18\x01 \x01(\v2\".phasekey.broker.v1.ConsentSessionR\x0econsentSession2\xfa\x02\n" +
+	"\x0fconsent_session\x18\x01 \x01(\v2\".phasekey.broker.v1.ConsentSessionR\x0econsentSession\"\xb0\x01\n" +
+	"\x1bCancelConsentSessionRequest\x12\x90\x01\n" +
+	"\x04name\x18\x01 \x01(\tB|\xe2A\x01\x02\xfaA$\n" +
+	"\"broker.phasekey.dev/ConsentSession\xbaHNrL2J^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/consentSessions/[a-z0-9-]{1,63}$R\x04name\"k\n" +
+	"\x1cCancelConsentSessionResponse\x12K\n" +
+	"\x0fconsent_session\x18\x01 \x01(\v2\".phasekey.broker.v1.ConsentSessionR\x0econsentSession\"\xc4\x01\n" +
+	"\x14VerifyConsentRequest\x12\xab\x01\n" +
+	"\vintegration\x18\x01 \x01(\tB\x88\x01\xe2A\x01\x02\xfaA#\n" +
+	"!registry.phasekey.dev/Integration\xbaH[rY2W^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/integrations/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\vintegration\"\xcb\x01\n" +
+	"\x15VerifyConsentResponse\x12\x1c\n" +
+	"\tconsented\x18\x01 \x01(\bR\tconsented\x12=\n" +
+	"\x1bservice_principal_object_id\x18\x02 \x01(\tR\x18servicePrincipalObjectId\x12\x18\n" +
+	"\arefusal\x18\x03 \x01(\tR\arefusal\x12;\n" +
+	"\vverify_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"verifyTime2\xec\x04\n" +
 	"\x0eConsentService\x12s\n" +
 	"\x14CreateConsentSession\x12/.phasekey.broker.v1.CreateConsentSessionRequest\x1a\".phasekey.broker.v1.ConsentSession\"\x06\x8a\x94#\x02\x01\x02\x12p\n" +
 	"\x11GetConsentSession\x12,.phasekey.broker.v1.GetConsentSessionRequest\x1a\".phasekey.broker.v1.ConsentSession\"\t\x8a\x94#\x02\x01\x02\x90\x02\x01\x12\x80\x01\n" +
-	"\x13WatchConsentSession\x12..phasekey.broker.v1.WatchConsentSessionRequest\x1a/.phasekey.broker.v1.WatchConsentSessionResponse\"\x06\x8a\x94#\x02\x01\x020\x01B.Z,phasekey.dev/gen/phasekey/broker/v1;brokerv1b\x06proto3"
+	"\x13WatchConsentSession\x12..phasekey.broker.v1.WatchConsentSessionRequest\x1a/.phasekey.broker.v1.WatchConsentSessionResponse\"\x06\x8a\x94#\x02\x01\x020\x01\x12\x81\x01\n" +
+	"\x14CancelConsentSession\x12/.phasekey.broker.v1.CancelConsentSessionRequest\x1a0.phasekey.broker.v1.CancelConsentSessionResponse\"\x06\x8a\x94#\x02\x01\x02\x12l\n" +
+	"\rVerifyConsent\x12(.phasekey.broker.v1.VerifyConsentRequest\x1a).phasekey.broker.v1.VerifyConsentResponse\"\x06\x8a\x94#\x02\x01\x02B.Z,phasekey.dev/gen/phasekey/broker/v1;brokerv1b\x06proto3"
 
 var (
 	file_phasekey_broker_v1_consent_service_proto_rawDescOnce sync.Once
@@ -262,28 +490,39 @@ func file_phasekey_broker_v1_consent_service_proto_rawDescGZIP() []byte {
 	return file_phasekey_broker_v1_consent_service_proto_rawDescData
 }
 
-var file_phasekey_broker_v1_consent_service_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_phasekey_broker_v1_consent_service_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_phasekey_broker_v1_consent_service_proto_goTypes = []any{
-	(*CreateConsentSessionRequest)(nil), // 0: phasekey.broker.v1.CreateConsentSessionRequest
-	(*GetConsentSessionRequest)(nil),    // 1: phasekey.broker.v1.GetConsentSessionRequest
-	(*WatchConsentSessionRequest)(nil),  // 2: phasekey.broker.v1.WatchConsentSessionRequest
-	(*WatchConsentSessionResponse)(nil), // 3: phasekey.broker.v1.WatchConsentSessionResponse
-	(*ConsentSession)(nil),              // 4: phasekey.broker.v1.ConsentSession
+	(*CreateConsentSessionRequest)(nil),  // 0: phasekey.broker.v1.CreateConsentSessionRequest
+	(*GetConsentSessionRequest)(nil),     // 1: phasekey.broker.v1.GetConsentSessionRequest
+	(*WatchConsentSessionRequest)(nil),   // 2: phasekey.broker.v1.WatchConsentSessionRequest
+	(*WatchConsentSessionResponse)(nil),  // 3: phasekey.broker.v1.WatchConsentSessionResponse
+	(*CancelConsentSessionRequest)(nil),  // 4: phasekey.broker.v1.CancelConsentSessionRequest
+	(*CancelConsentSessionResponse)(nil), // 5: phasekey.broker.v1.CancelConsentSessionResponse
+	(*VerifyConsentRequest)(nil),         // 6: phasekey.broker.v1.VerifyConsentRequest
+	(*VerifyConsentResponse)(nil),        // 7: phasekey.broker.v1.VerifyConsentResponse
+	(*ConsentSession)(nil),               // 8: phasekey.broker.v1.ConsentSession
+	(*timestamppb.Timestamp)(nil),        // 9: google.protobuf.Timestamp
 }
 var file_phasekey_broker_v1_consent_service_proto_depIdxs = []int32{
-	4, // 0: phasekey.broker.v1.CreateConsentSessionRequest.consent_session:type_name -> phasekey.broker.v1.ConsentSession
-	4, // 1: phasekey.broker.v1.WatchConsentSessionResponse.consent_session:type_name -> phasekey.broker.v1.ConsentSession
-	0, // 2: phasekey.broker.v1.ConsentService.CreateConsentSession:input_type -> phasekey.broker.v1.CreateConsentSessionRequest
-	1, // 3: phasekey.broker.v1.ConsentService.GetConsentSession:input_type -> phasekey.broker.v1.GetConsentSessionRequest
-	2, // 4: phasekey.broker.v1.ConsentService.WatchConsentSession:input_type -> phasekey.broker.v1.WatchConsentSessionRequest
-	4, // 5: phasekey.broker.v1.ConsentService.CreateConsentSession:output_type -> phasekey.broker.v1.ConsentSession
-	4, // 6: phasekey.broker.v1.ConsentService.GetConsentSession:output_type -> phasekey.broker.v1.ConsentSession
-	3, // 7: phasekey.broker.v1.ConsentService.WatchConsentSession:output_type -> phasekey.broker.v1.WatchConsentSessionResponse
-	5, // [5:8] is the sub-list for method output_type
-	2, // [2:5] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	8, // 0: phasekey.broker.v1.CreateConsentSessionRequest.consent_session:type_name -> phasekey.broker.v1.ConsentSession
+	8, // 1: phasekey.broker.v1.WatchConsentSessionResponse.consent_session:type_name -> phasekey.broker.v1.ConsentSession
+	8, // 2: phasekey.broker.v1.CancelConsentSessionResponse.consent_session:type_name -> phasekey.broker.v1.ConsentSession
+	9, // 3: phasekey.broker.v1.VerifyConsentResponse.verify_time:type_name -> google.protobuf.Timestamp
+	0, // 4: phasekey.broker.v1.ConsentService.CreateConsentSession:input_type -> phasekey.broker.v1.CreateConsentSessionRequest
+	1, // 5: phasekey.broker.v1.ConsentService.GetConsentSession:input_type -> phasekey.broker.v1.GetConsentSessionRequest
+	2, // 6: phasekey.broker.v1.ConsentService.WatchConsentSession:input_type -> phasekey.broker.v1.WatchConsentSessionRequest
+	4, // 7: phasekey.broker.v1.ConsentService.CancelConsentSession:input_type -> phasekey.broker.v1.CancelConsentSessionRequest
+	6, // 8: phasekey.broker.v1.ConsentService.VerifyConsent:input_type -> phasekey.broker.v1.VerifyConsentRequest
+	8, // 9: phasekey.broker.v1.ConsentService.CreateConsentSession:output_type -> phasekey.broker.v1.ConsentSession
+	8, // 10: phasekey.broker.v1.ConsentService.GetConsentSession:output_type -> phasekey.broker.v1.ConsentSession
+	3, // 11: phasekey.broker.v1.ConsentService.WatchConsentSession:output_type -> phasekey.broker.v1.WatchConsentSessionResponse
+	5, // 12: phasekey.broker.v1.ConsentService.CancelConsentSession:output_type -> phasekey.broker.v1.CancelConsentSessionResponse
+	7, // 13: phasekey.broker.v1.ConsentService.VerifyConsent:output_type -> phasekey.broker.v1.VerifyConsentResponse
+	9, // [9:14] is the sub-list for method output_type
+	4, // [4:9] is the sub-list for method input_type
+	4, // [4:4] is the sub-list for extension type_name
+	4, // [4:4] is the sub-list for extension extendee
+	0, // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_phasekey_broker_v1_consent_service_proto_init() }
@@ -298,7 +537,7 @@ func file_phasekey_broker_v1_consent_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_phasekey_broker_v1_consent_service_proto_rawDesc), len(file_phasekey_broker_v1_consent_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

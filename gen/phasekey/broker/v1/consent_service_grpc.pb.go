@@ -22,6 +22,8 @@ const (
 	ConsentService_CreateConsentSession_FullMethodName = "/phasekey.broker.v1.ConsentService/CreateConsentSession"
 	ConsentService_GetConsentSession_FullMethodName    = "/phasekey.broker.v1.ConsentService/GetConsentSession"
 	ConsentService_WatchConsentSession_FullMethodName  = "/phasekey.broker.v1.ConsentService/WatchConsentSession"
+	ConsentService_CancelConsentSession_FullMethodName = "/phasekey.broker.v1.ConsentService/CancelConsentSession"
+	ConsentService_VerifyConsent_FullMethodName        = "/phasekey.broker.v1.ConsentService/VerifyConsent"
 )
 
 // ConsentServiceClient is the client API for ConsentService service.
@@ -46,6 +48,21 @@ type ConsentServiceClient interface {
 	// Caller: the platform or an operator, within its accounts.
 	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND; UNAVAILABLE, DRAINING.
 	WatchConsentSession(ctx context.Context, in *WatchConsentSessionRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchConsentSessionResponse], error)
+	// Withdraws the session: it ends as EXPIRED with the last_refusal CANCELLED, its page says so, and a browser that comes back
+	// from Entra ID afterwards changes nothing. Consent that was given already is not undone: only the customer can do that.
+	// Caller: the platform or an operator, within its accounts.
+	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND.
+	// A session that has ended, also by an earlier call, is returned as it is; its state says whether consent was proven first.
+	CancelConsentSession(ctx context.Context, in *CancelConsentSessionRequest, opts ...grpc.CallOption) (*CancelConsentSessionResponse, error)
+	// Asks the customer's tenant whether consent holds, now, without a session: by having the vault ask it for a token. Sessions of the
+	// integration that are open are looked at sooner. A tenant is asked at most once in ten seconds (less in development mode); calls
+	// in between get the last answer. One refusal does not mean that consent is lost, for Entra ID flaps: the integration's
+	// condition Consented says so after several.
+	// Caller: the platform or an operator, within its accounts.
+	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND, INTEGRATION_DELETING; UNAVAILABLE with CREDENTIAL_NOT_READY (the application has not
+	// replicated yet) or ENTRA_UNAVAILABLE.
+	// Changes nothing by itself, and can be repeated.
+	VerifyConsent(ctx context.Context, in *VerifyConsentRequest, opts ...grpc.CallOption) (*VerifyConsentResponse, error)
 }
 
 type consentServiceClient struct {
@@ -95,6 +112,26 @@ func (c *consentServiceClient) WatchConsentSession(ctx context.Context, in *Watc
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ConsentService_WatchConsentSessionClient = grpc.ServerStreamingClient[WatchConsentSessionResponse]
 
+func (c *consentServiceClient) CancelConsentSession(ctx context.Context, in *CancelConsentSessionRequest, opts ...grpc.CallOption) (*CancelConsentSessionResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CancelConsentSessionResponse)
+	err := c.cc.Invoke(ctx, ConsentService_CancelConsentSession_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *consentServiceClient) VerifyConsent(ctx context.Context, in *VerifyConsentRequest, opts ...grpc.CallOption) (*VerifyConsentResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(VerifyConsentResponse)
+	err := c.cc.Invoke(ctx, ConsentService_VerifyConsent_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ConsentServiceServer is the server API for ConsentService service.
 // All implementations must embed UnimplementedConsentServiceServer
 // for forward compatibility.
@@ -117,6 +154,21 @@ type ConsentServiceServer interface {
 	// Caller: the platform or an operator, within its accounts.
 	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND; UNAVAILABLE, DRAINING.
 	WatchConsentSession(*WatchConsentSessionRequest, grpc.ServerStreamingServer[WatchConsentSessionResponse]) error
+	// Withdraws the session: it ends as EXPIRED with the last_refusal CANCELLED, its page says so, and a browser that comes back
+	// from Entra ID afterwards changes nothing. Consent that was given already is not undone: only the customer can do that.
+	// Caller: the platform or an operator, within its accounts.
+	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND.
+	// A session that has ended, also by an earlier call, is returned as it is; its state says whether consent was proven first.
+	CancelConsentSession(context.Context, *CancelConsentSessionRequest) (*CancelConsentSessionResponse, error)
+	// Asks the customer's tenant whether consent holds, now, without a session: by having the vault ask it for a token. Sessions of the
+	// integration that are open are looked at sooner. A tenant is asked at most once in ten seconds (less in development mode); calls
+	// in between get the last answer. One refusal does not mean that consent is lost, for Entra ID flaps: the integration's
+	// condition Consented says so after several.
+	// Caller: the platform or an operator, within its accounts.
+	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND, INTEGRATION_DELETING; UNAVAILABLE with CREDENTIAL_NOT_READY (the application has not
+	// replicated yet) or ENTRA_UNAVAILABLE.
+	// Changes nothing by itself, and can be repeated.
+	VerifyConsent(context.Context, *VerifyConsentRequest) (*VerifyConsentResponse, error)
 	mustEmbedUnimplementedConsentServiceServer()
 }
 
@@ -135,6 +187,12 @@ func (UnimplementedConsentServiceServer) GetConsentSession(context.Context, *Get
 }
 func (UnimplementedConsentServiceServer) WatchConsentSession(*WatchConsentSessionRequest, grpc.ServerStreamingServer[WatchConsentSessionResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchConsentSession not implemented")
+}
+func (UnimplementedConsentServiceServer) CancelConsentSession(context.Context, *CancelConsentSessionRequest) (*CancelConsentSessionResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CancelConsentSession not implemented")
+}
+func (UnimplementedConsentServiceServer) VerifyConsent(context.Context, *VerifyConsentRequest) (*VerifyConsentResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method VerifyConsent not implemented")
 }
 func (UnimplementedConsentServiceServer) mustEmbedUnimplementedConsentServiceServer() {}
 func (UnimplementedConsentServiceServer) testEmbeddedByValue()                        {}
@@ -204,6 +262,42 @@ func _ConsentService_WatchConsentSession_Handler(srv interface{}, stream grpc.Se
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ConsentService_WatchConsentSessionServer = grpc.ServerStreamingServer[WatchConsentSessionResponse]
 
+func _ConsentService_CancelConsentSession_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CancelConsentSessionRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ConsentServiceServer).CancelConsentSession(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ConsentService_CancelConsentSession_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ConsentServiceServer).CancelConsentSession(ctx, req.(*CancelConsentSessionRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ConsentService_VerifyConsent_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(VerifyConsentRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ConsentServiceServer).VerifyConsent(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ConsentService_VerifyConsent_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ConsentServiceServer).VerifyConsent(ctx, req.(*VerifyConsentRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // ConsentService_ServiceDesc is the grpc.ServiceDesc for ConsentService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -218,6 +312,14 @@ var ConsentService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetConsentSession",
 			Handler:    _ConsentService_GetConsentSession_Handler,
+		},
+		{
+			MethodName: "CancelConsentSession",
+			Handler:    _ConsentService_CancelConsentSession_Handler,
+		},
+		{
+			MethodName: "VerifyConsent",
+			Handler:    _ConsentService_VerifyConsent_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -38,7 +38,7 @@ const (
 	ConsentSession_STATE_AWAITING_CONSENT ConsentSession_State = 2
 	// Proven.
 	ConsentSession_STATE_COMPLETED ConsentSession_State = 3
-	// Nobody consented in time, or the integration was deleted.
+	// Nobody consented in time, the session was withdrawn, or the integration was deleted; last_refusal tells which.
 	ConsentSession_STATE_EXPIRED ConsentSession_State = 4
 )
 
@@ -108,7 +108,7 @@ type ConsentSession struct {
 	ConsentUri string `protobuf:"bytes,21,opt,name=consent_uri,json=consentUri,proto3" json:"consent_uri,omitempty"`
 	// The service principal's object ID in the customer's tenant, once completed.
 	ServicePrincipalObjectId string `protobuf:"bytes,22,opt,name=service_principal_object_id,json=servicePrincipalObjectId,proto3" json:"service_principal_object_id,omitempty"`
-	// What the customer's tenant last said, for example `AADSTS700016`; INTEGRATION_DELETED or INTEGRATION_DELETING when
+	// What the customer's tenant last said, for example `AADSTS700016`; CANCELLED, INTEGRATION_DELETED or INTEGRATION_DELETING when
 	// that ended the session; empty before the first answer and when completed.
 	LastRefusal string `protobuf:"bytes,23,opt,name=last_refusal,json=lastRefusal,proto3" json:"last_refusal,omitempty"`
 	// When it was created.

@@ -23,8 +23,21 @@ const (
 type Proof struct {
 	Consented         bool
 	PrincipalObjectID string
+	// Time is when the tenant was asked, by the vault's clock.
+	Time time.Time
 	// Refusal is what the tenant said instead of a token.
 	Refusal string
+}
+
+// Cancel returns what becomes of a session that is withdrawn, and whether that is a change: one that has ended stays as it is.
+func Cancel(now time.Time, s Session) (Session, bool) {
+	if !s.State.Open() {
+		return s, false
+	}
+	s.State, s.LastRefusal = Expired, RefusalCancelled
+	s.EndTime = stored(now)
+	s.Version++
+	return s, true
 }
 
 // Observation is what one round found out.

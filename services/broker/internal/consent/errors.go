@@ -17,6 +17,10 @@ var (
 	// ErrUnavailable means that the database, the registry or the vault does not answer. What was asked of it may
 	// have happened nevertheless.
 	ErrUnavailable = errors.New("a dependency does not answer")
+	// ErrNotReady means that the vault cannot ask yet, because the application has not replicated.
+	ErrNotReady = errors.New("the application is not ready")
+	// ErrEntra means that Entra ID did not answer the vault, or not what would tell.
+	ErrEntra = errors.New("entra ID does not answer")
 	// ErrClaimLost means that another replica works on the integration now. Nothing was changed.
 	ErrClaimLost = errors.New("another replica has claimed the integration")
 	// ErrUnknownCloud means that no login host is configured for an integration's cloud.

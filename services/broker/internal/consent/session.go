@@ -26,6 +26,7 @@ func (s State) Open() bool { return s == WaitingForApplication || s == AwaitingC
 
 // Why a session expired before its deadline, as its LastRefusal says.
 const (
+	RefusalCancelled           = "CANCELLED"
 	RefusalIntegrationGone     = "INTEGRATION_DELETED"
 	RefusalIntegrationDeleting = "INTEGRATION_DELETING"
 )

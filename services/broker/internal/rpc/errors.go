@@ -24,6 +24,11 @@ const keyIntegration = "integration"
 // table says what the domain's errors are on the wire, about the resource of that name.
 func table(name string) rpcerr.Table {
 	about := func(error) []proto.Message { return []proto.Message{rpcerr.Metadata("name", name)} }
+	later := func(target error, reason errorv1.ErrorReason) rpcerr.Row {
+		return rpcerr.Row{Target: target, Code: codes.Unavailable, Reason: rpcerr.Word(reason), Details: func(error) []proto.Message {
+			return []proto.Message{rpcerr.Retry(retryUnavailable)}
+		}}
+	}
 	deleting := rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_INTEGRATION_DELETING)
 	return rpcerr.Table{
 		{Target: consent.ErrNotFound, Code: codes.NotFound, Reason: rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_RESOURCE_NOT_FOUND), Details: about},
@@ -35,9 +40,9 @@ func table(name string) rpcerr.Table {
 		{Target: consent.ErrTooManyOpen, Code: codes.ResourceExhausted, Reason: rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_TOO_MANY_CONSENT_SESSIONS), Details: func(error) []proto.Message {
 			return []proto.Message{rpcerr.Metadata("name", name), rpcerr.Retry(retryOpen)}
 		}},
-		{Target: consent.ErrUnavailable, Code: codes.Unavailable, Reason: rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_DEPENDENCY_UNAVAILABLE), Details: func(error) []proto.Message {
-			return []proto.Message{rpcerr.Retry(retryUnavailable)}
-		}},
+		later(consent.ErrNotReady, errorv1.ErrorReason_ERROR_REASON_CREDENTIAL_NOT_READY),
+		later(consent.ErrEntra, errorv1.ErrorReason_ERROR_REASON_ENTRA_UNAVAILABLE),
+		later(consent.ErrUnavailable, errorv1.ErrorReason_ERROR_REASON_DEPENDENCY_UNAVAILABLE),
 	}
 }
 

@@ -18,6 +18,8 @@ type store interface {
 	Replay(ctx context.Context, now time.Time, r consent.Request) (consent.Session, error)
 	Create(ctx context.Context, now time.Time, s consent.Session, linkHash []byte, r consent.Request, limit int) (consent.Session, error)
 	Get(ctx context.Context, name consent.Name) (consent.Session, error)
+	Change(ctx context.Context, name consent.Name, decide func(consent.Session) (consent.Session, bool)) (consent.Session, error)
+	Hasten(ctx context.Context, now time.Time, integrationUID string) error
 }
 
 // registry says how integrations are: consent.ErrIntegrationNotFound means that there is none.
@@ -25,10 +27,17 @@ type registry interface {
 	Integration(ctx context.Context, name string) (consent.Integration, error)
 }
 
+// vault asks an integration's tenant: consent.ErrNotReady means that it cannot be asked yet, consent.ErrEntra that Entra ID does not
+// answer; any other error, that the vault does not.
+type vault interface {
+	ProbeConsent(ctx context.Context, integration string) (consent.Proof, error)
+}
+
 // Config is what a Service is made from.
 type Config struct {
 	Store    store
 	Registry registry
+	Vault    vault
 	Links    consent.Links
 	// Origins are where sessions may lead administrators back to.
 	Origins consent.Origins

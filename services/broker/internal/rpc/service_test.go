@@ -59,6 +59,27 @@ func (r *fakeRegistry) Integration(_ context.Context, name string) (consent.Inte
 	return i, nil
 }
 
+// fakeVault says what a test has it say, and counts how often it was asked.
+type fakeVault struct {
+	mu    sync.Mutex
+	proof consent.Proof
+	err   error
+	asked []string
+}
+
+func (v *fakeVault) says(proof consent.Proof, err error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.proof, v.err = proof, err
+}
+
+func (v *fakeVault) ProbeConsent(_ context.Context, integration string) (consent.Proof, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.asked = append(v.asked, integration)
+	return v.proof, v.err
+}
+
 // failingStore answers every call with one error, if there is one.
 type failingStore struct {
 	*store.Store
@@ -97,6 +118,7 @@ type world struct {
 	store    *store.Store
 	failing  *failingStore
 	registry *fakeRegistry
+	vault    *fakeVault
 	links    consent.Links
 	server   *grpctest.Server
 }
@@ -131,6 +153,7 @@ func inBubble(t *testing.T, test func(t *testing.T, w *world)) {
 				PublicURL: "https://broker.example.com",
 			},
 		}
+		w.vault = &fakeVault{}
 		w.failing = &failingStore{Store: w.store}
 		cfg := grpctest.Config{
 			Policy:     grpcserver.OptionPolicy(optionsv1.E_Callers),
@@ -143,7 +166,7 @@ func inBubble(t *testing.T, test func(t *testing.T, w *world)) {
 		}
 		cfg.Register = func(r grpc.ServiceRegistrar) {
 			brokerv1.RegisterConsentServiceServer(r, rpc.New(rpc.Config{
-				Store: w.failing, Registry: w.registry, Links: w.links, Origins: consent.Origins{"https://app.example.com"}, Log: discard(), MaxOpen: maxOpen, Poll: poll,
+				Store: w.failing, Registry: w.registry, Vault: w.vault, Links: w.links, Origins: consent.Origins{"https://app.example.com"}, Log: discard(), MaxOpen: maxOpen, Poll: poll,
 			}))
 		}
 		w.server = grpctest.Start(t, cfg)

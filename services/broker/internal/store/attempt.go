@@ -100,10 +100,7 @@ func write(ctx context.Context, tx sqldb.Tx, now time.Time, v consent.Verdict) e
 		}
 	}
 	if v.Hastened {
-		// When the tenant was last asked stays as it is, and with it the time before which nobody asks again.
-		_, err := tx.Exec(ctx, `UPDATE targets SET due_time = $1, look_time = $1 WHERE integration_uid = $2`,
-			sqldb.Micros(now), v.Session.IntegrationUID)
-		return err
+		return hasten(ctx, tx, now, v.Session.IntegrationUID)
 	}
 	return nil
 }

@@ -69,18 +69,64 @@ func (s *Store) Settle(ctx context.Context, c consent.Claim, decide func(consent
 			return err
 		}
 		for _, session := range changed {
-			if _, err := tx.Exec(ctx, `UPDATE consent_sessions SET state = $1, client_id = $2, application_name = $3,
-				service_principal_object_id = $4, last_refusal = $5, last_callback = $6, callback_time = $7, version = $8, end_time = $9
-				WHERE account = $10 AND id = $11 AND end_time = 0`,
-				session.State, session.ClientID, session.ApplicationName, session.PrincipalObjectID, session.LastRefusal,
-				session.LastCallback, sqldb.Micros(session.CallbackTime), session.Version, sqldb.Micros(session.EndTime),
-				session.Name.Account, session.Name.ID); err != nil {
+			if err := update(ctx, tx, session); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
 	return failed(err, "settle target %s", c.Target.IntegrationUID)
+}
+
+// Change writes what decide makes of a session, given it as it is in the transaction, if it is a change; and returns it. Decide may be
+// called more than once. ErrNotFound if there is no such session.
+func (s *Store) Change(ctx context.Context, name consent.Name, decide func(consent.Session) (consent.Session, bool)) (consent.Session, error) {
+	var next consent.Session
+	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+		found, err := get(ctx, tx, name)
+		if err != nil {
+			return err
+		}
+		if err := hold(ctx, tx, found.IntegrationUID); err != nil {
+			return err
+		}
+		// Somebody may have written it before the row was held.
+		if found, err = get(ctx, tx, name); err != nil {
+			return err
+		}
+		var changed bool
+		if next, changed = decide(found); !changed {
+			return nil
+		}
+		return update(ctx, tx, next)
+	})
+	return next, failed(err, "change session %s", name)
+}
+
+// Hasten makes an integration due at once, if any session waits for it. When its tenant was last asked stays as it is, and with it
+// the time before which nobody asks again.
+func (s *Store) Hasten(ctx context.Context, now time.Time, integrationUID string) error {
+	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+		return hasten(ctx, tx, now, integrationUID)
+	})
+	return failed(err, "hasten target %s", integrationUID)
+}
+
+func hasten(ctx context.Context, tx sqldb.Tx, now time.Time, integrationUID string) error {
+	_, err := tx.Exec(ctx, `UPDATE targets SET due_time = $1, look_time = $1 WHERE integration_uid = $2 AND due_time > 0`,
+		sqldb.Micros(now), integrationUID)
+	return err
+}
+
+// update writes an open session's changes; one that has ended stays as it is.
+func update(ctx context.Context, tx sqldb.Tx, session consent.Session) error {
+	_, err := tx.Exec(ctx, `UPDATE consent_sessions SET state = $1, client_id = $2, application_name = $3,
+		service_principal_object_id = $4, last_refusal = $5, last_callback = $6, callback_time = $7, version = $8, end_time = $9
+		WHERE account = $10 AND id = $11 AND end_time = 0`,
+		session.State, session.ClientID, session.ApplicationName, session.PrincipalObjectID, session.LastRefusal,
+		session.LastCallback, sqldb.Micros(session.CallbackTime), session.Version, sqldb.Micros(session.EndTime),
+		session.Name.Account, session.Name.ID)
+	return err
 }
 
 // read returns a target, whose row the transaction has written, and its open sessions.

@@ -80,15 +80,30 @@ func NewVault(conn grpc.ClientConnInterface) *Vault {
 func (v *Vault) ProbeConsent(ctx context.Context, integration string) (consent.Proof, error) {
 	answer, err := v.client.ProbeConsent(ctx, &vaultv1.ProbeConsentRequest{Integration: integration})
 	if err != nil {
-		return consent.Proof{}, failed(ctx, err, "probe consent of "+integration)
+		return consent.Proof{}, failed(ctx, why(err), "probe consent of "+integration)
 	}
 	if !answer.GetConsented() {
-		return consent.Proof{Refusal: fmt.Sprintf("AADSTS%d", answer.GetAadstsCode())}, nil
+		return consent.Proof{Refusal: fmt.Sprintf("AADSTS%d", answer.GetAadstsCode()), Time: answer.GetProbeTime().AsTime()}, nil
 	}
 	if answer.GetServicePrincipalObjectId() == "" {
 		return consent.Proof{}, fmt.Errorf("probe consent of %s: %w", integration, ErrNoPrincipal)
 	}
-	return consent.Proof{Consented: true, PrincipalObjectID: answer.GetServicePrincipalObjectId()}, nil
+	return consent.Proof{Consented: true, PrincipalObjectID: answer.GetServicePrincipalObjectId(), Time: answer.GetProbeTime().AsTime()}, nil
+}
+
+// why adds to the vault's error, in our words, which of those behind it has no answer.
+func why(err error) error {
+	if status.Code(err) != codes.Unavailable {
+		return err
+	}
+	switch rpcerr.Reason(err) {
+	case rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_CREDENTIAL_NOT_READY):
+		return fmt.Errorf("%w: %w", consent.ErrNotReady, err)
+	case rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_ENTRA_UNAVAILABLE):
+		return fmt.Errorf("%w: %w", consent.ErrEntra, err)
+	default:
+		return err
+	}
 }
 
 // ErrNoPrincipal means that the vault calls an integration consented and does not say for which principal.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc"
@@ -106,6 +107,7 @@ func TestRegistry_OnlyItsOwnNotFoundMeansGone(t *testing.T) {
 }
 
 func TestVault_ProbeConsent(t *testing.T) {
+	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	for _, tc := range []struct {
 		name   string
 		answer *vaultv1.ProbeConsentResponse
@@ -113,14 +115,16 @@ func TestVault_ProbeConsent(t *testing.T) {
 		want   consent.Proof
 		fails  error
 	}{
-		{"consented", &vaultv1.ProbeConsentResponse{Consented: true, ServicePrincipalObjectId: "oid"}, nil,
-			consent.Proof{Consented: true, PrincipalObjectID: "oid"}, nil},
-		{"refused", &vaultv1.ProbeConsentResponse{AadstsCode: 700016}, nil, consent.Proof{Refusal: "AADSTS700016"}, nil},
-		{"refused, with an ID all the same", &vaultv1.ProbeConsentResponse{AadstsCode: 7000112, ServicePrincipalObjectId: "oid"}, nil,
-			consent.Proof{Refusal: "AADSTS7000112"}, nil},
+		{"consented", &vaultv1.ProbeConsentResponse{Consented: true, ServicePrincipalObjectId: "oid", ProbeTime: timestamppb.New(at)}, nil,
+			consent.Proof{Consented: true, PrincipalObjectID: "oid", Time: at}, nil},
+		{"refused", &vaultv1.ProbeConsentResponse{AadstsCode: 700016, ProbeTime: timestamppb.New(at)}, nil, consent.Proof{Refusal: "AADSTS700016", Time: at}, nil},
+		{"refused, with an ID all the same", &vaultv1.ProbeConsentResponse{AadstsCode: 7000112, ServicePrincipalObjectId: "oid", ProbeTime: timestamppb.New(at)}, nil,
+			consent.Proof{Refusal: "AADSTS7000112", Time: at}, nil},
 		{"consented by nobody", &vaultv1.ProbeConsentResponse{Consented: true}, nil, consent.Proof{}, upstream.ErrNoPrincipal},
 		{"not found is no answer", nil, rpcerr.New(codes.NotFound, "RESOURCE_NOT_FOUND", "not yet"), consent.Proof{}, consent.ErrUnavailable},
 		{"not ready is no answer", nil, rpcerr.New(codes.Unavailable, "CREDENTIAL_NOT_READY", "not yet"), consent.Proof{}, consent.ErrUnavailable},
+		{"not ready, by its name", nil, rpcerr.New(codes.Unavailable, "CREDENTIAL_NOT_READY", "not yet"), consent.Proof{}, consent.ErrNotReady},
+		{"entra is away, by its name", nil, rpcerr.New(codes.Unavailable, "ENTRA_UNAVAILABLE", "not yet"), consent.Proof{}, consent.ErrEntra},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			conn := &fakeConn{err: tc.err}
