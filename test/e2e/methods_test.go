@@ -194,6 +194,7 @@ func (c *tour) visits(t *testing.T) []visit {
 		{vault + "CredentialService/StreamCredentials", "runner", is(&vaultv1.StreamCredentialsRequest{InstanceId: instance}), nil},
 		{vault + "CredentialService/FetchCredential", "runner", is(&vaultv1.FetchCredentialRequest{InstanceId: instance}), nil},
 		{vault + "CredentialService/CloseLease", "runner", is(&vaultv1.CloseLeaseRequest{InstanceId: instance}), nil},
+		{vault + "GrantService/RevokeGrants", "platform", is(&vaultv1.RevokeGrantsRequest{Parent: account, Scope: &vaultv1.RevokeGrantsRequest_Run{Run: "run-1"}}), nil},
 		{vault + "GrantService/RevokeGrant", "operator", func() proto.Message { return &vaultv1.RevokeGrantRequest{Name: c.grant.GetName()} }, nil},
 		{registry + "AttachmentService/DeleteAttachment", "platform", is(&registryv1.DeleteAttachmentRequest{Name: attachment}), nil},
 		{registry + "IntegrationService/DeleteIntegration", "platform", is(&registryv1.DeleteIntegrationRequest{Name: integration}), nil},

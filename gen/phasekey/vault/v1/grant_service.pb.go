@@ -152,7 +152,15 @@ type ListGrantsRequest struct {
 	// At most so many, 1 to 1,000; 0 means 100, and more than 1,000 is taken as 1,000.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// From the previous page, with otherwise the same request.
-	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Which ones, by AIP-160; at most 2,000 bytes. Fields: `name`, `run`, `project`, `integration`, `phase`, `access`, `state`,
+	// `certificate_sha256`, `create_time`, `expire_time`, `revoke_time`. Text is compared whole and by its bytes, upper and lower case apart; `:` finds a part
+	// of a text, and `:*` whatever is not empty. Enums' values may go without their prefix, times are in quotes (RFC 3339). Those of
+	// one run, project or integration, and those that are ACTIVE, are found fast when that is joined by AND alone. Example: `run = "run-1" AND state = ACTIVE`.
+	Filter string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
+	// In which order, by AIP-132: `name`, `create_time`, `expire_time`, each of them, separated by commas, optionally followed by `desc`;
+	// empty means by name, which is the order of creation, by milliseconds.
+	OrderBy       string `protobuf:"bytes,5,opt,name=order_by,json=orderBy,proto3" json:"order_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -208,10 +216,24 @@ func (x *ListGrantsRequest) GetPageToken() string {
 	return ""
 }
 
+func (x *ListGrantsRequest) GetFilter() string {
+	if x != nil {
+		return x.Filter
+	}
+	return ""
+}
+
+func (x *ListGrantsRequest) GetOrderBy() string {
+	if x != nil {
+		return x.OrderBy
+	}
+	return ""
+}
+
 // A page of grants.
 type ListGrantsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// In the order of their names.
+	// In the order that was asked for.
 	Grants []*Grant `protobuf:"bytes,1,rep,name=grants,proto3" json:"grants,omitempty"`
 	// For the next page; empty on the last.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
@@ -456,6 +478,149 @@ func (x *RevokeGrantResponse) GetGrant() *Grant {
 	return nil
 }
 
+// Says which grants to revoke.
+type RevokeGrantsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The account, `accounts/{account}`.
+	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
+	// What the grants have in common.
+	//
+	// Types that are valid to be assigned to Scope:
+	//
+	//	*RevokeGrantsRequest_Run
+	//	*RevokeGrantsRequest_Integration
+	Scope         isRevokeGrantsRequest_Scope `protobuf_oneof:"scope"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeGrantsRequest) Reset() {
+	*x = RevokeGrantsRequest{}
+	mi := &file_phasekey_vault_v1_grant_service_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeGrantsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeGrantsRequest) ProtoMessage() {}
+
+func (x *RevokeGrantsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_vault_v1_grant_service_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeGrantsRequest.ProtoReflect.Descriptor instead.
+func (*RevokeGrantsRequest) Descriptor() ([]byte, []int) {
+	return file_phasekey_vault_v1_grant_service_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *RevokeGrantsRequest) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *RevokeGrantsRequest) GetScope() isRevokeGrantsRequest_Scope {
+	if x != nil {
+		return x.Scope
+	}
+	return nil
+}
+
+func (x *RevokeGrantsRequest) GetRun() string {
+	if x != nil {
+		if x, ok := x.Scope.(*RevokeGrantsRequest_Run); ok {
+			return x.Run
+		}
+	}
+	return ""
+}
+
+func (x *RevokeGrantsRequest) GetIntegration() string {
+	if x != nil {
+		if x, ok := x.Scope.(*RevokeGrantsRequest_Integration); ok {
+			return x.Integration
+		}
+	}
+	return ""
+}
+
+type isRevokeGrantsRequest_Scope interface {
+	isRevokeGrantsRequest_Scope()
+}
+
+type RevokeGrantsRequest_Run struct {
+	// The run, as in Grant.run.
+	Run string `protobuf:"bytes,2,opt,name=run,proto3,oneof"`
+}
+
+type RevokeGrantsRequest_Integration struct {
+	// The integration, `accounts/{account}/integrations/{integration}`, of the same account. What counts is the name that it had
+	// when the grant was made.
+	Integration string `protobuf:"bytes,3,opt,name=integration,proto3,oneof"`
+}
+
+func (*RevokeGrantsRequest_Run) isRevokeGrantsRequest_Scope() {}
+
+func (*RevokeGrantsRequest_Integration) isRevokeGrantsRequest_Scope() {}
+
+// What was revoked.
+type RevokeGrantsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many grants this call revoked; 0 when there were none any more.
+	RevokedCount  int64 `protobuf:"varint,1,opt,name=revoked_count,json=revokedCount,proto3" json:"revoked_count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeGrantsResponse) Reset() {
+	*x = RevokeGrantsResponse{}
+	mi := &file_phasekey_vault_v1_grant_service_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeGrantsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeGrantsResponse) ProtoMessage() {}
+
+func (x *RevokeGrantsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_vault_v1_grant_service_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeGrantsResponse.ProtoReflect.Descriptor instead.
+func (*RevokeGrantsResponse) Descriptor() ([]byte, []int) {
+	return file_phasekey_vault_v1_grant_service_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *RevokeGrantsResponse) GetRevokedCount() int64 {
+	if x != nil {
+		return x.RevokedCount
+	}
+	return 0
+}
+
 var File_phasekey_vault_v1_grant_service_proto protoreflect.FileDescriptor
 
 const file_phasekey_vault_v1_grant_service_proto_rawDesc = "" +
@@ -470,12 +635,14 @@ const file_phasekey_vault_v1_grant_service_proto_rawDesc = "" +
 	"\rvalidate_only\x18\x04 \x01(\bB\x04\xe2A\x01\x01R\fvalidateOnly\"\x90\x01\n" +
 	"\x0fGetGrantRequest\x12}\n" +
 	"\x04name\x18\x01 \x01(\tBi\xe2A\x01\x02\xfaA\x1a\n" +
-	"\x18vault.phasekey.dev/Grant\xbaHErC2A^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/grants/[a-z0-9-]{1,63}$R\x04name\"\xd6\x01\n" +
+	"\x18vault.phasekey.dev/Grant\xbaHErC2A^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/grants/[a-z0-9-]{1,63}$R\x04name\"\xa5\x02\n" +
 	"\x11ListGrantsRequest\x12j\n" +
 	"\x06parent\x18\x01 \x01(\tBR\xe2A\x01\x02\xfaA\x1a\x12\x18vault.phasekey.dev/Grant\xbaH.r,2*^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x06parent\x12(\n" +
 	"\tpage_size\x18\x02 \x01(\x05B\v\xe2A\x01\x01\xbaH\x04\x1a\x02(\x00R\bpageSize\x12+\n" +
 	"\n" +
-	"page_token\x18\x03 \x01(\tB\f\xe2A\x01\x01\xbaH\x05r\x03\x18\xe8\aR\tpageToken\"n\n" +
+	"page_token\x18\x03 \x01(\tB\f\xe2A\x01\x01\xbaH\x05r\x03\x18\xe8\aR\tpageToken\x12$\n" +
+	"\x06filter\x18\x04 \x01(\tB\f\xe2A\x01\x01\xbaH\x05r\x03\x18\xd0\x0fR\x06filter\x12'\n" +
+	"\border_by\x18\x05 \x01(\tB\f\xe2A\x01\x01\xbaH\x05r\x03\x18\xc8\x01R\aorderBy\"n\n" +
 	"\x12ListGrantsResponse\x120\n" +
 	"\x06grants\x18\x01 \x03(\v2\x18.phasekey.vault.v1.GrantR\x06grants\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xdc\x01\n" +
@@ -491,14 +658,23 @@ const file_phasekey_vault_v1_grant_service_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tBi\xe2A\x01\x02\xfaA\x1a\n" +
 	"\x18vault.phasekey.dev/Grant\xbaHErC2A^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/grants/[a-z0-9-]{1,63}$R\x04name\"E\n" +
 	"\x13RevokeGrantResponse\x12.\n" +
-	"\x05grant\x18\x01 \x01(\v2\x18.phasekey.vault.v1.GrantR\x05grant2\xeb\x03\n" +
+	"\x05grant\x18\x01 \x01(\v2\x18.phasekey.vault.v1.GrantR\x05grant\"\xfb\x02\n" +
+	"\x13RevokeGrantsRequest\x12j\n" +
+	"\x06parent\x18\x01 \x01(\tBR\xe2A\x01\x02\xfaA\x1a\x12\x18vault.phasekey.dev/Grant\xbaH.r,2*^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x06parent\x128\n" +
+	"\x03run\x18\x02 \x01(\tB$\xe2A\x01\x01\xbaH\x1dr\x1b2\x19^[A-Za-z0-9._:/-]{1,100}$H\x00R\x03run\x12\xad\x01\n" +
+	"\vintegration\x18\x03 \x01(\tB\x88\x01\xe2A\x01\x01\xfaA#\n" +
+	"!registry.phasekey.dev/Integration\xbaH[rY2W^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/integrations/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$H\x00R\vintegrationB\x0e\n" +
+	"\x05scope\x12\x05\xbaH\x02\b\x01\";\n" +
+	"\x14RevokeGrantsResponse\x12#\n" +
+	"\rrevoked_count\x18\x01 \x01(\x03R\frevokedCount2\xd4\x04\n" +
 	"\fGrantService\x12U\n" +
 	"\vCreateGrant\x12%.phasekey.vault.v1.CreateGrantRequest\x1a\x18.phasekey.vault.v1.Grant\"\x05\x8a\x94#\x01\x01\x12S\n" +
 	"\bGetGrant\x12\".phasekey.vault.v1.GetGrantRequest\x1a\x18.phasekey.vault.v1.Grant\"\t\x8a\x94#\x02\x01\x02\x90\x02\x01\x12d\n" +
 	"\n" +
 	"ListGrants\x12$.phasekey.vault.v1.ListGrantsRequest\x1a%.phasekey.vault.v1.ListGrantsResponse\"\t\x8a\x94#\x02\x01\x02\x90\x02\x01\x12c\n" +
 	"\vExtendGrant\x12%.phasekey.vault.v1.ExtendGrantRequest\x1a&.phasekey.vault.v1.ExtendGrantResponse\"\x05\x8a\x94#\x01\x01\x12d\n" +
-	"\vRevokeGrant\x12%.phasekey.vault.v1.RevokeGrantRequest\x1a&.phasekey.vault.v1.RevokeGrantResponse\"\x06\x8a\x94#\x02\x01\x02B,Z*phasekey.dev/gen/phasekey/vault/v1;vaultv1b\x06proto3"
+	"\vRevokeGrant\x12%.phasekey.vault.v1.RevokeGrantRequest\x1a&.phasekey.vault.v1.RevokeGrantResponse\"\x06\x8a\x94#\x02\x01\x02\x12g\n" +
+	"\fRevokeGrants\x12&.phasekey.vault.v1.RevokeGrantsRequest\x1a'.phasekey.vault.v1.RevokeGrantsResponse\"\x06\x8a\x94#\x02\x01\x02B,Z*phasekey.dev/gen/phasekey/vault/v1;vaultv1b\x06proto3"
 
 var (
 	file_phasekey_vault_v1_grant_service_proto_rawDescOnce sync.Once
@@ -512,7 +688,7 @@ func file_phasekey_vault_v1_grant_service_proto_rawDescGZIP() []byte {
 	return file_phasekey_vault_v1_grant_service_proto_rawDescData
 }
 
-var file_phasekey_vault_v1_grant_service_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_phasekey_vault_v1_grant_service_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_phasekey_vault_v1_grant_service_proto_goTypes = []any{
 	(*CreateGrantRequest)(nil),    // 0: phasekey.vault.v1.CreateGrantRequest
 	(*GetGrantRequest)(nil),       // 1: phasekey.vault.v1.GetGrantRequest
@@ -522,27 +698,31 @@ var file_phasekey_vault_v1_grant_service_proto_goTypes = []any{
 	(*ExtendGrantResponse)(nil),   // 5: phasekey.vault.v1.ExtendGrantResponse
 	(*RevokeGrantRequest)(nil),    // 6: phasekey.vault.v1.RevokeGrantRequest
 	(*RevokeGrantResponse)(nil),   // 7: phasekey.vault.v1.RevokeGrantResponse
-	(*Grant)(nil),                 // 8: phasekey.vault.v1.Grant
-	(*timestamppb.Timestamp)(nil), // 9: google.protobuf.Timestamp
+	(*RevokeGrantsRequest)(nil),   // 8: phasekey.vault.v1.RevokeGrantsRequest
+	(*RevokeGrantsResponse)(nil),  // 9: phasekey.vault.v1.RevokeGrantsResponse
+	(*Grant)(nil),                 // 10: phasekey.vault.v1.Grant
+	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
 }
 var file_phasekey_vault_v1_grant_service_proto_depIdxs = []int32{
-	8,  // 0: phasekey.vault.v1.CreateGrantRequest.grant:type_name -> phasekey.vault.v1.Grant
-	8,  // 1: phasekey.vault.v1.ListGrantsResponse.grants:type_name -> phasekey.vault.v1.Grant
-	9,  // 2: phasekey.vault.v1.ExtendGrantRequest.expire_time:type_name -> google.protobuf.Timestamp
-	8,  // 3: phasekey.vault.v1.ExtendGrantResponse.grant:type_name -> phasekey.vault.v1.Grant
-	8,  // 4: phasekey.vault.v1.RevokeGrantResponse.grant:type_name -> phasekey.vault.v1.Grant
+	10, // 0: phasekey.vault.v1.CreateGrantRequest.grant:type_name -> phasekey.vault.v1.Grant
+	10, // 1: phasekey.vault.v1.ListGrantsResponse.grants:type_name -> phasekey.vault.v1.Grant
+	11, // 2: phasekey.vault.v1.ExtendGrantRequest.expire_time:type_name -> google.protobuf.Timestamp
+	10, // 3: phasekey.vault.v1.ExtendGrantResponse.grant:type_name -> phasekey.vault.v1.Grant
+	10, // 4: phasekey.vault.v1.RevokeGrantResponse.grant:type_name -> phasekey.vault.v1.Grant
 	0,  // 5: phasekey.vault.v1.GrantService.CreateGrant:input_type -> phasekey.vault.v1.CreateGrantRequest
 	1,  // 6: phasekey.vault.v1.GrantService.GetGrant:input_type -> phasekey.vault.v1.GetGrantRequest
 	2,  // 7: phasekey.vault.v1.GrantService.ListGrants:input_type -> phasekey.vault.v1.ListGrantsRequest
 	4,  // 8: phasekey.vault.v1.GrantService.ExtendGrant:input_type -> phasekey.vault.v1.ExtendGrantRequest
 	6,  // 9: phasekey.vault.v1.GrantService.RevokeGrant:input_type -> phasekey.vault.v1.RevokeGrantRequest
-	8,  // 10: phasekey.vault.v1.GrantService.CreateGrant:output_type -> phasekey.vault.v1.Grant
-	8,  // 11: phasekey.vault.v1.GrantService.GetGrant:output_type -> phasekey.vault.v1.Grant
-	3,  // 12: phasekey.vault.v1.GrantService.ListGrants:output_type -> phasekey.vault.v1.ListGrantsResponse
-	5,  // 13: phasekey.vault.v1.GrantService.ExtendGrant:output_type -> phasekey.vault.v1.ExtendGrantResponse
-	7,  // 14: phasekey.vault.v1.GrantService.RevokeGrant:output_type -> phasekey.vault.v1.RevokeGrantResponse
-	10, // [10:15] is the sub-list for method output_type
-	5,  // [5:10] is the sub-list for method input_type
+	8,  // 10: phasekey.vault.v1.GrantService.RevokeGrants:input_type -> phasekey.vault.v1.RevokeGrantsRequest
+	10, // 11: phasekey.vault.v1.GrantService.CreateGrant:output_type -> phasekey.vault.v1.Grant
+	10, // 12: phasekey.vault.v1.GrantService.GetGrant:output_type -> phasekey.vault.v1.Grant
+	3,  // 13: phasekey.vault.v1.GrantService.ListGrants:output_type -> phasekey.vault.v1.ListGrantsResponse
+	5,  // 14: phasekey.vault.v1.GrantService.ExtendGrant:output_type -> phasekey.vault.v1.ExtendGrantResponse
+	7,  // 15: phasekey.vault.v1.GrantService.RevokeGrant:output_type -> phasekey.vault.v1.RevokeGrantResponse
+	9,  // 16: phasekey.vault.v1.GrantService.RevokeGrants:output_type -> phasekey.vault.v1.RevokeGrantsResponse
+	11, // [11:17] is the sub-list for method output_type
+	5,  // [5:11] is the sub-list for method input_type
 	5,  // [5:5] is the sub-list for extension type_name
 	5,  // [5:5] is the sub-list for extension extendee
 	0,  // [0:5] is the sub-list for field type_name
@@ -554,13 +734,17 @@ func file_phasekey_vault_v1_grant_service_proto_init() {
 		return
 	}
 	file_phasekey_vault_v1_grant_proto_init()
+	file_phasekey_vault_v1_grant_service_proto_msgTypes[8].OneofWrappers = []any{
+		(*RevokeGrantsRequest_Run)(nil),
+		(*RevokeGrantsRequest_Integration)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_phasekey_vault_v1_grant_service_proto_rawDesc), len(file_phasekey_vault_v1_grant_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -19,11 +19,12 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	GrantService_CreateGrant_FullMethodName = "/phasekey.vault.v1.GrantService/CreateGrant"
-	GrantService_GetGrant_FullMethodName    = "/phasekey.vault.v1.GrantService/GetGrant"
-	GrantService_ListGrants_FullMethodName  = "/phasekey.vault.v1.GrantService/ListGrants"
-	GrantService_ExtendGrant_FullMethodName = "/phasekey.vault.v1.GrantService/ExtendGrant"
-	GrantService_RevokeGrant_FullMethodName = "/phasekey.vault.v1.GrantService/RevokeGrant"
+	GrantService_CreateGrant_FullMethodName  = "/phasekey.vault.v1.GrantService/CreateGrant"
+	GrantService_GetGrant_FullMethodName     = "/phasekey.vault.v1.GrantService/GetGrant"
+	GrantService_ListGrants_FullMethodName   = "/phasekey.vault.v1.GrantService/ListGrants"
+	GrantService_ExtendGrant_FullMethodName  = "/phasekey.vault.v1.GrantService/ExtendGrant"
+	GrantService_RevokeGrant_FullMethodName  = "/phasekey.vault.v1.GrantService/RevokeGrant"
+	GrantService_RevokeGrants_FullMethodName = "/phasekey.vault.v1.GrantService/RevokeGrants"
 )
 
 // GrantServiceClient is the client API for GrantService service.
@@ -44,9 +45,10 @@ type GrantServiceClient interface {
 	// Caller: the platform or an operator, within its accounts.
 	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND.
 	GetGrant(ctx context.Context, in *GetGrantRequest, opts ...grpc.CallOption) (*Grant, error)
-	// Returns an account's grants by name, a page at a time, without their tokens.
+	// Returns an account's grants, those that the filter finds, a page at a time, without their tokens. A page may be short, or
+	// empty, and not the last: only an empty next_page_token ends the list.
 	// Caller: the platform or an operator, within its accounts.
-	// Errors: INVALID_FIELDS, INVALID_PAGE_TOKEN.
+	// Errors: INVALID_FIELDS (also for a filter or an order that is none), INVALID_PAGE_TOKEN.
 	ListGrants(ctx context.Context, in *ListGrantsRequest, opts ...grpc.CallOption) (*ListGrantsResponse, error)
 	// Moves a live grant's end, for applies that take long; never earlier than it is.
 	// Caller: the platform, within its accounts.
@@ -58,6 +60,12 @@ type GrantServiceClient interface {
 	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND.
 	// Idempotent.
 	RevokeGrant(ctx context.Context, in *RevokeGrantRequest, opts ...grpc.CallOption) (*RevokeGrantResponse, error)
+	// Revokes all of the account's live grants that are of one run, or pinned to one integration: their streams end with
+	// GRANT_REVOKED at once, as fast as grants are revoked, some thousands a second. A grant that is made meanwhile may be missed.
+	// Caller: the platform or an operator, within its accounts.
+	// Errors: INVALID_FIELDS; DEADLINE_EXCEEDED where there are too many for one call: repeat it until it answers.
+	// Idempotent: what was revoked before an error stays revoked, and a repeat goes on with the rest.
+	RevokeGrants(ctx context.Context, in *RevokeGrantsRequest, opts ...grpc.CallOption) (*RevokeGrantsResponse, error)
 }
 
 type grantServiceClient struct {
@@ -118,6 +126,16 @@ func (c *grantServiceClient) RevokeGrant(ctx context.Context, in *RevokeGrantReq
 	return out, nil
 }
 
+func (c *grantServiceClient) RevokeGrants(ctx context.Context, in *RevokeGrantsRequest, opts ...grpc.CallOption) (*RevokeGrantsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RevokeGrantsResponse)
+	err := c.cc.Invoke(ctx, GrantService_RevokeGrants_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // GrantServiceServer is the server API for GrantService service.
 // All implementations must embed UnimplementedGrantServiceServer
 // for forward compatibility.
@@ -136,9 +154,10 @@ type GrantServiceServer interface {
 	// Caller: the platform or an operator, within its accounts.
 	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND.
 	GetGrant(context.Context, *GetGrantRequest) (*Grant, error)
-	// Returns an account's grants by name, a page at a time, without their tokens.
+	// Returns an account's grants, those that the filter finds, a page at a time, without their tokens. A page may be short, or
+	// empty, and not the last: only an empty next_page_token ends the list.
 	// Caller: the platform or an operator, within its accounts.
-	// Errors: INVALID_FIELDS, INVALID_PAGE_TOKEN.
+	// Errors: INVALID_FIELDS (also for a filter or an order that is none), INVALID_PAGE_TOKEN.
 	ListGrants(context.Context, *ListGrantsRequest) (*ListGrantsResponse, error)
 	// Moves a live grant's end, for applies that take long; never earlier than it is.
 	// Caller: the platform, within its accounts.
@@ -150,6 +169,12 @@ type GrantServiceServer interface {
 	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND.
 	// Idempotent.
 	RevokeGrant(context.Context, *RevokeGrantRequest) (*RevokeGrantResponse, error)
+	// Revokes all of the account's live grants that are of one run, or pinned to one integration: their streams end with
+	// GRANT_REVOKED at once, as fast as grants are revoked, some thousands a second. A grant that is made meanwhile may be missed.
+	// Caller: the platform or an operator, within its accounts.
+	// Errors: INVALID_FIELDS; DEADLINE_EXCEEDED where there are too many for one call: repeat it until it answers.
+	// Idempotent: what was revoked before an error stays revoked, and a repeat goes on with the rest.
+	RevokeGrants(context.Context, *RevokeGrantsRequest) (*RevokeGrantsResponse, error)
 	mustEmbedUnimplementedGrantServiceServer()
 }
 
@@ -174,6 +199,9 @@ func (UnimplementedGrantServiceServer) ExtendGrant(context.Context, *ExtendGrant
 }
 func (UnimplementedGrantServiceServer) RevokeGrant(context.Context, *RevokeGrantRequest) (*RevokeGrantResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RevokeGrant not implemented")
+}
+func (UnimplementedGrantServiceServer) RevokeGrants(context.Context, *RevokeGrantsRequest) (*RevokeGrantsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RevokeGrants not implemented")
 }
 func (UnimplementedGrantServiceServer) mustEmbedUnimplementedGrantServiceServer() {}
 func (UnimplementedGrantServiceServer) testEmbeddedByValue()                      {}
@@ -286,6 +314,24 @@ func _GrantService_RevokeGrant_Handler(srv interface{}, ctx context.Context, dec
 	return interceptor(ctx, in, info, handler)
 }
 
+func _GrantService_RevokeGrants_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RevokeGrantsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(GrantServiceServer).RevokeGrants(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: GrantService_RevokeGrants_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(GrantServiceServer).RevokeGrants(ctx, req.(*RevokeGrantsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // GrantService_ServiceDesc is the grpc.ServiceDesc for GrantService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -312,6 +358,10 @@ var GrantService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RevokeGrant",
 			Handler:    _GrantService_RevokeGrant_Handler,
+		},
+		{
+			MethodName: "RevokeGrants",
+			Handler:    _GrantService_RevokeGrants_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -4,6 +4,8 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"os"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -26,6 +28,29 @@ func TestMint_TokensAreRecognisedAndHidden(t *testing.T) {
 	other, otherHash := grant.Mint()
 	if other.Equal(token) || otherHash.Equal(hash) {
 		t.Error("two tokens are the same")
+	}
+}
+
+// What operators are told to look for is what there is, and stays so: their scanners are elsewhere.
+func TestTokens_AreWhatTheOperatorsPageSays(t *testing.T) {
+	text, err := os.ReadFile("../../../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pattern := regexp.MustCompile(`(?m)^\\bpkg_.*$`).FindString(string(text))
+	expression, err := regexp.Compile(pattern)
+	if err != nil || pattern == "" {
+		t.Fatalf("the page has %q: %v", pattern, err)
+	}
+	const known = "pkg_00000000000000000000000000000000000000000013TVTGd"
+	for range 1000 {
+		token, _ := grant.Mint()
+		if found := expression.FindString("grant=" + token.Expose() + "\n"); found != token.Expose() {
+			t.Fatalf("%s finds %q in a token's line", pattern, found)
+		}
+	}
+	if _, err := grant.ParseToken(known); err != nil {
+		t.Errorf("a token of old: %v", err)
 	}
 }
 

@@ -90,28 +90,6 @@ func (s grantService) GetGrant(ctx context.Context, req *vaultv1.GetGrantRequest
 	return messageOfGrantWithoutToken(clock(), g), nil
 }
 
-func (s grantService) ListGrants(ctx context.Context, req *vaultv1.ListGrantsRequest) (*vaultv1.ListGrantsResponse, error) {
-	size := pageSize(req.GetPageSize())
-	after, err := parsePageToken(grantsList, req.GetParent(), req.GetPageToken())
-	if err != nil {
-		return nil, statusOf(err)
-	}
-	found, err := s.grants.Grants(ctx, strings.TrimPrefix(req.GetParent(), accounts), after, size+1)
-	if err != nil {
-		return nil, statusOf(err)
-	}
-	resp := &vaultv1.ListGrantsResponse{}
-	if len(found) > size {
-		found = found[:size]
-		resp.NextPageToken = pageToken(grantsList, req.GetParent(), found[size-1].UID)
-	}
-	now := clock()
-	for _, g := range found {
-		resp.Grants = append(resp.Grants, messageOfGrantWithoutToken(now, g))
-	}
-	return resp, nil
-}
-
 func (s grantService) ExtendGrant(ctx context.Context, req *vaultv1.ExtendGrantRequest) (*vaultv1.ExtendGrantResponse, error) {
 	now := clock()
 	end, err := timeOf("expire_time", req.GetExpireTime())

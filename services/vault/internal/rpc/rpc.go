@@ -20,6 +20,7 @@ import (
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/delivery"
 	"phasekey.dev/services/vault/internal/grant"
+	"phasekey.dev/services/vault/internal/page"
 )
 
 // grants keeps grants; see store.Store.
@@ -27,9 +28,10 @@ type grants interface {
 	CreateGrant(ctx context.Context, now time.Time, g grant.Grant, token grant.Hash, request grant.RequestKey, caller grant.Caller) (grant.Grant, error)
 	RepeatGrant(ctx context.Context, now time.Time, account string, token grant.Hash, request grant.RequestKey, caller grant.Caller) (g grant.Grant, found bool, err error)
 	Grant(ctx context.Context, account, uid string) (grant.Grant, error)
-	Grants(ctx context.Context, account, after string, limit int) ([]grant.Grant, error)
+	Grants(ctx context.Context, l grant.List) (found []grant.Grant, rest page.Place, err error)
 	ExtendGrant(ctx context.Context, now time.Time, account, uid string, end time.Time, caller grant.Caller) (grant.Grant, error)
 	RevokeGrant(ctx context.Context, now time.Time, account, uid string, caller grant.Caller) (grant.Grant, error)
+	RevokeGrants(ctx context.Context, now time.Time, account string, scope grant.Scope, limit int, caller grant.Caller) (revoked int, more bool, err error)
 }
 
 // hub delivers; see delivery.Hub.

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"phasekey.dev/pkg/sqldb"
@@ -23,19 +24,32 @@ type Change struct {
 	Time     time.Time
 }
 
-// noteChange is the last statement of every transaction that changes what a stream depends on. One of the two UIDs may be
-// empty. The counter's row stays locked until the commit, which makes the order of the numbers the order of the commits;
-// what follows it in the transaction delays every other replica's.
+// noteChange is noteChanges of one change. One of the two UIDs may be empty.
 func noteChange(ctx context.Context, tx sqldb.Tx, now time.Time, integrationUID, grantUID string) error {
-	var seq int64
-	if err := tx.QueryRow(ctx, `UPDATE change_counter SET seq = seq + 1 WHERE id = 1 RETURNING seq`).Scan(&seq); err != nil {
+	return noteChanges(ctx, tx, now, []Change{{IntegrationUID: integrationUID, GrantUID: grantUID}})
+}
+
+// noteChanges is the last statement of every transaction that changes what a stream depends on; a change's number and time are given
+// here. The counter's row stays locked until the commit, which makes the order of the numbers the order of the commits;
+// what follows it in the transaction delays every other replica's.
+func noteChanges(ctx context.Context, tx sqldb.Tx, now time.Time, changes []Change) error {
+	if len(changes) == 0 {
+		return nil
+	}
+	var newest int64
+	if err := tx.QueryRow(ctx, `UPDATE change_counter SET seq = seq + $1 WHERE id = 1 RETURNING seq`, len(changes)).Scan(&newest); err != nil {
 		return fmt.Errorf("count change: %w", err)
 	}
-	if _, err := tx.Exec(ctx, `INSERT INTO changes (seq, integration_uid, grant_uid, time) VALUES ($1, $2, $3, $4)`,
-		seq, integrationUID, grantUID, sqldb.Micros(now)); err != nil {
+	rows, args := make([]string, len(changes)), []any{sqldb.Micros(now)}
+	for i, c := range changes {
+		n := len(args)
+		rows[i] = fmt.Sprintf("($%d, $%d, $%d, $1)", n+1, n+2, n+3)
+		args = append(args, newest-int64(len(changes)-1-i), c.IntegrationUID, c.GrantUID)
+	}
+	if _, err := tx.Exec(ctx, `INSERT INTO changes (seq, integration_uid, grant_uid, time) VALUES `+strings.Join(rows, ", "), args...); err != nil {
 		return fmt.Errorf("note change: %w", err)
 	}
-	if _, err := tx.Exec(ctx, `DELETE FROM changes WHERE seq <= $1`, seq-keptChanges); err != nil {
+	if _, err := tx.Exec(ctx, `DELETE FROM changes WHERE seq <= $1`, newest-keptChanges); err != nil {
 		return fmt.Errorf("forget old changes: %w", err)
 	}
 	return nil

@@ -16,6 +16,7 @@ import (
 	"phasekey.dev/pkg/sqldbtest"
 	"phasekey.dev/services/vault/internal/grant"
 	"phasekey.dev/services/vault/internal/lease"
+	"phasekey.dev/services/vault/internal/page"
 	"phasekey.dev/services/vault/internal/store"
 )
 
@@ -261,7 +262,11 @@ func TestStore_GrantsByPage(t *testing.T) {
 		}
 		c.grant("g0", func(g *grant.Grant) { g.Account = "other" })
 		read := func(after string, limit int) (uids []string) {
-			found, err := c.store.Grants(c.t.Context(), "acme", after, limit)
+			p := page.Page{Order: []page.Order{{By: grant.ByUID}}, Size: limit - 1}
+			if after != "" {
+				p.After = page.Place{after}
+			}
+			found, _, err := c.store.Grants(c.t.Context(), grant.List{Account: "acme", Page: p})
 			if err != nil {
 				c.t.Fatal(err)
 			}

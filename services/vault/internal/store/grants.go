@@ -125,20 +125,6 @@ func (s *Store) Grant(ctx context.Context, account, uid string) (grant.Grant, er
 	return s.findGrant(ctx, `account = $1 AND uid = $2`, account, uid)
 }
 
-// Grants returns at most limit of an account's grants in the order of their names, those after the UID.
-func (s *Store) Grants(ctx context.Context, account, after string, limit int) ([]grant.Grant, error) {
-	var grants []grant.Grant
-	err := s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
-		grants, err = sqldb.Collect(ctx, tx, func(row sqldb.Row) (grant.Grant, error) { return scanGrant(row) },
-			`SELECT `+grantColumns+` FROM grants WHERE account = $1 AND uid > $2 ORDER BY uid LIMIT $3`, account, after, limit)
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("list grants of %s: %w", account, err)
-	}
-	return grants, nil
-}
-
 // ExtendGrant moves the grant's end, as grant.Extend decides; a lease.HoldError when a secret that its leases hold ends too soon
 // for that.
 func (s *Store) ExtendGrant(ctx context.Context, now time.Time, account, uid string, end time.Time, caller grant.Caller) (grant.Grant, error) {
