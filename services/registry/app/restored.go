@@ -27,6 +27,6 @@ func Restored(ctx context.Context, cfg Config, out io.Writer) (err error) {
 		return err
 	}
 	_, err = fmt.Fprintf(out, "The registry's database, at revision %d, is now incarnation %s; it was %s.\n"+
-		"Cursors and page tokens from before are void: vaults list everything again by themselves.\n", after.Revision, after.Incarnation, before.Incarnation)
+		"Cursors, page tokens and etags from before are void: vaults list everything again by themselves.\n", after.Revision, after.Incarnation, before.Incarnation)
 	return err
 }

@@ -111,8 +111,10 @@ func (s Spec) Equal(other Spec) bool {
 
 // Attachment gives a project an integration.
 type Attachment struct {
-	Name           Name
-	UID            string
+	Name Name
+	UID  string
+	// Incarnation is that of the database it was read from; see resource.Position.
+	Incarnation    string
 	IntegrationUID string
 	ProjectUID     string
 	Spec           Spec
@@ -127,7 +129,7 @@ func New(now time.Time, name Name, uid string, spec Spec) Attachment {
 }
 
 // ETag changes with every change.
-func (a Attachment) ETag() string { return resource.ETag(a.UID, a.Generation) }
+func (a Attachment) ETag() string { return resource.ETag(a.Incarnation, a.UID, a.Generation) }
 
 // Keys are what lists are ordered by.
 func (a Attachment) Keys() resource.Keys {

@@ -174,7 +174,9 @@ func (r Rules) Check(s Spec) ([]resource.Violation, error) {
 type Integration struct {
 	Name Name
 	UID  string
-	Spec Spec
+	// Incarnation is that of the database it was read from; see resource.Position.
+	Incarnation string
+	Spec        Spec
 
 	// What the vault has reported; empty until it has.
 	ApplicationDisplayName   string
@@ -199,7 +201,7 @@ func New(now time.Time, name Name, uid string, spec Spec) Integration {
 }
 
 // ETag changes with every change of the wanted state, never with a condition.
-func (i Integration) ETag() string { return resource.ETag(i.UID, i.Generation) }
+func (i Integration) ETag() string { return resource.ETag(i.Incarnation, i.UID, i.Generation) }
 
 // Keys are what lists are ordered by.
 func (i Integration) Keys() resource.Keys {

@@ -68,12 +68,14 @@ func (s Spec) Check() []resource.Violation {
 
 // Project is a stack or a module.
 type Project struct {
-	Name       Name
-	UID        string
-	Spec       Spec
-	Generation int64
-	CreateTime time.Time
-	UpdateTime time.Time
+	Name Name
+	UID  string
+	// Incarnation is that of the database it was read from; see resource.Position.
+	Incarnation string
+	Spec        Spec
+	Generation  int64
+	CreateTime  time.Time
+	UpdateTime  time.Time
 }
 
 // New is a project as it is created.
@@ -82,7 +84,7 @@ func New(now time.Time, name Name, uid string, spec Spec) Project {
 }
 
 // ETag changes with every change.
-func (p Project) ETag() string { return resource.ETag(p.UID, p.Generation) }
+func (p Project) ETag() string { return resource.ETag(p.Incarnation, p.UID, p.Generation) }
 
 // Keys are what lists are ordered by.
 func (p Project) Keys() resource.Keys {

@@ -67,12 +67,12 @@ func Set[T ~string](items []T) []T {
 	return slices.Compact(items)
 }
 
-// ETag is the tag of a resource in its so many-th wanted state. It is strong: equal tags mean equal wanted states. A resource without a UID,
-// which is none yet, has no tag.
-func ETag(uid string, generation int64) string {
+// ETag is the tag of a resource in its so many-th wanted state, in a database's incarnation: one that was restored counts on from where its backup
+// was taken, to other states. It is strong: equal tags mean equal wanted states. A resource without a UID, which is none yet, has no tag.
+func ETag(incarnation, uid string, generation int64) string {
 	if uid == "" {
 		return ""
 	}
-	sum := sha256.Sum256([]byte(uid + "/" + strconv.FormatInt(generation, 10)))
+	sum := sha256.Sum256([]byte(incarnation + "/" + uid + "/" + strconv.FormatInt(generation, 10)))
 	return hex.EncodeToString(sum[:16])
 }

@@ -50,11 +50,11 @@ func TestSplitName(t *testing.T) {
 }
 
 func TestETag_IsOfOneStateOfOneResource(t *testing.T) {
-	tag := resource.ETag("a", 1)
-	if tag == "" || len(tag) > 64 || tag != resource.ETag("a", 1) {
+	tag := resource.ETag("here", "a", 1)
+	if tag == "" || len(tag) > 64 || tag != resource.ETag("here", "a", 1) {
 		t.Fatalf("tag %q", tag)
 	}
-	if tag == resource.ETag("a", 2) || tag == resource.ETag("b", 1) {
+	if tag == resource.ETag("here", "a", 2) || tag == resource.ETag("here", "b", 1) || tag == resource.ETag("there", "a", 1) {
 		t.Fatal("two states have one tag")
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -19,27 +20,66 @@ import (
 
 const attachmentColumns = `uid, name, integration_uid, project_uid, reads_for, writes_for, subscription_id, generation, create_time, update_time`
 
-func scanAttachment(row sqldb.Row) (attachment.Attachment, error) {
-	var a attachment.Attachment
-	var name string
-	var reads, writes sql.NullString
-	var created, updated int64
-	err := row.Scan(&a.UID, &name, &a.IntegrationUID, &a.ProjectUID, &reads, &writes, &a.Spec.SubscriptionID, &a.Generation, &created, &updated)
-	if err != nil {
-		return a, err
+func scanAttachment(in string) func(row sqldb.Row) (attachment.Attachment, error) {
+	return func(row sqldb.Row) (attachment.Attachment, error) {
+		a := attachment.Attachment{Incarnation: in}
+		var name string
+		var reads, writes sql.NullString
+		var created, updated int64
+		err := row.Scan(&a.UID, &name, &a.IntegrationUID, &a.ProjectUID, &reads, &writes, &a.Spec.SubscriptionID, &a.Generation, &created, &updated)
+		if err != nil {
+			return a, err
+		}
+		var ok bool
+		if a.Name, ok = attachment.ParseName(name); !ok {
+			return a, fmt.Errorf("attachment %s has the impossible name %q", a.UID, name)
+		}
+		if reads.Valid {
+			a.Spec.Accesses = append(a.Spec.Accesses, attachment.Read)
+		}
+		if writes.Valid {
+			a.Spec.Accesses = append(a.Spec.Accesses, attachment.Write)
+		}
+		a.CreateTime, a.UpdateTime = sqldb.Time(created), sqldb.Time(updated)
+		return a, nil
 	}
-	var ok bool
-	if a.Name, ok = attachment.ParseName(name); !ok {
-		return a, fmt.Errorf("attachment %s has the impossible name %q", a.UID, name)
-	}
-	if reads.Valid {
-		a.Spec.Accesses = append(a.Spec.Accesses, attachment.Read)
-	}
-	if writes.Valid {
-		a.Spec.Accesses = append(a.Spec.Accesses, attachment.Write)
-	}
-	a.CreateTime, a.UpdateTime = sqldb.Time(created), sqldb.Time(updated)
-	return a, nil
+}
+
+// attachments is how attachments are created and updated.
+var attachments = kind[attachment.Name, attachment.Attachment, attachment.Spec]{
+	account:    func(n attachment.Name) string { return n.Account },
+	parent:     func(n attachment.Name) string { return "attachments of " + n.ProjectName().String() },
+	specRecord: func(s attachment.Spec) any { return recordOfAttachmentSpec(s) },
+	encode:     func(a attachment.Attachment) (string, error) { return encode(recordOfAttachment(a)) },
+	decode: func(in, text string) (attachment.Attachment, error) {
+		var r attachmentRecord
+		err := decode(text, &r)
+		return r.attachment(in), err
+	},
+	uid: func(a *attachment.Attachment) *string { return &a.UID },
+	lock: func(ctx context.Context, w *writing, name attachment.Name) (attachment.Attachment, error) {
+		return w.lockAttachment(ctx, name)
+	},
+	insert: func(ctx context.Context, w *writing, name attachment.Name, spec attachment.Spec) (attachment.Attachment, error) {
+		of, err := w.lockEnds(ctx, name)
+		if err != nil {
+			return attachment.Attachment{}, err
+		}
+		return w.attach(ctx, name, of, spec)
+	},
+	replace: func(ctx context.Context, w *writing, _, after attachment.Attachment) error {
+		if err := w.checkAccesses(ctx, after); err != nil {
+			return err
+		}
+		_, err := w.Exec(ctx, `UPDATE attachments SET reads_for = $2, writes_for = $3, subscription_id = $4, generation = $5, update_time = $6 WHERE uid = $1`,
+			after.UID, projectFor(after, attachment.Read), projectFor(after, attachment.Write), after.Spec.SubscriptionID,
+			after.Generation, sqldb.Micros(after.UpdateTime))
+		if err != nil {
+			return err
+		}
+		w.record(change.Change{Attachment: &after})
+		return nil
+	},
 }
 
 // projectFor is the value of reads_for or writes_for.
@@ -49,52 +89,8 @@ func projectFor(a attachment.Attachment, access attachment.Access) sql.NullStrin
 
 // CreateAttachment attaches an integration to a project, both of one account. A repeat of the request ID, which may be
 // empty, returns what the first one created, as it was then.
-func (s *Store) CreateAttachment(ctx context.Context, now time.Time, name attachment.Name, spec attachment.Spec, requestID string) (created attachment.Attachment, err error) {
-	spec = spec.Normal()
-	req, err := newRequest("attachments of "+name.ProjectName().String(), requestID, struct {
-		Name string               `json:"name"`
-		Spec attachmentSpecRecord `json:"spec"`
-	}{name.String(), recordOfAttachmentSpec(spec)})
-	if err != nil {
-		return created, err
-	}
-	err = s.write(ctx, now, func(ctx context.Context, w *writing) error {
-		recalled := func() (bool, error) {
-			var before attachmentRecord
-			found, err := w.recall(ctx, req, &before)
-			if found {
-				created = before.attachment()
-			}
-			return found, err
-		}
-		if found, err := recalled(); err != nil || found {
-			return err
-		}
-		ends, err := w.lockEnds(ctx, name)
-		if err != nil {
-			return err
-		}
-		// Until now a concurrent twin of the request may have held the locks.
-		if found, err := recalled(); err != nil || found {
-			return err
-		}
-		if _, err := oneAttachment(ctx, w.Tx, name); !errors.Is(err, resource.ErrNotFound) {
-			return existsUnless(err, name.String())
-		}
-		created, err = w.attach(ctx, name, ends, spec)
-		if err != nil {
-			return err
-		}
-		if err := w.remember(ctx, req, recordOfAttachment(created)); err != nil {
-			return err
-		}
-		created.UID = s.uidOf(created.UID)
-		return nil
-	})
-	if err != nil {
-		return attachment.Attachment{}, fmt.Errorf("create %s: %w", name, err)
-	}
-	return created, nil
+func (s *Store) CreateAttachment(ctx context.Context, now time.Time, name attachment.Name, spec attachment.Spec, requestID string) (attachment.Attachment, error) {
+	return create(ctx, s, now, attachments, name, spec.Normal(), requestID)
 }
 
 // ends are the UIDs of what an attachment connects.
@@ -102,11 +98,8 @@ type ends struct {
 	project, integration string
 }
 
-// lockEnds locks what an attachment is to connect, in the order in which all do: the account, the project, the integration.
+// lockEnds locks what an attachment is to connect, in the order in which all do: the project, the integration.
 func (w *writing) lockEnds(ctx context.Context, name attachment.Name) (ends, error) {
-	if err := w.lockAccount(ctx, name.Account); err != nil {
-		return ends{}, err
-	}
 	to, err := w.lockProject(ctx, name.ProjectName())
 	if err != nil {
 		return ends{}, err
@@ -127,7 +120,7 @@ func (w *writing) attach(ctx context.Context, name attachment.Name, of ends, spe
 		return attachment.Attachment{}, err
 	}
 	created := attachment.New(w.now, name, uuid.NewString(), spec)
-	created.ProjectUID, created.IntegrationUID = of.project, of.integration
+	created.Incarnation, created.ProjectUID, created.IntegrationUID = w.at.Incarnation, of.project, of.integration
 	if err := w.checkAccesses(ctx, created); err != nil {
 		return attachment.Attachment{}, err
 	}
@@ -145,7 +138,7 @@ func (w *writing) attach(ctx context.Context, name attachment.Name, of ends, spe
 // checkAccesses refuses an access for which the project has another attachment.
 func (w *writing) checkAccesses(ctx context.Context, a attachment.Attachment) error {
 	for _, access := range a.Spec.Accesses {
-		other, err := attachmentFor(ctx, w.Tx, a.ProjectUID, access)
+		other, err := w.attachmentFor(ctx, a.ProjectUID, access)
 		switch {
 		case errors.Is(err, sqldb.ErrNoRows):
 		case err != nil:
@@ -158,55 +151,55 @@ func (w *writing) checkAccesses(ctx context.Context, a attachment.Attachment) er
 }
 
 // attachmentFor is the one attachment that gives a project an access, or sqldb.ErrNoRows.
-func attachmentFor(ctx context.Context, tx sqldb.Tx, projectUID string, access attachment.Access) (attachment.Attachment, error) {
+func (w *writing) attachmentFor(ctx context.Context, projectUID string, access attachment.Access) (attachment.Attachment, error) {
 	column := "reads_for"
 	if access == attachment.Write {
 		column = "writes_for"
 	}
-	return scanAttachment(tx.QueryRow(ctx, `SELECT `+attachmentColumns+` FROM attachments WHERE `+column+` = $1`, projectUID))
-}
-
-func oneAttachment(ctx context.Context, tx sqldb.Tx, name attachment.Name) (attachment.Attachment, error) {
-	a, err := scanAttachment(tx.QueryRow(ctx, `SELECT `+attachmentColumns+` FROM attachments WHERE name = $1`, name.String()))
-	return a, notFound(err, name.String())
+	return scanAttachment(w.at.Incarnation)(w.QueryRow(ctx, `SELECT `+attachmentColumns+` FROM attachments WHERE `+column+` = $1`, projectUID))
 }
 
 // lockAttachment makes all other writers of the attachment wait, and reads it.
 func (w *writing) lockAttachment(ctx context.Context, name attachment.Name) (attachment.Attachment, error) {
-	a, err := scanAttachment(w.QueryRow(ctx, `UPDATE attachments SET writes = writes + 1 WHERE name = $1 RETURNING `+attachmentColumns, name.String()))
+	a, err := scanAttachment(w.at.Incarnation)(w.QueryRow(ctx, `UPDATE attachments SET writes = writes + 1 WHERE name = $1 RETURNING `+attachmentColumns, name.String()))
 	return a, notFound(err, name.String())
 }
 
 // attachmentsOf reads the attachments of the integration or project that this transaction has locked. Column is one of
 // integration_uid and project_uid.
 func (w *writing) attachmentsOf(ctx context.Context, column, uid string) ([]attachment.Attachment, error) {
-	return sqldb.Collect(ctx, w.Tx, scanAttachment, `SELECT `+attachmentColumns+` FROM attachments WHERE `+column+` = $1 ORDER BY name`, uid)
+	return sqldb.Collect(ctx, w.Tx, scanAttachment(w.at.Incarnation), `SELECT `+attachmentColumns+` FROM attachments WHERE `+column+` = $1 ORDER BY name`, uid)
 }
 
-// deleteAttachments removes those that are still there.
+// deleteAttachments removes those that are still there, in their order.
 func (w *writing) deleteAttachments(ctx context.Context, attached []attachment.Attachment) error {
-	for _, a := range attached {
-		// Read again: since it was listed it may have been changed or removed, by somebody who needs no lock but its own.
-		last, err := scanAttachment(w.QueryRow(ctx, `DELETE FROM attachments WHERE uid = $1 RETURNING `+attachmentColumns, a.UID))
-		if errors.Is(err, sqldb.ErrNoRows) {
-			continue
+	for batch := range slices.Chunk(attached, atOnce) {
+		rows := make([][]any, 1)
+		for _, a := range batch {
+			rows[0] = append(rows[0], a.UID)
 		}
+		places, uids := rowsOf(rows)
+		// Read again: since they were listed they may have been changed or removed, by somebody who needs no lock but theirs.
+		last, err := sqldb.Collect(ctx, w.Tx, scanAttachment(w.at.Incarnation), `DELETE FROM attachments WHERE uid IN `+places+` RETURNING `+attachmentColumns, uids...)
 		if err != nil {
 			return err
 		}
-		w.record(change.Change{Deleted: true, Attachment: &last})
+		slices.SortFunc(last, func(a, b attachment.Attachment) int { return strings.Compare(a.Name.String(), b.Name.String()) })
+		for _, a := range last {
+			w.record(change.Change{Deleted: true, Attachment: &a})
+		}
 	}
 	return nil
 }
 
 // Attachment reads one.
 func (s *Store) Attachment(ctx context.Context, name attachment.Name) (found attachment.Attachment, err error) {
-	err = s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
-		found, err = oneAttachment(ctx, tx, name)
-		return err
+	_, err = s.read(ctx, func(ctx context.Context, v view) error {
+		found, err = scanAttachment(v.at.Incarnation)(v.QueryRow(ctx, `SELECT `+attachmentColumns+` FROM attachments WHERE name = $1`, name.String()))
+		return notFound(err, name.String())
 	})
 	if err != nil {
-		return attachment.Attachment{}, fmt.Errorf("read %s: %w", name, meaning(err))
+		return attachment.Attachment{}, fmt.Errorf("read %s: %w", name, err)
 	}
 	return found, nil
 }
@@ -251,61 +244,8 @@ func (s *Store) Attachments(ctx context.Context, page resource.Page, passes func
 // UpdateAttachment replaces what is wanted by what want makes of it, if the etag, which may be empty, is current. Where there is no
 // attachment, it creates the one that missing makes; missing may be nil. An etag speaks of an attachment that was there, so with one
 // nothing is created.
-func (s *Store) UpdateAttachment(ctx context.Context, now time.Time, name attachment.Name, etag string, want func(attachment.Attachment) (attachment.Spec, error), missing func() (attachment.Spec, error)) (updated attachment.Attachment, err error) {
-	err = s.write(ctx, now, func(ctx context.Context, w *writing) error {
-		updated, err = w.lockAttachment(ctx, name)
-		if errors.Is(err, resource.ErrNotFound) && missing != nil {
-			if err := resource.CheckETag(name.String(), etag, ""); err != nil {
-				return err
-			}
-			ends, lookup := w.lockEnds(ctx, name)
-			if lookup != nil {
-				return lookup
-			}
-			// Until now somebody else may have held the locks, and attached.
-			updated, err = w.lockAttachment(ctx, name)
-			if errors.Is(err, resource.ErrNotFound) {
-				spec, err := missing()
-				if err != nil {
-					return err
-				}
-				if updated, err = w.attach(ctx, name, ends, spec); err != nil {
-					return err
-				}
-				updated.UID = s.uidOf(updated.UID)
-				return nil
-			}
-		}
-		if err != nil {
-			return err
-		}
-		if err := resource.CheckETag(name.String(), etag, updated.ETag()); err != nil {
-			return err
-		}
-		spec, err := want(updated)
-		if err != nil {
-			return err
-		}
-		var changed bool
-		if updated, changed = updated.Want(w.now, spec); !changed {
-			return errUnchanged
-		}
-		if err := w.checkAccesses(ctx, updated); err != nil {
-			return err
-		}
-		_, err = w.Exec(ctx, `UPDATE attachments SET reads_for = $2, writes_for = $3, subscription_id = $4, generation = $5, update_time = $6 WHERE uid = $1`,
-			updated.UID, projectFor(updated, attachment.Read), projectFor(updated, attachment.Write), updated.Spec.SubscriptionID,
-			updated.Generation, sqldb.Micros(updated.UpdateTime))
-		if err != nil {
-			return err
-		}
-		w.record(change.Change{Attachment: &updated})
-		return nil
-	})
-	if err != nil {
-		return attachment.Attachment{}, fmt.Errorf("update %s: %w", name, err)
-	}
-	return updated, nil
+func (s *Store) UpdateAttachment(ctx context.Context, now time.Time, name attachment.Name, etag string, want func(attachment.Attachment) (attachment.Spec, error), missing func() (attachment.Spec, error)) (attachment.Attachment, error) {
+	return update(ctx, s, now, attachments, name, etag, want, missing)
 }
 
 // DeleteAttachment detaches.

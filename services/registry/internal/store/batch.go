@@ -14,15 +14,15 @@ import (
 func batch[N interface {
 	comparable
 	fmt.Stringer
-}, T any](ctx context.Context, s *Store, names []N, scan func(sqldb.Row) (T, error), query string, nameOf func(T) N) ([]T, error) {
+}, T any](ctx context.Context, s *Store, names []N, scan func(in string) func(sqldb.Row) (T, error), query string, nameOf func(T) N) ([]T, error) {
 	places := make([]string, len(names))
 	args := make([]any, len(names))
 	for i, name := range names {
 		places[i], args[i] = "$"+strconv.Itoa(i+1), name.String()
 	}
 	found := make(map[N]T, len(names))
-	_, err := s.read(ctx, func(ctx context.Context, tx sqldb.Tx) error {
-		rows, err := sqldb.Collect(ctx, tx, scan, query+` WHERE name IN (`+strings.Join(places, ", ")+`)`, args...)
+	_, err := s.read(ctx, func(ctx context.Context, v view) error {
+		rows, err := sqldb.Collect(ctx, v.Tx, scan(v.at.Incarnation), query+` WHERE name IN (`+strings.Join(places, ", ")+`)`, args...)
 		for _, row := range rows {
 			found[nameOf(row)] = row
 		}

@@ -19,9 +19,9 @@ const compactBatch = 1000
 // Revisions have no gaps, so a change that is missing right after the position can only have been compacted: nothing needs
 // to be kept about how far compaction has come.
 func (s *Store) Changes(ctx context.Context, after resource.Position, limit int) (changes []change.Change, head int64, err error) {
-	at, err := s.read(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+	at, err := s.read(ctx, func(ctx context.Context, v view) error {
 		var err error
-		changes, err = sqldb.Collect(ctx, tx, scanChange,
+		changes, err = sqldb.Collect(ctx, v.Tx, scanChange(v.at.Incarnation),
 			`SELECT revision, kind, deleted, payload FROM changes WHERE revision > $1 ORDER BY revision LIMIT $2`, after.Revision, limit)
 		return err
 	})
@@ -38,18 +38,19 @@ func (s *Store) Changes(ctx context.Context, after resource.Position, limit int)
 	return changes, at.Revision, nil
 }
 
-func scanChange(row sqldb.Row) (change.Change, error) {
-	var c change.Change
-	var kind, payload string
-	if err := row.Scan(&c.Revision, &kind, &c.Deleted, &payload); err != nil {
-		return c, err
+func scanChange(in string) func(row sqldb.Row) (change.Change, error) {
+	return func(row sqldb.Row) (c change.Change, err error) {
+		var kind, payload string
+		if err := row.Scan(&c.Revision, &kind, &c.Deleted, &payload); err != nil {
+			return c, err
+		}
+		return c, fill(&c, in, kind, payload)
 	}
-	return c, fill(&c, kind, payload)
 }
 
 // Head is the newest position.
 func (s *Store) Head(ctx context.Context) (resource.Position, error) {
-	return s.read(ctx, func(context.Context, sqldb.Tx) error { return nil })
+	return s.read(ctx, func(context.Context, view) error { return nil })
 }
 
 // Compact removes the changes made before a time, tombstones included: cursors before them become invalid. It goes

@@ -15,25 +15,25 @@ import (
 
 // rivals are what may come before a project's other candidates: its explicit attachments, of which there are at most two, and
 // the first integration that is attached by itself.
-func rivals(ctx context.Context, tx sqldb.Tx, to project.Project) (explicit []attachment.Attachment, of []integration.Integration, err error) {
-	explicit, err = sqldb.Collect(ctx, tx, scanAttachment, `SELECT `+attachmentColumns+` FROM attachments WHERE project_uid = $1 ORDER BY name`, to.UID)
+func rivals(ctx context.Context, v view, to project.Project) (explicit []attachment.Attachment, of []integration.Integration, err error) {
+	explicit, err = sqldb.Collect(ctx, v.Tx, scanAttachment(v.at.Incarnation), `SELECT `+attachmentColumns+` FROM attachments WHERE project_uid = $1 ORDER BY name`, to.UID)
 	if err != nil {
 		return nil, nil, err
 	}
-	of, err = sqldb.Collect(ctx, tx, scanIntegration,
+	of, err = sqldb.Collect(ctx, v.Tx, scanIntegration(v.at.Incarnation),
 		`SELECT `+integrationColumns+` FROM integrations WHERE uid IN (SELECT integration_uid FROM attachments WHERE project_uid = $1)`, to.UID)
 	if err != nil {
 		return nil, nil, err
 	}
-	first, err := automatic(ctx, tx, to, "", 1)
+	first, err := automatic(ctx, v, to, "", 1)
 	return explicit, append(of, first...), err
 }
 
 // automatic reads the integrations that are attached to a project by themselves, at most limit of those after a name, in the
 // order of their names. The names' bounds keep the database to one account's.
-func automatic(ctx context.Context, tx sqldb.Tx, to project.Project, after string, limit int) ([]integration.Integration, error) {
+func automatic(ctx context.Context, v view, to project.Project, after string, limit int) ([]integration.Integration, error) {
 	names := spanBelow("accounts/" + to.Name.Account + "/").after(after)
-	return sqldb.Collect(ctx, tx, scanIntegration, `SELECT `+integrationColumns+` FROM integrations
+	return sqldb.Collect(ctx, v.Tx, scanIntegration(v.at.Incarnation), `SELECT `+integrationColumns+` FROM integrations
 		WHERE name > $1 AND name < $2 AND delete_time = 0
 			AND uid IN (SELECT a.integration_uid FROM project_labels p JOIN auto_labels a ON a.account = p.account AND a.label = p.label
 				WHERE p.project_uid = $3)
@@ -52,12 +52,12 @@ func (w *writing) matchedProjects(ctx context.Context, integrationUID string) (c
 
 // ResolveAccess says what gives a project an access, and at which moment that was so.
 func (s *Store) ResolveAccess(ctx context.Context, name project.Name, access attachment.Access) (resolved attachment.Resolution, at resource.Position, err error) {
-	at, err = s.read(ctx, func(ctx context.Context, tx sqldb.Tx) error {
-		to, err := oneProject(ctx, tx, name)
+	at, err = s.read(ctx, func(ctx context.Context, v view) error {
+		to, err := oneProject(ctx, v, name)
 		if err != nil {
 			return err
 		}
-		explicit, of, err := rivals(ctx, tx, to)
+		explicit, of, err := rivals(ctx, v, to)
 		if err != nil {
 			return err
 		}
@@ -75,16 +75,16 @@ func (s *Store) ResolveAccess(ctx context.Context, name project.Name, access att
 // page.After.
 func (s *Store) EffectiveAttachments(ctx context.Context, name project.Name, page resource.Page) (found []attachment.Effective, at resource.Position, err error) {
 	after := strings.Join(page.After, "")
-	at, err = s.read(ctx, func(ctx context.Context, tx sqldb.Tx) error {
-		to, err := oneProject(ctx, tx, name)
+	at, err = s.read(ctx, func(ctx context.Context, v view) error {
+		to, err := oneProject(ctx, v, name)
 		if err != nil {
 			return err
 		}
-		explicit, of, err := rivals(ctx, tx, to)
+		explicit, of, err := rivals(ctx, v, to)
 		if err != nil {
 			return err
 		}
-		next, err := automatic(ctx, tx, to, attachment.AutomaticAfter(after), page.Size+1)
+		next, err := automatic(ctx, v, to, attachment.AutomaticAfter(after), page.Size+1)
 		if err != nil {
 			return err
 		}

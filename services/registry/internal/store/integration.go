@@ -20,90 +20,70 @@ const integrationColumns = `uid, name, display_name, tenant_id, cloud, default_s
 	rotation_period, application_display_name, client_id, service_principal_object_id, conditions, ever_active, generation,
 	create_time, update_time, delete_time, delivery_materials, labels, auto_attach`
 
-func scanIntegration(row sqldb.Row) (integration.Integration, error) {
-	var i integration.Integration
-	var name, kind, audiences, conditions, materials, labels string
-	var period, created, updated, deleted int64
-	err := row.Scan(&i.UID, &name, &i.Spec.DisplayName, &i.Spec.TenantID, &i.Spec.Cloud, &i.Spec.DefaultSubscriptionID, &kind, &audiences,
-		&period, &i.ApplicationDisplayName, &i.ClientID, &i.ServicePrincipalObjectID, &conditions, &i.EverActive, &i.Generation,
-		&created, &updated, &deleted, &materials, &labels, &i.Spec.AutoAttach)
-	if err != nil {
-		return i, err
+func scanIntegration(in string) func(row sqldb.Row) (integration.Integration, error) {
+	return func(row sqldb.Row) (integration.Integration, error) {
+		i := integration.Integration{Incarnation: in}
+		var name, kind, audiences, conditions, materials, labels string
+		var period, created, updated, deleted int64
+		err := row.Scan(&i.UID, &name, &i.Spec.DisplayName, &i.Spec.TenantID, &i.Spec.Cloud, &i.Spec.DefaultSubscriptionID, &kind, &audiences,
+			&period, &i.ApplicationDisplayName, &i.ClientID, &i.ServicePrincipalObjectID, &conditions, &i.EverActive, &i.Generation,
+			&created, &updated, &deleted, &materials, &labels, &i.Spec.AutoAttach)
+		if err != nil {
+			return i, err
+		}
+		var ok bool
+		if i.Name, ok = integration.ParseName(name); !ok {
+			return i, fmt.Errorf("integration %s has the impossible name %q", i.UID, name)
+		}
+		var records []conditionRecord
+		err = errors.Join(decode(audiences, &i.Spec.AllowedAudiences), decode(materials, &i.Spec.DeliveryMaterials), decode(labels, &i.Spec.Labels), decode(conditions, &records))
+		if err != nil {
+			return i, err
+		}
+		i.Conditions = conditionsOf(records)
+		i.Spec.CredentialKind = integration.CredentialKind(kind)
+		i.Spec.RotationPeriod = durationOf(period)
+		i.CreateTime, i.UpdateTime, i.DeleteTime = sqldb.Time(created), sqldb.Time(updated), sqldb.Time(deleted)
+		return i, nil
 	}
-	var ok bool
-	if i.Name, ok = integration.ParseName(name); !ok {
-		return i, fmt.Errorf("integration %s has the impossible name %q", i.UID, name)
-	}
-	if err := decode(audiences, &i.Spec.AllowedAudiences); err != nil {
-		return i, err
-	}
-	if err := decode(materials, &i.Spec.DeliveryMaterials); err != nil {
-		return i, err
-	}
-	if err := decode(labels, &i.Spec.Labels); err != nil {
-		return i, err
-	}
-	var records []conditionRecord
-	if err := decode(conditions, &records); err != nil {
-		return i, err
-	}
-	i.Conditions = conditionsOf(records)
-	i.Spec.CredentialKind = integration.CredentialKind(kind)
-	i.Spec.RotationPeriod = durationOf(period)
-	i.CreateTime, i.UpdateTime, i.DeleteTime = sqldb.Time(created), sqldb.Time(updated), sqldb.Time(deleted)
-	return i, nil
+}
+
+// integrations is how integrations are created and updated.
+var integrations = kind[integration.Name, integration.Integration, integration.Spec]{
+	account:    func(n integration.Name) string { return n.Account },
+	parent:     func(n integration.Name) string { return "integrations of " + n.Account },
+	specRecord: func(s integration.Spec) any { return recordOfIntegrationSpec(s) },
+	encode:     func(i integration.Integration) (string, error) { return encode(recordOfIntegration(i)) },
+	decode: func(in, text string) (integration.Integration, error) {
+		var r integrationRecord
+		err := decode(text, &r)
+		return r.integration(in), err
+	},
+	uid: func(i *integration.Integration) *string { return &i.UID },
+	lock: func(ctx context.Context, w *writing, name integration.Name) (integration.Integration, error) {
+		return w.lockIntegration(ctx, name)
+	},
+	insert: func(ctx context.Context, w *writing, name integration.Name, spec integration.Spec) (integration.Integration, error) {
+		if err := w.checkQuota(ctx, name.Account, quota.Integrations); err != nil {
+			return integration.Integration{}, err
+		}
+		i := integration.New(w.now, name, uuid.NewString(), spec)
+		i.Incarnation = w.at.Incarnation
+		return i, w.insertIntegration(ctx, i)
+	},
+	replace: func(ctx context.Context, w *writing, before, after integration.Integration) error {
+		if err := w.updateIntegration(ctx, after); err != nil {
+			return err
+		}
+		w.record(change.Change{Integration: &after})
+		return w.replaceLabels(ctx, autoLabels, after.UID, after.Name.Account, before.Spec.AutoLabels(), after.Spec.AutoLabels())
+	},
 }
 
 // CreateIntegration stores a new integration. A repeat of the request ID, which may be empty, returns what the first one
 // created, as it was then.
-func (s *Store) CreateIntegration(ctx context.Context, now time.Time, name integration.Name, spec integration.Spec, requestID string) (created integration.Integration, err error) {
-	spec = spec.Normal()
-	req, err := newRequest("integrations of "+name.Account, requestID, struct {
-		Name string                `json:"name"`
-		Spec integrationSpecRecord `json:"spec"`
-	}{name.String(), recordOfIntegrationSpec(spec)})
-	if err != nil {
-		return created, err
-	}
-	err = s.write(ctx, now, func(ctx context.Context, w *writing) error {
-		if err := w.lockAccount(ctx, name.Account); err != nil {
-			return err
-		}
-		_, lookup := oneIntegration(ctx, w.Tx, name)
-		var before integrationRecord
-		if found, err := w.recall(ctx, req, &before); err != nil || found {
-			created = before.integration()
-			return err
-		}
-		if !errors.Is(lookup, resource.ErrNotFound) {
-			return existsUnless(lookup, name.String())
-		}
-		if err := w.checkQuota(ctx, name.Account, quota.Integrations); err != nil {
-			return err
-		}
-		created = integration.New(w.now, name, uuid.NewString(), spec)
-		if err := w.insertIntegration(ctx, created); err != nil {
-			return err
-		}
-		if err := w.remember(ctx, req, recordOfIntegration(created)); err != nil {
-			return err
-		}
-		created.UID = s.uidOf(created.UID)
-		return nil
-	})
-	if err != nil {
-		return integration.Integration{}, fmt.Errorf("create %s: %w", name, err)
-	}
-	return created, nil
-}
-
-// existsUnless is the refusal of a name that was looked up and found, or the error of looking. Names are looked up before the
-// request is recalled: a concurrent twin of the request commits both at once, so who sees its resource then sees its result too.
-func existsUnless(err error, name string) error {
-	if err != nil {
-		return err
-	}
-	return resource.Exists(name)
+func (s *Store) CreateIntegration(ctx context.Context, now time.Time, name integration.Name, spec integration.Spec, requestID string) (integration.Integration, error) {
+	return create(ctx, s, now, integrations, name, spec.Normal(), requestID)
 }
 
 func (w *writing) insertIntegration(ctx context.Context, i integration.Integration) error {
@@ -148,7 +128,7 @@ func listsOf(i integration.Integration) (lists, error) {
 	return l, nil
 }
 
-// updateIntegration stores what may change of an integration that this transaction has locked, and records the change.
+// updateIntegration stores what may change of an integration that this transaction has locked.
 func (w *writing) updateIntegration(ctx context.Context, i integration.Integration) error {
 	l, err := listsOf(i)
 	if err != nil {
@@ -162,21 +142,12 @@ func (w *writing) updateIntegration(ctx context.Context, i integration.Integrati
 		i.UID, i.Spec.DisplayName, i.Spec.DefaultSubscriptionID, l.audiences, i.Spec.RotationPeriod.Microseconds(),
 		i.ApplicationDisplayName, i.ClientID, i.ServicePrincipalObjectID, l.conditions, i.EverActive, i.Generation,
 		sqldb.Micros(i.UpdateTime), sqldb.Micros(i.DeleteTime), l.materials, l.labels, i.Spec.AutoAttach)
-	if err != nil {
-		return err
-	}
-	w.record(change.Change{Integration: &i})
-	return nil
+	return err
 }
 
 // lockIntegration makes all other writers of the integration wait, and reads it.
 func (w *writing) lockIntegration(ctx context.Context, name integration.Name) (integration.Integration, error) {
-	i, err := scanIntegration(w.QueryRow(ctx, `UPDATE integrations SET writes = writes + 1 WHERE name = $1 RETURNING `+integrationColumns, name.String()))
-	return i, notFound(err, name.String())
-}
-
-func oneIntegration(ctx context.Context, tx sqldb.Tx, name integration.Name) (integration.Integration, error) {
-	i, err := scanIntegration(tx.QueryRow(ctx, `SELECT `+integrationColumns+` FROM integrations WHERE name = $1`, name.String()))
+	i, err := scanIntegration(w.at.Incarnation)(w.QueryRow(ctx, `UPDATE integrations SET writes = writes + 1 WHERE name = $1 RETURNING `+integrationColumns, name.String()))
 	return i, notFound(err, name.String())
 }
 
@@ -190,12 +161,12 @@ func notFound(err error, name string) error {
 
 // Integration reads one.
 func (s *Store) Integration(ctx context.Context, name integration.Name) (found integration.Integration, err error) {
-	err = s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
-		found, err = oneIntegration(ctx, tx, name)
-		return err
+	_, err = s.read(ctx, func(ctx context.Context, v view) error {
+		found, err = scanIntegration(v.at.Incarnation)(v.QueryRow(ctx, `SELECT `+integrationColumns+` FROM integrations WHERE name = $1`, name.String()))
+		return notFound(err, name.String())
 	})
 	if err != nil {
-		return integration.Integration{}, fmt.Errorf("read %s: %w", name, meaning(err))
+		return integration.Integration{}, fmt.Errorf("read %s: %w", name, err)
 	}
 	return found, nil
 }
@@ -218,61 +189,13 @@ func (s *Store) Integrations(ctx context.Context, page resource.Page, passes fun
 // UpdateIntegration replaces what is wanted by what want makes of it, if the etag, which may be empty, is current. Where there is no
 // integration, it creates the one that missing makes; missing may be nil. An etag speaks of an integration that was there, so with one
 // nothing is created.
-func (s *Store) UpdateIntegration(ctx context.Context, now time.Time, name integration.Name, etag string, want func(integration.Integration) (integration.Spec, error), missing func() (integration.Spec, error)) (updated integration.Integration, err error) {
-	err = s.write(ctx, now, func(ctx context.Context, w *writing) error {
-		updated, err = w.lockIntegration(ctx, name)
-		if errors.Is(err, resource.ErrNotFound) && missing != nil {
-			// The account's lock comes first; whoever had it may have created the integration.
-			if err := w.lockAccount(ctx, name.Account); err != nil {
-				return err
-			}
-			updated, err = w.lockIntegration(ctx, name)
+func (s *Store) UpdateIntegration(ctx context.Context, now time.Time, name integration.Name, etag string, want func(integration.Integration) (integration.Spec, error), missing func() (integration.Spec, error)) (integration.Integration, error) {
+	return update(ctx, s, now, integrations, name, etag, func(i integration.Integration) (integration.Spec, error) {
+		if i.Deleting() {
+			return integration.Spec{}, deleting(name)
 		}
-		if errors.Is(err, resource.ErrNotFound) && missing != nil {
-			if err := resource.CheckETag(name.String(), etag, ""); err != nil {
-				return err
-			}
-			spec, err := missing()
-			if err != nil {
-				return err
-			}
-			if err := w.checkQuota(ctx, name.Account, quota.Integrations); err != nil {
-				return err
-			}
-			updated = integration.New(w.now, name, uuid.NewString(), spec)
-			if err := w.insertIntegration(ctx, updated); err != nil {
-				return err
-			}
-			updated.UID = s.uidOf(updated.UID)
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if err := resource.CheckETag(name.String(), etag, updated.ETag()); err != nil {
-			return err
-		}
-		if updated.Deleting() {
-			return deleting(name)
-		}
-		spec, err := want(updated)
-		if err != nil {
-			return err
-		}
-		before := updated.Spec.AutoLabels()
-		var changed bool
-		if updated, changed = updated.Want(w.now, spec); !changed {
-			return errUnchanged
-		}
-		if err := w.updateIntegration(ctx, updated); err != nil {
-			return err
-		}
-		return w.replaceLabels(ctx, autoLabels, updated.UID, name.Account, before, updated.Spec.AutoLabels())
-	})
-	if err != nil {
-		return integration.Integration{}, fmt.Errorf("update %s: %w", name, err)
-	}
-	return updated, nil
+		return want(i)
+	}, missing)
 }
 
 func deleting(name integration.Name) error {
@@ -323,6 +246,7 @@ func (s *Store) DeleteIntegration(ctx context.Context, now time.Time, name integ
 		if err := w.updateIntegration(ctx, deleted); err != nil {
 			return err
 		}
+		w.record(change.Change{Integration: &deleted})
 		return w.replaceLabels(ctx, autoLabels, deleted.UID, name.Account, deleted.Spec.AutoLabels(), nil)
 	})
 	if err != nil {

@@ -20,7 +20,7 @@ const (
 // listing is a table whose resources are listed.
 type listing[T any] struct {
 	table, columns string
-	scan           func(sqldb.Row) (T, error)
+	scan           func(in string) func(sqldb.Row) (T, error)
 	keys           func(T) resource.Keys
 }
 
@@ -88,7 +88,7 @@ func (l listing[T]) query(names span, order []resource.Order, after resource.Pla
 // they are. Where it has read all that it may and found too little, rest is the place behind which the list goes on.
 func list[T any](ctx context.Context, s *Store, l listing[T], names span, page resource.Page, passes func(T) bool) (found []T, rest resource.Place, at resource.Position, err error) {
 	order := resource.Total(page.Order)
-	at, err = s.read(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+	at, err = s.read(ctx, func(ctx context.Context, v view) error {
 		found, rest = nil, nil // a transaction may run again
 		after, wanted := page.After, page.Size+1
 		if passes == nil {
@@ -96,7 +96,7 @@ func list[T any](ctx context.Context, s *Store, l listing[T], names span, page r
 			if err != nil {
 				return err
 			}
-			found, err = sqldb.Collect(ctx, tx, l.scan, query, args...)
+			found, err = sqldb.Collect(ctx, v.Tx, l.scan(v.at.Incarnation), query, args...)
 			return err
 		}
 		for range maxRead / readAtOnce {
@@ -104,7 +104,7 @@ func list[T any](ctx context.Context, s *Store, l listing[T], names span, page r
 			if err != nil {
 				return err
 			}
-			rows, err := sqldb.Collect(ctx, tx, l.scan, query, args...)
+			rows, err := sqldb.Collect(ctx, v.Tx, l.scan(v.at.Incarnation), query, args...)
 			if err != nil {
 				return err
 			}

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -18,66 +17,69 @@ import (
 
 const projectColumns = `uid, name, kind, display_name, generation, create_time, update_time, labels`
 
-func scanProject(row sqldb.Row) (project.Project, error) {
-	var p project.Project
-	var name, kind, labels string
-	var created, updated int64
-	if err := row.Scan(&p.UID, &name, &kind, &p.Spec.DisplayName, &p.Generation, &created, &updated, &labels); err != nil {
-		return p, err
+func scanProject(in string) func(row sqldb.Row) (project.Project, error) {
+	return func(row sqldb.Row) (project.Project, error) {
+		p := project.Project{Incarnation: in}
+		var name, kind, labels string
+		var created, updated int64
+		if err := row.Scan(&p.UID, &name, &kind, &p.Spec.DisplayName, &p.Generation, &created, &updated, &labels); err != nil {
+			return p, err
+		}
+		if err := decode(labels, &p.Spec.Labels); err != nil {
+			return p, err
+		}
+		var ok bool
+		if p.Name, ok = project.ParseName(name); !ok {
+			return p, fmt.Errorf("project %s has the impossible name %q", p.UID, name)
+		}
+		p.Spec.Kind = project.Kind(kind)
+		p.CreateTime, p.UpdateTime = sqldb.Time(created), sqldb.Time(updated)
+		return p, nil
 	}
-	if err := decode(labels, &p.Spec.Labels); err != nil {
-		return p, err
-	}
-	var ok bool
-	if p.Name, ok = project.ParseName(name); !ok {
-		return p, fmt.Errorf("project %s has the impossible name %q", p.UID, name)
-	}
-	p.Spec.Kind = project.Kind(kind)
-	p.CreateTime, p.UpdateTime = sqldb.Time(created), sqldb.Time(updated)
-	return p, nil
+}
+
+// projects is how projects are created and updated.
+var projects = kind[project.Name, project.Project, project.Spec]{
+	account:    func(n project.Name) string { return n.Account },
+	parent:     func(n project.Name) string { return "projects of " + n.Account },
+	specRecord: func(s project.Spec) any { return recordOfProjectSpec(s) },
+	encode:     func(p project.Project) (string, error) { return encode(recordOfProject(p)) },
+	decode: func(in, text string) (project.Project, error) {
+		var r projectRecord
+		err := decode(text, &r)
+		return r.project(in), err
+	},
+	uid: func(p *project.Project) *string { return &p.UID },
+	lock: func(ctx context.Context, w *writing, name project.Name) (project.Project, error) {
+		return w.lockProject(ctx, name)
+	},
+	insert: func(ctx context.Context, w *writing, name project.Name, spec project.Spec) (project.Project, error) {
+		if err := w.checkQuota(ctx, name.Account, quota.Projects); err != nil {
+			return project.Project{}, err
+		}
+		p := project.New(w.now, name, uuid.NewString(), spec)
+		p.Incarnation = w.at.Incarnation
+		return p, w.insertProject(ctx, p)
+	},
+	replace: func(ctx context.Context, w *writing, before, after project.Project) error {
+		labels, err := encode(after.Spec.Labels)
+		if err != nil {
+			return err
+		}
+		_, err = w.Exec(ctx, `UPDATE projects SET display_name = $2, generation = $3, update_time = $4, labels = $5 WHERE uid = $1`,
+			after.UID, after.Spec.DisplayName, after.Generation, sqldb.Micros(after.UpdateTime), labels)
+		if err != nil {
+			return err
+		}
+		w.record(change.Change{Project: &after})
+		return w.replaceLabels(ctx, projectLabels, after.UID, after.Name.Account, before.Spec.Labels, after.Spec.Labels)
+	},
 }
 
 // CreateProject stores a new project. A repeat of the request ID, which may be empty, returns what the first one created, as
 // it was then.
-func (s *Store) CreateProject(ctx context.Context, now time.Time, name project.Name, spec project.Spec, requestID string) (created project.Project, err error) {
-	spec = spec.Normal()
-	req, err := newRequest("projects of "+name.Account, requestID, struct {
-		Name string            `json:"name"`
-		Spec projectSpecRecord `json:"spec"`
-	}{name.String(), recordOfProjectSpec(spec)})
-	if err != nil {
-		return created, err
-	}
-	err = s.write(ctx, now, func(ctx context.Context, w *writing) error {
-		if err := w.lockAccount(ctx, name.Account); err != nil {
-			return err
-		}
-		_, lookup := oneProject(ctx, w.Tx, name)
-		var before projectRecord
-		if found, err := w.recall(ctx, req, &before); err != nil || found {
-			created = before.project()
-			return err
-		}
-		if !errors.Is(lookup, resource.ErrNotFound) {
-			return existsUnless(lookup, name.String())
-		}
-		if err := w.checkQuota(ctx, name.Account, quota.Projects); err != nil {
-			return err
-		}
-		created = project.New(w.now, name, uuid.NewString(), spec)
-		if err := w.insertProject(ctx, created); err != nil {
-			return err
-		}
-		if err := w.remember(ctx, req, recordOfProject(created)); err != nil {
-			return err
-		}
-		created.UID = s.uidOf(created.UID)
-		return nil
-	})
-	if err != nil {
-		return project.Project{}, fmt.Errorf("create %s: %w", name, err)
-	}
-	return created, nil
+func (s *Store) CreateProject(ctx context.Context, now time.Time, name project.Name, spec project.Spec, requestID string) (project.Project, error) {
+	return create(ctx, s, now, projects, name, spec.Normal(), requestID)
 }
 
 func (w *writing) insertProject(ctx context.Context, p project.Project) error {
@@ -97,23 +99,23 @@ func (w *writing) insertProject(ctx context.Context, p project.Project) error {
 
 // lockProject makes all other writers of the project wait, and reads it.
 func (w *writing) lockProject(ctx context.Context, name project.Name) (project.Project, error) {
-	p, err := scanProject(w.QueryRow(ctx, `UPDATE projects SET writes = writes + 1 WHERE name = $1 RETURNING `+projectColumns, name.String()))
+	p, err := scanProject(w.at.Incarnation)(w.QueryRow(ctx, `UPDATE projects SET writes = writes + 1 WHERE name = $1 RETURNING `+projectColumns, name.String()))
 	return p, notFound(err, name.String())
 }
 
-func oneProject(ctx context.Context, tx sqldb.Tx, name project.Name) (project.Project, error) {
-	p, err := scanProject(tx.QueryRow(ctx, `SELECT `+projectColumns+` FROM projects WHERE name = $1`, name.String()))
+func oneProject(ctx context.Context, v view, name project.Name) (project.Project, error) {
+	p, err := scanProject(v.at.Incarnation)(v.QueryRow(ctx, `SELECT `+projectColumns+` FROM projects WHERE name = $1`, name.String()))
 	return p, notFound(err, name.String())
 }
 
 // Project reads one.
 func (s *Store) Project(ctx context.Context, name project.Name) (found project.Project, err error) {
-	err = s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
-		found, err = oneProject(ctx, tx, name)
+	_, err = s.read(ctx, func(ctx context.Context, v view) error {
+		found, err = oneProject(ctx, v, name)
 		return err
 	})
 	if err != nil {
-		return project.Project{}, fmt.Errorf("read %s: %w", name, meaning(err))
+		return project.Project{}, fmt.Errorf("read %s: %w", name, err)
 	}
 	return found, nil
 }
@@ -136,65 +138,8 @@ func (s *Store) Projects(ctx context.Context, page resource.Page, passes func(pr
 // UpdateProject replaces what the platform says of a project by what want makes of it, if the etag, which may be empty, is
 // current. Where there is no project, it creates the one that missing makes; missing may be nil. An etag speaks of a
 // project that was there, so with one nothing is created.
-func (s *Store) UpdateProject(ctx context.Context, now time.Time, name project.Name, etag string, want func(project.Project) (project.Spec, error), missing func() (project.Spec, error)) (updated project.Project, err error) {
-	err = s.write(ctx, now, func(ctx context.Context, w *writing) error {
-		updated, err = w.lockProject(ctx, name)
-		if errors.Is(err, resource.ErrNotFound) && missing != nil {
-			// The account's lock comes first; whoever had it may have created the project.
-			if err := w.lockAccount(ctx, name.Account); err != nil {
-				return err
-			}
-			updated, err = w.lockProject(ctx, name)
-		}
-		if errors.Is(err, resource.ErrNotFound) && missing != nil {
-			if err := resource.CheckETag(name.String(), etag, ""); err != nil {
-				return err
-			}
-			spec, err := missing()
-			if err != nil {
-				return err
-			}
-			if err := w.checkQuota(ctx, name.Account, quota.Projects); err != nil {
-				return err
-			}
-			updated = project.New(w.now, name, uuid.NewString(), spec)
-			if err := w.insertProject(ctx, updated); err != nil {
-				return err
-			}
-			updated.UID = s.uidOf(updated.UID)
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if err := resource.CheckETag(name.String(), etag, updated.ETag()); err != nil {
-			return err
-		}
-		spec, err := want(updated)
-		if err != nil {
-			return err
-		}
-		before := updated.Spec.Labels
-		var changed bool
-		if updated, changed = updated.Want(w.now, spec); !changed {
-			return errUnchanged
-		}
-		labels, err := encode(updated.Spec.Labels)
-		if err != nil {
-			return err
-		}
-		_, err = w.Exec(ctx, `UPDATE projects SET display_name = $2, generation = $3, update_time = $4, labels = $5 WHERE uid = $1`,
-			updated.UID, updated.Spec.DisplayName, updated.Generation, sqldb.Micros(updated.UpdateTime), labels)
-		if err != nil {
-			return err
-		}
-		w.record(change.Change{Project: &updated})
-		return w.replaceLabels(ctx, projectLabels, updated.UID, name.Account, before, updated.Spec.Labels)
-	})
-	if err != nil {
-		return project.Project{}, fmt.Errorf("update %s: %w", name, err)
-	}
-	return updated, nil
+func (s *Store) UpdateProject(ctx context.Context, now time.Time, name project.Name, etag string, want func(project.Project) (project.Spec, error), missing func() (project.Spec, error)) (project.Project, error) {
+	return update(ctx, s, now, projects, name, etag, want, missing)
 }
 
 // DeleteProject removes a project, and with force its attachments.

@@ -12,7 +12,7 @@ import (
 )
 
 // Resources as they stand in JSON, in changes and remembered results. What is written here is read by older and newer
-// releases: fields are added, never renamed; an absent one is empty.
+// releases: fields are added, never renamed; an absent one is empty. The database's incarnation is not written, for it may get another.
 
 const (
 	kindIntegration = "integration"
@@ -101,9 +101,9 @@ func recordOfIntegration(i integration.Integration) integrationRecord {
 	}
 }
 
-func (r integrationRecord) integration() integration.Integration {
+func (r integrationRecord) integration(in string) integration.Integration {
 	return integration.Integration{
-		Name: integration.Name{Account: r.Account, ID: r.ID}, UID: r.UID,
+		Name: integration.Name{Account: r.Account, ID: r.ID}, UID: r.UID, Incarnation: in,
 		Spec: integration.Spec{
 			DisplayName: r.Spec.DisplayName, TenantID: r.Spec.TenantID, Cloud: r.Spec.Cloud,
 			DefaultSubscriptionID: r.Spec.DefaultSubscriptionID, CredentialKind: integration.CredentialKind(r.Spec.CredentialKind),
@@ -159,9 +159,9 @@ func recordOfProjectSpec(s project.Spec) projectSpecRecord {
 	return projectSpecRecord{Kind: string(s.Kind), DisplayName: s.DisplayName, Labels: s.Labels}
 }
 
-func (r projectRecord) project() project.Project {
+func (r projectRecord) project(in string) project.Project {
 	return project.Project{
-		Name: project.Name{Account: r.Account, ID: r.ID}, UID: r.UID,
+		Name: project.Name{Account: r.Account, ID: r.ID}, UID: r.UID, Incarnation: in,
 		Spec: project.Spec{Kind: project.Kind(r.Spec.Kind), DisplayName: r.Spec.DisplayName, Labels: r.Spec.Labels}, Generation: r.Generation,
 		CreateTime: sqldb.Time(r.CreateTime), UpdateTime: sqldb.Time(r.UpdateTime),
 	}
@@ -179,9 +179,9 @@ func recordOfAttachmentSpec(s attachment.Spec) attachmentSpecRecord {
 	return attachmentSpecRecord{Accesses: s.Accesses, SubscriptionID: s.SubscriptionID}
 }
 
-func (r attachmentRecord) attachment() attachment.Attachment {
+func (r attachmentRecord) attachment(in string) attachment.Attachment {
 	return attachment.Attachment{
-		Name: attachment.Name{Account: r.Account, Project: r.Project, ID: r.ID}, UID: r.UID,
+		Name: attachment.Name{Account: r.Account, Project: r.Project, ID: r.ID}, UID: r.UID, Incarnation: in,
 		IntegrationUID: r.IntegrationUID, ProjectUID: r.ProjectUID,
 		Spec: attachment.Spec{Accesses: r.Spec.Accesses, SubscriptionID: r.Spec.SubscriptionID}, Generation: r.Generation,
 		CreateTime: sqldb.Time(r.CreateTime), UpdateTime: sqldb.Time(r.UpdateTime),
@@ -211,29 +211,29 @@ func payloadOf(c change.Change) (string, error) {
 	}
 }
 
-// fill puts the resource of a change's kind and payload into it.
-func fill(c *change.Change, kind, payload string) error {
+// fill puts the resource of a change's kind and payload, in a database of this incarnation, into it.
+func fill(c *change.Change, in, kind, payload string) error {
 	switch kind {
 	case kindIntegration:
 		var r integrationRecord
 		if err := decode(payload, &r); err != nil {
 			return err
 		}
-		resource := r.integration()
+		resource := r.integration(in)
 		c.Integration = &resource
 	case kindProject:
 		var r projectRecord
 		if err := decode(payload, &r); err != nil {
 			return err
 		}
-		resource := r.project()
+		resource := r.project(in)
 		c.Project = &resource
 	case kindAttachment:
 		var r attachmentRecord
 		if err := decode(payload, &r); err != nil {
 			return err
 		}
-		resource := r.attachment()
+		resource := r.attachment(in)
 		c.Attachment = &resource
 	default:
 		return fmt.Errorf("change %d is of unknown kind %q", c.Revision, kind)

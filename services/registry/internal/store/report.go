@@ -13,10 +13,10 @@ import (
 )
 
 // Report takes in what a mastership of the vault found out about an integration. It is refused, as resource.ErrFenced, once
-// a newer mastership of the shard has reported, and as resource.ErrInvalid when its epoch cannot be.
+// a newer mastership has reported, of the shard or on the integration, and as resource.ErrInvalid when its epoch cannot be.
 func (s *Store) Report(ctx context.Context, now time.Time, by integration.Mastership, uid string, report integration.Report) error {
-	return s.fenced(ctx, now, by, uid, func(ctx context.Context, w *writing) error {
-		i, err := w.lockIntegrationByUID(ctx, uid)
+	return s.reported(ctx, now, by, uid, func(ctx context.Context, w *writing) error {
+		i, err := w.lockReported(ctx, by, uid)
 		if err != nil {
 			return err
 		}
@@ -24,15 +24,19 @@ func (s *Store) Report(ctx context.Context, now time.Time, by integration.Master
 		if !changed {
 			return nil
 		}
-		return w.updateIntegration(ctx, next)
+		if err := w.updateIntegration(ctx, next); err != nil {
+			return err
+		}
+		w.record(change.Change{Integration: &next})
+		return nil
 	})
 }
 
 // RemoveIntegration forgets an integration whose application is gone for good; removable says whether it may be. A repeat,
 // while the tombstone is kept, does nothing.
 func (s *Store) RemoveIntegration(ctx context.Context, now time.Time, by integration.Mastership, uid string, removable func(integration.Integration) error) error {
-	return s.fenced(ctx, now, by, uid, func(ctx context.Context, w *writing) error {
-		i, err := w.lockIntegrationByUID(ctx, uid)
+	return s.reported(ctx, now, by, uid, func(ctx context.Context, w *writing) error {
+		i, err := w.lockReported(ctx, by, uid)
 		if errors.Is(err, resource.ErrNotFound) {
 			return w.checkTombstone(ctx, uid)
 		}
@@ -50,9 +54,9 @@ func (s *Store) RemoveIntegration(ctx context.Context, now time.Time, by integra
 	})
 }
 
-// fenced runs fn in a write that begins by proving the mastership. The fence is a write, and comes first: a report that
+// reported runs fn in a write that begins by proving the mastership. The fence is a write, and comes first: a report that
 // waits for it judges it anew when it gets it, so nothing of an older mastership lands after a newer one's.
-func (s *Store) fenced(ctx context.Context, now time.Time, by integration.Mastership, uid string, fn func(ctx context.Context, w *writing) error) error {
+func (s *Store) reported(ctx context.Context, now time.Time, by integration.Mastership, uid string, fn func(ctx context.Context, w *writing) error) error {
 	if err := resource.Invalid("mastership.", by.Check(now)...); err != nil {
 		return fmt.Errorf("report on integration %s: %w", uid, err)
 	}
@@ -65,10 +69,7 @@ func (s *Store) fenced(ctx context.Context, now time.Time, by integration.Master
 			return fmt.Errorf("fence shard %d: %w", by.Shard, err)
 		}
 		if passed == 0 {
-			return &resource.Error{
-				Reason:  resource.ErrFenced,
-				Message: fmt.Sprintf("shard %d has reported under a newer mastership than epoch %d", by.Shard, by.Epoch),
-			}
+			return fenced(by, fmt.Sprintf("shard %d", by.Shard))
 		}
 		return fn(ctx, w)
 	})
@@ -78,9 +79,28 @@ func (s *Store) fenced(ctx context.Context, now time.Time, by integration.Master
 	return nil
 }
 
-func (w *writing) lockIntegrationByUID(ctx context.Context, uid string) (integration.Integration, error) {
-	i, err := scanIntegration(w.QueryRow(ctx, `UPDATE integrations SET writes = writes + 1 WHERE uid = $1 RETURNING `+integrationColumns, uid))
-	return i, notFound(err, "integration "+uid)
+// lockReported makes all other writers of the integration wait, and reads it, unless a newer mastership has reported on it: the shard that it
+// belongs to changes with the number of shards, and then the fence of the former one has seen nothing of its masters.
+func (w *writing) lockReported(ctx context.Context, by integration.Mastership, uid string) (integration.Integration, error) {
+	i, err := scanIntegration(w.at.Incarnation)(w.QueryRow(ctx, `UPDATE integrations SET writes = writes + 1, report_epoch = $2, report_holder = $3
+		WHERE uid = $1 AND (report_epoch < $2 OR (report_epoch = $2 AND report_holder = $3)) RETURNING `+integrationColumns, uid, by.Epoch, by.Holder))
+	if !errors.Is(err, sqldb.ErrNoRows) {
+		return i, err
+	}
+	var newer int64
+	err = w.QueryRow(ctx, `SELECT report_epoch FROM integrations WHERE uid = $1`, uid).Scan(&newer)
+	if err != nil {
+		return i, notFound(err, "integration "+uid)
+	}
+	return i, fenced(by, "integration "+uid)
+}
+
+// fenced is the refusal of a report after a newer mastership's, of or on something.
+func fenced(by integration.Mastership, subject string) error {
+	return &resource.Error{
+		Reason:  resource.ErrFenced,
+		Message: fmt.Sprintf("a newer mastership than that of shard %d in epoch %d has reported on %s", by.Shard, by.Epoch, subject),
+	}
 }
 
 func (w *writing) checkTombstone(ctx context.Context, uid string) error {

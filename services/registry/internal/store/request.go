@@ -21,7 +21,7 @@ type request struct {
 	scope, id, digest string
 }
 
-// newRequest digests what the caller asked for; contents must encode the same way for equal requests.
+// newRequest digests what the caller asked for; contents must encode the same way for equal requests, in all releases.
 func newRequest(scope, id string, contents any) (request, error) {
 	text, err := encode(contents)
 	if err != nil {
@@ -31,44 +31,40 @@ func newRequest(scope, id string, contents any) (request, error) {
 	return request{scope: scope, id: id, digest: hex.EncodeToString(sum[:])}, nil
 }
 
-// recall reads the result of the same request, made before, into result. It reports false when there was none.
-func (w *writing) recall(ctx context.Context, r request, result any) (bool, error) {
+// recall reads the result of the same request, made before. It reports false when there was none.
+func (w *writing) recall(ctx context.Context, r request) (result string, found bool, err error) {
 	if r.id == "" {
-		return false, nil
+		return "", false, nil
 	}
-	var digest, text string
-	err := w.QueryRow(ctx, `SELECT digest, result FROM requests WHERE scope = $1 AND request_id = $2 AND expire_time > $3`,
-		r.scope, r.id, sqldb.Micros(w.now)).Scan(&digest, &text)
+	var digest string
+	err = w.QueryRow(ctx, `SELECT digest, result FROM requests WHERE scope = $1 AND request_id = $2 AND expire_time > $3`,
+		r.scope, r.id, sqldb.Micros(w.now)).Scan(&digest, &result)
 	switch {
 	case errors.Is(err, sqldb.ErrNoRows):
-		return false, nil
+		return "", false, nil
 	case err != nil:
-		return false, fmt.Errorf("recall request: %w", err)
+		return "", false, fmt.Errorf("recall request: %w", err)
 	case digest != r.digest:
-		return false, &resource.Error{
+		return "", false, &resource.Error{
 			Reason:   resource.ErrRequestIDReused,
 			Message:  "this request_id was used with other contents; use a fresh one for a new request",
 			Metadata: map[string]string{"request_id": r.id},
 		}
 	}
-	return true, decode(text, result)
+	return result, true, nil
 }
 
 // remember keeps the result for a day.
-func (w *writing) remember(ctx context.Context, r request, result any) error {
+func (w *writing) remember(ctx context.Context, r request, result string) error {
 	if r.id == "" {
 		return nil
 	}
-	text, err := encode(result)
-	if err != nil {
-		return err
-	}
-	_, err = w.Exec(ctx, `DELETE FROM requests WHERE scope = $1 AND request_id = $2 AND expire_time <= $3`, r.scope, r.id, sqldb.Micros(w.now))
+	_, err := w.Exec(ctx, `DELETE FROM requests WHERE scope = $1 AND request_id = $2 AND expire_time <= $3`, r.scope, r.id, sqldb.Micros(w.now))
 	if err != nil {
 		return fmt.Errorf("forget request: %w", err)
 	}
 	_, err = w.Exec(ctx, `INSERT INTO requests (scope, request_id, digest, result, expire_time) VALUES ($1, $2, $3, $4, $5)`,
-		r.scope, r.id, r.digest, text, sqldb.Micros(w.now.Add(requestMemory)))
+		r.scope, r.id, r.digest, result, sqldb.Micros(w.now.Add(requestMemory)))
 	if err != nil {
 		return fmt.Errorf("remember request: %w", err)
 	}

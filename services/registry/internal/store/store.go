@@ -19,6 +19,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -88,14 +93,6 @@ func New(ctx context.Context, db *sqldb.DB, quotas quota.Config) (*Store, error)
 // for that cannot be known.
 func (s *Store) Trial() *Store { return &Store{shared: s.shared, trial: true} }
 
-// uidOf is the UID to answer with for what has just been created.
-func (s *Store) uidOf(uid string) string {
-	if s.trial {
-		return ""
-	}
-	return uid
-}
-
 // Incarnation tells this database from all others. It is as of the last transaction, for the database may be given another while it is
 // used: what must not be mistaken about it asks the database.
 func (s *Store) Incarnation() string { return s.newest.Load().Incarnation }
@@ -110,12 +107,25 @@ func (s *Store) Ping(ctx context.Context) error {
 	return err
 }
 
+// view is a transaction, and the position of the database when it began.
+type view struct {
+	sqldb.Tx
+	at resource.Position
+}
+
+// viewed finds out the position of a transaction, and refuses a database that has gone back since begun, the newest that was known before.
+func viewed(ctx context.Context, tx sqldb.Tx, begun *resource.Position) (view, error) {
+	at, err := position(ctx, tx)
+	if err != nil {
+		return view{}, err
+	}
+	return view{Tx: tx, at: at}, follows(*begun, at)
+}
+
 // writing is a write transaction, with the changes it makes.
 type writing struct {
-	sqldb.Tx
+	view
 	quotas quota.Config
-	// begun is the newest position that was known before, at is the one that the changes make.
-	begun, at resource.Position
 	// now is as exact as what is stored, so that what a write returns is what a read finds.
 	now     time.Time
 	changes []change.Change
@@ -124,8 +134,12 @@ type writing struct {
 // record notes a change, to be given its revision at the end.
 func (w *writing) record(c change.Change) { w.changes = append(w.changes, c) }
 
-// errUnchanged rolls back a write that turned out to have nothing to do, or was a trial, and with it the locks it counted.
-var errUnchanged = errors.New("nothing changes")
+var (
+	// errUnchanged rolls back a write that turned out to have nothing to do, or was a trial, and with it the locks it counted.
+	errUnchanged = errors.New("nothing changes")
+	// errRenewed means that the database got another incarnation while it was written to: etags were judged by the former one.
+	errRenewed = errors.New("the database got another incarnation")
+)
 
 // write runs fn in a transaction, then gives its changes their revisions. fn runs again when it lost a race for a unique
 // value: then it finds the winner's row, and answers accordingly.
@@ -136,7 +150,12 @@ func (s *Store) write(ctx context.Context, now time.Time, fn func(ctx context.Co
 		var at resource.Position
 		begun := s.newest.Load()
 		err = s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
-			w := &writing{Tx: tx, quotas: s.quotas, begun: *begun, now: sqldb.Time(sqldb.Micros(now))}
+			v, err := viewed(ctx, tx, begun)
+			if err != nil {
+				return err
+			}
+			w := &writing{view: v, quotas: s.quotas, now: sqldb.Time(sqldb.Micros(now))}
+			at = w.at
 			if err := fn(ctx, w); err != nil {
 				return err
 			}
@@ -145,17 +164,19 @@ func (s *Store) write(ctx context.Context, now time.Time, fn func(ctx context.Co
 				return errUnchanged
 			}
 			made = len(w.changes)
-			err := w.number(ctx)
-			at = w.at
+			at, err = w.number(ctx)
 			return err
 		})
 		switch {
 		case errors.Is(err, errUnchanged):
-			return nil
-		case errors.Is(err, sqldb.ErrUnique):
-			continue
-		case err == nil && made > 0:
 			s.see(begun, at)
+			return nil
+		case errors.Is(err, sqldb.ErrUnique), errors.Is(err, errRenewed):
+			continue
+		case err == nil:
+			s.see(begun, at)
+		}
+		if err == nil && made > 0 {
 			select {
 			case s.committed <- struct{}{}:
 			default: // one is waiting to be seen already
@@ -166,53 +187,104 @@ func (s *Store) write(ctx context.Context, now time.Time, fn func(ctx context.Co
 	return fmt.Errorf("%w: %w", resource.ErrConflict, err)
 }
 
-// number is the last part of every write that changed something: from its first statement to the commit no other write
-// can get a revision.
-func (w *writing) number(ctx context.Context) error {
+// number is the last part of every write that changed something: from when it takes the revisions to the commit no other write
+// can get one. So all that can be done before is: many changes are inserted under provisional revisions, and moved. It gives the
+// position that the changes make.
+func (w *writing) number(ctx context.Context) (resource.Position, error) {
 	if len(w.changes) == 0 {
-		return nil
+		return w.at, nil
 	}
-	payloads := make([]string, len(w.changes))
+	// No two writes use the same, which would wait for each other, nor is it anybody's revision ever.
+	first := -rand.Int64N(math.MaxInt64/2) - int64(len(w.changes)) //nolint:gosec // tells contenders apart, guards nothing
+	rows := make([][]any, len(w.changes))
 	for i, c := range w.changes {
 		payload, err := payloadOf(c)
 		if err != nil {
-			return err
+			return w.at, err
 		}
-		payloads[i] = payload
-	}
-	err := w.QueryRow(ctx, `UPDATE registry SET revision = revision + $1 WHERE id = 1 RETURNING incarnation, revision`,
-		len(w.changes)).Scan(&w.at.Incarnation, &w.at.Revision)
-	if err != nil {
-		return fmt.Errorf("take a revision: %w", err)
-	}
-	first := w.at.Revision - int64(len(w.changes)) + 1
-	if err := follows(w.begun, resource.Position{Incarnation: w.at.Incarnation, Revision: first - 1}); err != nil {
-		return err
-	}
-	for i, c := range w.changes {
 		kind, uid := identify(c)
-		_, err := w.Exec(ctx, `INSERT INTO changes (revision, kind, uid, deleted, change_time, payload) VALUES ($1, $2, $3, $4, $5, $6)`,
-			first+int64(i), kind, uid, c.Deleted, sqldb.Micros(w.now), payloads[i])
+		rows[i] = []any{first + int64(i), kind, uid, c.Deleted, sqldb.Micros(w.now), payload}
+	}
+	if len(rows) <= atOnce {
+		at, first, err := w.takeRevisions(ctx)
 		if err != nil {
-			return fmt.Errorf("insert a change: %w", err)
+			return w.at, err
 		}
+		for i, row := range rows {
+			row[0] = first + int64(i)
+		}
+		return at, w.insertChanges(ctx, rows)
+	}
+	for batch := range slices.Chunk(rows, atOnce) {
+		if err := w.insertChanges(ctx, batch); err != nil {
+			return w.at, err
+		}
+	}
+	at, numbered, err := w.takeRevisions(ctx)
+	if err != nil {
+		return w.at, err
+	}
+	_, err = w.Exec(ctx, `UPDATE changes SET revision = revision + $1 WHERE revision >= $2 AND revision < $3`, numbered-first, first, first+int64(len(rows)))
+	if err != nil {
+		return w.at, fmt.Errorf("number the changes: %w", err)
+	}
+	return at, nil
+}
+
+// takeRevisions takes as many as there are changes, of which it gives the first, and the position that they make.
+func (w *writing) takeRevisions(ctx context.Context) (at resource.Position, first int64, err error) {
+	err = w.QueryRow(ctx, `UPDATE registry SET revision = revision + $1 WHERE id = 1 RETURNING incarnation, revision`,
+		len(w.changes)).Scan(&at.Incarnation, &at.Revision)
+	if err != nil {
+		return at, 0, fmt.Errorf("take a revision: %w", err)
+	}
+	if at.Incarnation != w.at.Incarnation {
+		return at, 0, errRenewed
+	}
+	first = at.Revision - int64(len(w.changes)) + 1
+	return at, first, follows(w.at, resource.Position{Incarnation: at.Incarnation, Revision: first - 1})
+}
+
+func (w *writing) insertChanges(ctx context.Context, rows [][]any) error {
+	places, args := rowsOf(rows)
+	if _, err := w.Exec(ctx, `INSERT INTO changes (revision, kind, uid, deleted, change_time, payload) VALUES `+places, args...); err != nil {
+		return fmt.Errorf("insert changes: %w", err)
 	}
 	return nil
 }
 
+// atOnce is how many rows a statement has at most that has many: few enough for SQLite, which looks every parameter up among those before it.
+const atOnce = 200
+
+// rowsOf are rows of equal length as SQL has them, ($1, $2), ($3, $4) and so on, and their values.
+func rowsOf(rows [][]any) (places string, args []any) {
+	var text strings.Builder
+	for _, row := range rows {
+		for i := range row {
+			switch {
+			case i > 0:
+				text.WriteString(", ")
+			case len(args) > 0:
+				text.WriteString("), (")
+			}
+			text.WriteString("$" + strconv.Itoa(len(args)+i+1))
+		}
+		args = append(args, row...)
+	}
+	return "(" + text.String() + ")", args
+}
+
 // read runs fn at one moment of the database, and says which.
-func (s *Store) read(ctx context.Context, fn func(ctx context.Context, tx sqldb.Tx) error) (resource.Position, error) {
+func (s *Store) read(ctx context.Context, fn func(ctx context.Context, v view) error) (resource.Position, error) {
 	var at resource.Position
 	begun := s.newest.Load()
 	err := s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
-		var err error
-		if at, err = position(ctx, tx); err != nil {
+		v, err := viewed(ctx, tx, begun)
+		if err != nil {
 			return err
 		}
-		if err := follows(*begun, at); err != nil {
-			return err
-		}
-		return fn(ctx, tx)
+		at = v.at
+		return fn(ctx, v)
 	})
 	if err != nil {
 		return resource.Position{}, meaning(err)

@@ -148,6 +148,7 @@ func TestStore_IntegrationComesBackAsCreated(t *testing.T) {
 	suite(t, func(t *testing.T, s *store.Store) {
 		created := makeIntegration(t, s, "net")
 		want := integration.New(start, integrationName("net"), created.UID, spec("net"))
+		want.Incarnation = s.Incarnation()
 		if diff := cmp.Diff(want, created); diff != "" {
 			t.Fatalf("created (-want +got):\n%s", diff)
 		}
@@ -669,7 +670,10 @@ func TestStore_ReportIsFenced(t *testing.T) {
 		{"an older epoch of another holder", integration.Mastership{Epoch: 9, Holder: other}, true},
 		{"the same epoch of another holder", integration.Mastership{Epoch: 10, Holder: other}, true},
 		{"a newer epoch", integration.Mastership{Epoch: 11, Holder: other}, false},
-		{"an older epoch of another shard", integration.Mastership{Shard: 1, Epoch: 1, Holder: other}, false},
+		// The number of shards has changed, and with it the shard that the integration belongs to.
+		{"an older epoch of another shard", integration.Mastership{Shard: 3, Epoch: 9, Holder: other}, true},
+		{"the same epoch of another shard", integration.Mastership{Shard: 3, Epoch: 10, Holder: other}, true},
+		{"a newer epoch of another shard", integration.Mastership{Shard: 3, Epoch: 11, Holder: other}, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			suite(t, func(t *testing.T, s *store.Store) {

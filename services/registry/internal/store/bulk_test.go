@@ -1,0 +1,113 @@
+package store_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/pkg/sqldbtest"
+	"phasekey.dev/services/registry/internal/integration"
+	"phasekey.dev/services/registry/internal/project"
+	"phasekey.dev/services/registry/internal/store"
+)
+
+// manyAttachments attaches the integration to so many projects that it makes: the rows, without their changes.
+func manyAttachments(t *testing.T, db *sqldb.DB, of integration.Integration, many int) {
+	t.Helper()
+	err := db.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error {
+		const numbers = `WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < $1) `
+		_, err := tx.Exec(ctx, numbers+`INSERT INTO projects (uid, name, kind, display_name, generation, create_time, update_time, writes)
+			SELECT $2 || '-' || i, 'accounts/acme/projects/many-' || i, 'STACK', '', 1, 1, 1, 1 FROM n`, many, uuid.NewString())
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, `INSERT INTO attachments (uid, name, integration_uid, project_uid, reads_for, writes_for, subscription_id, generation, create_time, update_time, writes)
+			SELECT 'a-' || uid, name || '/attachments/' || $1, $2, uid, uid, uid, '', 1, 1, 1, 1 FROM projects WHERE name LIKE 'accounts/acme/projects/many-%'`,
+			of.Name.ID, of.UID)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestStore_DeletesInBatches has more attachments than a statement removes, of which each is told, in order.
+func TestStore_DeletesInBatches(t *testing.T) {
+	sqldbtest.Run(t, store.Migrations(), func(t *testing.T, db *sqldb.DB) {
+		const many = 1001
+		s := open(t, db)
+		net := makeIntegration(t, s, "net")
+		manyAttachments(t, db, net, many)
+		before := head(t, s)
+		if _, err := s.DeleteIntegration(t.Context(), later, net.Name, net.ETag(), true); err != nil {
+			t.Fatal(err)
+		}
+		told := changesAfter(t, s, before)
+		if len(told) != many+1 || told[many].Integration == nil || !told[many].Integration.Deleting() {
+			t.Fatalf("%d changes, the last of %+v", len(told), told[len(told)-1])
+		}
+		var names []string
+		for _, c := range told[:many] {
+			if !c.Deleted || c.Attachment == nil || c.Attachment.IntegrationUID != net.UID {
+				t.Fatalf("told %+v", c)
+			}
+			names = append(names, c.Attachment.Name.String())
+		}
+		if !slices.IsSorted(names) || len(slices.Compact(names)) != many {
+			t.Error("not each of them once, in order")
+		}
+	})
+}
+
+// TestStore_DeletingMuchHoldsNobodyUp has another account's writer go on while ten thousand attachments are removed. It waits from when the deletion
+// takes its revisions until that has committed, which must be a small part of it.
+func TestStore_DeletingMuchHoldsNobodyUp(t *testing.T) {
+	const many = 10_000
+	db := sqldbtest.Postgres(t, store.Migrations())
+	s, ctx := open(t, db), t.Context()
+	net := makeIntegration(t, s, "net")
+	manyAttachments(t, db, net, many)
+
+	other := project.Name{Account: "beta", ID: "busy"}
+	done := make(chan struct{})
+	var longest, deletion time.Duration
+	for _, err := range together(2, func(who int) error {
+		if who == 0 {
+			defer close(done)
+			begun := time.Now()
+			_, err := s.DeleteIntegration(ctx, later, net.Name, "", true)
+			deletion = time.Since(begun)
+			return err
+		}
+		for n := 0; ; n++ {
+			select {
+			case <-done:
+				return nil
+			default:
+			}
+			begun := time.Now()
+			_, err := s.UpdateProject(ctx, later, other, "",
+				func(p project.Project) (project.Spec, error) {
+					return project.Spec{Kind: p.Spec.Kind, DisplayName: fmt.Sprint(n)}, nil
+				},
+				func() (project.Spec, error) { return project.Spec{Kind: project.Stack}, nil })
+			if err != nil {
+				return err
+			}
+			longest = max(longest, time.Since(begun))
+		}
+	}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("the deletion took %s, the longest of another's writes %s", deletion, longest)
+	if longest > deletion/3 {
+		t.Errorf("of the %s that the deletion took, another account's write waited for %s", deletion, longest)
+	}
+}
