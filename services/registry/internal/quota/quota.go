@@ -76,7 +76,7 @@ func (c Config) Validate() error {
 	check := func(prefix string, least int, limits Limits) {
 		for _, kind := range []Kind{Integrations, Projects, Attachments} {
 			if limit := limits.of(kind); limit < least || limit > MaxLimit {
-				problems = append(problems, fmt.Errorf("%s%s: %d is not from 1 to %d", prefix, kind, limit, MaxLimit))
+				problems = append(problems, fmt.Errorf("%s%s: %d is not from %d to %d", prefix, kind, limit, least, MaxLimit))
 			}
 		}
 	}

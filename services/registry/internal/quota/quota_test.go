@@ -58,7 +58,7 @@ func TestConfig_Validate(t *testing.T) {
 	if err == nil {
 		t.Fatal("nothing is wrong")
 	}
-	for _, problem := range []string{"projects: 0 ", "attachments: 1000001 ", "accounts.acme.projects: -1 ", `accounts: "Not/An/ID" `} {
+	for _, problem := range []string{"projects: 0 is not from 1 to", "attachments: 1000001 ", "accounts.acme.projects: -1 is not from 0 to", `accounts: "Not/An/ID" `} {
 		if !strings.Contains(err.Error(), problem) {
 			t.Errorf("%q does not tell %q", err, problem)
 		}
