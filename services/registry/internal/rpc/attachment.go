@@ -64,7 +64,7 @@ func (s attachmentService) GetAttachment(ctx context.Context, req *registryv1.Ge
 }
 
 func (s attachmentService) ListAttachments(ctx context.Context, req *registryv1.ListAttachmentsRequest) (*registryv1.ListAttachmentsResponse, error) {
-	items, next, at, err := list(ctx, attachmentLists, s.store.Incarnation(), req, s.store.Attachments)
+	items, next, at, err := list(ctx, attachmentLists, s.store, req, s.store.Attachments)
 	if err != nil {
 		return nil, statusOf(err)
 	}

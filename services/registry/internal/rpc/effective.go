@@ -16,8 +16,8 @@ func (s attachmentService) ListEffectiveAttachments(ctx context.Context, req *re
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	query := resource.Query{Incarnation: s.store.Incarnation(), List: effectiveList, Parent: req.GetParent()}
-	page, err := query.Page(nil, req.GetPageToken(), req.GetPageSize())
+	query := resource.Query{List: effectiveList, Parent: req.GetParent()}
+	page, err := pageFor(ctx, s.store, &query, nil, req.GetPageToken(), req.GetPageSize())
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -25,10 +25,12 @@ func (s attachmentService) ListEffectiveAttachments(ctx context.Context, req *re
 	if err != nil {
 		return nil, statusOf(err)
 	}
+	if err := readAt(&query, req.GetPageToken(), at); err != nil {
+		return nil, statusOf(err)
+	}
 	items, more := pageOf(found, page.Size, messageOfEffective)
 	resp := &registryv1.ListEffectiveAttachmentsResponse{EffectiveAttachments: items, Revision: at.Revision}
 	if more {
-		query.Incarnation = at.Incarnation
 		resp.NextPageToken = query.Token(resource.Place{found[len(items)-1].Place()})
 	}
 	return resp, nil

@@ -68,7 +68,7 @@ func (s integrationService) GetIntegration(ctx context.Context, req *registryv1.
 }
 
 func (s integrationService) ListIntegrations(ctx context.Context, req *registryv1.ListIntegrationsRequest) (*registryv1.ListIntegrationsResponse, error) {
-	items, next, at, err := list(ctx, integrationLists, s.store.Incarnation(), req, s.store.Integrations)
+	items, next, at, err := list(ctx, integrationLists, s.store, req, s.store.Integrations)
 	if err != nil {
 		return nil, statusOf(err)
 	}

@@ -96,8 +96,34 @@ type listRequest interface {
 	GetOrderBy() string
 }
 
+// pageFor is the page that a request's token and size ask for. Which database the token must be of is known as of the last transaction, and asked
+// for when it seems to be of another: it may have been given by another replica, which knows more.
+func pageFor(ctx context.Context, s store, query *resource.Query, order []resource.Order, token string, size int32) (resource.Page, error) {
+	query.Incarnation = s.Incarnation()
+	page, err := query.Page(order, token, size)
+	if !errors.Is(err, resource.ErrPageToken) {
+		return page, err
+	}
+	at, headErr := s.Head(ctx)
+	if headErr != nil {
+		return page, headErr
+	}
+	query.Incarnation = at.Incarnation
+	return query.Page(order, token, size)
+}
+
+// readAt takes in of which moment a page is that was asked for with a token: the database may have got another incarnation since the token was judged,
+// and have in the token's place whatever it has.
+func readAt(query *resource.Query, token string, at resource.Position) error {
+	if token != "" && at.Incarnation != query.Incarnation {
+		return resource.ErrPageToken
+	}
+	query.Incarnation = at.Incarnation
+	return nil
+}
+
 // list answers a request with a page that read gives, and the token of the next one.
-func list[T any, M proto.Message](ctx context.Context, l lists[T, M], incarnation string, req listRequest,
+func list[T any, M proto.Message](ctx context.Context, l lists[T, M], s store, req listRequest,
 	read func(ctx context.Context, page resource.Page, passes func(T) bool) ([]T, resource.Place, resource.Position, error),
 ) (items []M, next string, at resource.Position, err error) {
 	passes, err := l.fields.Parse(req.GetFilter())
@@ -111,8 +137,8 @@ func list[T any, M proto.Message](ctx context.Context, l lists[T, M], incarnatio
 	if err != nil {
 		return nil, "", at, err
 	}
-	query := resource.Query{Incarnation: incarnation, List: l.name, Parent: req.GetParent(), Filter: req.GetFilter(), OrderBy: req.GetOrderBy()}
-	page, err := query.Page(order, req.GetPageToken(), req.GetPageSize())
+	query := resource.Query{List: l.name, Parent: req.GetParent(), Filter: req.GetFilter(), OrderBy: req.GetOrderBy()}
+	page, err := pageFor(ctx, s, &query, order, req.GetPageToken(), req.GetPageSize())
 	if err != nil {
 		return nil, "", at, err
 	}
@@ -120,8 +146,10 @@ func list[T any, M proto.Message](ctx context.Context, l lists[T, M], incarnatio
 	if err != nil {
 		return nil, "", at, err
 	}
+	if err := readAt(&query, req.GetPageToken(), at); err != nil {
+		return nil, "", at, err
+	}
 	items, more := pageOf(found, page.Size, l.message)
-	query.Incarnation = at.Incarnation
 	switch {
 	case more:
 		next = query.Token(l.keysOf(found[len(items)-1]).Place(page.Order))

@@ -60,7 +60,7 @@ func (s projectService) GetProject(ctx context.Context, req *registryv1.GetProje
 }
 
 func (s projectService) ListProjects(ctx context.Context, req *registryv1.ListProjectsRequest) (*registryv1.ListProjectsResponse, error) {
-	items, next, at, err := list(ctx, projectLists, s.store.Incarnation(), req, s.store.Projects)
+	items, next, at, err := list(ctx, projectLists, s.store, req, s.store.Projects)
 	if err != nil {
 		return nil, statusOf(err)
 	}

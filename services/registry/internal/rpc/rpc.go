@@ -22,6 +22,8 @@ import (
 type store interface {
 	// Incarnation is the database's, as last seen.
 	Incarnation() string
+	// Head is the newest position.
+	Head(ctx context.Context) (resource.Position, error)
 
 	CreateIntegration(ctx context.Context, now time.Time, name integration.Name, spec integration.Spec, requestID string) (integration.Integration, error)
 	Integration(ctx context.Context, name integration.Name) (integration.Integration, error)

@@ -64,7 +64,7 @@ func newScaled(b *testing.B, config sqldb.Config, accounts int) *scaled {
 	}
 	unlimited := grpcserver.Limit{PerSecond: -1}
 	server := grpctest.Start(b, grpctest.Config{
-		Register: rpc.Register(rpc.Config{Store: s, Trial: s.Trial(), Rules: integration.Rules{HomeTenants: []string{homeTenant}}}),
+		Register: rpc.Register(rpc.Config{Store: s, Trial: s.Trial(), Rules: rules}),
 		Policy:   grpcserver.OptionPolicy(optionsv1.E_Callers),
 		Log:      slog.New(slog.DiscardHandler),
 		Limits:   grpcserver.Limits{Read: unlimited, Write: unlimited},

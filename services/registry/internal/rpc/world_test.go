@@ -36,6 +36,9 @@ const (
 	nobody       = "3f0c0a55-6c1e-4a51-8a31-6a35b7b0a003"
 )
 
+// rules are every test's.
+var rules = integration.Rules{HomeTenants: []string{homeTenant}}
+
 // clients are one caller's.
 type clients struct {
 	integrations registryv1.IntegrationServiceClient
@@ -96,7 +99,7 @@ func newWorldOn(t *testing.T, db *sqldb.DB, quotas quota.Config) *world {
 	})
 	all := []string{grpcserver.AllAccounts}
 	server := grpctest.Start(t, grpctest.Config{
-		Register: rpc.Register(rpc.Config{Store: s, Trial: s.Trial(), Watcher: hub, Rules: integration.Rules{HomeTenants: []string{homeTenant}}}),
+		Register: rpc.Register(rpc.Config{Store: s, Trial: s.Trial(), Watcher: hub, Rules: rules}),
 		Policy:   grpcserver.OptionPolicy(optionsv1.E_Callers),
 		Log:      slog.New(slog.DiscardHandler),
 		Identities: []grpcserver.Identity{
