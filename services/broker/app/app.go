@@ -31,6 +31,7 @@ import (
 	"phasekey.dev/pkg/task"
 	"phasekey.dev/pkg/webcert"
 	"phasekey.dev/services/broker/internal/consent"
+	"phasekey.dev/services/broker/internal/follow"
 	"phasekey.dev/services/broker/internal/keyfile"
 	"phasekey.dev/services/broker/internal/prover"
 	"phasekey.dev/services/broker/internal/rpc"
@@ -62,6 +63,7 @@ type App struct {
 	server   *grpcserver.Server
 	webCert  *webcert.Source // nil: the pages have the service's own certificate
 	pages    task.Task
+	follow   *follow.Hub
 	metrics  []task.Task
 
 	httpsAddr   net.Addr
@@ -186,8 +188,9 @@ func (a *App) listenPages(ctx context.Context, links consent.Links, metrics *pro
 		}
 		config = a.webCert.TLSConfig()
 	}
+	a.follow = follow.New(follow.Config{Store: a.store, Interval: a.cfg.WatchInterval, Log: a.log})
 	site, err := web.New(web.Config{
-		Store: a.store, Links: links, Origins: a.cfg.ReturnOrigins, Platform: a.cfg.PlatformName, AttemptLife: a.cfg.AttemptLife,
+		Store: a.store, Follow: a.follow, Proxies: proxies(a.cfg.TrustedProxies), Links: links, Origins: a.cfg.ReturnOrigins, Platform: a.cfg.PlatformName, AttemptLife: a.cfg.AttemptLife,
 		Log: a.log, Metrics: metrics,
 	})
 	if err != nil {
@@ -199,6 +202,17 @@ func (a *App) listenPages(ctx context.Context, links consent.Links, metrics *pro
 	}
 	a.httpsAddr, a.pages = ln.Addr(), site.Task(ln, config, a.cfg.Drain)
 	return nil
+}
+
+// proxies are the configured networks, which were validated.
+func proxies(configured []string) web.Proxies {
+	out := make(web.Proxies, 0, len(configured))
+	for _, text := range configured {
+		if network, err := parseNetwork(text); err == nil {
+			out = append(out, network)
+		}
+	}
+	return out
 }
 
 func clouds(configured map[string]Cloud) map[string]consent.Cloud {
@@ -230,6 +244,7 @@ func (a *App) Run(ctx context.Context) error {
 	tasks = append(tasks, a.metrics...)
 	tasks = append(tasks,
 		task.Task{Name: "prover", Run: a.prover.Run},
+		task.Task{Name: "follow", Run: a.follow.Run},
 		a.pages,
 		task.Task{Name: "server", Run: a.server.Run, Grace: a.cfg.Drain + 2*time.Second},
 		task.Task{Name: "health", Run: func(ctx context.Context) error {

@@ -3,6 +3,7 @@ package app
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"net/url"
 	"strings"
 	"time"
@@ -38,6 +39,9 @@ type Config struct {
 	// ReturnOrigins are the https origins to which pages may lead in the end, for example "https://app.example.com"; none of
 	// them means that no page does.
 	ReturnOrigins []string `yaml:"return_origins"`
+	// TrustedProxies are the networks (CIDR) of proxies in front of the pages: their word in X-Forwarded-For, on whom they speak for, is
+	// taken for limits and logs. Without it all browsers behind a proxy are taken for one.
+	TrustedProxies []string `yaml:"trusted_proxies"`
 	// AttemptLife is how long an administrator may take at Entra ID, from the button to the return: a minute to a day.
 	AttemptLife time.Duration `yaml:"attempt_life"`
 	// StateKeyFile is 32 random bytes, mode 0600, the same for all replicas: what makes the links of sessions. It is made
@@ -151,6 +155,10 @@ func (c Config) Validate() error {
 	for i, origin := range c.ReturnOrigins {
 		add(fmt.Sprintf("return_origins[%d]", i), checkOrigin(origin))
 	}
+	for i, network := range c.TrustedProxies {
+		_, err := parseNetwork(network)
+		add(fmt.Sprintf("trusted_proxies[%d]", i), err)
+	}
 	add("attempt_life", checkSpan(c.AttemptLife, minAttemptLife, maxAttemptLife))
 	add("database", c.Database.Validate())
 	add("tls", c.checkTLS())
@@ -224,6 +232,20 @@ func checkName(text string) error {
 		return errors.New("must be printable, without space around it")
 	}
 	return nil
+}
+
+// parseNetwork reads a proxy's network. Whoever trusts everybody trusts what anybody writes.
+func parseNetwork(text string) (netip.Prefix, error) {
+	network, err := netip.ParsePrefix(text)
+	switch {
+	case err != nil:
+		return netip.Prefix{}, errors.New("must be a network, such as 10.0.0.0/8 or 192.0.2.7/32")
+	case network != network.Masked():
+		return netip.Prefix{}, fmt.Errorf("has bits beyond its length; %s is meant?", network.Masked())
+	case network.Bits() == 0:
+		return netip.Prefix{}, errors.New("must not be everybody")
+	}
+	return network, nil
 }
 
 func checkID(text string) error {

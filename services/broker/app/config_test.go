@@ -55,6 +55,9 @@ func TestConfig_Validate(t *testing.T) {
 		{"return origins that are none", func(c *app.Config) {
 			c.ReturnOrigins = []string{"https://app.example.com", "http://app.example.com", "https://app.example.com/path"}
 		}, []string{"return_origins[1]", "return_origins[2]"}},
+		{"proxies that are none", func(c *app.Config) {
+			c.TrustedProxies = []string{"10.0.0.0/8", "2001:db8::/32", "10.0.0.1", "10.0.0.1/8", "0.0.0.0/0"}
+		}, []string{"trusted_proxies[2]", "trusted_proxies[3]", "trusted_proxies[4]"}},
 		{"attempts that live too long", func(c *app.Config) { c.AttemptLife = 25 * time.Hour }, []string{"attempt_life"}},
 		{"attempts that do not live", func(c *app.Config) { c.AttemptLife = 0 }, []string{"attempt_life"}},
 		{"a path in the origin", func(c *app.Config) { c.PublicURL = "https://consent.example.com/" }, []string{"public_url"}},

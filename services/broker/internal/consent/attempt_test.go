@@ -11,8 +11,8 @@ import (
 
 func TestBegin_KeepsHashesOfWhatNobodyGuesses(t *testing.T) {
 	now := created.Add(999 * time.Nanosecond)
-	a, state, browser := consent.Begin(now, session(nil).Name, time.Minute)
-	other, otherState, otherBrowser := consent.Begin(now, session(nil).Name, time.Minute)
+	a, state, browser := consent.Begin(now, session(nil).Name, []byte("here"), time.Minute)
+	other, otherState, otherBrowser := consent.Begin(now, session(nil).Name, []byte("here"), time.Minute)
 	if a.ID == other.ID || state.Equal(otherState) || browser.Equal(otherBrowser) || state.Equal(browser) {
 		t.Error("two attempts share something")
 	}

@@ -136,6 +136,8 @@ const (
 // Verdict is what becomes of a callback.
 type Verdict struct {
 	Outcome Outcome
+	// Bound means that the browser is the one that pressed the button, whatever came of it.
+	Bound bool
 	// Consumed means that the attempt is used up. Without it, nothing is to change.
 	Consumed bool
 	// Hastened means that the tenant is to be asked as soon as it may be.
@@ -148,26 +150,28 @@ type Verdict struct {
 // Judge decides what becomes of a callback, given the attempt that has its state (nil for none), that attempt's session, and the
 // browser's cookies. The tenant that it names is compared and never believed: it is the session's that is asked.
 func Judge(now time.Time, c Callback, b Browser, a *Attempt, s Session) Verdict {
-	refused := func(o Outcome) Verdict { return Verdict{Outcome: o, Session: s} }
 	if a == nil {
-		return refused(OutcomeUnknown)
+		return Verdict{Outcome: OutcomeUnknown, Session: s}
 	}
 	shown := b[a.ID]
+	wrong := len(shown) > 1 || len(shown) == 1 && subtle.ConstantTimeCompare(Hash(shown[0]), a.BrowserHash) != 1
+	bound := len(shown) == 1 && !wrong
+	refused := func(o Outcome) Verdict { return Verdict{Outcome: o, Session: s, Bound: bound} }
 	switch {
 	case !a.UseTime.IsZero():
 		return refused(OutcomeReplayed)
 	case !now.Before(a.ExpireTime):
 		return refused(OutcomeExpired)
-	case len(shown) > 1, len(shown) == 1 && subtle.ConstantTimeCompare(Hash(shown[0]), a.BrowserHash) != 1:
+	case wrong:
 		return refused(OutcomeWrongCookie)
 	case c.Tenant != "" && !strings.EqualFold(c.Tenant, s.TenantID):
 		return refused(OutcomeWrongTenant)
 	case len(shown) == 0:
 		return refused(OutcomeOtherBrowser)
 	case !s.State.Open() || !now.Before(s.ExpireTime):
-		return Verdict{Outcome: OutcomeLate, Consumed: true, Session: s}
+		return Verdict{Outcome: OutcomeLate, Bound: true, Consumed: true, Session: s}
 	}
-	v := Verdict{Consumed: true, Session: s, Changed: true}
+	v := Verdict{Bound: true, Consumed: true, Session: s, Changed: true}
 	said := c.Code
 	switch {
 	case said == "":

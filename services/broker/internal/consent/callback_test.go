@@ -1,6 +1,7 @@
 package consent_test
 
 import (
+	"bytes"
 	"errors"
 	"net/url"
 	"regexp"
@@ -92,7 +93,7 @@ func FuzzCallback(f *testing.F) {
 
 func TestJudge(t *testing.T) {
 	now := created.Add(time.Hour)
-	attempt, state, mine := consent.Begin(now.Add(-time.Minute), session(nil).Name, 30*time.Minute)
+	attempt, state, mine := consent.Begin(now.Add(-time.Minute), session(nil).Name, []byte("here"), 30*time.Minute)
 	const customer = "3fe2a1c4-0000-4000-8000-00000000000a"
 	open := session(func(s *consent.Session) { awaiting(s); s.TenantID = customer })
 	with := func(change func(*consent.Session)) consent.Session { s := open; change(&s); return s }
@@ -147,7 +148,9 @@ func TestJudge(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			got := consent.Judge(tc.now, tc.said, tc.browser, tc.attempt, tc.session)
-			want := consent.Verdict{Outcome: tc.want, Consumed: tc.consumed, Hastened: tc.hastened, Session: tc.session}
+			shown := tc.browser[attempt.ID]
+			bound := tc.attempt != nil && len(shown) == 1 && bytes.Equal(consent.Hash(shown[0]), consent.Hash(mine))
+			want := consent.Verdict{Outcome: tc.want, Bound: bound, Consumed: tc.consumed, Hastened: tc.hastened, Session: tc.session}
 			if tc.after != nil {
 				want.Session, want.Changed = *tc.after, true
 			}

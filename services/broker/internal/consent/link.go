@@ -16,6 +16,7 @@ const KeySize = 32
 // The purposes a key is used for, so that no two share an HMAC.
 const (
 	purposeLink        = "phasekey broker consent link 1"
+	purposeSource      = "phasekey broker attempt source 1"
 	purposeFingerprint = "phasekey broker key fingerprint 1"
 )
 
@@ -59,6 +60,9 @@ func (k Key) LinkOf(s Session) secret.Text {
 	data := append([]byte(s.Name.String()), 0)
 	return secret.New(base64.RawURLEncoding.EncodeToString(k.mac(purposeLink, append(data, s.Nonce[:]...))))
 }
+
+// SourceOf is what is stored of a browser's address: it tells sources apart, and whoever reads the database does not learn them.
+func (k Key) SourceOf(address string) []byte { return k.mac(purposeSource, []byte(address)) }
 
 // Hash is what is stored of a link, a state or a browser's secret.
 func Hash(token secret.Text) []byte {

@@ -17,6 +17,8 @@ const (
 	PageWaiting Page = iota + 1
 	// PageLanding: the administrator can go to Entra ID.
 	PageLanding
+	// PageProblem: the administrator came back without consent, or with a word that nothing bears out; and can try again.
+	PageProblem
 	// PagePending: the browser said that the administrator approved, and the tenant does not show it yet.
 	PagePending
 	// PageResult: consent is proven.
@@ -40,6 +42,8 @@ func PageOf(now time.Time, s Session) Page {
 		return PageWaiting
 	case s.LastCallback == CallbackApproved && now.Before(s.CallbackTime.Add(pendingTime)):
 		return PagePending
+	case s.LastCallback != "":
+		return PageProblem
 	default:
 		return PageLanding
 	}

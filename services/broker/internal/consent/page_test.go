@@ -25,10 +25,10 @@ func TestPageOf(t *testing.T) {
 	}{
 		{"not ready", now, session(nil), consent.PageWaiting, false},
 		{"ready", now, session(awaiting), consent.PageLanding, true},
-		{"declined", now, session(said("AADSTS65004", 0)), consent.PageLanding, true},
+		{"declined", now, session(said("AADSTS65004", 0)), consent.PageProblem, true},
 		{"approved", now, session(said("APPROVED", 0)), consent.PagePending, true},
 		{"approved, almost too long ago", now, session(said("APPROVED", 20*time.Minute-1)), consent.PagePending, true},
-		{"approved too long ago", now, session(said("APPROVED", 20*time.Minute)), consent.PageLanding, true},
+		{"approved too long ago", now, session(said("APPROVED", 20*time.Minute)), consent.PageProblem, true},
 		{"approved, and lost", now, session(in(consent.WaitingForApplication)), consent.PageWaiting, false},
 		{"completed", now, session(in(consent.Completed)), consent.PageResult, false},
 		{"completed, long ago", deadline.Add(time.Hour), session(in(consent.Completed)), consent.PageResult, false},

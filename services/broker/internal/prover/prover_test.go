@@ -287,8 +287,8 @@ func TestProver_ABrowsersReturnHastensTheQuestionButNoInterval(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		attempt, state, browser := consent.Begin(now, name, time.Minute)
-		if err := w.store.Begin(t.Context(), uid, attempt, consent.MaxAttempts); err != nil {
+		attempt, state, browser := consent.Begin(now, name, []byte("here"), time.Minute)
+		if err := w.store.Begin(t.Context(), uid, attempt, consent.Kept{PerSource: 5, PerSession: 5}); err != nil {
 			t.Fatal(err)
 		}
 		v, err := w.store.Return(t.Context(), now, consent.Hash(state), func(a *consent.Attempt, s consent.Session) consent.Verdict {

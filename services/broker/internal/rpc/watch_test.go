@@ -164,8 +164,8 @@ func (w *world) comeBack(t *testing.T, code string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	attempt, state, browser := consent.Begin(now, claim.Open[0].Name, time.Minute)
-	if err := w.store.Begin(t.Context(), "uid-new", attempt, consent.MaxAttempts); err != nil {
+	attempt, state, browser := consent.Begin(now, claim.Open[0].Name, []byte("here"), time.Minute)
+	if err := w.store.Begin(t.Context(), "uid-new", attempt, consent.Kept{PerSource: 5, PerSession: 5}); err != nil {
 		t.Fatal(err)
 	}
 	said := consent.Callback{State: state, Code: code}

@@ -3,6 +3,9 @@ package store
 import (
 	"context"
 	"errors"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"phasekey.dev/pkg/sqldb"
@@ -22,23 +25,56 @@ func (s *Store) ByLink(ctx context.Context, linkHash []byte) (consent.Session, e
 	return found, failed(err, "read the session of a link")
 }
 
-// Begin stores a new attempt of an integration's session. The session then has at most limit of them: used ones go first, then
-// the oldest.
-func (s *Store) Begin(ctx context.Context, integrationUID string, a consent.Attempt, limit int) error {
+// manyLinks bounds the placeholders of one query.
+const manyLinks = 200
+
+// ByLinks returns the sessions whose links have these hashes, by their hashes; those that are not there are left out.
+func (s *Store) ByLinks(ctx context.Context, linkHashes [][]byte) (map[string]consent.Session, error) {
+	found := make(map[string]consent.Session, len(linkHashes))
+	for some := range slices.Chunk(linkHashes, manyLinks) {
+		places, values := make([]string, len(some)), make([]any, len(some))
+		for i, hash := range some {
+			places[i], values[i] = "$"+strconv.Itoa(i+1), hash
+		}
+		// One transaction each, so that a writer does not wait for all of them.
+		err := s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+			_, err := sqldb.Collect(ctx, tx, func(row sqldb.Row) (consent.Session, error) {
+				var hash []byte
+				session, err := scanSession(row, &hash)
+				found[string(hash)] = session
+				return session, err
+			}, `SELECT `+sessionColumns+`, link_hash FROM consent_sessions WHERE link_hash IN (`+strings.Join(places, ", ")+`)`, values...)
+			return err
+		})
+		if err != nil {
+			return nil, failed(err, "read the sessions of links")
+		}
+	}
+	return found, nil
+}
+
+// Begin stores a new attempt of an integration's session. The session then has at most as many of them as are kept.
+func (s *Store) Begin(ctx context.Context, integrationUID string, a consent.Attempt, kept consent.Kept) error {
 	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
 		if err := hold(ctx, tx, integrationUID); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `DELETE FROM consent_attempts WHERE account = $1 AND session_id = $2 AND source = $3 AND id NOT IN (
+				SELECT id FROM consent_attempts WHERE account = $1 AND session_id = $2 AND source = $3
+				ORDER BY CASE WHEN use_time = 0 THEN 0 ELSE 1 END, create_time DESC, id LIMIT $4)`,
+			a.Session.Account, a.Session.ID, a.Source, kept.PerSource-1); err != nil {
 			return err
 		}
 		if _, err := tx.Exec(ctx, `DELETE FROM consent_attempts WHERE account = $1 AND session_id = $2 AND id NOT IN (
 				SELECT id FROM consent_attempts WHERE account = $1 AND session_id = $2
 				ORDER BY CASE WHEN use_time = 0 THEN 0 ELSE 1 END, create_time DESC, id LIMIT $3)`,
-			a.Session.Account, a.Session.ID, limit-1); err != nil {
+			a.Session.Account, a.Session.ID, kept.PerSession-1); err != nil {
 			return err
 		}
 		_, err := tx.Exec(ctx, `INSERT INTO consent_attempts
-			(id, account, session_id, state_hash, browser_hash, create_time, expire_time, use_time)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, 0)`,
-			a.ID, a.Session.Account, a.Session.ID, a.StateHash, a.BrowserHash, sqldb.Micros(a.CreateTime), sqldb.Micros(a.ExpireTime))
+			(id, account, session_id, source, state_hash, browser_hash, create_time, expire_time, use_time)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0)`,
+			a.ID, a.Session.Account, a.Session.ID, a.Source, a.StateHash, a.BrowserHash, sqldb.Micros(a.CreateTime), sqldb.Micros(a.ExpireTime))
 		return err
 	})
 	return failed(err, "begin an attempt of session %s", a.Session)
@@ -108,9 +144,9 @@ func write(ctx context.Context, tx sqldb.Tx, now time.Time, v consent.Verdict) e
 func attemptOf(ctx context.Context, tx sqldb.Tx, stateHash []byte) (consent.Attempt, consent.Session, error) {
 	a := consent.Attempt{StateHash: stateHash}
 	var created, expires, used int64
-	if err := tx.QueryRow(ctx, `SELECT id, account, session_id, browser_hash, create_time, expire_time, use_time
+	if err := tx.QueryRow(ctx, `SELECT id, account, session_id, source, browser_hash, create_time, expire_time, use_time
 		FROM consent_attempts WHERE state_hash = $1`, stateHash).
-		Scan(&a.ID, &a.Session.Account, &a.Session.ID, &a.BrowserHash, &created, &expires, &used); err != nil {
+		Scan(&a.ID, &a.Session.Account, &a.Session.ID, &a.Source, &a.BrowserHash, &created, &expires, &used); err != nil {
 		return consent.Attempt{}, consent.Session{}, err
 	}
 	a.CreateTime, a.ExpireTime, a.UseTime = sqldb.Time(created), sqldb.Time(expires), sqldb.Time(used)

@@ -25,11 +25,11 @@ type press struct {
 	state, browser secret.Text
 }
 
-func begun(t *testing.T, s *store.Store, now time.Time, session consent.Session, limit int) press {
+func begun(t *testing.T, s *store.Store, now time.Time, session consent.Session, kept int) press {
 	t.Helper()
 	var p press
-	p.attempt, p.state, p.browser = consent.Begin(now, session.Name, 30*time.Minute)
-	if err := s.Begin(t.Context(), session.IntegrationUID, p.attempt, limit); err != nil {
+	p.attempt, p.state, p.browser = consent.Begin(now, session.Name, []byte("here"), 30*time.Minute)
+	if err := s.Begin(t.Context(), session.IntegrationUID, p.attempt, consent.Kept{PerSource: kept, PerSession: kept}); err != nil {
 		t.Fatal(err)
 	}
 	return p
@@ -236,8 +236,8 @@ func TestStore_PurgeForgetsAttempts(t *testing.T) {
 
 func TestStore_BeginOfASessionThatIsGone(t *testing.T) {
 	each(t, func(t *testing.T, _ *sqldb.DB, s *store.Store) {
-		attempt, _, _ := consent.Begin(start, consent.Name{Account: "acme", ID: "gone"}, time.Minute)
-		if err := s.Begin(t.Context(), "uid-1", attempt, limit); err == nil {
+		attempt, _, _ := consent.Begin(start, consent.Name{Account: "acme", ID: "gone"}, []byte("here"), time.Minute)
+		if err := s.Begin(t.Context(), "uid-1", attempt, consent.Kept{PerSource: limit, PerSession: limit}); err == nil {
 			t.Error("it was stored")
 		}
 	})
@@ -305,4 +305,52 @@ func TestMigrations_OfADatabaseWithoutPages(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestStore_OneSourceDoesNotUseUpAnothersAttempts(t *testing.T) {
+	each(t, func(t *testing.T, db *sqldb.DB, s *store.Store) {
+		session := awaiting(t, s, "uid-1")
+		kept := consent.Kept{PerSource: 2, PerSession: 5}
+		press := func(at time.Time, source string) (p press) {
+			t.Helper()
+			p.attempt, p.state, p.browser = consent.Begin(at, session.Name, []byte(source), 30*time.Minute)
+			if err := s.Begin(t.Context(), session.IntegrationUID, p.attempt, kept); err != nil {
+				t.Fatal(err)
+			}
+			return p
+		}
+		mine := press(start, "mine")
+		for i := range 10 {
+			press(start.Add(time.Duration(i+1)*time.Second), "another's")
+		}
+		now := start.Add(time.Minute)
+		if v, err := mine.back(t.Context(), s, now, ""); err != nil || v.Outcome != consent.OutcomeApproved {
+			t.Errorf("outcome %s, error %v", v.Outcome, err)
+		}
+		for i := range 10 {
+			press(now.Add(time.Duration(i)*time.Second), fmt.Sprint("source ", i))
+		}
+		if n := count(t, db, `SELECT COUNT(*) FROM consent_attempts`); n != kept.PerSession {
+			t.Errorf("%d attempts are kept", n)
+		}
+	})
+}
+
+func TestStore_ByLinksReadsManyAtOnce(t *testing.T) {
+	each(t, func(t *testing.T, _ *sqldb.DB, s *store.Store) {
+		want := map[string]consent.Session{}
+		hashes := [][]byte{[]byte("nobody's")}
+		for i := range 205 {
+			session := opened(t, s, start, fmt.Sprint("uid-", i))
+			want[string(session.Nonce[:])] = session // what opened stores as the hash
+			hashes = append(hashes, session.Nonce[:])
+		}
+		got, err := s.ByLinks(t.Context(), hashes)
+		if diff := cmp.Diff(want, got); err != nil || diff != "" {
+			t.Errorf("error %v (-want +got):\n%s", err, diff)
+		}
+		if got, err := s.ByLinks(t.Context(), nil); err != nil || len(got) != 0 {
+			t.Errorf("of none: %v, error %v", got, err)
+		}
+	})
 }

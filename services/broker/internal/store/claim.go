@@ -138,7 +138,7 @@ func read(ctx context.Context, tx sqldb.Tx, uid string) (consent.Target, []conse
 		return consent.Target{}, nil, err
 	}
 	t.DueTime, t.LookTime, t.ProbeTime = sqldb.Time(due), sqldb.Time(look), sqldb.Time(probe)
-	open, err := sqldb.Collect(ctx, tx, scanSession, `SELECT `+sessionColumns+` FROM consent_sessions
+	open, err := sqldb.Collect(ctx, tx, scanOne, `SELECT `+sessionColumns+` FROM consent_sessions
 		WHERE integration_uid = $1 AND end_time = 0 ORDER BY account, id`, uid)
 	return t, open, err
 }

@@ -51,13 +51,17 @@ const sessionColumns = `account, id, integration, integration_uid, tenant_id, cl
 	application_name, return_uri, state, service_principal_object_id, last_refusal, last_callback, callback_time, nonce, version,
 	create_time, expire_time, end_time`
 
-func scanSession(row sqldb.Row) (consent.Session, error) {
+// scanOne is scanSession for queries of sessionColumns alone.
+func scanOne(row sqldb.Row) (consent.Session, error) { return scanSession(row) }
+
+// scanSession reads sessionColumns, and what a query has behind them.
+func scanSession(row sqldb.Row, more ...any) (consent.Session, error) {
 	var s consent.Session
 	var nonce []byte
 	var called, created, expires, ended int64
-	err := row.Scan(&s.Name.Account, &s.Name.ID, &s.Integration, &s.IntegrationUID, &s.TenantID, &s.Cloud, &s.DisplayName,
+	err := row.Scan(append([]any{&s.Name.Account, &s.Name.ID, &s.Integration, &s.IntegrationUID, &s.TenantID, &s.Cloud, &s.DisplayName,
 		&s.SubscriptionID, &s.ClientID, &s.ApplicationName, &s.ReturnURI, &s.State, &s.PrincipalObjectID, &s.LastRefusal,
-		&s.LastCallback, &called, &nonce, &s.Version, &created, &expires, &ended)
+		&s.LastCallback, &called, &nonce, &s.Version, &created, &expires, &ended}, more...)...)
 	if err != nil {
 		return consent.Session{}, err
 	}

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -26,12 +27,12 @@ import (
 const most = 256
 
 // emptySite knows no session.
-func emptySite(t *testing.T, metrics prometheus.Registerer) *web.Site {
+func emptySite(t *testing.T, metrics prometheus.Registerer, trusted ...netip.Prefix) *web.Site {
 	t.Helper()
 	broken := &brokenStore{}
 	broken.set(func() error { return consent.ErrNotFound })
 	site, err := web.New(web.Config{
-		Store: broken, Log: slog.New(slog.DiscardHandler), Metrics: metrics, Links: consent.Links{PublicURL: "https://consent.example.com"},
+		Store: broken, Log: slog.New(slog.DiscardHandler), Metrics: metrics, Proxies: trusted, Links: consent.Links{PublicURL: "https://consent.example.com"},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -13,7 +13,6 @@ import (
 	"strconv"
 	"time"
 
-	"phasekey.dev/pkg/limit"
 	"phasekey.dev/pkg/obs"
 )
 
@@ -29,7 +28,7 @@ const (
 )
 
 // policy is the Content-Security-Policy.
-const policy = "default-src 'none'; style-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+const policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 
 // answer is what is answered, kept until it is whole: a browser that takes it slowly then holds up nobody but itself, and what
 // a panic left half-done is not seen.
@@ -60,7 +59,12 @@ func (s *Site) chain(pages http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		began := time.Now()
 		// An ID that a browser brings is nobody's word.
-		ctx, cancel := context.WithTimeout(obs.WithRequestID(r.Context(), rand.Text()), requestTimeout)
+		r = r.WithContext(withClient(obs.WithRequestID(r.Context(), rand.Text()), s.cfg.Proxies.client(r)))
+		if s.follows(r) {
+			s.stream(w, r, began)
+			return
+		}
+		ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
 		defer cancel()
 		r = r.WithContext(ctx)
 		a := &answer{header: w.Header()}
@@ -68,8 +72,62 @@ func (s *Site) chain(pages http.Handler) http.Handler {
 		s.answer(a, w, r, pages)
 		w.WriteHeader(a.status)
 		_, _ = w.Write(a.body.Bytes()) // fails only for a browser that went away
-		s.record(r, a, began)
+		s.record(r, a.status, began)
 	})
+}
+
+// asksTooOften says so, and reports whether it has.
+func (s *Site) asksTooOften(w http.ResponseWriter, r *http.Request) bool {
+	_, ok := s.sources.Take(time.Now(), sourceOf(r), perSecond, burst)
+	if !ok {
+		w.Header().Set("Retry-After", retryAfter)
+		s.plain(w, r, http.StatusTooManyRequests, "Too many requests", "Wait some seconds, and open the link again.")
+	}
+	return !ok
+}
+
+// streamed is an answer that is not kept until it is whole, for pages that are told what happens. It remembers its status.
+type streamed struct {
+	http.ResponseWriter
+	status int
+}
+
+// WriteHeader implements http.ResponseWriter.
+func (a *streamed) WriteHeader(status int) {
+	if a.status == 0 {
+		a.status = status
+	}
+	a.ResponseWriter.WriteHeader(status)
+}
+
+// Write implements http.ResponseWriter.
+func (a *streamed) Write(b []byte) (int, error) {
+	if a.status == 0 {
+		a.status = http.StatusOK
+	}
+	return a.ResponseWriter.Write(b)
+}
+
+// Unwrap is for http.ResponseController.
+func (a *streamed) Unwrap() http.ResponseWriter { return a.ResponseWriter }
+
+// stream serves what is sent bit by bit. It takes none of the places of requests, for it goes on; events has its own.
+func (s *Site) stream(w http.ResponseWriter, r *http.Request, began time.Time) {
+	protect(w.Header(), r)
+	a := &streamed{ResponseWriter: w}
+	defer func() { s.record(r, a.status, began) }()
+	defer func() {
+		if v := recover(); v != nil {
+			s.panicked(r, v)
+			if a.status == 0 {
+				s.plain(a, r, http.StatusInternalServerError, "This does not work right now", "Try again in a minute, with the link that you were sent.")
+			}
+		}
+	}()
+	if s.asksTooOften(a, r) {
+		return
+	}
+	s.streams.ServeHTTP(a, r)
 }
 
 // protect sets the headers of every answer; a page may replace some.
@@ -87,11 +145,11 @@ func protect(h http.Header, r *http.Request) {
 }
 
 // record counts and logs a request. Its path is a secret, and so is what a callback has in its query.
-func (s *Site) record(r *http.Request, a *answer, began time.Time) {
-	s.pages.WithLabelValues(pageName(r.Pattern), strconv.Itoa(a.status)).Inc()
+func (s *Site) record(r *http.Request, status int, began time.Time) {
+	s.pages.WithLabelValues(pageName(r.Pattern), strconv.Itoa(status)).Inc()
 	s.cfg.Log.InfoContext(r.Context(), "page served",
-		slog.String(keyPage, r.Pattern), slog.String(obs.KeyMethod, known(r.Method)), slog.Int(keyStatus, a.status),
-		slog.Duration(obs.KeyDuration, time.Since(began)), slog.String(obs.KeyAddress, r.RemoteAddr))
+		slog.String(keyPage, r.Pattern), slog.String(obs.KeyMethod, known(r.Method)), slog.Int(keyStatus, status),
+		slog.Duration(obs.KeyDuration, time.Since(began)), slog.String(obs.KeyAddress, clientOf(r)))
 }
 
 // known is a method, unless somebody made it up.
@@ -110,9 +168,7 @@ func (s *Site) rescue(a *answer, r *http.Request) {
 	if v == nil {
 		return
 	}
-	s.panics.Inc()
-	s.cfg.Log.ErrorContext(r.Context(), "panic while a page was made",
-		slog.String(obs.KeyError, fmt.Sprint(v)), slog.String(obs.KeyStack, string(debug.Stack())))
+	s.panicked(r, v)
 	clear(a.header)
 	protect(a.header, r)
 	a.status = 0
@@ -123,9 +179,7 @@ func (s *Site) rescue(a *answer, r *http.Request) {
 // answer makes the answer to a request, one of ours if it is not within bounds.
 func (s *Site) answer(a *answer, w http.ResponseWriter, r *http.Request, pages http.Handler) {
 	defer s.rescue(a, r)
-	if _, ok := s.sources.Take(time.Now(), limit.Source(r.RemoteAddr), perSecond, burst); !ok {
-		a.header.Set("Retry-After", retryAfter)
-		s.plain(a, r, http.StatusTooManyRequests, "Too many requests", "Wait some seconds, and open the link again.")
+	if s.asksTooOften(a, r) {
 		return
 	}
 	// Nobody needs what comes with a request, so it is read here, where it can be refused: before the request takes one of the
@@ -149,4 +203,10 @@ func (s *Site) answer(a *answer, w http.ResponseWriter, r *http.Request, pages h
 	pages.ServeHTTP(a, r)
 	// As net/http has it for a handler that said nothing.
 	a.WriteHeader(http.StatusOK)
+}
+
+func (s *Site) panicked(r *http.Request, v any) {
+	s.panics.Inc()
+	s.cfg.Log.ErrorContext(r.Context(), "panic while a page was made",
+		slog.String(obs.KeyError, fmt.Sprint(v)), slog.String(obs.KeyStack, string(debug.Stack())))
 }

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strconv"
+	"strings"
 	"time"
 
 	"phasekey.dev/pkg/obs"
@@ -22,25 +24,94 @@ func (s *Site) show(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	v := view{Session: session, Subscription: session.SubscriptionID, ReturnURI: s.returnURI(r, session)}
+	now := time.Now()
+	page := consent.PageOf(now, session)
+	v := s.viewOf(r, session, page)
+	switch page {
+	case consent.PageWaiting:
+		v.Title, v.Refresh, v.Waited = "Not quite ready yet", lookAgain, seconds(now.Sub(session.CreateTime))
+	case consent.PageLanding:
+		v.Title, v.Helped = fmt.Sprintf("Connect %s to your Azure tenant", s.cfg.Platform), helped()
+	case consent.PageProblem:
+		v.Problem = problemOf(session.LastCallback)
+		v.Title = v.Problem.Title
+		if v.Problem.Wait {
+			v.Refresh = lookAgain
+		}
+	case consent.PagePending:
+		v.Title, v.Refresh, v.Waited = "Waiting for your tenant", lookAgain, seconds(now.Sub(session.CallbackTime))
+	case consent.PageResult:
+		v.Title = "You have consented"
+	default:
+		v.Title = "This link has expired"
+		switch session.LastRefusal {
+		case consent.RefusalIntegrationGone, consent.RefusalIntegrationDeleting:
+			v.Deleted = true
+		case consent.RefusalCancelled:
+			v.Cancelled, v.Title = true, "This link was withdrawn"
+		}
+	}
+	return s.render(w, http.StatusOK, v.Page, v)
+}
+
+// viewOf is what all pages of a session show.
+func (s *Site) viewOf(r *http.Request, session consent.Session, page consent.Page) view {
+	link := consent.PagePath + r.PathValue("link")
+	v := view{
+		Page: pageNames[page], Session: session, Subscription: session.SubscriptionID, ReturnURI: s.returnURI(r, session),
+		Link: link, Steps: stepsOf(page),
+	}
 	if v.Subscription == "" {
 		v.Subscription = placeholder
 	}
-	var name string
-	switch consent.PageOf(time.Now(), session) {
-	case consent.PageWaiting:
-		name, v.Title, v.Refresh = "waiting", "Not quite ready yet", lookAgain
-	case consent.PageLanding:
-		name, v.Title, v.Notice = "landing", fmt.Sprintf("Connect %s to your Azure tenant", s.cfg.Platform), noticeOf(session.LastCallback)
-	case consent.PagePending:
-		name, v.Title, v.Refresh = "pending", "Waiting for your tenant", lookAgain
-	case consent.PageResult:
-		name, v.Title = "result", "You have consented"
-	default:
-		name, v.Title = "expired", "This link has expired"
-		v.Deleted = session.LastRefusal == consent.RefusalIntegrationGone || session.LastRefusal == consent.RefusalIntegrationDeleting
+	if !final(session) {
+		v.Live = link + "/events"
 	}
-	return s.render(w, http.StatusOK, name, v)
+	return v
+}
+
+// help is GET of what to say about an error that Microsoft showed on a page of its own.
+func (s *Site) help(w http.ResponseWriter, r *http.Request) error {
+	session, err := s.session(r)
+	if err != nil {
+		return err
+	}
+	found, ok := helpOf(r.PathValue("code"))
+	if !ok {
+		return consent.ErrNotFound
+	}
+	if !consent.MayBegin(time.Now(), session) {
+		see(w, s.cfg.Links.PageURI(session))
+		return nil
+	}
+	v := s.viewOf(r, session, consent.PageProblem)
+	// It is about what the reader saw, not about the session, and stays.
+	v.Problem, v.Title, v.Live = found, found.Title, ""
+	return s.render(w, http.StatusOK, "problem", v)
+}
+
+func seconds(d time.Duration) int { return max(int(d/time.Second), 0) }
+
+// step is one of the steps to consent.
+type step struct {
+	Title string
+	// Done and Current say where it is; neither means that it is to come.
+	Done, Current bool
+}
+
+// stepsOf are the steps of a page: none for one that leads nowhere.
+func stepsOf(page consent.Page) []step {
+	current, on := map[consent.Page]int{
+		consent.PageWaiting: 0, consent.PageLanding: 1, consent.PageProblem: 1, consent.PagePending: 2, consent.PageResult: 3,
+	}[page]
+	if !on {
+		return nil
+	}
+	var out []step
+	for i, title := range []string{"Application prepared", "You consent at Microsoft", "Your tenant confirms", "Azure roles are assigned"} {
+		out = append(out, step{Title: title, Done: i < current, Current: i == current})
+	}
+	return out
 }
 
 // returnURI is where a page may lead in the end. What was allowed when the session was created may not be now.
@@ -68,12 +139,17 @@ func (s *Site) begin(w http.ResponseWriter, r *http.Request) error {
 		see(w, s.cfg.Links.PageURI(session))
 		return nil
 	}
-	attempt, state, browser := consent.Begin(now, session.Name, s.cfg.AttemptLife)
+	if wait, ok := s.mayPress(now, sourceOf(r), session.Name); !ok {
+		w.Header().Set("Retry-After", strconv.Itoa(1+seconds(wait)))
+		s.plain(w, r, http.StatusTooManyRequests, "Too often", fmt.Sprintf("The button was pressed too often. Wait %d seconds, and open the link again.", 1+seconds(wait)))
+		return nil
+	}
+	attempt, state, browser := consent.Begin(now, session.Name, s.cfg.Links.Key.SourceOf(sourceOf(r)), s.cfg.AttemptLife)
 	to, err := s.cfg.Links.EntraURI(session, state)
 	if err != nil {
 		return err
 	}
-	if err := s.cfg.Store.Begin(r.Context(), session.IntegrationUID, attempt, consent.MaxAttempts); err != nil {
+	if err := s.cfg.Store.Begin(r.Context(), session.IntegrationUID, attempt, kept); err != nil {
 		return stored(err)
 	}
 	s.cfg.Log.InfoContext(r.Context(), "an administrator goes to Entra ID",
@@ -88,7 +164,7 @@ func (s *Site) callback(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		s.callbacks.WithLabelValues(string(consent.OutcomeMalformed)).Inc()
 		s.cfg.Log.WarnContext(r.Context(), "a callback is refused", slog.String(keyOutcome, string(consent.OutcomeMalformed)),
-			slog.String(obs.KeyAddress, r.RemoteAddr), slog.Any(obs.KeyError, err))
+			slog.String(obs.KeyAddress, clientOf(r)), slog.Any(obs.KeyError, err))
 		s.refuse(w, r)
 		return nil
 	}
@@ -104,7 +180,7 @@ func (s *Site) callback(w http.ResponseWriter, r *http.Request) error {
 		return stored(err)
 	}
 	s.callbacks.WithLabelValues(string(v.Outcome)).Inc()
-	about := []slog.Attr{slog.String(keyOutcome, string(v.Outcome)), slog.String(keyAttempt, used), slog.String(obs.KeyAddress, r.RemoteAddr)}
+	about := []slog.Attr{slog.String(keyOutcome, string(v.Outcome)), slog.String(keyAttempt, used), slog.String(obs.KeyAddress, clientOf(r))}
 	if used != "" {
 		about = append(about, slog.String(obs.KeyResource, v.Session.Name.String()))
 	}
@@ -113,6 +189,9 @@ func (s *Site) callback(w http.ResponseWriter, r *http.Request) error {
 		s.cfg.Log.LogAttrs(r.Context(), slog.LevelInfo, "an administrator is back from Entra ID", append(about, slog.String(keySaid, said.Code))...)
 		forget(w, used)
 		see(w, s.cfg.Links.PageURI(v.Session))
+	case v.Bound && (v.Outcome == consent.OutcomeWrongTenant || v.Outcome == consent.OutcomeExpired):
+		s.cfg.Log.LogAttrs(r.Context(), slog.LevelWarn, "a callback is refused", about...)
+		return s.astray(w, v)
 	case v.Outcome == consent.OutcomeOtherBrowser:
 		s.cfg.Log.LogAttrs(r.Context(), slog.LevelInfo, "a browser came back that had not been sent", about...)
 		s.plain(w, r, http.StatusOK, "You began in another browser",
@@ -122,6 +201,15 @@ func (s *Site) callback(w http.ResponseWriter, r *http.Request) error {
 		s.refuse(w, r)
 	}
 	return nil
+}
+
+// astray is the answer to the administrator who pressed the button, and comes back with what does not count.
+func (s *Site) astray(w http.ResponseWriter, verdict consent.Verdict) error {
+	v := view{Title: "You took too long at Microsoft", Session: verdict.Session, Link: strings.TrimPrefix(s.cfg.Links.PageURI(verdict.Session), s.cfg.Links.PublicURL)}
+	if verdict.Outcome == consent.OutcomeWrongTenant {
+		v.Title, v.Elsewhere = "That was another tenant", true
+	}
+	return s.render(w, http.StatusBadRequest, "astray", v)
 }
 
 // refuse is the one answer to all that should not have come, so that it teaches nothing.

@@ -19,18 +19,26 @@ var files embed.FS
 //go:embed pages/style.css
 var style []byte
 
-// stylesheetPath changes with the stylesheet, so that browsers may keep it.
-var stylesheetPath = func() string {
-	sum := sha256.Sum256(style)
-	return "/assets/" + hex.EncodeToString(sum[:6]) + ".css"
-}()
+//go:embed pages/script.js
+var scriptText []byte
+
+// The paths of what never changes change with what it is, so that browsers may keep it.
+var (
+	stylesheetPath = assetPath(style, "css")
+	scriptPath     = assetPath(scriptText, "js")
+)
+
+func assetPath(data []byte, ext string) string {
+	sum := sha256.Sum256(data)
+	return "/assets/" + hex.EncodeToString(sum[:6]) + "." + ext
+}
 
 // templates are by the name of their file.
 type templates map[string]*template.Template
 
 func parse() (templates, error) {
 	all := templates{}
-	for _, name := range []string{"waiting", "landing", "leaving", "pending", "result", "expired", "plain"} {
+	for _, name := range []string{"waiting", "landing", "problem", "leaving", "pending", "result", "expired", "astray", "plain"} {
 		parsed, err := template.ParseFS(files, "pages/layout.html", "pages/"+name+".html")
 		if err != nil {
 			return nil, fmt.Errorf("parse page %s: %w", name, err)
@@ -42,9 +50,18 @@ func parse() (templates, error) {
 
 // view is what templates show.
 type view struct {
-	Title, Platform, Stylesheet string
-	// Refresh is after how many seconds the browser looks again; zero for never.
+	Title, Platform, Stylesheet, Script string
+	// Page is the page's name, for scripts; empty for one of no session.
+	Page string
+	// Link is the path of the session's page; empty on pages that must not tell it. Live is where a script is told what becomes of the
+	// session; empty when nothing more does.
+	Link, Live string
+	// Steps are where on its way consent is.
+	Steps []step
+	// Refresh is after how many seconds a browser without scripts looks again; zero for never.
 	Refresh int
+	// Waited is for how many seconds the administrator has waited.
+	Waited int
 	// To is where the browser is sent on to at once; empty for nowhere.
 	To      string
 	Session consent.Session
@@ -52,16 +69,21 @@ type view struct {
 	ReturnURI string
 	// Subscription is the integration's, or what stands for it.
 	Subscription string
-	Notice       *notice
-	// Deleted means that the session ended because its integration did.
-	Deleted bool
+	// Problem is why consent did not come about.
+	Problem problem
+	// Helped are the problems that Microsoft shows on a page of its own.
+	Helped []problem
+	// Deleted means that the session ended because its integration did, Cancelled that it was withdrawn.
+	Deleted, Cancelled bool
+	// Elsewhere means that Microsoft named another tenant than the session's.
+	Elsewhere bool
 	// Text and RequestID are a plain page's.
 	Text, RequestID string
 }
 
 // render writes a page, whole or not at all.
 func (s *Site) render(w http.ResponseWriter, status int, name string, v view) error {
-	v.Platform, v.Stylesheet = s.cfg.Platform, stylesheetPath
+	v.Platform, v.Stylesheet, v.Script = s.cfg.Platform, stylesheetPath, scriptPath
 	var page bytes.Buffer
 	if err := s.templates[name].ExecuteTemplate(&page, "layout", v); err != nil {
 		return fmt.Errorf("render page %s: %w", name, err)
@@ -79,10 +101,17 @@ func (s *Site) plain(w http.ResponseWriter, r *http.Request, status int, title, 
 	}
 }
 
-// stylesheet is GET of the stylesheet.
+// stylesheet is GET of the stylesheet, script of the script.
 func stylesheet(w http.ResponseWriter, _ *http.Request) error {
-	w.Header().Set("Content-Type", "text/css; charset=utf-8")
+	return asset(w, "text/css; charset=utf-8", style)
+}
+func script(w http.ResponseWriter, _ *http.Request) error {
+	return asset(w, "text/javascript; charset=utf-8", scriptText)
+}
+
+func asset(w http.ResponseWriter, kind string, data []byte) error {
+	w.Header().Set("Content-Type", kind)
 	w.Header().Set("Cache-Control", "public, max-age=31536000, immutable")
-	_, _ = w.Write(style) // an answer is kept in memory first
+	_, _ = w.Write(data) // an answer is kept in memory first
 	return nil
 }

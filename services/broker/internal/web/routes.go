@@ -17,6 +17,12 @@ const pageOther = "other"
 // linkPattern is what matches a session's page.
 const linkPattern = consent.PagePath + "{link}"
 
+// The patterns of what is below a session's page.
+const (
+	eventsPattern = linkPattern + "/events"
+	errorPattern  = linkPattern + "/errors/{code}"
+)
+
 // routes are all there is. The names of pages, for metrics, are by pattern.
 func (s *Site) routes() (http.Handler, error) {
 	var protection http.CrossOriginProtection
@@ -42,8 +48,17 @@ func (s *Site) routes() (http.Handler, error) {
 			s.problem(w, r, err)
 		}
 	})))
+	handle("GET "+errorPattern, s.help)
 	handle("GET "+consent.CallbackPath, s.callback)
 	handle("GET "+stylesheetPath, stylesheet)
+	handle("GET "+scriptPath, script)
+	s.streams = http.NewServeMux()
+	s.streams.HandleFunc("GET "+eventsPattern, func(w http.ResponseWriter, r *http.Request) {
+		if err := s.events(w, r); err != nil {
+			s.problem(w, r, err)
+		}
+	})
+	mux.HandleFunc("HEAD "+eventsPattern, func(w http.ResponseWriter, r *http.Request) { s.notAllowed(w, r, "GET") })
 	for _, method := range []string{"HEAD", "POST"} {
 		// The one would consume as GET does, and the other's pattern is the button's.
 		mux.HandleFunc(method+" "+consent.CallbackPath, func(w http.ResponseWriter, r *http.Request) { s.notAllowed(w, r, "GET") })
@@ -65,6 +80,15 @@ func (s *Site) routes() (http.Handler, error) {
 	}), nil
 }
 
+// follows reports whether a request is one that goes on.
+func (s *Site) follows(r *http.Request) bool {
+	if r.Method != http.MethodGet {
+		return false
+	}
+	_, pattern := s.streams.Handler(r)
+	return pattern != ""
+}
+
 func (s *Site) notAllowed(w http.ResponseWriter, r *http.Request, allowed string) {
 	w.Header().Set("Allow", allowed)
 	s.plain(w, r, http.StatusMethodNotAllowed, "That cannot be done here", "Open the link that you were sent.")
@@ -79,8 +103,14 @@ func pageName(pattern string) string {
 		return "begin"
 	case "GET " + consent.CallbackPath:
 		return "callback"
+	case "GET " + eventsPattern:
+		return "events"
+	case "GET " + errorPattern:
+		return "error"
 	case "GET " + stylesheetPath:
 		return "stylesheet"
+	case "GET " + scriptPath:
+		return "script"
 	default:
 		return pageOther
 	}
@@ -88,13 +118,14 @@ func pageName(pattern string) string {
 
 // session returns the session of a request's link.
 func (s *Site) session(r *http.Request) (consent.Session, error) {
-	link := r.PathValue("link")
-	if len(link) != consent.TokenSize {
+	if len(r.PathValue("link")) != consent.TokenSize {
 		return consent.Session{}, consent.ErrNotFound
 	}
-	found, err := s.cfg.Store.ByLink(r.Context(), consent.Hash(secret.New(link)))
+	found, err := s.cfg.Store.ByLink(r.Context(), consent.Hash(linkOf(r)))
 	return found, stored(err)
 }
+
+func linkOf(r *http.Request) secret.Text { return secret.New(r.PathValue("link")) }
 
 // errStore means that the database did not do what it was asked, whatever the reason.
 var errStore = errors.New("the database does not answer")

@@ -42,9 +42,11 @@ func (s *Site) Task(ln net.Listener, config *tls.Config, drain time.Duration) ta
 		// Handshakes that fail, mostly: anybody can make as many as they like.
 		ErrorLog: slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug),
 	}
+	// Pages that are live would hold the stop up for as long as it may take.
+	srv.RegisterOnShutdown(s.stop)
 	run := func(ctx context.Context) error {
 		served := make(chan error, 1)
-		fair := &fairListener{Listener: ln, refused: s.refused, open: limit.NewPlaces(maxPerSource)}
+		fair := &fairListener{Listener: ln, proxies: s.cfg.Proxies, refused: s.refused, open: limit.NewPlaces(maxPerSource)}
 		go func() { served <- srv.Serve(tls.NewListener(netutil.LimitListener(fair, maxConnections), config)) }()
 		select {
 		case err := <-served:

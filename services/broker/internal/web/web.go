@@ -5,29 +5,41 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"phasekey.dev/pkg/limit"
 	"phasekey.dev/services/broker/internal/consent"
+	"phasekey.dev/services/broker/internal/follow"
 )
 
 // store keeps the sessions; its methods are as package store describes them.
 type store interface {
 	ByLink(ctx context.Context, linkHash []byte) (consent.Session, error)
-	Begin(ctx context.Context, integrationUID string, a consent.Attempt, limit int) error
+	Begin(ctx context.Context, integrationUID string, a consent.Attempt, kept consent.Kept) error
 	Return(ctx context.Context, now time.Time, stateHash []byte, judge func(*consent.Attempt, consent.Session) consent.Verdict) (consent.Verdict, error)
+}
+
+// follower tells of changes of a session, as package follow describes it.
+type follower interface {
+	Follow(linkHash []byte, seen int64) *follow.Follower
 }
 
 // Config is what a Site is made from.
 type Config struct {
 	Store store
-	Links consent.Links
+	// Follow tells pages that are live what becomes of their sessions.
+	Follow follower
+	Links  consent.Links
 	// Origins are where pages may lead in the end.
 	Origins consent.Origins
 	// Platform is the platform's name, as its customers know it.
 	Platform string
+	// Proxies are whose word on whom they speak for is taken.
+	Proxies Proxies
 	// AttemptLife is how long a browser may take at Entra ID.
 	AttemptLife time.Duration
 	Log         *slog.Logger
@@ -39,13 +51,21 @@ type Config struct {
 type Site struct {
 	cfg       Config
 	handler   http.Handler
+	streams   *http.ServeMux
 	templates templates
 	sources   *limit.Buckets[string]
+	presses   *limit.Buckets[string]
 	going     chan struct{}
+	// live and livePerSource are the places of pages that are told what happens; stopping is closed when they are to go.
+	live, livePerSource *limit.Places
+	stopping            chan struct{}
+	stop                func()
+
 	pages     *prometheus.CounterVec
 	callbacks *prometheus.CounterVec
 	panics    prometheus.Counter
 	refused   prometheus.Counter
+	liveNow   prometheus.Gauge
 }
 
 // New returns the pages; it starts nothing. It fails if the metrics cannot be registered.
@@ -53,10 +73,13 @@ func New(cfg Config) (*Site, error) {
 	s := &Site{
 		cfg:     cfg,
 		sources: limit.NewBuckets(func(string) string { return "" }),
+		presses: limit.NewBuckets(func(key string) string { kind, _, _ := strings.Cut(key, " "); return kind }),
 		going:   make(chan struct{}, maxGoing),
+		live:    limit.NewPlaces(maxLive), livePerSource: limit.NewPlaces(maxLivePerSource),
+		stopping: make(chan struct{}),
 		pages: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "phasekey_broker_pages_total",
-			Help: "Answers to browsers by page and HTTP status. Many 429 behind a proxy mean that it is taken for one browser; many 503, that the database is away.",
+			Help: "Answers to browsers by page and HTTP status. Many 429 behind a proxy mean that it is taken for one browser (trusted_proxies); many 503, that the database is away.",
 		}, []string{"page", "status"}),
 		callbacks: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "phasekey_broker_callbacks_total",
@@ -68,11 +91,16 @@ func New(cfg Config) (*Site, error) {
 		}),
 		refused: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "phasekey_broker_page_connections_refused_total",
-			Help: "Connections closed at once because their address had too many; behind a proxy, it opens one for each browser.",
+			Help: "Connections closed at once because their address had too many; behind a proxy that is not among trusted_proxies, it opens one for each browser.",
+		}),
+		liveNow: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "phasekey_broker_live_pages",
+			Help: "Pages that are told at this moment what becomes of their session; at 4096 further ones load themselves again instead.",
 		}),
 	}
+	s.stop = sync.OnceFunc(func() { close(s.stopping) })
 	if cfg.Metrics != nil {
-		for _, c := range []prometheus.Collector{s.pages, s.callbacks, s.panics, s.refused} {
+		for _, c := range []prometheus.Collector{s.pages, s.callbacks, s.panics, s.refused, s.liveNow} {
 			if err := cfg.Metrics.Register(c); err != nil {
 				return nil, fmt.Errorf("register page metrics: %w", err)
 			}
