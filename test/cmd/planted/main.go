@@ -72,7 +72,10 @@ func run(ctx context.Context, pattern string) error {
 	return nil
 }
 
-var errUnnoticed = errors.New("the tests pass")
+var (
+	errUnnoticed = errors.New("the tests pass")
+	errHangs     = errors.New("the tests hang: what waits for something needs a bound")
+)
 
 // plant runs the tests with the mistake in, and returns nil when they find it.
 func (m mistake) plant(ctx context.Context) error {
@@ -103,12 +106,14 @@ func (m mistake) plant(ctx context.Context) error {
 	); err != nil {
 		return err
 	}
-	out, err := exec.CommandContext(ctx, "go", append([]string{"test", "-count=1", "-timeout=10m", "-overlay=" + overlay}, m.test...)...).CombinedOutput() //nolint:gosec // what the list says
+	out, err := exec.CommandContext(ctx, "go", append([]string{"test", "-count=1", "-timeout=3m", "-overlay=" + overlay}, m.test...)...).CombinedOutput() //nolint:gosec // what the list says
 	switch {
 	case err == nil:
 		return errUnnoticed
 	case strings.Contains(string(out), "[build failed]"), strings.Contains(string(out), "[setup failed]"):
 		return fmt.Errorf("it does not compile:\n%s", out)
+	case strings.Contains(string(out), "panic: test timed out"):
+		return errHangs
 	case !strings.Contains(string(out), m.says):
 		return fmt.Errorf("the tests fail without saying %q:\n%s", m.says, out)
 	}

@@ -72,6 +72,35 @@ var mistakes = []mistake{
 		return err
 	}
 	var (
+		made directory.Password
+		text secret.Text
+	)
+	refused, err := t.graph(ctx, a.Op(), func(ctx context.Context) (err error) {
+		made, text, err = t.cloud.AddPassword(ctx, t.facts.Application.ObjectID, v.Name, a.End)
+		return err
+	})
+`,
+		to: `	var (
+		made directory.Password
+		text secret.Text
+	)
+	refused, err := t.graph(ctx, a.Op(), func(ctx context.Context) (err error) {
+		made, text, err = t.cloud.AddPassword(ctx, t.facts.Application.ObjectID, v.Name, a.End)
+		return err
+	})
+	if err := t.learn(ctx, change); err != nil {
+		return err
+	}
+`,
+		test: []string{"./services/vault/internal/rotation"},
+	},
+	{
+		name: "no intent is stored before a password is asked for",
+		file: vault + "rotation/turn.go",
+		from: `	if err := t.apply(ctx, change); err != nil {
+		return err
+	}
+	var (
 		made directory.Password`,
 		to: `	_ = change
 	var (

@@ -51,10 +51,12 @@ type fakeDirectory struct {
 	consented bool
 	// before and after are called around each request's effect, without the lock; an error from either is the answer.
 	before, after func(ctx context.Context, op string) error
-	journal       []string
-	requestIDs    map[string]bool
-	grants        map[string]int // by key, in the customer's tenant
-	calls         map[string]int
+	// intended is called with the name of each password that is asked for, before it is made; nil asks nobody.
+	intended   func(name string)
+	journal    []string
+	requestIDs map[string]bool
+	grants     map[string]int // by key, in the customer's tenant
+	calls      map[string]int
 }
 
 type fakeApp struct {
@@ -170,6 +172,9 @@ func (d *fakeDirectory) FindApplication(ctx context.Context, uniqueName string) 
 }
 
 func (d *fakeDirectory) AddPassword(ctx context.Context, objectID, displayName string, end time.Time) (out directory.Password, text secret.Text, err error) {
+	if d.intended != nil {
+		d.intended(displayName)
+	}
 	err = d.around(ctx, "add", func() error {
 		app, err := d.byObject(objectID)
 		if err != nil {
@@ -450,6 +455,7 @@ func newStage(t *testing.T) *stage {
 		t.Fatal(err)
 	}
 	s.want(store.Integration{Deleting: false})
+	s.entra.intended = s.intended
 	t.Cleanup(func() {
 		if strings.Contains(s.log.String(), canary) {
 			t.Error("a secret is in the log")
@@ -482,6 +488,19 @@ func (s *stage) want(i store.Integration) {
 	if err := s.store.ReplaceProjection(s.t.Context(), time.Now(), at, all); err != nil {
 		s.t.Fatal(err)
 	}
+}
+
+// intended fails unless the password of that name is stored as one that is about to be asked for: by then it must be, for its answer
+// may be lost.
+func (s *stage) intended(name string) {
+	s.tx(func(ctx context.Context, tx sqldb.Tx) error {
+		var stored int
+		err := tx.QueryRow(ctx, `SELECT COUNT(*) FROM credential_versions WHERE name = $1 AND state = 'INTENDED' AND send_time > 0`, name).Scan(&stored)
+		if err == nil && stored != 1 {
+			s.t.Errorf("password %s is asked for, and not stored as intended", name)
+		}
+		return err
+	})
 }
 
 func (s *stage) take() (m election.Mastership) {

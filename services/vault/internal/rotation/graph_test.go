@@ -46,7 +46,12 @@ func TestWorker_AThrottledGraphIsLeftAloneByAll(t *testing.T) {
 					return test.answer
 				}
 				s.serve()
-				at := <-met
+				var at time.Time
+				select {
+				case at = <-met:
+				case <-time.After(time.Hour):
+					t.Fatalf("%s was not asked for within an hour", test.op)
+				}
 				synctest.Wait()
 				time.Sleep(2 * time.Second)
 				next := s.config.Budget.Take(t.Context(), homeTenant, budget.Write, budget.Upkeep, "another")
