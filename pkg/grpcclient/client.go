@@ -1,7 +1,7 @@
 // Package grpcclient makes connections to our gRPC servers.
 //
 // It guarantees that every connection is secured; that a dead one is noticed by keepalive; that reconnecting backs off with
-// jitter, up to ten seconds; that unary calls have a deadline; that the ID of the request being served travels on to the
+// jitter, up to ten seconds, or two with OneServer; that unary calls have a deadline; that the ID of the request being served travels on to the
 // next service; and that only reads are ever repeated by themselves. It does not resume streams: what a broken stream means only its
 // user knows.
 //
@@ -38,6 +38,8 @@ const (
 	keepaliveTimeout = 10 * time.Second
 	connectTimeout   = 5 * time.Second
 	maxReconnect     = 10 * time.Second
+	// A client that holds one stream decides by itself when to open it anew, so its connection must not be far behind.
+	maxReconnectOne = 2 * time.Second
 
 	requestIDHeader = "x-request-id"
 )
@@ -75,6 +77,10 @@ func Dial(cfg Config) (*grpc.ClientConn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("dial %s: %w", cfg.Target, err)
 	}
+	reconnect := maxReconnect
+	if cfg.OneServer {
+		reconnect = maxReconnectOne
+	}
 	timeout := cfg.Timeout
 	if timeout == 0 {
 		timeout = defaultTimeout
@@ -90,7 +96,7 @@ func Dial(cfg Config) (*grpc.ClientConn, error) {
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxRecvBytes)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxReconnect},
+			Backoff:           backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: reconnect},
 			MinConnectTimeout: connectTimeout,
 		}),
 	}

@@ -32,11 +32,13 @@ var (
 	errClosed = errors.New("vault closed the stream")
 )
 
-// connection is what a gRPC connection can tell and do beyond calls; a Runner does without, if it cannot.
+// connection is what a gRPC connection can tell beyond calls; a Runner does without, if it cannot.
+//
+// It is not told to hurry (ResetConnectBackoff): gRPC then walks through a map that a connection to several servers changes at the same time,
+// which ends the process (https://github.com/grpc/grpc-go/pull/9155). How soon it tries again by itself is for its back-off.
 type connection interface {
 	GetState() connectivity.State
 	WaitForStateChange(ctx context.Context, s connectivity.State) bool
-	ResetConnectBackoff()
 }
 
 // event is one thing that happened on one stream: a message or its end.
@@ -143,10 +145,6 @@ func (f *follower) delivers() bool {
 // open starts one more stream.
 func (f *follower) open(ctx context.Context, start func(func())) {
 	f.retry.Stop()
-	if conn, ok := f.r.cfg.Conn.(connection); ok {
-		// When to try again is decided here, not by the connection's own, longer back-off.
-		conn.ResetConnectBackoff()
-	}
 	f.newest++
 	id := f.newest
 	streamCtx, cancel := context.WithCancelCause(ctx)

@@ -33,6 +33,7 @@ type server struct {
 	programs string
 	owner    *syscall.Credential
 	folder   string
+	remote   string // how others than admin connect, but for the database; empty for the socket
 	admin    *sql.DB
 
 	keeper *exec.Cmd      // nil while the server does not run
@@ -46,7 +47,7 @@ type server struct {
 // start makes the process's one server. A package has no end to hook into, and a server per test costs seconds, hence one for all; its keeper (see launch)
 // is what ends it.
 var start = sync.OnceValues(func() (*server, error) {
-	return launch("fsync = off\nsynchronous_commit = off\nfull_page_writes = off\n")
+	return launch("fsync = off\nsynchronous_commit = off\nfull_page_writes = off\n", nil)
 })
 
 // PostgresConfig makes an empty database on the private server, dropped when the test ends.
@@ -93,6 +94,9 @@ func (s *server) fresh(t testing.TB, template string) sqldb.Config {
 }
 
 func (s *server) config(database string) sqldb.Config {
+	if s.remote != "" {
+		return sqldb.Config{Driver: sqldb.DriverPostgres, DSN: s.remote + " dbname=" + database}
+	}
 	return sqldb.Config{Driver: sqldb.DriverPostgres, DSN: fmt.Sprintf("host=%s user=postgres dbname=%s", s.folder, database)}
 }
 
@@ -166,8 +170,8 @@ wait
 [ -n "$how" ] || rm -rf "$2"
 `
 
-// launch makes and starts a server with these settings.
-func launch(settings string) (_ *server, err error) {
+// launch makes and starts a server with these settings. Prepare, unless it is nil, is called before the start.
+func launch(settings string, prepare func(s *server) error) (_ *server, err error) {
 	s := &server{templates: map[string]string{}}
 	if s.programs, err = findPrograms(); err != nil {
 		return nil, err
@@ -199,15 +203,20 @@ func launch(settings string) (_ *server, err error) {
 	if output, err := initdb.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("initdb: %w\n%s", err, output)
 	}
-	settings += `
+	settings = `
 listen_addresses = ''
 unix_socket_permissions = 0700
 shared_buffers = 32MB
 max_connections = 200
 autovacuum = off
-`
+` + settings
 	if err := appendTo(filepath.Join(s.folder, "data", "postgresql.conf"), settings); err != nil {
 		return nil, err
+	}
+	if prepare != nil {
+		if err := prepare(s); err != nil {
+			return nil, err
+		}
 	}
 	return s, s.run(ctx)
 }

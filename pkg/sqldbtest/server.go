@@ -2,7 +2,10 @@ package sqldbtest
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"os"
+	"path/filepath"
 	"testing"
 
 	"phasekey.dev/pkg/sqldb"
@@ -26,7 +29,43 @@ type Server struct{ *server }
 // NewServer starts a server that ends with the test.
 func NewServer(t testing.TB) *Server {
 	t.Helper()
-	s, err := launch("fsync = off\n")
+	return newServer(t, "fsync = off\n", nil)
+}
+
+// Certificate is what a server shows who it is by: PEM files of a certificate, its key, and the CA that its clients trust.
+type Certificate struct{ CertFile, KeyFile, CAFile string }
+
+// NewTLSServer is NewServer, for programs that come over TCP and TLS: to a loopback address, which the certificate names.
+func NewTLSServer(t testing.TB, ip string, certificate Certificate) *Server {
+	t.Helper()
+	return newServer(t, fmt.Sprintf("fsync = off\nlisten_addresses = '%s'\nport = %d\nssl = on\n", ip, tcpPort), func(s *server) error {
+		s.remote = fmt.Sprintf("host=%s port=%d user=postgres sslmode=verify-full sslrootcert=%s", ip, tcpPort, certificate.CAFile)
+		return errors.Join(
+			s.copyIn(certificate.CertFile, "server.crt"), s.copyIn(certificate.KeyFile, "server.key"),
+			appendTo(filepath.Join(s.folder, "data", "pg_hba.conf"), "hostssl all all 127.0.0.0/8 trust\n"),
+		)
+	})
+}
+
+// tcpPort is PostgreSQL's own, by which it names its socket too.
+const tcpPort = 5432
+
+// copyIn puts a file among the server's data, for nobody else to read, as PostgreSQL wants it.
+func (s *server) copyIn(file, name string) error {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	to := filepath.Join(s.folder, "data", name)
+	if err := os.WriteFile(to, text, 0o600); err != nil || s.owner == nil {
+		return err
+	}
+	return os.Chown(to, int(s.owner.Uid), int(s.owner.Gid))
+}
+
+func newServer(t testing.TB, settings string, prepare func(s *server) error) *Server {
+	t.Helper()
+	s, err := launch(settings, prepare)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -127,8 +127,8 @@ var mistakes = []mistake{
 	{
 		name: "one read is enough to remove a password that nobody knows",
 		file: vault + "credential/decide.go",
-		from: `return s.LastTime.Sub(s.FirstTime) >= p.t.ReconcileInterval }`,
-		to:   `return s.LastTime.Sub(s.FirstTime) >= 0 }`,
+		from: `s.LastTime.Sub(s.FirstTime) >= p.t.ReconcileInterval &&`,
+		to:   `s.LastTime.Sub(s.FirstTime) >= 0 &&`,
 		test: []string{"./services/vault/internal/credential"},
 	},
 	{

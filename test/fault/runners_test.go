@@ -1,0 +1,213 @@
+package fault
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	typev1 "phasekey.dev/gen/phasekey/type/v1"
+	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
+	"phasekey.dev/pkg/runner"
+	"phasekey.dev/pkg/secret"
+)
+
+const (
+	// pace is how often a runner uses what it holds.
+	pace = 100 * time.Millisecond
+	// atHand is how long a runner may take to find what it holds: it must be there.
+	atHand = time.Second
+	// jobLife is the life of grants by which a client secret is held, job how long it is worked with.
+	jobLife = 40 * time.Second
+	job     = 15 * time.Second
+)
+
+// judge collects what must not be.
+type judge struct {
+	mu       sync.Mutex
+	failures []string
+	// uses counts uses by material, versions those that were met with.
+	uses     map[string]int
+	versions map[string]bool
+}
+
+func (j *judge) fail(format string, args ...any) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if len(j.failures) < 20 {
+		j.failures = append(j.failures, time.Now().Format("15:04:05.000 ")+fmt.Sprintf(format, args...))
+	}
+}
+
+func (j *judge) used(material string, i *integration, version int64) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.uses == nil {
+		j.uses, j.versions = map[string]int{}, map[string]bool{}
+	}
+	j.uses[material]++
+	j.versions[fmt.Sprint(material, " ", i.name, " ", version)] = true
+}
+
+// pronounce fails the test with what was found since the last time.
+func (j *judge) pronounce(t *testing.T) {
+	t.Helper()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, f := range j.failures {
+		t.Error(f)
+	}
+	j.failures = nil
+}
+
+// work has runners use every integration until the test ends or stop is called: its tokens all the time in one long run, its secret in one short job after
+// another.
+func (w *world) work(t *testing.T) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	var all sync.WaitGroup
+	conn := w.runners(t)
+	follow := func(ctx context.Context, i *integration, material typev1.Material, grant *vaultv1.Grant, use func(ctx context.Context, r *runner.Runner)) {
+		r, err := runner.New(runner.Config{Conn: conn, Grant: secret.New(grant.GetToken()), Material: material, Log: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			w.judge.fail("runner on %s: %v", i.name, err)
+			return
+		}
+		following, done := context.WithCancel(ctx)
+		var running sync.WaitGroup
+		running.Go(func() {
+			if err := r.Run(following); err != nil {
+				w.judge.fail("runner on %s: %v", i.name, err)
+			}
+		})
+		use(following, r)
+		done()
+		running.Wait()
+	}
+	for _, i := range w.integrations {
+		all.Go(func() {
+			grant, err := w.grant(ctx, i, "long", time.Hour)
+			if err != nil {
+				return // the test ends
+			}
+			follow(ctx, i, typev1.Material_MATERIAL_ACCESS_TOKEN, grant, func(ctx context.Context, r *runner.Runner) { w.useToken(ctx, i, r) })
+		})
+		all.Go(func() {
+			for n := 0; ctx.Err() == nil; n++ {
+				grant, err := w.grant(ctx, i, fmt.Sprintf("job-%d", n), jobLife)
+				if err != nil {
+					return
+				}
+				follow(ctx, i, typev1.Material_MATERIAL_CLIENT_SECRET, grant, func(ctx context.Context, r *runner.Runner) {
+					ctx, done := context.WithTimeout(ctx, job)
+					defer done()
+					w.useSecret(ctx, i, r)
+				})
+			}
+		})
+	}
+	stop = func() {
+		cancel()
+		all.Wait()
+	}
+	t.Cleanup(stop)
+	return stop
+}
+
+// rest waits for a moment, and tells whether ctx goes on.
+func rest(ctx context.Context) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(pace):
+		return true
+	}
+}
+
+// held is what a runner holds. The first time it waits; later it must be there at once.
+func held(ctx context.Context, r *runner.Runner, first bool) (runner.Credential, error) {
+	if !first {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, atHand)
+		defer cancel()
+	}
+	return r.Credential(ctx)
+}
+
+// useToken reads the integration's subscription with the token that the runner holds, again and again.
+func (w *world) useToken(ctx context.Context, i *integration, r *runner.Runner) {
+	for first := true; rest(ctx); first = false {
+		c, err := held(ctx, r, first)
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			w.judge.fail("a runner of %s has no token: %v", i.name, err)
+			continue
+		}
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, w.origin+"/subscriptions/"+i.subscription+"?api-version=2022-12-01", nil)
+		if err != nil {
+			w.judge.fail("%v", err)
+			return
+		}
+		request.Header.Set("Authorization", "Bearer "+c.Token.Expose())
+		status, body, err := w.do(request)
+		switch {
+		case ctx.Err() != nil:
+		case err != nil || status != http.StatusOK:
+			w.judge.fail("Resource Manager refuses a token of version %d of %s that is good until %s: %d %s %v", c.Version, i.name, c.ExpireTime.Format(time.RFC3339), status, body, err)
+		default:
+			w.judge.used("token", i, c.Version)
+		}
+	}
+}
+
+// useSecret asks for tokens with the secret that the runner was given first, as a program does that was started with it, and with the newest one.
+func (w *world) useSecret(ctx context.Context, i *integration, r *runner.Runner) {
+	var began runner.Credential
+	for first := true; rest(ctx); first = false {
+		newest, err := held(ctx, r, first)
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			w.judge.fail("a runner of %s has no secret: %v", i.name, err)
+			return
+		}
+		if first {
+			began = newest
+		}
+		for _, c := range []runner.Credential{began, newest} {
+			form := url.Values{
+				"client_id": {i.clientID}, "client_secret": {c.ClientSecret.Expose()}, "grant_type": {"client_credentials"},
+				"scope": {"https://management.azure.com/.default"},
+			}
+			request, err := http.NewRequestWithContext(ctx, http.MethodPost, w.origin+"/"+i.tenant+"/oauth2/v2.0/token", strings.NewReader(form.Encode()))
+			if err != nil {
+				w.judge.fail("%v", err)
+				return
+			}
+			request.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+			status, body, err := w.do(request)
+			var answer struct {
+				Description string `json:"error_description"`
+			}
+			_ = json.Unmarshal(body, &answer) // of a refusal
+			switch {
+			case ctx.Err() != nil:
+				return
+			case err != nil || status != http.StatusOK:
+				w.judge.fail("Entra ID refuses version %d of %s, which a lease holds: %d %s %v", c.Version, i.name, status, answer.Description, err)
+				return
+			default:
+				w.judge.used("secret", i, c.Version)
+			}
+		}
+	}
+}
