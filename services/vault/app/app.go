@@ -76,6 +76,7 @@ type App struct {
 	prober   *rotation.Prober
 	feed     *feed.Feed
 	watch    *entra.Watch
+	issuer   *openID // nil without one
 
 	serveMetrics []task.Task
 }
@@ -120,6 +121,9 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *App, err error) 
 		a.hints = hint.New(client, cfg.DeploymentID, log)
 	}
 	if a.watch, err = entra.NewWatch(clouds, log, a.metrics); err != nil {
+		return nil, err
+	}
+	if err := a.openIssuer(ctx); err != nil {
 		return nil, err
 	}
 	a.deliver(clouds)
@@ -318,11 +322,14 @@ func (a *App) Run(ctx context.Context) error {
 	if a.hints != nil {
 		tasks = append(tasks, task.Task{Name: "hints", Run: a.hints.Run})
 	}
+	if a.issuer != nil {
+		tasks = append(tasks, a.issuer.tasks...)
+	}
 	grace := a.cfg.Drain + 2*time.Second
 	tasks = append(tasks,
 		task.Task{Name: "feed", Run: a.feed.Run},
 		task.Task{Name: "election", Grace: grace, Run: func(ctx context.Context) error {
-			return a.elector.Run(ctx, a.worker.Serve)
+			return a.elector.Run(ctx, a.serve)
 		}},
 		task.Task{Name: "keyring", Run: func(ctx context.Context) error { return a.keyring.Run(ctx, a.log) }},
 		task.Task{Name: "own credentials", Run: a.watch.Run},

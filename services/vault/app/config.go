@@ -22,6 +22,7 @@ import (
 	"phasekey.dev/services/vault/internal/budget"
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/entra"
+	"phasekey.dev/services/vault/internal/signing"
 )
 
 // Config is a vault's configuration.
@@ -58,6 +59,7 @@ type Config struct {
 	// Clouds are Microsoft's clouds, by the names that integrations give them, each with the platform's home tenant in it.
 	Clouds   map[string]Cloud  `yaml:"clouds"`
 	Election Election          `yaml:"election"`
+	Issuer   Issuer            `yaml:"issuer"`
 	Timing   credential.Timing `yaml:"timing"`
 	// Graph is how much all replicas together ask of Microsoft Graph, in each cloud.
 	Graph budget.Limits `yaml:"graph"`
@@ -124,6 +126,7 @@ func DefaultConfig() Config {
 		Election:          Election{Shards: 16, LockTTL: 15 * time.Second},
 		Timing:            credential.Production(),
 		Graph:             budget.DefaultLimits(),
+		Issuer:            Issuer{Keys: signing.Production()},
 		Drain:             10 * time.Second,
 	}
 }
@@ -221,6 +224,10 @@ func (c Config) Validate() error {
 		add("election.lock_ttl", fmt.Errorf("must be from %s to %s", minLockTTL, maxLockTTL))
 	}
 	add("timing", c.Timing.Validate(c.Development))
+	wrong := c.Issuer.problems(c.Development)
+	for _, key := range slices.Sorted(maps.Keys(wrong)) {
+		add("issuer."+key, wrong[key])
+	}
 	add("graph", c.Graph.Validate(c.Development))
 	if c.Drain <= 0 {
 		add("drain", errors.New("must be positive"))

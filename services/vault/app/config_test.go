@@ -105,6 +105,20 @@ func TestConfig_Validate(t *testing.T) {
 			"timing: consent_window", "timing: probe_spacing", "timing: reconcile_interval", "timing: ensure_interval", "timing: consent_interval",
 			"timing: await_interval", "timing: retry_min", "timing: hold_margin"}},
 		{"impatient in development", func(c *app.Config) { c.Timing, c.Development = app.DevelopmentTiming(), true }, nil},
+		{"an issuer", func(c *app.Config) { c.Issuer.URL, c.Issuer.Listen = "https://issuer.example.com/vault", ":443" }, nil},
+		{"half an issuer", func(c *app.Config) { c.Issuer.URL, c.Issuer.CertFile = "https://issuer.example.com", "issuer.pem" },
+			[]string{"issuer.cert_file", "issuer.listen"}},
+		{"a listener for no issuer", func(c *app.Config) { c.Issuer.Listen = ":443" }, []string{"issuer.url"}},
+		{"an issuer over HTTP", func(c *app.Config) { c.Issuer.URL, c.Issuer.Listen = "http://issuer.example.com", ":443" }, []string{"issuer.url"}},
+		{"an issuer with a slash", func(c *app.Config) { c.Issuer.URL, c.Issuer.Listen = "https://issuer.example.com/", ":443" }, []string{"issuer.url"}},
+		{"an issuer with a query", func(c *app.Config) { c.Issuer.URL, c.Issuer.Listen = "https://issuer.example.com?a=b", ":443" }, []string{"issuer.url"}},
+		{"an issuer with a crooked path", func(c *app.Config) { c.Issuer.URL, c.Issuer.Listen = "https://issuer.example.com/a/../b", ":443" }, []string{"issuer.url"}},
+		{"an issuer that is too long", func(c *app.Config) {
+			c.Issuer.URL, c.Issuer.Listen = "https://issuer.example.com/"+strings.Repeat("a", 600), ":443"
+		}, []string{"issuer.url"}},
+		{"an issuer with hasty keys", func(c *app.Config) {
+			c.Issuer.URL, c.Issuer.Listen, c.Issuer.Keys = "https://issuer.example.com", ":443", app.DevelopmentKeys()
+		}, []string{"issuer.keys: publish", "issuer.keys: keep"}},
 		{"no time to drain", func(c *app.Config) { c.Drain = 0 }, []string{"drain"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

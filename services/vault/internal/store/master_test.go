@@ -17,6 +17,7 @@ import (
 	"phasekey.dev/services/vault/internal/election"
 	"phasekey.dev/services/vault/internal/fence"
 	"phasekey.dev/services/vault/internal/grant"
+	"phasekey.dev/services/vault/internal/signing"
 	"phasekey.dev/services/vault/internal/store"
 )
 
@@ -171,6 +172,12 @@ func TestMaster_EveryMethodIsFenced(t *testing.T) {
 			return err
 		},
 	}
+	calls["AddSigningKey"] = func(ctx context.Context, s *store.Store, m election.Mastership) error {
+		return s.AddSigningKey(ctx, m, start, with(signingKey("another", 2), signing.Retired))
+	}
+	calls["MoveSigningKey"] = func(ctx context.Context, s *store.Store, m election.Mastership) error {
+		return s.MoveSigningKey(ctx, m, signing.Move{From: signing.Published, Key: with(signingKey("a", 1), signing.Signing)})
+	}
 	mastership := reflect.TypeFor[election.Mastership]()
 	methods := reflect.TypeFor[*store.Store]()
 	for i := range methods.NumMethod() {
@@ -183,7 +190,8 @@ func TestMaster_EveryMethodIsFenced(t *testing.T) {
 	}
 	onBoth(t, func(b *bench) {
 		b.want(2, store.Integration{UID: "uid", Deleting: true, Revision: 1}) // or EndLeases would refuse
-		dump := func() string { return fmt.Sprint(b.facts()) }
+		b.addKey(signingKey("a", 1))
+		dump := func() string { return fmt.Sprint(b.facts(), b.keys()) }
 		before, changes := dump(), b.newestChange()
 		former := b.master
 		b.master = b.take()

@@ -17,6 +17,8 @@ type Endpoints struct {
 	VaultRunners string `json:"vault_runners"`
 	// BrokerHTTPS is host and port of the consent pages.
 	BrokerHTTPS string `json:"broker_https"`
+	// Issuer is host and port of the vault as an OpenID issuer.
+	Issuer string `json:"issuer"`
 	// URLs of the simulated Entra.
 	Login           string `json:"login"`
 	Graph           string `json:"graph"`

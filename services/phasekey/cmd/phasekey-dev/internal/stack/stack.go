@@ -8,10 +8,13 @@ package stack
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -54,8 +57,9 @@ type Config struct {
 type Stack struct {
 	config Config
 	held   daemon.Held
-	// pages keeps the address of the consent pages, which others are told before the broker binds it.
+	// pages and issuer keep the addresses of the consent pages and of the vault's issuer, which others are told before they are bound.
 	pages     net.Listener
+	issuer    net.Listener
 	ca        *devca.Authority
 	endpoints Endpoints
 	world     World
@@ -88,6 +92,10 @@ func Open(ctx context.Context, config Config) (_ *Stack, err error) {
 		return nil, err
 	}
 	s.endpoints.BrokerHTTPS = s.pages.Addr().String()
+	if s.issuer, err = s.held.Listen(ctx, "issuer", reuse(before.Issuer)); err != nil {
+		return nil, err
+	}
+	s.endpoints.Issuer = s.issuer.Addr().String()
 	for _, open := range []func(context.Context, Endpoints) error{s.openSimulator, s.openRedis, s.openRegistry, s.openVault, s.openBroker} {
 		if err := open(ctx, before); err != nil {
 			return nil, err
@@ -147,8 +155,13 @@ func (s *Stack) openSimulator(ctx context.Context, before Endpoints) error {
 		return err
 	}
 	origin := "https://" + ln.Addr().String()
+	issuers, err := s.issuers()
+	if err != nil {
+		return err
+	}
 	sim, err := entrasim.New(entrasim.Config{
 		Seed: s.config.Seed, StateDir: state, Lags: entrasim.Lag(0, maxLag), BaseURL: origin, Log: s.log("entrasim"),
+		Issuers: issuers,
 	})
 	if err != nil {
 		return fmt.Errorf("simulator: %w", err)
@@ -168,6 +181,21 @@ func (s *Stack) openSimulator(ctx context.Context, before Endpoints) error {
 		return sim.Run(ctx, ln, tlsConfig.HTTPSConfig())
 	}})
 	return nil
+}
+
+// issuers is by what the simulated Entra reads the vault's signing keys.
+func (s *Stack) issuers() (*http.Transport, error) {
+	pem, err := os.ReadFile(s.ca.CAFile())
+	if err != nil {
+		return nil, err
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s has no certificate", s.ca.CAFile())
+	}
+	t := &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots}, ForceAttemptHTTP2: true, MaxIdleConns: 4, IdleConnTimeout: time.Minute}
+	s.held.Own("simulator's connections", func() error { t.CloseIdleConnections(); return nil })
+	return t, nil
 }
 
 // openRedis starts the embedded server at once: it has no opening apart from starting.
@@ -229,10 +257,14 @@ func (s *Stack) openVault(ctx context.Context, before Endpoints) error {
 	}}
 	cfg.Election.Shards, cfg.Election.LockTTL = 2, 3*time.Second
 	cfg.Timing = vaultapp.DevelopmentTiming()
+	cfg.Issuer = vaultapp.Issuer{URL: "https://" + s.endpoints.Issuer, Listen: s.endpoints.Issuer, Keys: vaultapp.DevelopmentKeys()}
 	if _, err := os.Stat(key); errors.Is(err, os.ErrNotExist) {
 		if err := vaultapp.Init(ctx, cfg); err != nil {
 			return fmt.Errorf("vault: %w", err)
 		}
+	}
+	if err := s.issuer.Close(); err != nil {
+		return fmt.Errorf("vault: %w", err)
 	}
 	app, err := vaultapp.New(ctx, cfg, s.log("vault"))
 	if err != nil {

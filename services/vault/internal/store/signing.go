@@ -1,0 +1,151 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/vault/internal/election"
+	"phasekey.dev/services/vault/internal/signing"
+)
+
+// keepSigningKeys is how long the rows of removed signing keys are kept, for people.
+const keepSigningKeys = 90 * 24 * time.Hour
+
+// ErrNoSigningKey means that there is no signing key of that ID which is not removed.
+var ErrNoSigningKey = errors.New("no such signing key")
+
+// SigningKeys returns all signing keys that are known, the newest first; those that were removed long ago are forgotten.
+func (s *Store) SigningKeys(ctx context.Context) ([]signing.Key, error) {
+	var out []signing.Key
+	err := s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
+		out, err = signingKeys(ctx, tx)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read signing keys: %w", err)
+	}
+	return out, nil
+}
+
+// SigningFacts reads what a decision about the signing keys is made from.
+func (s *Store) SigningFacts(ctx context.Context) (signing.Facts, error) {
+	var out signing.Facts
+	err := s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
+		out = signing.Facts{}
+		if out.Keys, err = signingKeys(ctx, tx); err != nil {
+			return err
+		}
+		if len(out.Keys) > 0 {
+			out.LastNumber = out.Keys[0].Number
+		}
+		out.Used, err = sqldb.Collect(ctx, tx, scanUID, `SELECT DISTINCT signing_key FROM credential_versions WHERE `+signs)
+		return err
+	})
+	if err != nil {
+		return signing.Facts{}, fmt.Errorf("read signing keys and their use: %w", err)
+	}
+	return out, nil
+}
+
+// signs are the versions that may be asked with.
+const signs = `signing_key <> '' AND state IN ('INTENDED', 'STAGED', 'PROPAGATING', 'ACTIVE', 'RETIRING')`
+
+// AddSigningKey adds a key that is new, and forgets those that were removed long ago. election.ErrFenced when m is over; ErrChanged when there is
+// a PUBLISHED key already, or one of this number.
+func (s *Store) AddSigningKey(ctx context.Context, m election.Mastership, now time.Time, k signing.Key) error {
+	err := s.asMaster(ctx, m, func(ctx context.Context, tx masterTx) error {
+		if _, err := tx.Exec(ctx, `DELETE FROM signing_keys WHERE state = 'REMOVED' AND remove_time < $1 AND number < $2`,
+			sqldb.Micros(now.Add(-keepSigningKeys)), k.Number-1); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `INSERT INTO signing_keys (`+signingColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`,
+			k.ID, k.Number, string(k.State), k.Public, k.Sealed, sqldb.Micros(k.PublishTime), sqldb.Micros(k.SignTime), sqldb.Micros(k.ReplaceTime),
+			sqldb.Micros(k.RetireTime), sqldb.Micros(k.RemoveTime), k.Reason)
+		return err
+	})
+	if sqldb.UniqueOn(err, "signing_keys", "state") || sqldb.UniqueOn(err, "signing_keys", "number") {
+		err = errors.Join(ErrChanged, err)
+	}
+	if err != nil {
+		return fmt.Errorf("add signing key %d: %w", k.Number, err)
+	}
+	return nil
+}
+
+// MoveSigningKey writes a key's new row over one that is still in the state the move was decided in; else ErrChanged. A key that a version
+// names which may be asked with is not RETIRED: ErrChanged too.
+func (s *Store) MoveSigningKey(ctx context.Context, m election.Mastership, move signing.Move) error {
+	k := move.Key
+	err := s.asMaster(ctx, m, func(ctx context.Context, tx masterTx) error {
+		if !signing.Allowed(move.From, k.State) {
+			return fmt.Errorf("%s from %s: no such transition", k.State, move.From)
+		}
+		// First its row, which whoever makes a version under it writes too: what is counted afterwards stands until the commit.
+		n, err := tx.Exec(ctx, `UPDATE signing_keys SET uses = uses + 1 WHERE id = $1 AND state = $2`, k.ID, string(move.From))
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return ErrChanged
+		}
+		n, err = tx.Exec(ctx, `UPDATE signing_keys SET state = $2, sealed = CASE WHEN $2 = 'REMOVED' THEN NULL ELSE sealed END,
+				sign_time = $3, retire_time = $4, remove_time = $5, reason = $6
+			WHERE id = $1 AND ($2 <> 'RETIRED' OR NOT EXISTS (SELECT 1 FROM credential_versions WHERE signing_key = $1 AND `+signs+`))`,
+			k.ID, string(k.State), sqldb.Micros(k.SignTime), sqldb.Micros(k.RetireTime), sqldb.Micros(k.RemoveTime), k.Reason)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return ErrChanged
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("move signing key %s to %s: %w", k.ID, k.State, err)
+	}
+	return nil
+}
+
+// WantSigningKey notes that the newest key that signs is to be replaced by the next one, from any replica. It does nothing while none signs, or one that is to
+// be replaced already.
+func (s *Store) WantSigningKey(ctx context.Context, now time.Time) error {
+	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+		_, err := tx.Exec(ctx, `UPDATE signing_keys SET replace_time = $1 WHERE state = 'SIGNING' AND replace_time = 0
+			AND number = (SELECT MAX(number) FROM signing_keys WHERE state = 'SIGNING')`, sqldb.Micros(now))
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("have the signing key replaced: %w", err)
+	}
+	return nil
+}
+
+// DropSigningKeys removes keys at once, from any replica, because somebody may have them: the one of that ID, or all when it is empty.
+// ErrNoSigningKey when there is none.
+func (s *Store) DropSigningKeys(ctx context.Context, now time.Time, id string) error {
+	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+		n, err := tx.Exec(ctx, `UPDATE signing_keys SET state = 'REMOVED', sealed = NULL, remove_time = $1, reason = $2
+			WHERE state <> 'REMOVED' AND ($3 = '' OR id = $3)`, sqldb.Micros(now), signing.Compromised, id)
+		if err == nil && n == 0 {
+			return ErrNoSigningKey
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("drop signing keys: %w", err)
+	}
+	return nil
+}
+
+const signingColumns = `id, number, state, public, sealed, publish_time, sign_time, replace_time, retire_time, remove_time, reason`
+
+func signingKeys(ctx context.Context, tx sqldb.Tx) ([]signing.Key, error) {
+	return sqldb.Collect(ctx, tx, func(row sqldb.Row) (k signing.Key, err error) {
+		err = row.Scan(&k.ID, &k.Number, &k.State, &k.Public, &k.Sealed, at{&k.PublishTime}, at{&k.SignTime}, at{&k.ReplaceTime},
+			at{&k.RetireTime}, at{&k.RemoveTime}, &k.Reason)
+		return k, err
+	}, `SELECT `+signingColumns+` FROM signing_keys ORDER BY number DESC`)
+}

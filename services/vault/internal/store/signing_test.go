@@ -1,0 +1,164 @@
+package store_test
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"phasekey.dev/services/vault/internal/keyring"
+	"phasekey.dev/services/vault/internal/signing"
+	"phasekey.dev/services/vault/internal/store"
+)
+
+func signingKey(id string, number int64) signing.Key {
+	return signing.Key{ID: id, Number: number, State: signing.Published, Public: []byte("public " + id), Sealed: []byte("sealed " + id), PublishTime: start}
+}
+
+func (b *bench) addKey(k signing.Key) {
+	b.t.Helper()
+	if err := b.store.AddSigningKey(b.t.Context(), b.master, start, k); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+func (b *bench) moveKey(k signing.Key, to signing.State) signing.Key {
+	b.t.Helper()
+	from := k.State
+	k.State = to
+	if err := b.store.MoveSigningKey(b.t.Context(), b.master, signing.Move{From: from, Key: k}); err != nil {
+		b.t.Fatal(err)
+	}
+	return k
+}
+
+func (b *bench) keys() []signing.Key {
+	b.t.Helper()
+	out, err := b.store.SigningKeys(b.t.Context())
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return out
+}
+
+func TestSigningKeys_ThroughTheirLives(t *testing.T) {
+	onBoth(t, func(b *bench) {
+		if f, err := b.store.SigningFacts(b.t.Context()); err != nil || f.LastNumber != 0 || len(f.Keys) != 0 {
+			b.t.Fatalf("at first %+v, %v", f, err)
+		}
+		a := signingKey("a", 1)
+		b.addKey(a)
+		if err := b.store.AddSigningKey(b.t.Context(), b.master, start, signingKey("b", 2)); !errors.Is(err, store.ErrChanged) {
+			b.t.Errorf("a second one that is published: %v", err)
+		}
+		a.SignTime = start.Add(time.Second)
+		a = b.moveKey(a, signing.Signing)
+		if err := b.store.AddSigningKey(b.t.Context(), b.master, start, signingKey("b", 1)); !errors.Is(err, store.ErrChanged) {
+			b.t.Errorf("another of its number: %v", err)
+		}
+		c := signingKey("c", 2)
+		b.addKey(c)
+		if diff := cmp.Diff([]signing.Key{c, a}, b.keys(), cmpopts.EquateEmpty()); diff != "" {
+			b.t.Error(diff)
+		}
+		if err := b.store.MoveSigningKey(b.t.Context(), b.master, signing.Move{From: signing.Published, Key: a}); !errors.Is(err, store.ErrChanged) {
+			b.t.Errorf("moved from where it is not: %v", err)
+		}
+		if err := b.store.MoveSigningKey(b.t.Context(), b.master, signing.Move{From: signing.Published, Key: with(c, signing.Retired)}); err == nil {
+			b.t.Error("a transition that is none")
+		}
+		a.RetireTime = start.Add(time.Minute)
+		a = b.moveKey(a, signing.Retired)
+		a.RemoveTime = start.Add(time.Hour)
+		a = b.moveKey(a, signing.Removed)
+		a.Sealed = nil
+		if diff := cmp.Diff([]signing.Key{c, a}, b.keys(), cmpopts.EquateEmpty()); diff != "" {
+			b.t.Error(diff)
+		}
+		// Months later it is forgotten, when another is made.
+		b.moveKey(c, signing.Signing)
+		if err := b.store.AddSigningKey(b.t.Context(), b.master, start.Add(2200*time.Hour), signingKey("d", 3)); err != nil {
+			b.t.Fatal(err)
+		}
+		if f, err := b.store.SigningFacts(b.t.Context()); err != nil || len(f.Keys) != 2 || f.LastNumber != 3 {
+			b.t.Errorf("in the end %+v, %v", f, err)
+		}
+	})
+}
+
+func with(k signing.Key, s signing.State) signing.Key {
+	k.State = s
+	return k
+}
+
+func TestSigningKeys_AreWantedAndDroppedByAnybody(t *testing.T) {
+	onBoth(t, func(b *bench) {
+		ctx := b.t.Context()
+		if err := b.store.WantSigningKey(ctx, start); err != nil {
+			b.t.Errorf("wanted while there is none: %v", err)
+		}
+		if err := b.store.DropSigningKeys(ctx, start, ""); !errors.Is(err, store.ErrNoSigningKey) {
+			b.t.Errorf("dropped while there is none: %v", err)
+		}
+		a := signingKey("a", 1)
+		b.addKey(a)
+		b.moveKey(a, signing.Signing)
+		n := signingKey("n", 2)
+		b.addKey(n)
+		for _, at := range []time.Time{start, start.Add(time.Hour)} {
+			if err := b.store.WantSigningKey(ctx, at); err != nil {
+				b.t.Fatal(err)
+			}
+		}
+		if got := b.keys(); !got[1].ReplaceTime.Equal(start) || !got[0].ReplaceTime.IsZero() {
+			b.t.Errorf("wanted since %s; the next one since %s", got[1].ReplaceTime, got[0].ReplaceTime)
+		}
+		if err := b.store.DropSigningKeys(ctx, start, "a"); err != nil {
+			b.t.Fatal(err)
+		}
+		got := b.keys()
+		if got[1].State != signing.Removed || got[1].Sealed != nil || got[1].Reason != signing.Compromised || got[0].State != signing.Published {
+			b.t.Errorf("after one was dropped: %+v", got)
+		}
+		if err := b.store.DropSigningKeys(ctx, start, "a"); !errors.Is(err, store.ErrNoSigningKey) {
+			b.t.Errorf("dropped twice: %v", err)
+		}
+		if err := b.store.DropSigningKeys(ctx, start, ""); err != nil || b.keys()[0].State != signing.Removed {
+			b.t.Errorf("all: %v, %+v", err, b.keys()[0])
+		}
+	})
+}
+
+func TestSigningKeys_AreSealedAnewWithTheRest(t *testing.T) {
+	onBoth(t, func(b *bench) {
+		b.insert("a", 1, "ACTIVE")
+		b.addKey(signingKey("Z", 1))
+		all, err := b.store.Sealed(b.t.Context(), "", 10)
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		want := []keyring.Record{
+			{ID: "a", Identity: "credential_version/a", Sealed: []byte{1, 2, 3}},
+			{ID: "signing_key/Z", Identity: signing.SealedAs("Z"), Sealed: []byte("sealed Z")},
+		}
+		if diff := cmp.Diff(want, all); diff != "" {
+			b.t.Fatal(diff)
+		}
+		if rest, err := b.store.Sealed(b.t.Context(), "a", 1); err != nil || cmp.Diff(want[1:], rest) != "" {
+			b.t.Errorf("after the first: %v, %v", rest, err)
+		}
+		if rest, err := b.store.Sealed(b.t.Context(), "signing_key/Z", 1); err != nil || len(rest) != 0 {
+			b.t.Errorf("after the last: %v, %v", rest, err)
+		}
+		for _, done := range []bool{true, false} {
+			if got, err := b.store.Reseal(b.t.Context(), all[1], []byte("anew")); err != nil || got != done {
+				b.t.Errorf("sealed anew: %v, %v", got, err)
+			}
+		}
+		if got := b.keys()[0].Sealed; string(got) != "anew" {
+			b.t.Errorf("it is %q", got)
+		}
+	})
+}
