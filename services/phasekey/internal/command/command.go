@@ -15,9 +15,13 @@ import (
 	"github.com/spf13/pflag"
 
 	"phasekey.dev/pkg/obs"
+	"phasekey.dev/services/phasekey/internal/operator"
 )
 
-// The exit codes for phasekey's own failures, as env(1) and timeout(1) have them. All others are the child's.
+// exitRefused is the exit code of commands that run no child.
+const exitRefused = 1
+
+// The exit codes for exec's own failures, as env(1) and timeout(1) have them. All others are the child's.
 const (
 	exitFailed     = 125
 	exitNotRunning = 126
@@ -57,7 +61,7 @@ func (e *exitError) Unwrap() error { return e.err }
 func Main(p Process) int {
 	root := &cobra.Command{
 		Use:           "phasekey",
-		Short:         "Credentials for one phase of an infrastructure run",
+		Short:         "Run commands with a grant's credentials, and look after what gives them",
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
@@ -65,14 +69,18 @@ func Main(p Process) int {
 	root.SetIn(p.Stdin)
 	root.SetOut(p.Stdout)
 	root.SetErr(p.Stderr)
-	root.CompletionOptions.DisableDefaultCmd = true
-	root.AddCommand(newExec(p), newVersion())
+	run := newExec(p)
+	root.AddCommand(run, newVersion())
+	root.AddCommand(operator.Commands(lookup(p.Env))...)
 
-	err := root.ExecuteContext(context.Background())
+	c, err := root.ExecuteContextC(context.Background())
 	if err == nil {
 		return 0
 	}
-	code := exitFailed
+	code := exitRefused
+	if c == run {
+		code = exitFailed // for the command's own codes are the child's
+	}
 	var exit *exitError
 	if errors.As(err, &exit) {
 		code = exit.code
@@ -98,18 +106,27 @@ func newVersion() *cobra.Command {
 	}
 }
 
-// flagsFromEnv sets each flag that was not given from its environment variable, if there is one.
-func flagsFromEnv(flags *pflag.FlagSet, env []string) error {
+// lookup finds the variables of an environment.
+func lookup(env []string) func(string) (string, bool) {
 	values := map[string]string{}
 	for _, entry := range env {
 		if name, value, ok := strings.Cut(entry, "="); ok {
 			values[name] = value
 		}
 	}
+	return func(name string) (string, bool) {
+		value, ok := values[name]
+		return value, ok
+	}
+}
+
+// flagsFromEnv sets each flag that was not given from its environment variable, if there is one.
+func flagsFromEnv(flags *pflag.FlagSet, env []string) error {
+	value := lookup(env)
 	var errs []error
 	flags.VisitAll(func(f *pflag.Flag) {
 		name := envPrefix + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
-		value, ok := values[name]
+		value, ok := value(name)
 		if !ok || f.Changed || f.Name == "help" {
 			return
 		}

@@ -6,6 +6,8 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+
+	"phasekey.dev/services/phasekey/internal/contexts"
 )
 
 // Endpoints are where a stack listens, as its folder's endpoints.json has them.
@@ -48,7 +50,32 @@ func (e Endpoints) write(dir string) error {
 	if err != nil {
 		return err
 	}
-	return replaceFile(EndpointsFile(dir), append(text, '\n'))
+	if err := replaceFile(EndpointsFile(dir), append(text, '\n')); err != nil {
+		return err
+	}
+	return e.contexts(dir)
+}
+
+// ContextsFile is the path of a stack's contexts for the phasekey command.
+func ContextsFile(dir string) string { return filepath.Join(dir, "contexts.yaml") }
+
+// contexts lets the phasekey command find the stack, as each of its people.
+func (e Endpoints) contexts(dir string) error {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	file := contexts.File{Current: "platform", Contexts: map[string]contexts.Context{}}
+	tls := filepath.Join(dir, "tls")
+	for _, role := range []string{"platform", "operator"} {
+		if err := file.Set(role, contexts.Context{
+			Registry: e.Registry, RegistryID: ID("registry"), Broker: e.Broker, BrokerID: ID("broker"), Vault: e.Vault, VaultID: ID("vault"),
+			CAFile: filepath.Join(tls, "ca.pem"), CertFile: filepath.Join(tls, role+".pem"), KeyFile: filepath.Join(tls, role+"-key.pem"), Account: "acme",
+		}); err != nil {
+			return err
+		}
+	}
+	return file.Save(ContextsFile(dir))
 }
 
 // replaceFile has the new contents appear whole or not at all.

@@ -20,7 +20,13 @@ func (s *Stack) Hints(w io.Writer) {
 	tls := s.path("tls")
 	call := fmt.Sprintf("grpcurl -cacert %[1]s/ca.pem -cert %[1]s/platform.pem -key %[1]s/platform-key.pem", tls)
 	fmt.Fprintf(&b, `
-Try (grpcurl is in .bin after 'make setup'):
+Try (docs/cli.md goes on from here):
+
+  export PHASEKEY_CONTEXTS=%[9]s
+  .bin/phasekey integrations create network-read --tenant %[3]s --subscription %[4]s --wait
+  .bin/phasekey consent start network-read
+
+Or call the services themselves (grpcurl is in .bin after 'make setup'):
 
   %[1]s %[2]s list
 
@@ -41,7 +47,7 @@ Try (grpcurl is in .bin after 'make setup'):
 
 Ctrl-C stops it; the same --dir goes on from there.
 `, call, at.Registry, s.world.CustomerTenant, s.world.Subscription, at.Broker,
-		tls, s.world.Administrator, at.Vault)
+		tls, s.world.Administrator, at.Vault, ContextsFile(s.config.Dir))
 	// Nobody reading is no reason not to serve.
 	_, _ = io.WriteString(w, b.String())
 }

@@ -1,0 +1,40 @@
+package operator
+
+import (
+	"errors"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/fieldmaskpb"
+)
+
+var errNothingGiven = errors.New("nothing to change: give at least one flag")
+
+// mask names the fields of which the flags were given.
+func mask(flags *pflag.FlagSet, fields map[string]string) *fieldmaskpb.FieldMask {
+	m := &fieldmaskpb.FieldMask{}
+	flags.Visit(func(f *pflag.Flag) {
+		if field, ok := fields[f.Name]; ok {
+			m.Paths = append(m.Paths, field)
+		}
+	})
+	return m
+}
+
+// duration is a flag's duration that may be absent.
+func duration(c *cobra.Command, flag string) (*durationpb.Duration, error) {
+	if !c.Flags().Changed(flag) {
+		return nil, nil
+	}
+	d, err := c.Flags().GetDuration(flag)
+	if err != nil || d == 0 {
+		return nil, err
+	}
+	return durationpb.New(d), nil
+}
+
+// enumFlag has a flag's words completed.
+func enumFlag(c *cobra.Command, flag string, words []string) {
+	_ = c.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
+}
