@@ -31,6 +31,7 @@ var varying = []struct {
 	{regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z`), "<time>"},
 	{regexp.MustCompile(`127\.0\.0\.1:\d+`), "<address>"},
 	{regexp.MustCompile(`/consent/[A-Za-z0-9_-]{43}`), "/consent/<link>"},
+	{regexp.MustCompile(`phasekey \S+ \(.*\)`), "phasekey <version>"},
 	{regexp.MustCompile(`consentSessions/[a-z0-9]+`), "consentSessions/<id>"},
 	{regexp.MustCompile(`pkg_[0-9A-Za-z]+`), "<token>"},
 	{regexp.MustCompile(`\([0-9a-f]{8}\)`), "(<short>)"},
@@ -111,7 +112,7 @@ func TestCLIGuide_IsATranscript(t *testing.T) {
 			again.WriteString("$ " + strings.ReplaceAll(command, "\n", "\n> ") + "\n")
 			if strings.HasPrefix(command, "export ") {
 				if strings.HasPrefix(command, "export TENANT=") {
-					command = "export TENANT=" + world.CustomerTenant + " SUBSCRIPTION=" + world.Subscription
+					command = "export TENANT=" + world.CustomerTenant + " SUBSCRIPTION=" + world.Subscription + " RUNNERS=" + d.at.VaultRunners
 				}
 				exports = append(exports, command)
 				continue
@@ -119,8 +120,8 @@ func TestCLIGuide_IsATranscript(t *testing.T) {
 			shown = append(shown, command)
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			approved := make(chan error, 1)
-			if strings.HasPrefix(command, "phasekey consent start ") {
-				go func() { approved <- d.approve(ctx, world, client, wanted, "accounts/acme/integrations/"+lastWord(command)) }()
+			if strings.HasPrefix(command, "phasekey consent start ") && !strings.Contains(command, "--wait=false") {
+				go func() { approved <- d.approve(ctx, world, client, wanted, "accounts/acme/integrations/"+strings.Fields(command)[3]) }()
 			} else {
 				approved <- nil
 			}
@@ -150,8 +151,6 @@ func TestCLIGuide_IsATranscript(t *testing.T) {
 	}
 	everyCommand(t, path, nil, strings.Join(shown, "\n"))
 }
-
-func lastWord(text string) string { return text[strings.LastIndexByte(text, ' ')+1:] }
 
 // everyCommand fails for a command that the guide does not show.
 func everyCommand(t *testing.T, path string, words []string, shown string) {

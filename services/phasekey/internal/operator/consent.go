@@ -27,7 +27,7 @@ var consentView = view[*brokerv1.ConsentSession]{
 }
 
 func consent(o *options) *cobra.Command {
-	return noun("consent", "Get a customer's administrator to consent to an integration", o.startConsent(), o.getConsent(), o.waitForConsent())
+	return noun("consent", "Get a customer's administrator to consent to an integration", o.startConsent(), o.getConsent(), o.waitForConsent(), o.cancelConsent(), o.verifyConsent())
 }
 
 func (s *session) consent() (brokerv1.ConsentServiceClient, error) {
@@ -105,6 +105,45 @@ func (o *options) waitForConsent() *cobra.Command {
 			return err
 		}
 		return s.followConsent(ctx, client, name)
+	})
+}
+
+func (o *options) cancelConsent() *cobra.Command {
+	return o.verb("cancel SESSION", "Withdraw a consent session: its link leads nowhere any more", cobra.ExactArgs(1), func(ctx context.Context, s *session, args []string) error {
+		client, name, err := s.consentSession(args[0])
+		if err != nil {
+			return err
+		}
+		answer, err := client.CancelConsentSession(ctx, &brokerv1.CancelConsentSessionRequest{Name: name})
+		if err != nil {
+			return err
+		}
+		return card(s.printer, consentView, answer.GetConsentSession())
+	})
+}
+
+var verifiedView = view[*brokerv1.VerifyConsentResponse]{
+	{label: "Consented", cell: func(v *brokerv1.VerifyConsentResponse) string { return yes(v.GetConsented()) }},
+	{label: "Principal", cell: (*brokerv1.VerifyConsentResponse).GetServicePrincipalObjectId},
+	{label: "Refusal", cell: (*brokerv1.VerifyConsentResponse).GetRefusal},
+	{label: "Asked", cell: func(v *brokerv1.VerifyConsentResponse) string { return at(v.GetVerifyTime()) }},
+}
+
+func (o *options) verifyConsent() *cobra.Command {
+	return o.verb("verify INTEGRATION", "Ask the customer's tenant whether consent holds", cobra.ExactArgs(1), func(ctx context.Context, s *session, args []string) error {
+		client, err := s.consent()
+		if err != nil {
+			return err
+		}
+		integration, err := s.in("integrations", args[0])
+		if err != nil {
+			return err
+		}
+		answer, err := client.VerifyConsent(ctx, &brokerv1.VerifyConsentRequest{Integration: integration})
+		if err != nil {
+			return err
+		}
+		return card(s.printer, verifiedView, answer)
 	})
 }
 

@@ -9,6 +9,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	typev1 "phasekey.dev/gen/phasekey/type/v1"
@@ -50,7 +52,8 @@ func (s *session) grant(given string) (vaultv1.GrantServiceClient, string, error
 }
 
 func (o *options) listGrants() *cobra.Command {
-	return o.long(o.watchable(o.verb("list", "Show an account's grants", cobra.NoArgs, func(ctx context.Context, s *session, _ []string) error {
+	var filter, order string
+	c := o.long(o.watchable(o.verb("list", "Show an account's grants", cobra.NoArgs, func(ctx context.Context, s *session, _ []string) error {
 		client, err := s.grants()
 		if err != nil {
 			return err
@@ -60,9 +63,12 @@ func (o *options) listGrants() *cobra.Command {
 			return err
 		}
 		return show(ctx, s.printer, grantView, func(ctx context.Context, size int32, token string) (*vaultv1.ListGrantsResponse, error) {
-			return client.ListGrants(ctx, &vaultv1.ListGrantsRequest{Parent: parent, PageSize: size, PageToken: token})
+			return client.ListGrants(ctx, &vaultv1.ListGrantsRequest{Parent: parent, PageSize: size, PageToken: token, Filter: filter, OrderBy: order})
 		}, func(r *vaultv1.ListGrantsResponse) *[]*vaultv1.Grant { return &r.Grants })
 	})))
+	c.Flags().StringVar(&filter, "filter", "", `which, after AIP-160: 'state = ACTIVE AND run = "run-1"'`)
+	c.Flags().StringVar(&order, "order-by", "", "after AIP-132: 'create_time desc'")
+	return c
 }
 
 func (o *options) getGrant() *cobra.Command {
@@ -158,7 +164,14 @@ func (o *options) extendGrant() *cobra.Command {
 }
 
 func (o *options) revokeGrant() *cobra.Command {
-	return o.careful(o.verb("revoke GRANT", "Revoke a grant: its runners stop at once", cobra.ExactArgs(1), func(ctx context.Context, s *session, args []string) error {
+	var run, integration string
+	c := o.careful(o.verb("revoke (GRANT | --run RUN | --integration INTEGRATION)", "Revoke a grant, or all of a run or an integration: their runners stop at once", cobra.MaximumNArgs(1), func(ctx context.Context, s *session, args []string) error {
+		if len(args)+set(run)+set(integration) != 1 {
+			return errors.New("which? Give a grant, or --run, or --integration")
+		}
+		if len(args) == 0 {
+			return s.revokeGrants(ctx, run, integration)
+		}
 		client, name, err := s.grant(args[0])
 		if err != nil {
 			return err
@@ -172,4 +185,51 @@ func (o *options) revokeGrant() *cobra.Command {
 		}
 		return card(s.printer, grantView, answer.GetGrant())
 	}))
+	c.Flags().StringVar(&run, "run", "", "all grants of this run")
+	c.Flags().StringVar(&integration, "integration", "", "all grants that rest on this integration")
+	return c
+}
+
+func set(text string) int {
+	if text == "" {
+		return 0
+	}
+	return 1
+}
+
+// revokeGrants revokes what a run, or an integration, has. What takes longer than a call is repeated.
+func (s *session) revokeGrants(ctx context.Context, run, integration string) error {
+	client, err := s.grants()
+	if err != nil {
+		return err
+	}
+	parent, err := s.parent()
+	if err != nil {
+		return err
+	}
+	request := &vaultv1.RevokeGrantsRequest{Parent: parent, Scope: &vaultv1.RevokeGrantsRequest_Run{Run: run}}
+	what := "run " + run
+	if integration != "" {
+		if what, err = s.in("integrations", integration); err != nil {
+			return err
+		}
+		request.Scope = &vaultv1.RevokeGrantsRequest_Integration{Integration: what}
+	}
+	if err := s.confirm("Revoke all grants of %s, and end what runs with them", what); err != nil {
+		return err
+	}
+	for {
+		answer, err := client.RevokeGrants(ctx, request)
+		switch {
+		case status.Code(err) == codes.DeadlineExceeded && ctx.Err() == nil:
+			s.note("there are many: going on")
+		case err != nil:
+			return err
+		case s.json:
+			return s.document(answer)
+		default:
+			_, err := fmt.Fprintf(s.out, "Revoked  %d\n", answer.GetRevokedCount())
+			return err
+		}
+	}
 }

@@ -213,7 +213,7 @@ func (s *session) awaitIntegration(ctx context.Context, client registryv1.Integr
 		if done(i) {
 			return i, nil
 		}
-		if now := word(i.GetState()) + " " + unmet(i); now != told {
+		if now := strings.TrimSpace(word(i.GetState()) + " " + unmet(i)); now != told {
 			s.note("%4s  %s", about(time.Since(begun)), now)
 			told = now
 		}
