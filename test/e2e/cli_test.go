@@ -121,7 +121,9 @@ func TestCLIGuide_IsATranscript(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			approved := make(chan error, 1)
 			if strings.HasPrefix(command, "phasekey consent start ") && !strings.Contains(command, "--wait=false") {
-				go func() { approved <- d.approve(ctx, world, client, wanted, "accounts/acme/integrations/"+strings.Fields(command)[3]) }()
+				go func() {
+					approved <- d.approve(ctx, world, client, wanted, "accounts/acme/integrations/"+strings.Fields(command)[3])
+				}()
 			} else {
 				approved <- nil
 			}

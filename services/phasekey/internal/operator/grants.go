@@ -108,7 +108,7 @@ func (o *options) createGrant() *cobra.Command {
 		var to *os.File
 		if file != "" && !validate {
 			// Before the grant is made: a token that cannot be written is lost.
-			if to, err = os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
+			if to, err = os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600); err != nil { //nolint:gosec // the file that the flag names
 				return fmt.Errorf("--token-file: %w", err)
 			}
 			defer func() { err = errors.Join(err, to.Close()) }()

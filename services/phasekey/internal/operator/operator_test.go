@@ -91,10 +91,10 @@ func pagesOf(n, most int) (page[*registryv1.ListProjectsResponse], func(*registr
 			}
 		}
 		r := &registryv1.ListProjectsResponse{}
-		for i := from; i < n && len(r.Projects) < min(most, int(size)); i++ {
+		for i := from; i < n && len(r.GetProjects()) < min(most, int(size)); i++ {
 			r.Projects = append(r.Projects, &registryv1.Project{Name: fmt.Sprintf("accounts/a/projects/p%d", i)})
 		}
-		if next := from + len(r.Projects); next < n {
+		if next := from + len(r.GetProjects()); next < n {
 			r.NextPageToken = fmt.Sprint(next)
 		}
 		return r, nil
