@@ -69,6 +69,7 @@ type App struct {
 	hints    *hint.Hints // nil without Redis
 	hub      *delivery.Hub
 	releaser *delivery.Releaser
+	meter    *delivery.Meter
 	server   *grpcserver.Server
 	runners  *grpcserver.Server
 	elector  election.Elector
@@ -177,7 +178,9 @@ func (a *App) deliver(clouds entra.Clouds) {
 	for name, cloud := range clouds {
 		known[name] = delivery.Cloud{ResourceManager: cloud.ResourceManager(), Environment: azurermEnvironment(name)}
 	}
+	a.meter = delivery.NewMeter(a.store, a.log)
 	cfg := delivery.Config{
+		Meter:   a.meter,
 		Store:   a.store,
 		Issuer:  issuer.New(issuer.Config{Minter: clouds, Keyring: a.keyring, Prober: a.store, Log: a.log, Metrics: a.metrics}),
 		Keyring: a.keyring, HoldMargin: a.cfg.Timing.HoldMargin,
@@ -275,7 +278,7 @@ func (a *App) changed() {
 // listen binds the addresses and makes the servers.
 func (a *App) listen(ctx context.Context) error {
 	services := rpc.Config{
-		Grants: a.store, Versions: a.store, Hub: a.hub, Changed: a.changed, Prober: a.prober,
+		Grants: a.store, Accounts: a.store, Versions: a.store, Hub: a.hub, Changed: a.changed, Prober: a.prober,
 		Resolver: registryv1.NewAttachmentServiceClient(a.registry),
 	}
 	policy := grpcserver.OptionPolicy(optionsv1.E_Callers)
@@ -335,6 +338,7 @@ func (a *App) Run(ctx context.Context) error {
 		task.Task{Name: "own credentials", Run: a.watch.Run},
 		task.Task{Name: "hub", Run: a.hub.Run},
 		task.Task{Name: "releaser", Run: a.releaser.Run},
+		task.Task{Name: "meter", Run: a.meter.Run},
 		task.Task{Name: "server", Run: a.server.Run, Grace: grace},
 		task.Task{Name: "runners", Run: a.runners.Run, Grace: grace},
 		task.Task{Name: "health", Run: func(ctx context.Context) error {

@@ -117,6 +117,8 @@ const (
 	// FAILED_PRECONDITION. A client secret cannot be held until the grant's end, because the secret ends before; the grant may
 	// end at `metadata.latest_expire_time` (RFC 3339) at the latest. Make a shorter grant, or extend this one by less.
 	ErrorReason_ERROR_REASON_HOLD_TOO_LONG ErrorReason = 57
+	// PERMISSION_DENIED, of a delivery final. The account is frozen: stop using what you hold. No grants are made or extended.
+	ErrorReason_ERROR_REASON_ACCOUNT_FROZEN ErrorReason = 58
 	// RESOURCE_EXHAUSTED. Too many consent sessions of the integration are open. Use one of them, or wait for one to end.
 	ErrorReason_ERROR_REASON_TOO_MANY_CONSENT_SESSIONS ErrorReason = 60
 	// RESOURCE_EXHAUSTED. The account has as many of these as it may have; `metadata.quota` says of what, `metadata.limit` how
@@ -170,6 +172,7 @@ var (
 		55: "ERROR_REASON_DRAINING",
 		56: "ERROR_REASON_STREAM_IDLE",
 		57: "ERROR_REASON_HOLD_TOO_LONG",
+		58: "ERROR_REASON_ACCOUNT_FROZEN",
 		60: "ERROR_REASON_TOO_MANY_CONSENT_SESSIONS",
 		61: "ERROR_REASON_QUOTA_EXCEEDED",
 		90: "ERROR_REASON_INTERNAL",
@@ -215,6 +218,7 @@ var (
 		"ERROR_REASON_DRAINING":                  55,
 		"ERROR_REASON_STREAM_IDLE":               56,
 		"ERROR_REASON_HOLD_TOO_LONG":             57,
+		"ERROR_REASON_ACCOUNT_FROZEN":            58,
 		"ERROR_REASON_TOO_MANY_CONSENT_SESSIONS": 60,
 		"ERROR_REASON_QUOTA_EXCEEDED":            61,
 		"ERROR_REASON_INTERNAL":                  90,
@@ -252,7 +256,7 @@ var File_phasekey_error_v1_error_reason_proto protoreflect.FileDescriptor
 
 const file_phasekey_error_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
-	"$phasekey/error/v1/error_reason.proto\x12\x11phasekey.error.v1*\xce\v\n" +
+	"$phasekey/error/v1/error_reason.proto\x12\x11phasekey.error.v1*\xef\v\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1f\n" +
 	"\x1bERROR_REASON_INVALID_FIELDS\x10\x01\x12#\n" +
@@ -294,7 +298,8 @@ const file_phasekey_error_v1_error_reason_proto_rawDesc = "" +
 	"#ERROR_REASON_DEPENDENCY_UNAVAILABLE\x106\x12\x19\n" +
 	"\x15ERROR_REASON_DRAINING\x107\x12\x1c\n" +
 	"\x18ERROR_REASON_STREAM_IDLE\x108\x12\x1e\n" +
-	"\x1aERROR_REASON_HOLD_TOO_LONG\x109\x12*\n" +
+	"\x1aERROR_REASON_HOLD_TOO_LONG\x109\x12\x1f\n" +
+	"\x1bERROR_REASON_ACCOUNT_FROZEN\x10:\x12*\n" +
 	"&ERROR_REASON_TOO_MANY_CONSENT_SESSIONS\x10<\x12\x1f\n" +
 	"\x1bERROR_REASON_QUOTA_EXCEEDED\x10=\x12\x19\n" +
 	"\x15ERROR_REASON_INTERNAL\x10ZB,Z*phasekey.dev/gen/phasekey/error/v1;errorv1b\x06proto3"

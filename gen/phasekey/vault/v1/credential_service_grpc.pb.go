@@ -31,7 +31,7 @@ const (
 // CredentialService hands out credentials to whoever shows a live grant in `authorization: Bearer <token>`. Nothing
 // leaves before its audit record is durable.
 //
-// PERMISSION_DENIED with GRANT_REVOKED, GRANT_EXPIRED, DETACHED, INTEGRATION_DELETED, CERTIFICATE_MISMATCH or
+// PERMISSION_DENIED with GRANT_REVOKED, GRANT_EXPIRED, DETACHED, INTEGRATION_DELETED, ACCOUNT_FROZEN, CERTIFICATE_MISMATCH or
 // LEASE_CLOSED is final: stop using what you hold. After every other error keep what is valid, and come back, with jitter.
 type CredentialServiceClient interface {
 	// Streams the credential: the first message at once, then one whenever something changed or the last one gets old, for
@@ -109,7 +109,7 @@ func (c *credentialServiceClient) CloseLease(ctx context.Context, in *CloseLease
 // CredentialService hands out credentials to whoever shows a live grant in `authorization: Bearer <token>`. Nothing
 // leaves before its audit record is durable.
 //
-// PERMISSION_DENIED with GRANT_REVOKED, GRANT_EXPIRED, DETACHED, INTEGRATION_DELETED, CERTIFICATE_MISMATCH or
+// PERMISSION_DENIED with GRANT_REVOKED, GRANT_EXPIRED, DETACHED, INTEGRATION_DELETED, ACCOUNT_FROZEN, CERTIFICATE_MISMATCH or
 // LEASE_CLOSED is final: stop using what you hold. After every other error keep what is valid, and come back, with jitter.
 type CredentialServiceServer interface {
 	// Streams the credential: the first message at once, then one whenever something changed or the last one gets old, for

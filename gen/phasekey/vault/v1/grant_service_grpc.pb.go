@@ -37,7 +37,7 @@ type GrantServiceClient interface {
 	// Resolves what the project gets in the phase, and makes a grant pinned to it. The answer carries the token, once.
 	// Caller: the platform, within the accounts of its identity.
 	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND (the project), NOTHING_ATTACHED, NO_SUBSCRIPTION, INTEGRATION_DELETING,
-	// GRANT_IN_USE, REQUEST_ID_REUSED.
+	// ACCOUNT_FROZEN, GRANT_IN_USE, REQUEST_ID_REUSED.
 	// A repeat with the same request_id and contents before the token's first use gives a fresh token and forgets the old
 	// one; afterwards it ends with GRANT_IN_USE.
 	CreateGrant(ctx context.Context, in *CreateGrantRequest, opts ...grpc.CallOption) (*Grant, error)
@@ -52,7 +52,7 @@ type GrantServiceClient interface {
 	ListGrants(ctx context.Context, in *ListGrantsRequest, opts ...grpc.CallOption) (*ListGrantsResponse, error)
 	// Moves a live grant's end, for applies that take long; never earlier than it is.
 	// Caller: the platform, within its accounts.
-	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND, GRANT_REVOKED, GRANT_EXPIRED, HOLD_TOO_LONG.
+	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND, GRANT_REVOKED, GRANT_EXPIRED, ACCOUNT_FROZEN, HOLD_TOO_LONG.
 	// Idempotent.
 	ExtendGrant(ctx context.Context, in *ExtendGrantRequest, opts ...grpc.CallOption) (*ExtendGrantResponse, error)
 	// Revokes a grant: its streams end with GRANT_REVOKED at once.
@@ -146,7 +146,7 @@ type GrantServiceServer interface {
 	// Resolves what the project gets in the phase, and makes a grant pinned to it. The answer carries the token, once.
 	// Caller: the platform, within the accounts of its identity.
 	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND (the project), NOTHING_ATTACHED, NO_SUBSCRIPTION, INTEGRATION_DELETING,
-	// GRANT_IN_USE, REQUEST_ID_REUSED.
+	// ACCOUNT_FROZEN, GRANT_IN_USE, REQUEST_ID_REUSED.
 	// A repeat with the same request_id and contents before the token's first use gives a fresh token and forgets the old
 	// one; afterwards it ends with GRANT_IN_USE.
 	CreateGrant(context.Context, *CreateGrantRequest) (*Grant, error)
@@ -161,7 +161,7 @@ type GrantServiceServer interface {
 	ListGrants(context.Context, *ListGrantsRequest) (*ListGrantsResponse, error)
 	// Moves a live grant's end, for applies that take long; never earlier than it is.
 	// Caller: the platform, within its accounts.
-	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND, GRANT_REVOKED, GRANT_EXPIRED, HOLD_TOO_LONG.
+	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND, GRANT_REVOKED, GRANT_EXPIRED, ACCOUNT_FROZEN, HOLD_TOO_LONG.
 	// Idempotent.
 	ExtendGrant(context.Context, *ExtendGrantRequest) (*ExtendGrantResponse, error)
 	// Revokes a grant: its streams end with GRANT_REVOKED at once.

@@ -72,6 +72,8 @@ type Config struct {
 	Keyring opener
 	// HoldMargin lies at least between the end of a grant that holds a client secret and the secret's own.
 	HoldMargin time.Duration
+	// Meter counts deliveries by account; nil counts none.
+	Meter *Meter
 	// Clouds are the configured ones, by name.
 	Clouds map[string]Cloud
 	// Poll is how often changes are looked for that no hint told of; 1 s when zero.
@@ -100,6 +102,7 @@ type Hub struct {
 type stream struct {
 	lease          leaseKey
 	integrationUID string
+	account        string
 	wake           chan struct{} // holds one
 	end            chan struct{} // closed to end it
 	why            error         // its end's reason; set before end is closed
@@ -214,7 +217,7 @@ func pause(ctx context.Context, d time.Duration) {
 // join adds a stream. When the instance has too many, its oldest one ends.
 func (h *Hub) join(g grant.Grant, instanceID string) (*stream, error) {
 	s := &stream{
-		lease: leaseKey{g.UID, instanceID}, integrationUID: g.IntegrationUID,
+		lease: leaseKey{g.UID, instanceID}, integrationUID: g.IntegrationUID, account: g.Account,
 		wake: make(chan struct{}, 1), end: make(chan struct{}),
 	}
 	h.mu.Lock()
@@ -260,10 +263,25 @@ func (h *Hub) leave(s *stream) {
 	}
 }
 
+// Streams is how many live streams of an account this replica has.
+func (h *Hub) Streams(account string) (n int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for s := range h.streams {
+		if s.account == account {
+			n++
+		}
+	}
+	return n
+}
+
 // wake has the streams look that a change concerns; with everything, all.
 func (h *Hub) wake(changes []store.Change, everything bool) {
-	grants, integrations := make(map[string]bool), make(map[string]bool)
+	grants, integrations, accounts := make(map[string]bool), make(map[string]bool), make(map[string]bool)
 	for _, c := range changes {
+		if c.Account != "" {
+			accounts[c.Account] = true
+		}
 		if c.GrantUID != "" {
 			grants[c.GrantUID] = true
 		}
@@ -274,7 +292,7 @@ func (h *Hub) wake(changes []store.Change, everything bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for s := range h.streams {
-		if !everything && !grants[s.lease.grantUID] && !integrations[s.integrationUID] {
+		if !everything && !grants[s.lease.grantUID] && !integrations[s.integrationUID] && !accounts[s.account] {
 			continue
 		}
 		select {

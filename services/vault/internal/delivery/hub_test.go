@@ -452,6 +452,20 @@ func TestHub_StreamsFollowWhatChanges(t *testing.T) {
 				w.store.change("", "g2", func(*fakeStore) {})
 			}, wait: 10 * within},
 		}},
+		{"another account frozen, then its own", []step{
+			initial,
+			{name: "another", do: func(w *world) {
+				w.store.do(func(f *fakeStore) {
+					f.changes = append(f.changes, store.Change{Seq: int64(len(f.changes)) + 1, Account: "other"})
+				})
+			}, wait: 10 * within},
+			{name: "its own", do: func(w *world) {
+				w.store.do(func(f *fakeStore) {
+					f.standing.Frozen = true
+					f.changes = append(f.changes, store.Change{Seq: int64(len(f.changes)) + 1, Account: "acme"})
+				})
+			}, wait: within, end: grant.ErrAccountFrozen},
+		}},
 		{"changes forgotten meanwhile", []step{
 			initial,
 			{name: "gap", do: func(w *world) {

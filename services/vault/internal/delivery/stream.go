@@ -383,6 +383,9 @@ func (h *Hub) attempt(ctx context.Context, r Request, e store.Entitlement, reaso
 		return holding{}, err
 	}
 	h.deliveries.WithLabelValues(string(reason)).Inc()
+	if h.config.Meter != nil {
+		h.config.Meter.Count(now, e.Grant.Account)
+	}
 
 	refresh := m.renewTime
 	if !refresh.After(now) {

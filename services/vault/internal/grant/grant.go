@@ -255,6 +255,8 @@ type Standing struct {
 	Attached bool
 	// Unlabelled: labels might give it, but the copy lacks them.
 	Unlabelled bool
+	// Frozen: its account is.
+	Frozen bool
 }
 
 // Check is nil when something may be delivered, else the most telling reason why not.
@@ -263,6 +265,8 @@ func (s Standing) Check(now time.Time) error {
 		return err
 	}
 	switch {
+	case s.Frozen:
+		return ErrAccountFrozen
 	// Revisions of different incarnations cannot be compared; a new incarnation's copy is always a whole one.
 	case s.Incarnation == "" || (s.Incarnation == s.Grant.Incarnation && s.Revision < s.Grant.Revision):
 		return ErrBehind

@@ -41,6 +41,7 @@ func table() rpcerr.Table {
 	return rpcerr.Table{
 		denied(grant.ErrRevoked, errorv1.ErrorReason_ERROR_REASON_GRANT_REVOKED),
 		denied(grant.ErrExpired, errorv1.ErrorReason_ERROR_REASON_GRANT_EXPIRED),
+		denied(grant.ErrAccountFrozen, errorv1.ErrorReason_ERROR_REASON_ACCOUNT_FROZEN),
 		denied(grant.ErrDetached, errorv1.ErrorReason_ERROR_REASON_DETACHED),
 		denied(grant.ErrIntegrationDeleted, errorv1.ErrorReason_ERROR_REASON_INTEGRATION_DELETED),
 		denied(grant.ErrCertificate, errorv1.ErrorReason_ERROR_REASON_CERTIFICATE_MISMATCH),

@@ -42,6 +42,11 @@ func (s grantService) CreateGrant(ctx context.Context, req *vaultv1.CreateGrantR
 			return messageOfGrant(now, g, token), nil
 		}
 	}
+	// Said before the registry is asked, whose answer does not matter then; the store looks again.
+	of, err := s.grants.Account(ctx, asked.Account)
+	if err = errors.Join(err, of.Check()); err != nil {
+		return nil, statusOf(err)
+	}
 	if _, err := grant.Limit(now, asked.ExpireTime); err != nil {
 		return nil, rpcerr.Invalid("grant.expire_time", err.Error())
 	}

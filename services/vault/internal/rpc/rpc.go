@@ -27,6 +27,7 @@ import (
 type grants interface {
 	CreateGrant(ctx context.Context, now time.Time, g grant.Grant, token grant.Hash, request grant.RequestKey, caller grant.Caller) (grant.Grant, error)
 	RepeatGrant(ctx context.Context, now time.Time, account string, token grant.Hash, request grant.RequestKey, caller grant.Caller) (g grant.Grant, found bool, err error)
+	Account(ctx context.Context, account string) (grant.Account, error)
 	Grant(ctx context.Context, account, uid string) (grant.Grant, error)
 	Grants(ctx context.Context, l grant.List) (found []grant.Grant, rest page.Place, err error)
 	ExtendGrant(ctx context.Context, now time.Time, account, uid string, end time.Time, caller grant.Caller) (grant.Grant, error)
@@ -34,8 +35,17 @@ type grants interface {
 	RevokeGrants(ctx context.Context, now time.Time, account string, scope grant.Scope, limit int, caller grant.Caller) (revoked int, more bool, err error)
 }
 
+// accountStore keeps what there is to say of whole accounts; see store.Store.
+type accountStore interface {
+	Usage(ctx context.Context, now time.Time, account string) (grant.Account, grant.Usage, error)
+	FreezeAccount(ctx context.Context, now time.Time, account, reason string, caller grant.Caller) (grant.Account, error)
+	ReleaseFrozen(ctx context.Context, now time.Time, account, after string, limit int) (last string, err error)
+	UnfreezeAccount(ctx context.Context, now time.Time, account string, caller grant.Caller) error
+}
+
 // hub delivers; see delivery.Hub.
 type hub interface {
+	Streams(account string) int
 	Stream(ctx context.Context, r delivery.Request, send func(delivery.Delivery) error) error
 	Fetch(ctx context.Context, r delivery.Request) (delivery.Delivery, error)
 	CloseLease(ctx context.Context, r delivery.Request) error
@@ -59,6 +69,7 @@ type prober interface {
 // Config is what the services are made from.
 type Config struct {
 	Grants   grants
+	Accounts accountStore
 	Versions versions
 	Hub      hub
 	Resolver resolver
@@ -71,6 +82,7 @@ type Config struct {
 func Register(cfg Config) func(grpc.ServiceRegistrar) {
 	return func(to grpc.ServiceRegistrar) {
 		vaultv1.RegisterGrantServiceServer(to, grantService{grants: cfg.Grants, resolver: cfg.Resolver, changed: cfg.Changed})
+		vaultv1.RegisterAccountServiceServer(to, accountService{accounts: cfg.Accounts, hub: cfg.Hub, changed: cfg.Changed})
 		vaultv1.RegisterAccessServiceServer(to, accessService{prober: cfg.Prober})
 		vaultv1.RegisterRotationServiceServer(to, rotationService{versions: cfg.Versions})
 		RegisterRunners(cfg)(to)

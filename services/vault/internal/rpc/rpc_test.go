@@ -174,16 +174,22 @@ func inBubble(t *testing.T, test func(v *vault)) {
 		v.store = store.New(v.db)
 		v.fill()
 		log := obs.NewLogger(v.log, slog.LevelDebug, obs.FormatText)
+		meter := delivery.NewMeter(v.store, log)
 		v.hub = delivery.New(delivery.Config{
+			Meter: meter,
 			Store: v.store, Log: log, Keyring: fakeKeyring{}, HoldMargin: 5 * time.Minute, Clouds: map[string]delivery.Cloud{"public": {ResourceManager: arm, Environment: "public"}},
 			Issuer: issuer.New(issuer.Config{Minter: v.minter, Keyring: fakeKeyring{}, Prober: v.store, Log: log}),
 		})
-		cfg := rpc.Config{Grants: v.store, Versions: v.store, Hub: v.hub, Resolver: v.resolver, Prober: v.prober, Changed: v.hub.Nudge}
+		cfg := rpc.Config{Grants: v.store, Accounts: v.store, Versions: v.store, Hub: v.hub, Resolver: v.resolver, Prober: v.prober, Changed: v.hub.Nudge}
 		v.serve(cfg, log)
 
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
-		go func() { done <- v.hub.Run(ctx) }()
+		go func() {
+			metered := make(chan error, 1)
+			go func() { metered <- meter.Run(ctx) }()
+			done <- errors.Join(v.hub.Run(ctx), <-metered)
+		}()
 		v.stop = sync.OnceFunc(func() {
 			cancel()
 			if err := <-done; err != nil {
@@ -748,7 +754,7 @@ func TestCredentials_Stream(t *testing.T) {
 				end_time, propagate_time, prove_time, activate_time, retire_time, revoke_time, remove_time, proofs, probe_time, refusals, refused_since,
 				attempts, next_time, holders, reason FROM credential_versions WHERE id = 'v1'`)
 			v.exec(`UPDATE change_counter SET seq = seq + 1`)
-			v.exec(`INSERT INTO changes SELECT seq, 'uid', '', 0 FROM change_counter`)
+			v.exec(`INSERT INTO changes (seq, integration_uid, grant_uid, time) SELECT seq, 'uid', '', 0 FROM change_counter`)
 		}, wait: time.Second, taken: []string{"INITIAL", "ROTATED"}, audit: []string{created, opened, sent, sent}},
 		{name: "expired, at the moment", step: func(v *vault, _ *vaultv1.Grant) {
 			v.exec(`UPDATE projection SET bookmark_time = $1`, sqldb.Micros(time.Now().Add(time.Hour)))
@@ -846,6 +852,8 @@ func (h brokenHub) Fetch(context.Context, delivery.Request) (delivery.Delivery, 
 	return delivery.Delivery{}, h.err
 }
 func (h brokenHub) CloseLease(context.Context, delivery.Request) error { return h.err }
+
+func (brokenHub) Streams(string) int { return 0 }
 
 func TestCredentials_WhatCannotBeServedSaysSo(t *testing.T) {
 	for _, tt := range []struct {

@@ -26,7 +26,7 @@ func (v *vault) gives(materials string) {
 	v.t.Helper()
 	v.exec(`UPDATE integrations SET delivery_materials = $1`, materials)
 	v.exec(`UPDATE change_counter SET seq = seq + 1`)
-	v.exec(`INSERT INTO changes SELECT seq, 'uid', '', 0 FROM change_counter`)
+	v.exec(`INSERT INTO changes (seq, integration_uid, grant_uid, time) SELECT seq, 'uid', '', 0 FROM change_counter`)
 }
 
 // whole asks for the secret.

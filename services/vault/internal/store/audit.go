@@ -88,7 +88,7 @@ func (s *Store) audit(ctx context.Context, tx sqldb.Tx, e AuditEvent) error {
 }
 
 // auditDelivery records a delivery only where it finds, at this very moment, everything that entitles to it: the grant
-// live, the lease open at this generation, the version usable (for its secret: ACTIVE), integration and project there, the
+// live, its account not frozen, the lease open at this generation, the version usable (for its secret: ACTIVE), integration and project there, the
 // integration one that gives the material, an attachment or labels that give the access, and a copy of the registry that is
 // fresh and no older than the grant. It reports whether it did.
 func (s *Store) auditDelivery(ctx context.Context, tx sqldb.Tx, now time.Time, leaseUID string, generation int64, d Delivery, fresh time.Time) (bool, error) {
@@ -114,7 +114,7 @@ func (s *Store) auditDelivery(ctx context.Context, tx sqldb.Tx, now time.Time, l
 			AND p.uid = g.project_uid
 			AND r.singleton = 1 AND r.bookmark_time > $15 AND r.incarnation <> ''
 			AND (r.incarnation <> g.incarnation OR r.revision >= g.revision)
-			AND `+attached,
+			AND NOT `+frozen+` AND `+attached,
 		s.writer, seq, sqldb.Micros(now), string(CredentialDelivered), d.Caller.Identity, d.Caller.RequestID, d.Reason, d.Audience,
 		d.ClientRequestID, sqldb.Micros(d.ExpireTime), d.GrantUID, leaseUID, generation, d.VersionID, sqldb.Micros(fresh),
 		string(d.Material), orState, `%"`+string(d.Material)+`"%`, orMaterials)

@@ -13,7 +13,7 @@ import (
 const keptChanges = 10_000
 
 // Change says that something which streams depend on is different now: the versions or the entitlement of an integration,
-// or a grant. It is a reason to look, not a description.
+// a grant, or an account. It is a reason to look, not a description.
 type Change struct {
 	Seq int64
 	// IntegrationUID is set for a change of an integration, of its versions, of its attachments, or of a project for which it has
@@ -21,7 +21,9 @@ type Change struct {
 	IntegrationUID string
 	// GrantUID is set for a change of one grant or its leases.
 	GrantUID string
-	Time     time.Time
+	// Account is set for a change of a whole account.
+	Account string
+	Time    time.Time
 }
 
 // noteChange is noteChanges of one change. One of the two UIDs may be empty.
@@ -43,10 +45,10 @@ func noteChanges(ctx context.Context, tx sqldb.Tx, now time.Time, changes []Chan
 	rows, args := make([]string, len(changes)), []any{sqldb.Micros(now)}
 	for i, c := range changes {
 		n := len(args)
-		rows[i] = fmt.Sprintf("($%d, $%d, $%d, $1)", n+1, n+2, n+3)
-		args = append(args, newest-int64(len(changes)-1-i), c.IntegrationUID, c.GrantUID)
+		rows[i] = fmt.Sprintf("($%d, $%d, $%d, $%d, $1)", n+1, n+2, n+3, n+4)
+		args = append(args, newest-int64(len(changes)-1-i), c.IntegrationUID, c.GrantUID, c.Account)
 	}
-	if _, err := tx.Exec(ctx, `INSERT INTO changes (seq, integration_uid, grant_uid, time) VALUES `+strings.Join(rows, ", "), args...); err != nil {
+	if _, err := tx.Exec(ctx, `INSERT INTO changes (seq, integration_uid, grant_uid, account, time) VALUES `+strings.Join(rows, ", "), args...); err != nil {
 		return fmt.Errorf("note change: %w", err)
 	}
 	if _, err := tx.Exec(ctx, `DELETE FROM changes WHERE seq <= $1`, newest-keptChanges); err != nil {
@@ -68,7 +70,7 @@ func (s *Store) Changes(ctx context.Context, after int64, limit int) (changes []
 			return nil
 		}
 		changes, err = sqldb.Collect(ctx, tx, scanChange,
-			`SELECT seq, integration_uid, grant_uid, time FROM changes WHERE seq > $1 ORDER BY seq LIMIT $2`, after, limit)
+			`SELECT seq, integration_uid, grant_uid, account, time FROM changes WHERE seq > $1 ORDER BY seq LIMIT $2`, after, limit)
 		return err
 	})
 	if err != nil {
@@ -80,7 +82,7 @@ func (s *Store) Changes(ctx context.Context, after int64, limit int) (changes []
 func scanChange(row sqldb.Row) (Change, error) {
 	var c Change
 	var at int64
-	err := row.Scan(&c.Seq, &c.IntegrationUID, &c.GrantUID, &at)
+	err := row.Scan(&c.Seq, &c.IntegrationUID, &c.GrantUID, &c.Account, &at)
 	c.Time = sqldb.Time(at)
 	return c, err
 }

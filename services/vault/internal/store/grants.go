@@ -12,10 +12,13 @@ import (
 )
 
 // CreateGrant stores a grant and the hash of its token. If a grant of the same request ID exists, that one is returned
-// instead, as by RepeatGrant.
+// instead, as by RepeatGrant. grant.ErrAccountFrozen when its account is; so do RepeatGrant and ExtendGrant end.
 func (s *Store) CreateGrant(ctx context.Context, now time.Time, g grant.Grant, token grant.Hash, request grant.RequestKey, caller grant.Caller) (grant.Grant, error) {
 	var out grant.Grant
 	create := func(ctx context.Context, tx sqldb.Tx) error {
+		if err := checkAccount(ctx, tx, g.Account); err != nil {
+			return err
+		}
 		if request.ID != "" {
 			repeated, found, err := s.repeat(ctx, tx, now, g.Account, token, request, caller)
 			if err != nil || found {
@@ -42,6 +45,9 @@ func (s *Store) CreateGrant(ctx context.Context, now time.Time, g grant.Grant, t
 // grant.ErrInUse when the token has been shown.
 func (s *Store) RepeatGrant(ctx context.Context, now time.Time, account string, token grant.Hash, request grant.RequestKey, caller grant.Caller) (g grant.Grant, found bool, err error) {
 	err = s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
+		if err := checkAccount(ctx, tx, account); err != nil {
+			return err
+		}
 		g, found, err = s.repeat(ctx, tx, now, account, token, request, caller)
 		return err
 	})
@@ -131,6 +137,9 @@ func (s *Store) ExtendGrant(ctx context.Context, now time.Time, account, uid str
 	var g grant.Grant
 	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
 		if g, err = lockGrant(ctx, tx, `account = $1 AND uid = $2`, account, uid); err != nil {
+			return err
+		}
+		if err := checkAccount(ctx, tx, account); err != nil {
 			return err
 		}
 		extended, err := g.Extend(now, end)

@@ -75,16 +75,16 @@ func standing(ctx context.Context, tx sqldb.Tx, grantUID string) (grant.Standing
 		out                         grant.Standing
 		bookmark                    int64
 		integration, project, given bool
-		labels                      bool
+		labels, isFrozen            bool
 	)
 	g, err := scanGrant(tx.QueryRow(ctx, `SELECT `+grantColumns+`,
 			COALESCE((SELECT incarnation FROM projection WHERE singleton = 1), ''),
 			COALESCE((SELECT revision FROM projection WHERE singleton = 1), 0),
 			COALESCE((SELECT bookmark_time FROM projection WHERE singleton = 1), 0),
 			EXISTS (SELECT 1 FROM integrations i WHERE i.uid = g.integration_uid AND i.deleting = 0),
-			EXISTS (SELECT 1 FROM projects p WHERE p.uid = g.project_uid), `+attached+`, `+unlabelled+`
+			EXISTS (SELECT 1 FROM projects p WHERE p.uid = g.project_uid), `+attached+`, `+unlabelled+`, `+frozen+`
 		FROM grants g WHERE uid = $1`, grantUID),
-		&out.Incarnation, &out.Revision, &bookmark, &integration, &project, &given, &labels)
+		&out.Incarnation, &out.Revision, &bookmark, &integration, &project, &given, &labels, &isFrozen)
 	if errors.Is(err, sqldb.ErrNoRows) {
 		return grant.Standing{}, grant.ErrNotFound
 	}
@@ -92,7 +92,7 @@ func standing(ctx context.Context, tx sqldb.Tx, grantUID string) (grant.Standing
 		return grant.Standing{}, err
 	}
 	out.Grant, out.BookmarkTime = g, sqldb.Time(bookmark)
-	out.IntegrationLives, out.ProjectLives, out.Attached, out.Unlabelled = integration, project, given, labels
+	out.IntegrationLives, out.ProjectLives, out.Attached, out.Unlabelled, out.Frozen = integration, project, given, labels, isFrozen
 	return out, nil
 }
 
