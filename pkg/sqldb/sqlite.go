@@ -34,10 +34,11 @@ func openSQLite(ctx context.Context, config Config, steps []migration) (_ *DB, e
 	if err := private(file); err != nil {
 		return nil, err
 	}
-	pool, err := sql.Open("sqlite", sqliteDSN(file, config.Volatile))
+	connector, err := sqlite.NewConnector(sqliteDSN(file, config.Volatile))
 	if err != nil {
 		return nil, err
 	}
+	pool := sql.OpenDB(keeping{connector})
 	defer func() {
 		if err != nil {
 			_ = pool.Close()
