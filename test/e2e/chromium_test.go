@@ -24,7 +24,7 @@ import (
 )
 
 // chromium is one window of a headless Chromium that trusts the certificates of a stack and no others beyond the usual, and
-// runs no scripts.
+// runs no scripts unless it is told to.
 type chromium struct {
 	t   *testing.T
 	ctx context.Context
@@ -76,9 +76,15 @@ func openChromium(t *testing.T, d *dev) *chromium {
 	t.Cleanup(cancelAllocator)
 	window, cancelWindow := chromedp.NewContext(allocated)
 	t.Cleanup(cancelWindow)
-	c := &chromium{t: t, ctx: window}
+	return newWindow(t, window)
+}
+
+// newWindow makes a context of chromedp's the window of a test.
+func newWindow(t *testing.T, ctx context.Context) *chromium { //nolint:revive // the context is what the window is made from
+	t.Helper()
+	c := &chromium{t: t, ctx: ctx}
 	// The browser lives as long as the context of what it does first.
-	if err := chromedp.Do(window, chromedp.Navigate("about:blank")); err != nil {
+	if err := chromedp.Do(ctx, chromedp.Navigate("about:blank")); err != nil {
 		t.Fatalf("chromium: %v", err)
 	}
 	c.listen()
@@ -86,6 +92,47 @@ func openChromium(t *testing.T, d *dev) *chromium {
 	command(c, cdplog.Enable, cdp.Empty{})
 	command(c, emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: true})
 	return c
+}
+
+// tab opens another window of the same browser, with the same cookies.
+func (c *chromium) tab() *chromium {
+	c.t.Helper()
+	window, cancel := chromedp.NewContext(c.ctx)
+	c.t.Cleanup(cancel)
+	return newWindow(c.t, window)
+}
+
+// scripted has the window run scripts from now on.
+func (c *chromium) scripted() *chromium {
+	c.t.Helper()
+	command(c, emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: false})
+	return c
+}
+
+// evaluate is what an expression of JavaScript's comes to, a promise when it is kept.
+func evaluate[T any](c *chromium, expression string) T {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(c.ctx, 30*time.Second)
+	defer cancel()
+	value, err := chromedp.Run(ctx, chromedp.Evaluate[T](expression, chromedp.EvalAwaitPromise))
+	if err != nil {
+		c.t.Fatalf("chromium: %v; it shows %q at %s", err, c.text(), c.path())
+	}
+	return value
+}
+
+// accessible fails the test for what axe-core finds wrong with the page.
+func (c *chromium) accessible(name string) {
+	c.t.Helper()
+	axe, err := os.ReadFile(filepath.Join("..", "..", ".build", "node", "node_modules", "axe-core", "axe.min.js"))
+	if err != nil {
+		c.t.Fatalf("run 'make setup': %v", err)
+	}
+	found := evaluate[[]string](c, string(axe)+`;
+		axe.run(document).then((found) => found.violations.flatMap((v) => v.nodes.map((n) => v.id + ": " + v.help + ": " + n.html)))`)
+	for _, violation := range found {
+		c.t.Errorf("page %s: %s", name, violation)
+	}
 }
 
 // command sends the browser one of its protocol's.

@@ -103,7 +103,7 @@ var (
 var kinds = map[string]problem{
 	"AADSTS50020": wrongAccount, "AADSTS90072": wrongAccount, "AADSTS50034": wrongAccount, "AADSTS51004": wrongAccount,
 	"AADSTS90094": notAdministrator, "AADSTS90095": notAdministrator,
-	"AADSTS53000": blocked, "AADSTS53001": blocked, "AADSTS53002": blocked, "AADSTS53003": blocked, "AADSTS53004": blocked, "AADSTS530003": blocked,
+	"AADSTS53000": blocked, "AADSTS53001": blocked, "AADSTS53002": blocked, "AADSTS53003": blocked, "AADSTS53004": blocked, "AADSTS530003": blocked, "AADSTS530032": blocked,
 	"AADSTS500021": restricted, "AADSTS500022": restricted,
 	"AADSTS90093":  quota,
 	"AADSTS650051": present,
@@ -113,8 +113,8 @@ var kinds = map[string]problem{
 	"AADSTS650052": missingService, "AADSTS650054": missingService,
 	"AADSTS700016": unknownYet,
 	"AADSTS90002":  noTenant, "AADSTS50128": noTenant,
-	"AADSTS7000112": disabled,
-	"AADSTS90033":   passing, "AADSTS90012": passing, "AADSTS90006": passing, "AADSTS90024": passing, "AADSTS50196": passing,
+	"AADSTS7000112": disabled, "AADSTS70001": disabled,
+	"AADSTS90033": passing, "AADSTS90012": passing, "AADSTS90006": passing, "AADSTS90024": passing, "AADSTS50196": passing, "AADSTS1000031": passing,
 	"server_error": passing, "temporarily_unavailable": passing,
 }
 
