@@ -256,7 +256,7 @@ func TestUpgrade_PreviousReleaseGoesOnBesideThisOne(t *testing.T) {
 		uids := must[string](t)
 		s, old := open(t, db), newPrevious(db)
 		labelled, err := s.CreateIntegration(ctx, start, integrationName("new"), integration.Spec{
-			DisplayName: "new", TenantID: tenant, DefaultSubscriptionID: subscription, Labels: []string{integration.AutoAttachPrefix + "prod"}, AutoAttach: true,
+			DisplayName: "new", TenantID: tenant, DefaultSubscriptionID: subscription, Labels: []string{resource.AutoAttachPrefix + "prod"}, AutoAttach: true,
 		}, "")
 		if err != nil {
 			t.Fatal(err)
@@ -279,6 +279,7 @@ func TestUpgrade_PreviousReleaseGoesOnBesideThisOne(t *testing.T) {
 		}
 
 		// The previous release changes what has labels, and they stay.
+		before := head(t, s)
 		err = old.write(t, func(ctx context.Context, d *previously) error {
 			d.record("integration", labelled.UID, false, integrationPayload(labelled.UID, "new", "renamed"))
 			d.record("project", marked.UID, false, projectPayload(marked.UID, "new"))
@@ -302,6 +303,20 @@ func TestUpgrade_PreviousReleaseGoesOnBesideThisOne(t *testing.T) {
 		}
 		if got, _, err := s.ResolveAccess(ctx, projectName("new"), attachment.Write); err != nil || got.Integration.UID != labelled.UID {
 			t.Errorf("resolved %+v, %v", got, err)
+		}
+		// But watchers are told without them, until the next change that this one makes: labels are for when all replicas are new.
+		told := changesAfter(t, s, before)
+		if len(told) != 2 || told[0].Integration.Spec.Labels != nil || told[0].Integration.Spec.AutoAttach || told[1].Project.Spec.Labels != nil {
+			t.Errorf("told %+v", told)
+		}
+		before = head(t, s)
+		if _, err := s.UpdateProject(ctx, later, projectName("new"), "", func(p project.Project) (project.Spec, error) {
+			return project.Spec{Kind: p.Spec.Kind, DisplayName: "again", Labels: p.Spec.Labels}, nil
+		}, nil); err != nil {
+			t.Fatal(err)
+		}
+		if told := changesAfter(t, s, before); len(told) != 1 || !slices.Equal(told[0].Project.Spec.Labels, []string{"prod"}) {
+			t.Errorf("told %+v", told)
 		}
 
 		// What it marks as being deleted gives nothing any more; what it removes is gone, with its labels.
