@@ -251,7 +251,10 @@ func Explain(err error) string {
 			}
 		case *errdetails.PreconditionFailure:
 			for _, v := range d.GetViolations() {
-				fmt.Fprintf(&b, "; %s: %s", v.GetSubject(), v.GetDescription())
+				// The message may end with it.
+				if !strings.Contains(st.Message(), v.GetDescription()) {
+					fmt.Fprintf(&b, "; %s: %s", v.GetSubject(), v.GetDescription())
+				}
 			}
 		case *errdetails.QuotaFailure:
 			for _, v := range d.GetViolations() {

@@ -103,6 +103,10 @@ func TestExplain(t *testing.T) {
 			rpcerr.New(codes.InvalidArgument, rpcerr.ReasonInvalidFields, "invalid fields: a, b", rpcerr.Field("a", "too long"), rpcerr.Field("b", "too short")),
 		},
 		{
+			"a is attached; detach it first (FailedPrecondition, ATTACHED)",
+			rpcerr.New(codes.FailedPrecondition, "ATTACHED", "a is attached; detach it first", rpcerr.Precondition("ATTACHED", "a", "detach it first")),
+		},
+		{
 			"too many calls; try again in 2s (ResourceExhausted, RATE_LIMITED)",
 			rpcerr.New(codes.ResourceExhausted, rpcerr.ReasonRateLimited, "too many calls", rpcerr.Retry(2*time.Second)),
 		},

@@ -37,11 +37,19 @@ type Error struct {
 	Reason error
 	// Message is a sentence for the caller.
 	Message string
+	// Advice says what to do first, and Subject about what, where the state of things forbids the operation.
+	Subject, Advice string
 	// Metadata is for programs: "name", "attachment" and the like.
 	Metadata map[string]string
 }
 
-func (e *Error) Error() string { return e.Message }
+// Error is the message, and the advice where there is some.
+func (e *Error) Error() string {
+	if e.Advice == "" {
+		return e.Message
+	}
+	return e.Message + "; " + e.Advice
+}
 
 // Unwrap makes errors.Is find the reason.
 func (e *Error) Unwrap() error { return e.Reason }
