@@ -119,7 +119,7 @@ func (a *App) listen(ctx context.Context, metrics *prometheus.Registry) error {
 }
 
 func rules(cfg Config) integration.Rules {
-	r := integration.Rules{Development: cfg.Development}
+	r := integration.Rules{Development: cfg.Development, Clouds: cfg.Clouds}
 	for _, tenant := range cfg.HomeTenants {
 		r.HomeTenants = append(r.HomeTenants, strings.ToLower(tenant))
 	}

@@ -38,6 +38,7 @@ func TestConfig_TellsAllProblemsAtOnce(t *testing.T) {
 	if err := os.WriteFile(file, []byte(`
 listen: ""
 home_tenants: [not-a-uuid]
+clouds: [public, "US Government"]
 database: {driver: sqlite}
 poll_interval: 1ms
 bookmark_interval: 1h
@@ -57,7 +58,7 @@ unheard_of: 1
 		t.Fatalf("got %v, %v", action, err)
 	}
 	for _, problem := range []string{
-		"listen: required", "home_tenants[0]: must be a UUID", "database: path", "tls: ca_file", "tls.cert_file: required", "identities[0]: id",
+		"listen: required", "home_tenants[0]: must be a UUID", "clouds[1]: must be 1 to 30", "database: path", "tls: ca_file", "tls.cert_file: required", "identities[0]: id",
 		"poll_interval: ", "bookmark_interval: ", "change_retention: ", "drain: ", "limits: write.burst",
 		"quotas: projects: ", "quotas: accounts.acme.integrations: ", "unheard_of",
 	} {

@@ -3,6 +3,7 @@ package app
 import (
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	"phasekey.dev/pkg/mtls"
 	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/registry/internal/integration"
 	"phasekey.dev/services/registry/internal/quota"
 	"phasekey.dev/services/registry/internal/watch"
 )
@@ -25,12 +27,14 @@ type Config struct {
 	// Development allows what production must not have: rotation periods under an hour.
 	Development bool `yaml:"development"`
 	// HomeTenants are the tenants in which the platform's applications live, as UUIDs: never an integration's tenant.
-	HomeTenants []string              `yaml:"home_tenants"`
-	Log         obs.LogConfig         `yaml:"log"`
-	Database    sqldb.Config          `yaml:"database"`
-	TLS         mtls.Config           `yaml:"tls"`
-	Identities  []grpcserver.Identity `yaml:"identities"`
-	Limits      grpcserver.Limits     `yaml:"limits"`
+	HomeTenants []string `yaml:"home_tenants"`
+	// Clouds are those that integrations may be in, by the names that the vault's configuration gives them.
+	Clouds     []string              `yaml:"clouds"`
+	Log        obs.LogConfig         `yaml:"log"`
+	Database   sqldb.Config          `yaml:"database"`
+	TLS        mtls.Config           `yaml:"tls"`
+	Identities []grpcserver.Identity `yaml:"identities"`
+	Limits     grpcserver.Limits     `yaml:"limits"`
 	// Quotas are how many resources an account may have.
 	Quotas quota.Config `yaml:"quotas"`
 	// PollInterval is how soon watchers hear of a change that another replica made; one's own are told at once.
@@ -58,6 +62,7 @@ const (
 // DefaultConfig is what holds unless it is configured otherwise. It is not complete.
 func DefaultConfig() Config {
 	return Config{
+		Clouds:           []string{integration.DefaultCloud, "usgovernment", "china"},
 		Quotas:           quota.Default(),
 		PollInterval:     watch.DefaultPoll,
 		BookmarkInterval: watch.DefaultBookmark,
@@ -67,6 +72,9 @@ func DefaultConfig() Config {
 }
 
 var errRequired = errors.New("required")
+
+// cloudName is what the proto lets a cloud be called.
+var cloudName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,29}$`)
 
 // Validate returns all problems at once, each naming its key.
 func (c Config) Validate() error {
@@ -88,6 +96,14 @@ func (c Config) Validate() error {
 	for i, tenant := range c.HomeTenants {
 		if _, err := uuid.Parse(tenant); err != nil || len(tenant) != 36 {
 			add(fmt.Sprintf("home_tenants[%d]", i), errors.New("must be a UUID"))
+		}
+	}
+	if len(c.Clouds) == 0 {
+		add("clouds", errRequired)
+	}
+	for i, cloud := range c.Clouds {
+		if !cloudName.MatchString(cloud) {
+			add(fmt.Sprintf("clouds[%d]", i), errors.New("must be 1 to 30 of a-z, 0-9 and hyphen, beginning with a letter"))
 		}
 	}
 	add("database", c.Database.Validate())

@@ -43,7 +43,8 @@ type Attachment struct {
 	Accesses []v1.Access `protobuf:"varint,6,rep,packed,name=accesses,proto3,enum=phasekey.type.v1.Access" json:"accesses,omitempty"`
 	// The subscription to work in, instead of the integration's default. UUID, lower case, or empty.
 	SubscriptionId string `protobuf:"bytes,7,opt,name=subscription_id,json=subscriptionId,proto3" json:"subscription_id,omitempty"`
-	// Changes with every change; give it back to change only what you have seen (AIP-154).
+	// Changes with every change, and when the registry is restored from a backup; give it back to change only what you have
+	// seen (AIP-154).
 	Etag string `protobuf:"bytes,8,opt,name=etag,proto3" json:"etag,omitempty"`
 	// When it was created.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`

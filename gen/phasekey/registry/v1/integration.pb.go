@@ -220,7 +220,8 @@ type Integration struct {
 	DisplayName string `protobuf:"bytes,3,opt,name=display_name,json=displayName,proto3" json:"display_name,omitempty"`
 	// The customer's Entra tenant. UUID, lower case. The platform's home tenant is refused.
 	TenantId string `protobuf:"bytes,4,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
-	// The cloud that the tenant lives in, by the name the vault's configuration gives it. Empty means `public`.
+	// The cloud that the tenant lives in, by the name that the configurations of registry and vault give it; the registry
+	// refuses others, and knows `public`, `usgovernment` and `china` unless it is told which. Empty means `public`.
 	Cloud string `protobuf:"bytes,5,opt,name=cloud,proto3" json:"cloud,omitempty"`
 	// The subscription for attachments that name none. UUID, lower case, or empty.
 	DefaultSubscriptionId string `protobuf:"bytes,6,opt,name=default_subscription_id,json=defaultSubscriptionId,proto3" json:"default_subscription_id,omitempty"`
@@ -236,11 +237,13 @@ type Integration struct {
 	// which keeps the secret in the vault.
 	DeliveryMaterials []v1.Material `protobuf:"varint,10,rep,packed,name=delivery_materials,json=deliveryMaterials,proto3,enum=phasekey.type.v1.Material" json:"delivery_materials,omitempty"`
 	// What the platform tells integrations apart by: at most 50, each 1 to 80 characters without control characters, and
-	// without spaces at its ends; upper and lower case are different. `autoattach:` and a project's label says to which
-	// projects the integration is attached by itself; see auto_attach.
+	// without spaces at its ends; upper and lower case are different. `autoattach:` and a project's label, which follows at
+	// once, says to which projects the integration is attached by itself; see auto_attach. Nothing or a space after
+	// `autoattach:` is refused, since it would never attach anything.
 	Labels []string `protobuf:"bytes,11,rep,name=labels,proto3" json:"labels,omitempty"`
 	// Attaches the integration by itself, for READ and WRITE, to every project of the account that has one of the labels
-	// that its own labels name after `autoattach:`. Needs default_subscription_id. A project's explicit attachments come
+	// that its own labels name after `autoattach:`. Needs default_subscription_id, and at least one such label: who takes the
+	// last one away switches this off in the same update or before. A project's explicit attachments come
 	// first, then integrations in the order of their names. Where this integration is attached to a project explicitly, that
 	// attachment decides alone: labels add no access to it.
 	AutoAttach bool `protobuf:"varint,12,opt,name=auto_attach,json=autoAttach,proto3" json:"auto_attach,omitempty"`
@@ -256,8 +259,8 @@ type Integration struct {
 	State Integration_State `protobuf:"varint,23,opt,name=state,proto3,enum=phasekey.registry.v1.Integration_State" json:"state,omitempty"`
 	// What the vault last found out, one entry per type.
 	Conditions []*Condition `protobuf:"bytes,24,rep,name=conditions,proto3" json:"conditions,omitempty"`
-	// Changes with every change of the wanted state, never with a condition. Give it back to update or delete only what
-	// you have seen (AIP-154).
+	// Changes with every change of the wanted state, never with a condition, and when the registry is restored from a
+	// backup. Give it back to update or delete only what you have seen (AIP-154).
 	Etag string `protobuf:"bytes,25,opt,name=etag,proto3" json:"etag,omitempty"`
 	// When it was created.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,26,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
@@ -455,7 +458,8 @@ type Condition struct {
 	Status Condition_Status `protobuf:"varint,2,opt,name=status,proto3,enum=phasekey.registry.v1.Condition_Status" json:"status,omitempty"`
 	// One CamelCase word for machines, for example `ReplicationPending` or `AADSTS7000112`; at most 60 characters.
 	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
-	// A sentence for people, without any secret; at most 1,000 characters.
+	// A sentence for people, without any secret; at most 1,000 characters. It may change while all else stays, of which
+	// watchers are not told: they have it with the next change, and whoever shows it reads the integration.
 	Message string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
 	// When the status last changed.
 	LastTransitionTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=last_transition_time,json=lastTransitionTime,proto3" json:"last_transition_time,omitempty"`

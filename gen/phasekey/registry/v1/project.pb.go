@@ -88,7 +88,8 @@ type Project struct {
 	Kind Project_Kind `protobuf:"varint,3,opt,name=kind,proto3,enum=phasekey.registry.v1.Project_Kind" json:"kind,omitempty"`
 	// For people, up to 100 characters, without control characters.
 	DisplayName string `protobuf:"bytes,4,opt,name=display_name,json=displayName,proto3" json:"display_name,omitempty"`
-	// Changes with every change; give it back to change only what you have seen (AIP-154).
+	// Changes with every change, and when the registry is restored from a backup; give it back to change only what you have
+	// seen (AIP-154).
 	Etag string `protobuf:"bytes,5,opt,name=etag,proto3" json:"etag,omitempty"`
 	// When it was created.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
@@ -96,6 +97,7 @@ type Project struct {
 	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
 	// The platform's own labels of it: at most 50, each 1 to 80 characters without control characters, and without spaces at
 	// its ends; upper and lower case are different. Integrations can be attached by them; see Integration.auto_attach.
+	// `autoattach:`, which belongs before labels of integrations, is refused with nothing or a space after it.
 	Labels        []string `protobuf:"bytes,8,rep,name=labels,proto3" json:"labels,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

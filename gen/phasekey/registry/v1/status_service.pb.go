@@ -29,7 +29,7 @@ type ReportConditionsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The integration's UID.
 	IntegrationUid string `protobuf:"bytes,1,opt,name=integration_uid,json=integrationUid,proto3" json:"integration_uid,omitempty"`
-	// Whose report it is; an older one than the registry has seen for the shard is refused.
+	// Whose report it is; an older one than the registry has seen for the shard, or for the integration, is refused.
 	Mastership *Mastership `protobuf:"bytes,2,opt,name=mastership,proto3" json:"mastership,omitempty"`
 	// What was observed, at most one of each type.
 	Conditions []*Condition `protobuf:"bytes,3,rep,name=conditions,proto3" json:"conditions,omitempty"`

@@ -28,8 +28,8 @@ const (
 //
 // StatusService takes the vault's reports.
 type StatusServiceClient interface {
-	// Sets what the vault found out about one integration. Conditions that are not named stay as they are; only a
-	// difference makes a revision.
+	// Sets what the vault found out about one integration. Conditions that are not named stay as they are. A difference makes
+	// a revision, unless it is in nothing but messages: those are kept, and watchers hear of them with the next revision.
 	// Caller: the vault.
 	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND, REPORT_FENCED; UNAVAILABLE, DEPENDENCY_UNAVAILABLE.
 	// Idempotent.
@@ -60,8 +60,8 @@ func (c *statusServiceClient) ReportConditions(ctx context.Context, in *ReportCo
 //
 // StatusService takes the vault's reports.
 type StatusServiceServer interface {
-	// Sets what the vault found out about one integration. Conditions that are not named stay as they are; only a
-	// difference makes a revision.
+	// Sets what the vault found out about one integration. Conditions that are not named stay as they are. A difference makes
+	// a revision, unless it is in nothing but messages: those are kept, and watchers hear of them with the next revision.
 	// Caller: the vault.
 	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND, REPORT_FENCED; UNAVAILABLE, DEPENDENCY_UNAVAILABLE.
 	// Idempotent.

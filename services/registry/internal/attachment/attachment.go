@@ -153,6 +153,8 @@ func AccessTaken(access Access, other Name) error {
 	return &resource.Error{
 		Reason:   ErrAccessTaken,
 		Message:  other.String() + " gives the project " + string(access) + " already",
+		Subject:  other.String(),
+		Advice:   "take " + string(access) + " from that attachment first, or remove it",
 		Metadata: map[string]string{"attachment": other.String(), "access": string(access)},
 	}
 }

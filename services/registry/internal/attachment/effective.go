@@ -153,9 +153,11 @@ func Resolve(access Access, to project.Project, candidates []Candidate) (Resolut
 // nothingAttached is the refusal of an access that nothing gives the project.
 func nothingAttached(access Access, to project.Name) error {
 	return &resource.Error{
-		Reason: ErrNothingAttached,
-		Message: "nothing gives " + to.String() + " " + string(access) + " access: attach an integration to it for " + string(access) +
-			", or give it a label that an integration with auto_attach names after " + integration.AutoAttachPrefix,
+		Reason:  ErrNothingAttached,
+		Message: "nothing gives " + to.String() + " " + string(access) + " access",
+		Subject: to.String(),
+		Advice: "attach an integration to it for " + string(access) +
+			", or give it a label that an integration with auto_attach names after " + resource.AutoAttachPrefix,
 		Metadata: map[string]string{"access": string(access), "project": to.String()},
 	}
 }
@@ -163,11 +165,13 @@ func nothingAttached(access Access, to project.Name) error {
 func noSubscription(c Candidate) error {
 	refusal := &resource.Error{
 		Reason:   ErrNoSubscription,
-		Message:  "no subscription is known: give " + c.Integration.Name.String() + " a default",
+		Message:  "no subscription is known",
+		Subject:  c.Integration.Name.String(),
+		Advice:   "give " + c.Integration.Name.String() + " a default",
 		Metadata: map[string]string{"integration": c.Integration.Name.String()},
 	}
 	if c.Explicit != nil {
-		refusal.Message = "no subscription is known: give " + c.Explicit.Name.String() + " one, or " + c.Integration.Name.String() + " a default"
+		refusal.Subject, refusal.Advice = c.Explicit.Name.String(), "give "+c.Explicit.Name.String()+" one, or "+c.Integration.Name.String()+" a default"
 		refusal.Metadata["attachment"] = c.Explicit.Name.String()
 	}
 	return refusal

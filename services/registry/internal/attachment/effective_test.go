@@ -28,7 +28,7 @@ func auto(id string, labels ...string) integration.Integration {
 		Spec: integration.Spec{AutoAttach: true, DefaultSubscriptionID: "default", Labels: []string{"prod"}},
 	}
 	for _, label := range labels {
-		i.Spec.Labels = append(i.Spec.Labels, integration.AutoAttachPrefix+label)
+		i.Spec.Labels = append(i.Spec.Labels, resource.AutoAttachPrefix+label)
 	}
 	return i
 }

@@ -126,12 +126,25 @@ func (m Mastership) Check(now time.Time) []resource.Violation {
 	return []resource.Violation{{Field: "epoch", Description: "must not be of a time more than a day from now, in microseconds since 1970"}}
 }
 
-// Observe takes in a report; changed is false when it says nothing new. The wanted state, and so the etag and the update
-// time, stay.
-func (i Integration) Observe(now time.Time, report Report) (next Integration, changed bool) {
+// News is what a report amounts to.
+type News int
+
+// The news there are, the greater the more.
+const (
+	// NoNews: everything was known.
+	NoNews News = iota
+	// Wording: nothing but messages. They are kept, for whoever reads the integration, and watchers are not told: a message may have a time or a
+	// request's number in it, and differ each time.
+	Wording
+	// Substance: anything else, which watchers are told.
+	Substance
+)
+
+// Observe takes in a report. The wanted state, and so the etag and the update time, stay.
+func (i Integration) Observe(now time.Time, report Report) (next Integration, news News) {
 	set := func(field *string, value string) {
 		if value != "" && *field != value {
-			*field, changed = value, true
+			*field, news = value, Substance
 		}
 	}
 	set(&i.ApplicationDisplayName, report.ApplicationDisplayName)
@@ -149,16 +162,28 @@ func (i Integration) Observe(now time.Time, report Report) (next Integration, ch
 			conditions = append(conditions, i.Conditions[before])
 		case before < 0:
 			conditions = append(conditions, Condition{}.observe(now, report.Conditions[seen]))
-			changed = true
+			news = Substance
 		default:
 			c := i.Conditions[before].observe(now, report.Conditions[seen])
 			conditions = append(conditions, c)
-			changed = changed || c != i.Conditions[before]
+			news = max(news, c.newsSince(i.Conditions[before]))
 		}
 	}
 	i.Conditions = conditions
 	i.EverActive = i.EverActive || i.State() == Active
-	return i, changed
+	return i, news
+}
+
+// newsSince compares the condition with what it was.
+func (c Condition) newsSince(before Condition) News {
+	if c == before {
+		return NoNews
+	}
+	before.Message = c.Message
+	if c == before {
+		return Wording
+	}
+	return Substance
 }
 
 func (c Condition) observe(now time.Time, seen Condition) Condition {

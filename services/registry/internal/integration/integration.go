@@ -83,21 +83,12 @@ type Spec struct {
 	AutoAttach bool
 }
 
-// AutoAttachPrefix makes a label of an integration name a label of projects.
-const AutoAttachPrefix = "autoattach:"
-
 // AutoLabels are the labels of projects to which it is attached by itself; none without AutoAttach.
 func (s Spec) AutoLabels() []string {
 	if !s.AutoAttach {
 		return nil
 	}
-	var labels []string
-	for _, label := range s.Labels {
-		if wanted, ok := strings.CutPrefix(label, AutoAttachPrefix); ok && wanted != "" {
-			labels = append(labels, wanted)
-		}
-	}
-	return labels
+	return resource.AutoLabels(s.Labels)
 }
 
 // Normal is the one form of all specs that mean the same: empty fields have their defaults, UUIDs are lower case, the
@@ -137,22 +128,36 @@ func (s Spec) Equal(other Spec) bool {
 type Rules struct {
 	// HomeTenants are the tenants the platform's applications live in, in lower case.
 	HomeTenants []string
+	// Clouds are those there are, by the names that integrations give them.
+	Clouds []string
 	// Development allows rotation periods of seconds.
 	Development bool
 }
 
-// Check finds what a normal spec cannot be, beyond the constraints of single fields in the proto. A home tenant is told
+// Check finds what the normal spec of a new integration cannot be, beyond the constraints of single fields in the proto. A home tenant is told
 // apart from bad fields, by ErrHomeTenant, for it is the one mistake that looks right.
 func (r Rules) Check(s Spec) ([]resource.Violation, error) {
+	bad := r.CheckChange(Spec{}, s)
+	if s.TenantID == "" {
+		bad = append(bad, resource.Violation{Field: "tenant_id", Description: "is required"})
+	}
+	if !slices.Contains(r.Clouds, s.Cloud) {
+		bad = append(bad, resource.Violation{Field: "cloud", Description: "must be one of those there are: " + strings.Join(r.Clouds, ", ")})
+	}
+	if len(bad) == 0 && slices.Contains(r.HomeTenants, s.TenantID) {
+		return nil, ErrHomeTenant
+	}
+	return bad, nil
+}
+
+// CheckChange finds what a normal spec cannot become. What cannot be changed is not judged again, for the rules may have changed since.
+func (r Rules) CheckChange(before, s Spec) []resource.Violation {
 	var bad []resource.Violation
 	add := func(field, description string) {
 		bad = append(bad, resource.Violation{Field: field, Description: description})
 	}
 	if strings.TrimSpace(s.DisplayName) == "" || utf8.RuneCountInString(s.DisplayName) > maxDisplayName {
 		add("display_name", "must be 1 to 60 characters, not all of them spaces")
-	}
-	if s.TenantID == "" {
-		add("tenant_id", "is required")
 	}
 	shortest, phrase := minRotationPeriod, "must be one hour to 30 days"
 	if r.Development {
@@ -164,10 +169,15 @@ func (r Rules) Check(s Spec) ([]resource.Violation, error) {
 	if s.AutoAttach && s.DefaultSubscriptionID == "" {
 		add("default_subscription_id", "is required with auto_attach")
 	}
-	if len(bad) == 0 && slices.Contains(r.HomeTenants, s.TenantID) {
-		return nil, ErrHomeTenant
+	// Labels that stay as they are may be from before there were such rules.
+	relabelled := !slices.Equal(s.Labels, before.Labels)
+	if relabelled {
+		bad = append(bad, resource.CheckLabels(s.Labels)...)
 	}
-	return bad, nil
+	if s.AutoAttach && len(s.AutoLabels()) == 0 && (relabelled || !before.AutoAttach) {
+		add("auto_attach", `attaches nothing without a label that begins with "`+resource.AutoAttachPrefix+`": give it one in the same update or before, or switch auto_attach off with the last one`)
+	}
+	return bad
 }
 
 // Integration is one Entra application of the platform, and its service principal in one customer's tenant.

@@ -88,39 +88,52 @@ func conditions(letters string) []integration.Condition {
 	return all
 }
 
-func TestObserve_TakesOnlyDifferences(t *testing.T) {
+func TestObserve_TellsHowMuchIsNew(t *testing.T) {
 	report := integration.Report{
 		Conditions:             []integration.Condition{{Type: integration.Consented, Status: integration.False, Reason: "AADSTS7000229", Message: "none yet"}},
 		ApplicationDisplayName: "phasekey net", ClientID: "ABC", ServicePrincipalObjectID: "DEF",
 	}
-	first, changed := made().Observe(start, report)
-	if !changed || first.ClientID != "abc" || first.ServicePrincipalObjectID != "def" || first.ApplicationDisplayName != "phasekey net" {
-		t.Fatalf("got %+v, %t", first, changed)
+	first, news := made().Observe(start, report)
+	if news != integration.Substance || first.ClientID != "abc" || first.ServicePrincipalObjectID != "def" || first.ApplicationDisplayName != "phasekey net" {
+		t.Fatalf("got %+v, news %d", first, news)
 	}
 	if first.ETag() != made().ETag() || first.UpdateTime != start || first.Generation != 1 {
 		t.Fatal("a report changed the wanted state")
 	}
-	same, changed := first.Observe(later, report)
-	if diff := cmp.Diff(first, same); changed || diff != "" {
-		t.Fatalf("the same again: %t\n%s", changed, diff)
+	same, news := first.Observe(later, report)
+	if diff := cmp.Diff(first, same); news != integration.NoNews || diff != "" {
+		t.Fatalf("the same again: news %d\n%s", news, diff)
 	}
-	nothing, changed := first.Observe(later, integration.Report{})
-	if diff := cmp.Diff(first, nothing); changed || diff != "" {
-		t.Fatalf("an empty report: %t\n%s", changed, diff)
+	nothing, news := first.Observe(later, integration.Report{})
+	if diff := cmp.Diff(first, nothing); news != integration.NoNews || diff != "" {
+		t.Fatalf("an empty report: news %d\n%s", news, diff)
 	}
 
 	report.Conditions[0].Message = "still none"
-	reworded, changed := first.Observe(later, report)
-	if !changed || reworded.Conditions[0].Message != "still none" || reworded.Conditions[0].LastTransition != start {
-		t.Fatalf("another message: %t, %+v", changed, reworded.Conditions)
+	reworded, news := first.Observe(later, report)
+	if news != integration.Wording || reworded.Conditions[0].Message != "still none" || reworded.Conditions[0].LastTransition != start {
+		t.Fatalf("another message: news %d, %+v", news, reworded.Conditions)
 	}
 	if first.Conditions[0].Message != "none yet" {
 		t.Fatal("a report changed what was there before")
 	}
+	report.Conditions[0].Reason, report.Conditions[0].Message = "AADSTS7000112", "disabled"
+	why, news := reworded.Observe(later, report)
+	if news != integration.Substance || why.Conditions[0].LastTransition != start {
+		t.Fatalf("another reason: news %d, %+v", news, why.Conditions)
+	}
 	report.Conditions[0].Status = integration.True
-	turned, changed := reworded.Observe(later, report)
-	if !changed || turned.Conditions[0].LastTransition != later {
-		t.Fatalf("another status: %t, %+v", changed, turned.Conditions)
+	turned, news := why.Observe(later, report)
+	if news != integration.Substance || turned.Conditions[0].LastTransition != later {
+		t.Fatalf("another status: news %d, %+v", news, turned.Conditions)
+	}
+	// A new message beside another condition's substance, in either order, is no less than that.
+	both := integration.Report{Conditions: []integration.Condition{
+		{Type: integration.ApplicationReady, Status: integration.True, Message: "now"},
+		{Type: integration.Consented, Status: integration.True, Reason: "AADSTS7000112", Message: "reworded"},
+	}}
+	if _, news := turned.Observe(later, both); news != integration.Substance {
+		t.Fatalf("a message and more: news %d", news)
 	}
 
 	more, _ := turned.Observe(later, integration.Report{Conditions: conditions("T-F")})
@@ -165,7 +178,7 @@ func TestSpec_Normal(t *testing.T) {
 }
 
 func TestRules_Check(t *testing.T) {
-	good := integration.Spec{DisplayName: "net", TenantID: tenant, RotationPeriod: time.Hour}
+	good := integration.Spec{DisplayName: "net", TenantID: tenant, RotationPeriod: time.Hour, Cloud: "public"}
 	with := func(change func(*integration.Spec)) integration.Spec {
 		spec := good
 		change(&spec)
@@ -183,20 +196,71 @@ func TestRules_Check(t *testing.T) {
 		{name: "sixty characters", spec: with(func(s *integration.Spec) { s.DisplayName = strings.Repeat("é", 60) })},
 		{name: "sixty-one", spec: with(func(s *integration.Spec) { s.DisplayName = strings.Repeat("é", 61) }), want: []string{"display_name"}},
 		{name: "only spaces", spec: with(func(s *integration.Spec) { s.DisplayName = "  " }), want: []string{"display_name"}},
-		{name: "nothing", spec: integration.Spec{}, want: []string{"display_name", "tenant_id", "rotation_period"}},
+		{name: "nothing", spec: integration.Spec{}, want: []string{"display_name", "rotation_period", "tenant_id", "cloud"}},
 		{name: "too often", spec: with(func(s *integration.Spec) { s.RotationPeriod = time.Hour - 1 }), want: []string{"rotation_period"}},
 		{name: "too seldom", spec: with(func(s *integration.Spec) { s.RotationPeriod = 30*24*time.Hour + 1 }), want: []string{"rotation_period"}},
 		{name: "seconds in development", spec: with(func(s *integration.Spec) { s.RotationPeriod = time.Second }), development: true},
 		{name: "less in development", spec: with(func(s *integration.Spec) { s.RotationPeriod = time.Second - 1 }), development: true, want: []string{"rotation_period"}},
+		{name: "another cloud", spec: with(func(s *integration.Spec) { s.Cloud = "china" })},
+		{name: "no such cloud", spec: with(func(s *integration.Spec) { s.Cloud = "pubic" }), want: []string{"cloud"}},
+		{name: "attached by itself", spec: with(automatic("team", "autoattach:prod"))},
+		{name: "attached by itself, without a subscription", spec: with(func(s *integration.Spec) {
+			automatic("autoattach:prod")(s)
+			s.DefaultSubscriptionID = ""
+		}), want: []string{"default_subscription_id"}},
+		{name: "attached by itself to nothing", spec: with(automatic()), want: []string{"auto_attach"}},
+		{name: "attached by itself to nothing, with other labels", spec: with(automatic("prod", "Autoattach:prod", "autoattach")), want: []string{"auto_attach"}},
+		{name: "a label after a space", spec: with(automatic("autoattach:prod", "autoattach: x")), want: []string{"labels"}},
+		{name: "a label after a wide space", spec: with(func(s *integration.Spec) { s.Labels = []string{"autoattach:\u00a0x"} }), want: []string{"labels"}},
+		{name: "no label", spec: with(func(s *integration.Spec) { s.Labels = []string{"a", "autoattach:"} }), want: []string{"labels"}},
+		{name: "no label, and attached by itself", spec: with(automatic("autoattach:")), want: []string{"labels", "auto_attach"}},
+		{name: "the prefix twice", spec: with(automatic("autoattach:autoattach:x"))},
 		{name: "home tenant", spec: with(func(s *integration.Spec) { s.TenantID = home }), wantErr: integration.ErrHomeTenant},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			violations, err := integration.Rules{HomeTenants: []string{home}, Development: tt.development}.Check(tt.spec)
+			violations, err := integration.Rules{HomeTenants: []string{home}, Clouds: []string{"public", "china"}, Development: tt.development}.Check(tt.spec)
 			if !errors.Is(err, tt.wantErr) {
 				t.Fatalf("got error %v, want %v", err, tt.wantErr)
 			}
 			var fields []string
 			for _, v := range violations {
+				fields = append(fields, v.Field)
+			}
+			if !slices.Equal(fields, tt.want) {
+				t.Fatalf("violations of %v, want %v", fields, tt.want)
+			}
+		})
+	}
+}
+
+// automatic makes a spec of one that is attached by itself.
+func automatic(labels ...string) func(*integration.Spec) {
+	return func(s *integration.Spec) { s.AutoAttach, s.DefaultSubscriptionID, s.Labels = true, tenant, labels }
+}
+
+// What was made before a rule, and cannot be changed or is not, is in nobody's way.
+func TestRules_CheckChange(t *testing.T) {
+	old := integration.Spec{DisplayName: "net", TenantID: home, RotationPeriod: time.Hour, Cloud: "germany"}
+	automatic("autoattach: x")(&old)
+	for _, tt := range []struct {
+		name   string
+		change func(*integration.Spec)
+		want   []string
+	}{
+		{"nothing", func(*integration.Spec) {}, nil},
+		{"its name", func(s *integration.Spec) { s.DisplayName = "new" }, nil},
+		{"one more label", func(s *integration.Spec) { s.Labels = append(s.Labels, "prod") }, []string{"labels"}},
+		{"a good label instead", automatic("autoattach:x"), nil},
+		{"the last label gone", automatic(), []string{"auto_attach"}},
+		{"the last label gone, and switched off", func(s *integration.Spec) { s.AutoAttach, s.Labels = false, nil }, nil},
+		{"switched off, and the label there still", func(s *integration.Spec) { s.AutoAttach = false }, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			next := old
+			next.Labels = slices.Clone(old.Labels)
+			tt.change(&next)
+			var fields []string
+			for _, v := range (integration.Rules{HomeTenants: []string{home}, Clouds: []string{"public"}}).CheckChange(old, next) {
 				fields = append(fields, v.Field)
 			}
 			if !slices.Equal(fields, tt.want) {

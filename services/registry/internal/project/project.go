@@ -58,12 +58,22 @@ func (s Spec) Equal(other Spec) bool {
 	return s.Kind == other.Kind && s.DisplayName == other.DisplayName && slices.Equal(s.Labels, other.Labels)
 }
 
-// Check finds what a spec lacks.
+// Check finds what the normal spec of a new project cannot be, beyond the constraints of single fields in the proto.
 func (s Spec) Check() []resource.Violation {
+	bad := s.CheckChange(Spec{})
 	if s.Kind == "" {
-		return []resource.Violation{{Field: "kind", Description: "is required"}}
+		bad = append(bad, resource.Violation{Field: "kind", Description: "is required"})
 	}
-	return nil
+	return bad
+}
+
+// CheckChange finds what the normal spec cannot be that was another before.
+func (s Spec) CheckChange(before Spec) []resource.Violation {
+	if slices.Equal(s.Labels, before.Labels) {
+		// There may be some from before there was such a rule.
+		return nil
+	}
+	return resource.CheckLabels(s.Labels)
 }
 
 // Project is a stack or a module.

@@ -18,7 +18,14 @@ import (
 // table says what each refusal is on the wire.
 func table() rpcerr.Table {
 	row := func(target error, code codes.Code, reason errorv1.ErrorReason) rpcerr.Row {
-		return rpcerr.Row{Target: target, Code: code, Reason: rpcerr.Word(reason), Details: details}
+		word := rpcerr.Word(reason)
+		return rpcerr.Row{Target: target, Code: code, Reason: word, Details: func(err error) []proto.Message {
+			all := details(err)
+			if refusal := (*resource.Error)(nil); code == codes.FailedPrecondition && errors.As(err, &refusal) {
+				all = append(all, rpcerr.Precondition(word, refusal.Subject, refusal.Advice))
+			}
+			return all
+		}}
 	}
 	return rpcerr.Table{
 		row(resource.ErrInvalid, codes.InvalidArgument, errorv1.ErrorReason_ERROR_REASON_INVALID_FIELDS),
@@ -50,7 +57,7 @@ func statusOf(err error) error {
 	rows := table()
 	if refusal := (*resource.Error)(nil); errors.As(err, &refusal) {
 		for i := range rows {
-			rows[i].Message = refusal.Message
+			rows[i].Message = refusal.Error()
 		}
 	}
 	return rows.Status(err)

@@ -21,7 +21,7 @@ type integrationService struct {
 	rules integration.Rules
 }
 
-// check finds what the domain's rules forbid in what a request says.
+// check finds what the domain's rules forbid in what a request says of a new integration.
 func (s integrationService) check(spec integration.Spec) error {
 	violations, err := s.rules.Check(spec)
 	if err != nil {
@@ -87,7 +87,7 @@ func (s integrationService) UpdateIntegration(ctx context.Context, req *registry
 			return integration.Spec{}, err
 		}
 		spec := specOfIntegration(message).Normal()
-		return spec, s.check(spec)
+		return spec, resource.Invalid(integrationField+".", s.rules.CheckChange(current.Spec, spec)...)
 	}
 	var missing func() (integration.Spec, error)
 	if req.GetAllowMissing() {

@@ -33,6 +33,11 @@ type modelIntegration struct {
 	auto, deleting                         bool
 }
 
+// attachesNothing is what nobody can have meant.
+func (i *modelIntegration) attachesNothing() bool {
+	return i.auto && (i.subscription == "" || len(i.labels) == 0)
+}
+
 type modelProject struct {
 	name, uid, display, etag string
 	labels                   []string
@@ -231,7 +236,7 @@ func (p *player) createIntegration(ctx context.Context) {
 	n := &modelIntegration{name: name, display: p.pick("One", "Two"), subscription: p.pick("", subscription), labels: p.labels("autoattach:"), auto: p.yes()}
 	var want refused
 	switch {
-	case n.auto && n.subscription == "":
+	case n.attachesNothing():
 		want = "INVALID_FIELDS"
 	case p.m.integrations[name] != nil:
 		want = "RESOURCE_EXISTS"
@@ -279,7 +284,7 @@ func (p *player) updateIntegration(ctx context.Context) {
 		switch {
 		case given.GetEtag() != "":
 			want = "ETAG_MISMATCH"
-		case next.auto && next.subscription == "":
+		case next.attachesNothing():
 			want = "INVALID_FIELDS"
 		case p.m.count(accountOf(name), "integrations") >= modelQuota:
 			want = "QUOTA_EXCEEDED"
@@ -304,7 +309,7 @@ func (p *player) updateIntegration(ctx context.Context) {
 			want = "ETAG_MISMATCH"
 		case n.deleting:
 			want = "INTEGRATION_DELETING"
-		case next.auto && next.subscription == "":
+		case next.attachesNothing():
 			want = "INVALID_FIELDS"
 		}
 	}

@@ -36,7 +36,7 @@ func (s projectService) CreateProject(ctx context.Context, req *registryv1.Creat
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	spec := specOfProject(req.GetProject())
+	spec := specOfProject(req.GetProject()).Normal()
 	if err := resource.Invalid(projectField+".", spec.Check()...); err != nil {
 		return nil, statusOf(err)
 	}
@@ -78,12 +78,13 @@ func (s projectService) UpdateProject(ctx context.Context, req *registryv1.Updat
 		if err := merge(req.GetUpdateMask(), projectField, message, given); err != nil {
 			return project.Spec{}, err
 		}
-		return specOfProject(message), nil
+		spec := specOfProject(message).Normal()
+		return spec, resource.Invalid(projectField+".", spec.CheckChange(current.Spec)...)
 	}
 	var missing func() (project.Spec, error)
 	if req.GetAllowMissing() {
 		missing = func() (project.Spec, error) {
-			spec := specOfProject(given)
+			spec := specOfProject(given).Normal()
 			return spec, resource.Invalid(projectField+".", spec.Check()...)
 		}
 	}

@@ -211,6 +211,9 @@ func TestRefusals(t *testing.T) {
 		{"create integration: an unknown material", createIntegration(w.platform, "accounts/acme", "x", changed(func(i *registryv1.Integration) {
 			i.DeliveryMaterials = []typev1.Material{99}
 		})), invalidFields("integration.delivery_materials[0]")},
+		{"create integration: no such cloud", createIntegration(w.platform, "accounts/acme", "x", changed(func(i *registryv1.Integration) { i.Cloud = "pubic" })), refusal{code: codes.InvalidArgument, reason: "INVALID_FIELDS", fields: []string{"integration.cloud"}, says: "public, china"}},
+		{"create integration: attached by itself to nothing", createIntegration(w.platform, "accounts/acme", "x", changed(func(i *registryv1.Integration) { i.AutoAttach, i.Labels = true, []string{"prod"} })), invalidFields("integration.auto_attach")},
+		{"create integration: a space before the label", createIntegration(w.platform, "accounts/acme", "x", changed(func(i *registryv1.Integration) { i.Labels = []string{"autoattach: prod"} })), invalidFields("integration.labels")},
 		{"create integration: home tenant", createIntegration(w.platform, "accounts/acme", "x", changed(func(i *registryv1.Integration) { i.TenantId = homeTenant })), refusal{code: codes.InvalidArgument, reason: "HOME_TENANT", fields: []string{"integration.tenant_id"}}},
 		{"create integration: home tenant in capitals", createIntegration(w.platform, "accounts/acme", "x", changed(func(i *registryv1.Integration) { i.TenantId = strings.ToUpper(homeTenant) })), refusal{code: codes.InvalidArgument, reason: "HOME_TENANT", fields: []string{"integration.tenant_id"}}},
 		{"create integration: exists", createIntegration(w.platform, "accounts/acme", "reader", newIntegration()), refusal{code: codes.AlreadyExists, reason: "RESOURCE_EXISTS", metadata: "name=" + reader}},
@@ -242,7 +245,7 @@ func TestRefusals(t *testing.T) {
 		{"update integration: bad name", updateIntegration("reader", "", nil, func(*registryv1.Integration) {}), invalidFields("integration.name")},
 		{"update integration: none", updateIntegration("accounts/acme/integrations/none", "", nil, func(*registryv1.Integration) {}), notFound("accounts/acme/integrations/none")},
 		{"update integration: stale", updateIntegration(reader, "stale", nil, func(i *registryv1.Integration) { i.DisplayName = "x" }), etagMismatch},
-		{"update integration: being deleted", updateIntegration(doomed, "", nil, func(i *registryv1.Integration) { i.DisplayName = "x" }), refusal{code: codes.FailedPrecondition, reason: "INTEGRATION_DELETING", metadata: "name=" + doomed}},
+		{"update integration: being deleted", updateIntegration(doomed, "", nil, func(i *registryv1.Integration) { i.DisplayName = "x" }), refusal{code: codes.FailedPrecondition, reason: "INTEGRATION_DELETING", subject: doomed, metadata: "name=" + doomed}},
 		{"update integration: unknown, immutable, output only", updateIntegration(reader, "", paths("display_name", "nothing", "tenant_id", "state", "conditions", "name", "display_name.x"), func(i *registryv1.Integration) { i.DisplayName = "x" }), invalidFields("update_mask")},
 		{"update integration: star and more", updateIntegration(reader, "", paths("*", "display_name"), func(i *registryv1.Integration) { i.DisplayName = "x" }), invalidFields("update_mask")},
 		{"update integration: another tenant", updateIntegration(reader, "", nil, func(i *registryv1.Integration) { i.TenantId, i.Cloud = subscription, "china" }), invalidFields("integration.cloud", "integration.tenant_id")},
@@ -259,10 +262,13 @@ func TestRefusals(t *testing.T) {
 		{"delete integration: nothing", deleteIntegration("", ""), invalidFields("name")},
 		{"delete integration: none", deleteIntegration("accounts/acme/integrations/none", ""), notFound("accounts/acme/integrations/none")},
 		{"delete integration: stale", deleteIntegration(spare, "stale"), etagMismatch},
-		{"delete integration: attached", deleteIntegration(reader, ""), refusal{code: codes.FailedPrecondition, reason: "INTEGRATION_ATTACHED", metadata: "attachments=1"}},
+		{"delete integration: attached", deleteIntegration(reader, ""), refusal{code: codes.FailedPrecondition, reason: "INTEGRATION_ATTACHED", subject: reader, metadata: "attachments=1"}},
 
 		{"create project: nothing", createProject(w.platform, "", "", nil), invalidFields("parent", "project", "project_id")},
 		{"create project: no kind", createProject(w.platform, "accounts/acme", "x", &registryv1.Project{}), invalidFields("project.kind")},
+		{"create project: a prefix without a label", createProject(w.platform, "accounts/acme", "x", &registryv1.Project{Kind: registryv1.Project_KIND_STACK, Labels: []string{"autoattach:"}}), invalidFields("project.labels")},
+		{"update project: a space before the label", updateProject(false, paths("labels"), &registryv1.Project{Name: stack, Labels: []string{"a", "autoattach: b"}}), invalidFields("project.labels")},
+		{"update project: none, a space before the label", updateProject(true, nil, &registryv1.Project{Name: none, Kind: registryv1.Project_KIND_STACK, Labels: []string{"autoattach: b"}}), invalidFields("project.labels")},
 		{"create project: exists", createProject(w.platform, "accounts/acme", "stack", &registryv1.Project{Kind: registryv1.Project_KIND_STACK}), refusal{code: codes.AlreadyExists, reason: "RESOURCE_EXISTS", metadata: "name=" + stack}},
 		{"create project: another account", createProject(w.limited, "accounts/umbrella", "x", &registryv1.Project{Kind: registryv1.Project_KIND_STACK}), otherAccount},
 		{"get project: none", func(ctx context.Context) error {
@@ -282,7 +288,7 @@ func TestRefusals(t *testing.T) {
 		{"delete project: nothing", deleteProject("", ""), invalidFields("name")},
 		{"delete project: none", deleteProject(none, ""), notFound(none)},
 		{"delete project: stale", deleteProject(stack, "stale"), etagMismatch},
-		{"delete project: attached", deleteProject(stack, ""), refusal{code: codes.FailedPrecondition, reason: "PROJECT_ATTACHED", metadata: "attachments=2"}},
+		{"delete project: attached", deleteProject(stack, ""), refusal{code: codes.FailedPrecondition, reason: "PROJECT_ATTACHED", subject: stack, metadata: "attachments=2"}},
 
 		{"attach: nothing", createAttachment(w.platform, "", nil), invalidFields("attachment", "parent")},
 		{"attach: bad", createAttachment(w.platform, stack, &registryv1.Attachment{Integration: "spare", SubscriptionId: "x", Accesses: []typev1.Access{0}}), invalidFields("attachment.accesses[0]", "attachment.integration", "attachment.subscription_id")},
@@ -291,7 +297,7 @@ func TestRefusals(t *testing.T) {
 		{"attach: no project", createAttachment(w.platform, none, &registryv1.Attachment{Integration: spare}), notFound(none)},
 		{"attach: no integration", createAttachment(w.platform, stack, &registryv1.Attachment{Integration: "accounts/acme/integrations/none"}), notFound("accounts/acme/integrations/none")},
 		{"attach: twice", createAttachment(w.platform, stack, &registryv1.Attachment{Integration: reader}), refusal{code: codes.AlreadyExists, reason: "RESOURCE_EXISTS", metadata: "name=" + attached}},
-		{"attach: access taken", createAttachment(w.platform, stack, &registryv1.Attachment{Integration: spare, Accesses: []typev1.Access{typev1.Access_ACCESS_READ}}), refusal{code: codes.FailedPrecondition, reason: "ACCESS_TAKEN", metadata: "attachment=" + attached}},
+		{"attach: access taken", createAttachment(w.platform, stack, &registryv1.Attachment{Integration: spare, Accesses: []typev1.Access{typev1.Access_ACCESS_READ}}), refusal{code: codes.FailedPrecondition, reason: "ACCESS_TAKEN", subject: attached, metadata: "attachment=" + attached}},
 		{"attach: being deleted", createAttachment(w.platform, module, &registryv1.Attachment{Integration: doomed, Accesses: []typev1.Access{typev1.Access_ACCESS_WRITE}}), refusal{code: codes.FailedPrecondition, reason: "INTEGRATION_DELETING", metadata: "name=" + doomed}},
 		{"get attachment: none", func(ctx context.Context) error {
 			_, err := w.platform.attachments.GetAttachment(ctx, &registryv1.GetAttachmentRequest{Name: stack + "/attachments/none"})
@@ -306,7 +312,7 @@ func TestRefusals(t *testing.T) {
 		{"update attachment: stale", updateAttachment(nil, &registryv1.Attachment{Name: attached, Integration: reader, SubscriptionId: subscription, Etag: "x"}), etagMismatch},
 		{"update attachment: another integration", updateAttachment(nil, &registryv1.Attachment{Name: attached, Integration: spare}), invalidFields("attachment.integration")},
 		{"update attachment: immutable", updateAttachment(paths("integration", "integration_uid"), &registryv1.Attachment{Name: attached, Integration: reader}), invalidFields("update_mask")},
-		{"update attachment: access taken", updateAttachment(paths("accesses"), &registryv1.Attachment{Name: attached, Integration: reader}), refusal{code: codes.FailedPrecondition, reason: "ACCESS_TAKEN", metadata: "attachment=" + stack + "/attachments/writer"}},
+		{"update attachment: access taken", updateAttachment(paths("accesses"), &registryv1.Attachment{Name: attached, Integration: reader}), refusal{code: codes.FailedPrecondition, reason: "ACCESS_TAKEN", subject: stack + "/attachments/writer", metadata: "attachment=" + stack + "/attachments/writer"}},
 		{"detach: nothing", deleteAttachment("", ""), invalidFields("name")},
 		{"detach: none", deleteAttachment(stack+"/attachments/none", ""), notFound(stack + "/attachments/none")},
 		{"detach: stale", deleteAttachment(attached, "stale"), etagMismatch},
@@ -314,8 +320,8 @@ func TestRefusals(t *testing.T) {
 		{"resolve: nothing", resolve(w.platform, "", 0), invalidFields("phase", "project")},
 		{"resolve: unknown phase", resolve(w.platform, stack, 99), invalidFields("phase")},
 		{"resolve: no project", resolve(w.vault, none, typev1.Phase_PHASE_PLANNING), notFound(none)},
-		{"resolve: nothing attached", resolve(w.vault, module, typev1.Phase_PHASE_APPLYING), refusal{code: codes.FailedPrecondition, reason: "NOTHING_ATTACHED", metadata: "access=WRITE", says: "attach an integration to it for WRITE"}},
-		{"resolve: no subscription", resolve(w.vault, module, typev1.Phase_PHASE_PLANNING), refusal{code: codes.FailedPrecondition, reason: "NO_SUBSCRIPTION", metadata: "integration=" + bare}},
+		{"resolve: nothing attached", resolve(w.vault, module, typev1.Phase_PHASE_APPLYING), refusal{code: codes.FailedPrecondition, reason: "NOTHING_ATTACHED", subject: module, metadata: "access=WRITE", says: "attach an integration to it for WRITE"}},
+		{"resolve: no subscription", resolve(w.vault, module, typev1.Phase_PHASE_PLANNING), refusal{code: codes.FailedPrecondition, reason: "NO_SUBSCRIPTION", subject: module + "/attachments/bare", metadata: "integration=" + bare}},
 		{"resolve: broker", resolve(w.broker, stack, typev1.Phase_PHASE_PLANNING), callerRefused},
 		{"resolve: another account", resolve(w.limited, "accounts/umbrella/projects/x", typev1.Phase_PHASE_PLANNING), otherAccount},
 
@@ -327,7 +333,8 @@ func TestRefusals(t *testing.T) {
 		{"report: a condition twice", report(w.vault, &registryv1.ReportConditionsRequest{IntegrationUid: spareUID, Mastership: master(5, holder), Conditions: []*registryv1.Condition{ready, ready}}), invalidFields("conditions[1].type")},
 		{"report: none", report(w.vault, &registryv1.ReportConditionsRequest{IntegrationUid: nobody, Mastership: master(5, holder), Conditions: []*registryv1.Condition{ready}}), notFound("integration " + nobody)},
 		{"report: removed, though wanted", report(w.vault, &registryv1.ReportConditionsRequest{IntegrationUid: spareUID, Mastership: master(5, holder), ApplicationRemoved: true}), invalidFields("application_removed")},
-		{"report: older epoch", report(w.vault, &registryv1.ReportConditionsRequest{IntegrationUid: spareUID, Mastership: master(4, holder), Conditions: []*registryv1.Condition{ready}}), refusal{code: codes.FailedPrecondition, reason: "REPORT_FENCED"}},
+		{"report: older epoch", report(w.vault, &registryv1.ReportConditionsRequest{IntegrationUid: spareUID, Mastership: master(4, holder), Conditions: []*registryv1.Condition{ready}}), refusal{code: codes.FailedPrecondition, reason: "REPORT_FENCED", subject: "shard 1"}},
+		{"report: older epoch of another shard", report(w.vault, &registryv1.ReportConditionsRequest{IntegrationUid: spareUID, Mastership: &registryv1.Mastership{Shard: 3, Epoch: 4, Holder: otherHolder}, Conditions: []*registryv1.Condition{ready}}), refusal{code: codes.FailedPrecondition, reason: "REPORT_FENCED", subject: "integration " + spareUID}},
 		{"report: same epoch, another holder", report(w.vault, &registryv1.ReportConditionsRequest{IntegrationUid: spareUID, Mastership: master(5, otherHolder), Conditions: []*registryv1.Condition{ready}}), refusal{code: codes.FailedPrecondition, reason: "REPORT_FENCED"}},
 		{"report: an epoch of the far future", report(w.vault, &registryv1.ReportConditionsRequest{IntegrationUid: spareUID, Mastership: master(1<<62, holder), Conditions: []*registryv1.Condition{ready}}), invalidFields("mastership.epoch")},
 		{"report: operator", report(w.operator, &registryv1.ReportConditionsRequest{IntegrationUid: spareUID, Mastership: master(5, holder)}), callerRefused},
@@ -345,6 +352,43 @@ func TestRefusals(t *testing.T) {
 				t.Errorf("something was stored: revision %d, then %d", before, after)
 			}
 		})
+	}
+}
+
+// Whoever takes the last label away, or sets auto_attach before there is one, is told so, in whatever order.
+func TestRefusals_AttachedByItselfToNothing(t *testing.T) {
+	w := newWorld(t)
+	name := w.integration(t, "acme", "auto").GetName()
+	for _, step := range []struct {
+		name   string
+		labels []string
+		auto   bool
+		mask   []string
+		want   string // the field that is refused
+	}{
+		{"switched on, without a label", nil, true, []string{"auto_attach"}, "integration.auto_attach"},
+		{"another label", []string{"prod"}, false, []string{"labels"}, ""},
+		{"switched on, without one that attaches", nil, true, []string{"auto_attach"}, "integration.auto_attach"},
+		{"both, but the label is wrong", []string{"autoattach: prod"}, true, []string{"labels", "auto_attach"}, "integration.labels"},
+		{"the label first", []string{"autoattach:prod"}, false, []string{"labels"}, ""},
+		{"and then switched on", nil, true, []string{"auto_attach"}, ""},
+		{"the last label gone", nil, false, []string{"labels"}, "integration.auto_attach"},
+		{"all labels gone that attach", []string{"prod"}, false, []string{"labels"}, "integration.auto_attach"},
+		{"another one", []string{"autoattach:dev", "prod"}, false, []string{"labels"}, ""},
+		{"the last label gone, and switched off", nil, false, []string{"labels", "auto_attach"}, ""},
+		{"both at once", []string{"autoattach:prod"}, true, []string{"auto_attach", "labels"}, ""},
+		{"switched off first", nil, false, []string{"auto_attach"}, ""},
+		{"and then the label", nil, false, []string{"labels"}, ""},
+	} {
+		_, err := w.platform.integrations.UpdateIntegration(t.Context(), &registryv1.UpdateIntegrationRequest{
+			Integration: &registryv1.Integration{Name: name, Labels: step.labels, AutoAttach: step.auto}, UpdateMask: paths(step.mask...),
+		})
+		switch {
+		case step.want != "":
+			invalidFields(step.want).check(t, err)
+		case err != nil:
+			t.Errorf("%s: %v", step.name, err)
+		}
 	}
 }
 

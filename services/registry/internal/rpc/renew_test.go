@@ -11,8 +11,8 @@ import (
 	"phasekey.dev/pkg/grpctest"
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/pkg/sqldbtest"
-	"phasekey.dev/services/registry/internal/integration"
 	"phasekey.dev/services/registry/internal/quota"
+	"phasekey.dev/services/registry/internal/resource"
 	"phasekey.dev/services/registry/internal/rpc"
 	"phasekey.dev/services/registry/internal/store"
 )
@@ -42,7 +42,7 @@ func TestPageTokens_AreOfTheDatabaseThatIsRead(t *testing.T) {
 		for n := range 3 {
 			if _, err := first.integrations.CreateIntegration(ctx, &registryv1.CreateIntegrationRequest{
 				Parent: "accounts/acme", IntegrationId: fmt.Sprint("i", n), Integration: &registryv1.Integration{
-					DisplayName: "Net", TenantId: tenant, DefaultSubscriptionId: subscription, Labels: []string{integration.AutoAttachPrefix + "prod"}, AutoAttach: true,
+					DisplayName: "Net", TenantId: tenant, DefaultSubscriptionId: subscription, Labels: []string{resource.AutoAttachPrefix + "prod"}, AutoAttach: true,
 				},
 			}); err != nil {
 				t.Fatal(err)

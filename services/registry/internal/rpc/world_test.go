@@ -37,7 +37,7 @@ const (
 )
 
 // rules are every test's.
-var rules = integration.Rules{HomeTenants: []string{homeTenant}}
+var rules = integration.Rules{HomeTenants: []string{homeTenant}, Clouds: []string{"public", "china"}}
 
 // clients are one caller's.
 type clients struct {
@@ -164,13 +164,16 @@ func (w *world) head(t *testing.T) int64 {
 	return head.Revision
 }
 
-// refusal is what a caller learns of a refused call. Fields are BadRequest's, sorted; metadata is one "key=value".
+// refusal is what a caller learns of a refused call. Fields are BadRequest's, sorted; metadata is one "key=value"; says is part of the message, or of
+// what is said of a field.
 type refusal struct {
 	code     codes.Code
 	reason   string
 	fields   []string
 	metadata string
 	says     string
+	// subject is a precondition's.
+	subject string
 }
 
 func (want refusal) check(t *testing.T, err error) {
@@ -179,9 +182,7 @@ func (want refusal) check(t *testing.T, err error) {
 	if st.Code() != want.code {
 		t.Fatalf("got %v, want %v", err, want.code)
 	}
-	if !strings.Contains(st.Message(), want.says) {
-		t.Errorf("message %q does not say %q", st.Message(), want.says)
-	}
+	said := st.Message()
 	var fields []string
 	for _, d := range st.Details() {
 		switch d := d.(type) {
@@ -198,7 +199,16 @@ func (want refusal) check(t *testing.T, err error) {
 					t.Errorf("field %s has no description", v.GetField())
 				}
 				fields = append(fields, v.GetField())
+				said += "; " + v.GetDescription()
 			}
+		}
+	}
+	if !strings.Contains(said, want.says) {
+		t.Errorf("%q does not say %q", said, want.says)
+	}
+	if want.code == codes.FailedPrecondition {
+		if subject := checkPrecondition(t, st, want.reason); want.subject != "" && subject != want.subject {
+			t.Errorf("the precondition is about %q, want %q", subject, want.subject)
 		}
 	}
 	slices.Sort(fields)
@@ -208,6 +218,22 @@ func (want refusal) check(t *testing.T, err error) {
 	if len(st.Details()) == 0 {
 		t.Errorf("no details: %v", err)
 	}
+}
+
+// checkPrecondition: what the state of things forbids says what to do first.
+func checkPrecondition(t *testing.T, st *status.Status, reason string) (subject string) {
+	t.Helper()
+	for _, d := range st.Details() {
+		if d, ok := d.(*errdetails.PreconditionFailure); ok && len(d.GetViolations()) == 1 {
+			v := d.GetViolations()[0]
+			if v.GetType() != reason || v.GetSubject() == "" || v.GetDescription() == "" || !strings.HasSuffix(st.Message(), "; "+v.GetDescription()) {
+				t.Errorf("%q has the precondition %v", st.Message(), v)
+			}
+			return v.GetSubject()
+		}
+	}
+	t.Errorf("%q has no precondition: %v", st.Message(), st.Details())
+	return ""
 }
 
 func invalidFields(fields ...string) refusal {

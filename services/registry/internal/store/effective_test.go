@@ -25,7 +25,7 @@ func autoSpec(labels ...string) integration.Spec {
 	all := spec("auto")
 	all.AutoAttach = true
 	for _, label := range labels {
-		all.Labels = append(all.Labels, integration.AutoAttachPrefix+label)
+		all.Labels = append(all.Labels, resource.AutoAttachPrefix+label)
 	}
 	return all
 }

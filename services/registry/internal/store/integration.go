@@ -200,15 +200,17 @@ func (s *Store) UpdateIntegration(ctx context.Context, now time.Time, name integ
 
 func deleting(name integration.Name) error {
 	return &resource.Error{
-		Reason: integration.ErrDeleting, Message: name.String() + " is being deleted", Metadata: map[string]string{"name": name.String()},
+		Reason: integration.ErrDeleting, Message: name.String() + " is being deleted",
+		Subject: name.String(), Advice: "take another integration, or wait until this one is gone and make it anew",
+		Metadata: map[string]string{"name": name.String()},
 	}
 }
 
 func stillAttached(name integration.Name, explicit, automatic int) error {
 	return &resource.Error{
-		Reason: integration.ErrAttached,
-		Message: fmt.Sprintf("%s is attached to %d projects, and to %d more by labels; detach it and switch auto_attach off first, or set force",
-			name, explicit, automatic),
+		Reason:  integration.ErrAttached,
+		Message: fmt.Sprintf("%s is attached to %d projects, and to %d more by labels", name, explicit, automatic),
+		Subject: name.String(), Advice: "detach it and switch auto_attach off first, or set force",
 		Metadata: map[string]string{"name": name.String(), "attachments": strconv.Itoa(explicit), "projects": strconv.Itoa(automatic)},
 	}
 }

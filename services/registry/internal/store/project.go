@@ -159,7 +159,9 @@ func (s *Store) DeleteProject(ctx context.Context, now time.Time, name project.N
 		if len(attached) > 0 && !force {
 			return &resource.Error{
 				Reason:   project.ErrAttached,
-				Message:  fmt.Sprintf("%s has %d attachments; remove them first, or set force", name, len(attached)),
+				Message:  fmt.Sprintf("%s has %d attachments", name, len(attached)),
+				Subject:  name.String(),
+				Advice:   "remove them first, or set force",
 				Metadata: map[string]string{"name": name.String(), "attachments": strconv.Itoa(len(attached))},
 			}
 		}

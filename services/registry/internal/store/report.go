@@ -20,15 +20,14 @@ func (s *Store) Report(ctx context.Context, now time.Time, by integration.Master
 		if err != nil {
 			return err
 		}
-		next, changed := i.Observe(w.now, report)
-		if !changed {
+		next, news := i.Observe(w.now, report)
+		if news == integration.NoNews {
 			return nil
 		}
-		if err := w.updateIntegration(ctx, next); err != nil {
-			return err
+		if news == integration.Substance {
+			w.record(change.Change{Integration: &next})
 		}
-		w.record(change.Change{Integration: &next})
-		return nil
+		return w.updateIntegration(ctx, next)
 	})
 }
 
@@ -100,6 +99,7 @@ func fenced(by integration.Mastership, subject string) error {
 	return &resource.Error{
 		Reason:  resource.ErrFenced,
 		Message: fmt.Sprintf("a newer mastership than that of shard %d in epoch %d has reported on %s", by.Shard, by.Epoch, subject),
+		Subject: subject, Advice: "stop working as this mastership; another replica of the vault goes on",
 	}
 }
 

@@ -649,6 +649,23 @@ func TestStore_Report(t *testing.T) {
 		if head(t, s) != 2 {
 			t.Fatal("the same report made a revision")
 		}
+		// What is said in other words is kept, and told with the next change.
+		for _, message := range []string{"one", "two", "one"} {
+			ready.Conditions[0].Message = message
+			if err := s.Report(ctx, later, master, created.UID, ready); err != nil {
+				t.Fatal(err)
+			}
+			if found, err = s.Integration(ctx, created.Name); err != nil || found.Conditions[0].Message != message || head(t, s) != 2 {
+				t.Fatalf("reported %+v, %v; head %d", found, err, head(t, s))
+			}
+		}
+		ready.Conditions[0].Reason = "Seen"
+		if err := s.Report(ctx, later, master, created.UID, ready); err != nil {
+			t.Fatal(err)
+		}
+		if told := changesAfter(t, s, 2); len(told) != 1 || told[0].Integration.Conditions[0].Message != "one" || told[0].Integration.Conditions[0].Reason != "Seen" {
+			t.Fatalf("told %+v", told)
+		}
 		wantError(t, s.Report(ctx, later, master, "7b2f7a3e-52a5-4c1b-9d3d-0a8c1f4f0010", ready), resource.ErrNotFound, "")
 		mine := errors.New("not deleting")
 		wantError(t, s.RemoveIntegration(ctx, later, master, created.UID, func(integration.Integration) error { return mine }), mine, "")

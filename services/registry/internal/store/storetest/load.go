@@ -14,6 +14,7 @@ import (
 	"phasekey.dev/services/registry/internal/attachment"
 	"phasekey.dev/services/registry/internal/integration"
 	"phasekey.dev/services/registry/internal/project"
+	"phasekey.dev/services/registry/internal/resource"
 )
 
 // PerAccount is how many integrations, projects and attachments each account has.
@@ -67,7 +68,7 @@ func load(ctx context.Context, tx sqldb.Tx, account int) error {
 		iUID, pUID, aUID := uuid.NewString(), uuid.NewString(), uuid.NewString()
 		labels := fmt.Sprintf(`["team:%d"]`, n%teams)
 		if n < automatics {
-			labels = fmt.Sprintf(`["%sauto:%d","team:%d"]`, integration.AutoAttachPrefix, n, n%teams)
+			labels = fmt.Sprintf(`["%sauto:%d","team:%d"]`, resource.AutoAttachPrefix, n, n%teams)
 			l.add("auto_labels", "integration_uid, account, label", iUID, i.Account, "auto:"+strconv.Itoa(n))
 		}
 		l.add("integrations", `uid, name, display_name, tenant_id, cloud, default_subscription_id, credential_kind, allowed_audiences, rotation_period,

@@ -216,7 +216,7 @@ func (s *Stack) openRegistry(ctx context.Context, before Endpoints) error {
 	}
 	cfg := registryapp.DefaultConfig()
 	cfg.Listen, cfg.Development, cfg.Drain = reuse(before.Registry), true, drain
-	cfg.HomeTenants = []string{s.world.HomeTenant}
+	cfg.HomeTenants, cfg.Clouds = []string{s.world.HomeTenant}, []string{"public"}
 	cfg.Database = s.database("registry")
 	cfg.TLS = files
 	cfg.Identities = identities("platform", "operator", "vault", "broker")
