@@ -62,6 +62,7 @@ type tour struct {
 	cursor   string
 	session  *brokerv1.ConsentSession
 	grant    *vaultv1.Grant
+	lease    string
 	consents *http.Client
 }
 
@@ -192,8 +193,11 @@ func (c *tour) visits(t *testing.T) []visit {
 		}, nil},
 		{vault + "RotationService/ListCredentialVersions", "operator", is(&vaultv1.ListCredentialVersionsRequest{Parent: integration}), nil},
 		{vault + "CredentialService/StreamCredentials", "runner", is(&vaultv1.StreamCredentialsRequest{InstanceId: instance}), nil},
+		{vault + "LeaseService/ListLeases", "operator", func() proto.Message { return &vaultv1.ListLeasesRequest{Parent: c.grant.GetName()} }, nil},
+		{vault + "LeaseService/GetLease", "platform", func() proto.Message { return &vaultv1.GetLeaseRequest{Name: c.lease} }, nil},
 		{vault + "CredentialService/FetchCredential", "runner", is(&vaultv1.FetchCredentialRequest{InstanceId: instance}), nil},
 		{vault + "CredentialService/CloseLease", "runner", is(&vaultv1.CloseLeaseRequest{InstanceId: instance}), nil},
+		{vault + "LeaseService/RevokeLease", "operator", func() proto.Message { return &vaultv1.RevokeLeaseRequest{Name: c.lease} }, nil},
 		{vault + "AccountService/GetAccount", "platform", is(&vaultv1.GetAccountRequest{Name: account}), nil},
 		{vault + "AccountService/FreezeAccount", "operator", is(&vaultv1.FreezeAccountRequest{Name: account, Reason: "a tour"}), nil},
 		{vault + "AccountService/UnfreezeAccount", "operator", is(&vaultv1.UnfreezeAccountRequest{Name: account}), nil},
@@ -213,6 +217,8 @@ func (c *tour) learn(answer proto.Message) {
 		c.cursor = m.GetCursor()
 	case *brokerv1.ConsentSession:
 		c.session = m
+	case *vaultv1.StreamCredentialsResponse:
+		c.lease = c.grant.GetName() + "/leases/" + m.GetCredential().GetLease()
 	case *vaultv1.Grant:
 		if m.GetToken() != "" {
 			c.grant = m

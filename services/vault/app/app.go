@@ -278,7 +278,7 @@ func (a *App) changed() {
 // listen binds the addresses and makes the servers.
 func (a *App) listen(ctx context.Context) error {
 	services := rpc.Config{
-		Grants: a.store, Accounts: a.store, Versions: a.store, Hub: a.hub, Changed: a.changed, Prober: a.prober,
+		Grants: a.store, Leases: a.store, Accounts: a.store, Versions: a.store, Hub: a.hub, Changed: a.changed, Prober: a.prober,
 		Resolver: registryv1.NewAttachmentServiceClient(a.registry),
 	}
 	policy := grpcserver.OptionPolicy(optionsv1.E_Callers)

@@ -20,6 +20,7 @@ import (
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/delivery"
 	"phasekey.dev/services/vault/internal/grant"
+	"phasekey.dev/services/vault/internal/lease"
 	"phasekey.dev/services/vault/internal/page"
 )
 
@@ -33,6 +34,13 @@ type grants interface {
 	ExtendGrant(ctx context.Context, now time.Time, account, uid string, end time.Time, caller grant.Caller) (grant.Grant, error)
 	RevokeGrant(ctx context.Context, now time.Time, account, uid string, caller grant.Caller) (grant.Grant, error)
 	RevokeGrants(ctx context.Context, now time.Time, account string, scope grant.Scope, limit int, caller grant.Caller) (revoked int, more bool, err error)
+}
+
+// leases keeps leases; see store.Store.
+type leases interface {
+	Lease(ctx context.Context, account, grantUID, uid string) (lease.Detail, error)
+	Leases(ctx context.Context, l lease.List) (found []lease.Detail, rest page.Place, err error)
+	RevokeLease(ctx context.Context, now time.Time, account, grantUID, uid string, caller grant.Caller) (lease.Detail, error)
 }
 
 // accountStore keeps what there is to say of whole accounts; see store.Store.
@@ -69,6 +77,7 @@ type prober interface {
 // Config is what the services are made from.
 type Config struct {
 	Grants   grants
+	Leases   leases
 	Accounts accountStore
 	Versions versions
 	Hub      hub
@@ -82,6 +91,7 @@ type Config struct {
 func Register(cfg Config) func(grpc.ServiceRegistrar) {
 	return func(to grpc.ServiceRegistrar) {
 		vaultv1.RegisterGrantServiceServer(to, grantService{grants: cfg.Grants, resolver: cfg.Resolver, changed: cfg.Changed})
+		vaultv1.RegisterLeaseServiceServer(to, leaseService{leases: cfg.Leases, changed: cfg.Changed})
 		vaultv1.RegisterAccountServiceServer(to, accountService{accounts: cfg.Accounts, hub: cfg.Hub, changed: cfg.Changed})
 		vaultv1.RegisterAccessServiceServer(to, accessService{prober: cfg.Prober})
 		vaultv1.RegisterRotationServiceServer(to, rotationService{versions: cfg.Versions})

@@ -180,7 +180,7 @@ func inBubble(t *testing.T, test func(v *vault)) {
 			Store: v.store, Log: log, Keyring: fakeKeyring{}, HoldMargin: 5 * time.Minute, Clouds: map[string]delivery.Cloud{"public": {ResourceManager: arm, Environment: "public"}},
 			Issuer: issuer.New(issuer.Config{Minter: v.minter, Keyring: fakeKeyring{}, Prober: v.store, Log: log}),
 		})
-		cfg := rpc.Config{Grants: v.store, Accounts: v.store, Versions: v.store, Hub: v.hub, Resolver: v.resolver, Prober: v.prober, Changed: v.hub.Nudge}
+		cfg := rpc.Config{Grants: v.store, Leases: v.store, Accounts: v.store, Versions: v.store, Hub: v.hub, Resolver: v.resolver, Prober: v.prober, Changed: v.hub.Nudge}
 		v.serve(cfg, log)
 
 		ctx, cancel := context.WithCancel(t.Context())
