@@ -3,6 +3,7 @@ package runner
 import (
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	typev1 "phasekey.dev/gen/phasekey/type/v1"
@@ -51,7 +52,18 @@ func (r *Runner) ClientSecretEnvironment(inherited []string, c Credential) []str
 	return overlay(r.harmless(inherited), own)
 }
 
-// identity is what both kinds of children are told: whom c belongs to, and how its holder has to behave.
+// TokenEnvironment returns the environment of a child that is given c's access token itself, which is not renewed, by the same
+// rules as Loopback.Environment. AZURE_ACCESS_TOKEN_EXPIRES_ON is in seconds since 1970. The result is a secret: everything that can
+// read the child's environment has it.
+func (r *Runner) TokenEnvironment(inherited []string, c Credential) []string {
+	own := identity(c)
+	set(own, c.Token.Expose(), "AZURE_ACCESS_TOKEN")
+	set(own, strconv.FormatInt(c.ExpireTime.Unix(), 10), "AZURE_ACCESS_TOKEN_EXPIRES_ON")
+	set(own, "false", "ARM_USE_MSI")
+	return overlay(r.harmless(inherited), own)
+}
+
+// identity is what all kinds of children are told: whom c belongs to, and how its holder has to behave.
 func identity(c Credential) map[string]string {
 	own := map[string]string{}
 	for name, value := range c.Environment {

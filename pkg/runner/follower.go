@@ -52,6 +52,7 @@ type event struct {
 type stream struct {
 	cancel    context.CancelFunc
 	delivered time.Time // when the first message was taken; zero before
+	leaving   bool      // its connection is going away, and the next one is due
 }
 
 // follower keeps a stream open. All of its fields belong to the goroutine in run.
@@ -111,9 +112,10 @@ func (f *follower) run(ctx context.Context) error {
 		case <-f.retry.C:
 			f.open(ctx, start)
 		case <-f.leaving:
-			if f.delivers() {
+			if s := f.live[f.newest]; f.delivers() && !s.leaving {
 				f.r.cfg.Log.DebugContext(ctx, "connection is going away, opening another stream")
-				f.open(ctx, start)
+				s.leaving = true
+				f.retry.Reset(f.backoff(time.Now(), s))
 			}
 		case <-f.overdue.C:
 			if f.delivers() {
@@ -271,23 +273,33 @@ func (f *follower) ended(ctx context.Context, now time.Time, id int, s *stream, 
 func (f *follower) again(ctx context.Context, now time.Time, s *stream, err error) {
 	f.r.state.fail(err)
 	draining := rpcerr.Reason(err) == rpcerr.ReasonDraining
-	if !s.delivered.IsZero() && now.Sub(s.delivered) >= settled {
-		f.fails = 0
-	}
 	if _, ok := f.live[f.newest]; ok {
 		// The next one is on its way already.
 		return
 	}
-	wait := max(backoffDelay(f.fails), min(rpcerr.RetryDelay(err), backoffMax))
-	if draining && f.fails == 0 {
-		// It leaves in an order of its own choosing, and others are up.
-		wait = min(rpcerr.RetryDelay(err), backoffMax)
+	asked := min(rpcerr.RetryDelay(err), backoffMax)
+	if s.leaving && asked == 0 {
+		// Its end was expected, and is counted.
+		return
 	}
-	f.fails++
+	wait := max(f.backoff(now, s), asked)
+	if draining && f.fails == 1 {
+		// It leaves in an order of its own choosing, and others are up.
+		wait = asked
+	}
 	f.retry.Reset(wait)
 	if !draining {
 		f.warn(ctx, noStream, err)
 	}
+}
+
+// backoff draws the wait before the stream after s, and counts it: as a first one if s had delivered for a while.
+func (f *follower) backoff(now time.Time, s *stream) time.Duration {
+	if !s.delivered.IsZero() && now.Sub(s.delivered) >= settled {
+		f.fails = 0
+	}
+	f.fails++
+	return backoffDelay(f.fails - 1)
 }
 
 // The two things that are worth a warning.

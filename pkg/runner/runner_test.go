@@ -686,6 +686,40 @@ func TestRunner_OpensTheNewStreamBeforeLettingGoOfTheOld(t *testing.T) {
 	})
 }
 
+// Servers that all want the runner to leave as soon as they have delivered: each stream lives on, so none ends with an error.
+func TestRunner_ServersThatAllSendItAwayAreNotHammered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{t: t, vault: runnertest.New(grantCanary), log: &syncBuffer{}, ran: make(chan error, 1)}
+		cert, pool := runnertest.Certificate(t)
+		var serving atomic.Pointer[grpc.Server]
+		w.run(grantCanary, runnertest.Dial(t, pool, func(ctx context.Context) (net.Conn, error) {
+			ln := bufconn.Listen(64 << 10)
+			serving.Store(w.vault.Serve(t, ln, cert))
+			return ln.DialContext(ctx)
+		}))
+		var leaving sync.WaitGroup
+		defer leaving.Wait()
+		defer w.stop()
+		opened := 0
+		for over := time.After(100 * time.Second); opened <= 60; {
+			select {
+			case s := <-w.vault.Streams():
+				opened++
+				s.Send(credential(int64(opened)))
+				synctest.Wait()
+				leaving.Go(serving.Load().GracefulStop)
+				continue
+			case <-over:
+			}
+			break
+		}
+		if opened > 60 || opened < 5 {
+			t.Errorf("%d streams in 100 s", opened)
+		}
+		holds(int64(opened)).do(w)
+	})
+}
+
 func TestRunner_ShowsTheGrantOnlyInPrivate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ln := bufconn.Listen(64 << 10)

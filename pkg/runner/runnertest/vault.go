@@ -248,13 +248,19 @@ func (v *Vault) TCP(t testing.TB) (addr, caFile string) {
 		t.Fatal(err)
 	}
 	cert, _ := Certificate(t)
-	caFile = filepath.Join(t.TempDir(), "ca.pem")
+	v.Serve(t, ln, cert)
+	return ln.Addr().String(), CAFile(t, cert)
+}
+
+// CAFile writes a certificate that is its own root to a file.
+func CAFile(t testing.TB, cert tls.Certificate) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "ca.pem")
 	block := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Certificate[0]})
-	if err := os.WriteFile(caFile, block, 0o600); err != nil {
+	if err := os.WriteFile(file, block, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	v.Serve(t, ln, cert)
-	return ln.Addr().String(), caFile
+	return file
 }
 
 // Serve serves the vault on ln until the test ends or the returned server is stopped.

@@ -7,6 +7,9 @@
 // program's end is told exactly. Other open descriptors are inherited as they would have been. It does not guarantee
 // anything about the program's own children, which may outlive it, as they might have without us.
 //
+// A signal to stop that is sent to this process alone (kill -TSTP) goes the same way round: the program is stopped, that is seen, and then we
+// stop.
+//
 // The tricky idea: the program normally gets a process group of its own, so that a Ctrl-C arrives there once and not
 // again through us. But in a pipeline on a terminal the neighbours (a pager, say) are in our group and need the terminal too: there
 // the program stays in our group, and what the terminal sends to all of it is not forwarded.
@@ -69,23 +72,24 @@ type process struct {
 	pid       int
 	shared    bool // it is in our process group
 	tty       *terminal
-	continued chan struct{} // somebody continued us
+	continued chan struct{}  // somebody continued us
+	stops     chan os.Signal // somebody wants us to stop, us alone
 }
 
-// Run starts the program, hands it what comes by signals, and returns its exit code: 128 plus the signal's number if one
-// ended it. When ctx ends the program gets SIGTERM, and after KillAfter its group SIGKILL. The error is for a program that could not be
-// started or waited for.
-func Run(ctx context.Context, cfg Config, signals <-chan os.Signal) (int, error) {
+// Run starts the program, hands it what comes by signals, and returns how it ended. When ctx ends the program gets SIGTERM, and after
+// KillAfter its group SIGKILL. The error is for a program that could not be started or waited for.
+func Run(ctx context.Context, cfg Config, signals <-chan os.Signal) (Exit, error) {
 	tty := openTerminal()
 	defer tty.close()
 	p := &process{
 		shared:    tty.foreground() && !allTerminals(cfg.Stdin, cfg.Stdout, cfg.Stderr),
 		tty:       tty,
 		continued: make(chan struct{}, 1),
+		stops:     make(chan os.Signal, 1),
 	}
 
 	type result struct {
-		code int
+		exit Exit
 		err  error
 	}
 	started, ended := make(chan error, 1), make(chan result, 1)
@@ -96,17 +100,21 @@ func Run(ctx context.Context, cfg Config, signals <-chan os.Signal) (int, error)
 		err := p.start(cfg)
 		started <- err
 		if err == nil {
-			code, err := p.wait(cfg.Log)
-			ended <- result{code, err}
+			exit, err := p.wait(cfg.Log)
+			ended <- result{exit, err}
 		}
 	}()
 	if err := <-started; err != nil {
-		return 0, fmt.Errorf("start %s: %w", cfg.Path, err)
+		return Exit{}, fmt.Errorf("start %s: %w", cfg.Path, err)
 	}
 	// Only who does not listen to SIGTTOU may take the terminal back from the background. The program has been started
 	// and does not inherit this.
 	signal.Ignore(syscall.SIGTTOU)
 	defer tty.take(p.pid)
+	if heedsStops && !p.shared && !signal.Ignored(syscall.SIGTSTP) {
+		signal.Notify(p.stops, syscall.SIGTSTP)
+		defer signal.Stop(p.stops)
+	}
 
 	stop := ctx.Done()
 	var kill <-chan time.Time
@@ -114,13 +122,16 @@ func Run(ctx context.Context, cfg Config, signals <-chan os.Signal) (int, error)
 		select {
 		case r := <-ended:
 			if r.err != nil {
-				return 0, fmt.Errorf("wait for %s: %w", cfg.Path, r.err)
+				return Exit{}, fmt.Errorf("wait for %s: %w", cfg.Path, r.err)
 			}
-			return r.code, nil
+			return r.exit, nil
 		case s := <-signals:
 			if number, ok := s.(syscall.Signal); ok {
 				p.forward(number)
 			}
+		case <-p.stops:
+			// Its whole group, as a terminal would.
+			_ = unix.Kill(-p.pid, unix.SIGTSTP)
 		case <-stop:
 			stop = nil
 			kill = time.After(KillAfter)
@@ -153,7 +164,7 @@ func (p *process) start(cfg Config) error {
 }
 
 // wait follows the program to its end.
-func (p *process) wait(log *slog.Logger) (int, error) {
+func (p *process) wait(log *slog.Logger) (Exit, error) {
 	options := unix.WUNTRACED
 	if p.shared {
 		// The terminal stops us together, and the shell sees it.
@@ -165,15 +176,15 @@ func (p *process) wait(log *slog.Logger) (int, error) {
 		switch {
 		case err == unix.EINTR:
 		case err != nil:
-			return 0, err
+			return Exit{}, err
 		case status.Stopped():
 			log.Debug("command stopped", slog.String("signal", status.StopSignal().String()))
 			p.tty.take(p.pid)
 			p.stop()
 		case status.Signaled():
-			return 128 + int(status.Signal()), nil
+			return BySignal(status.Signal()), nil
 		case status.Exited():
-			return status.ExitStatus(), nil
+			return Exit{Code: status.ExitStatus()}, nil
 		}
 	}
 }
@@ -185,15 +196,18 @@ func (p *process) stop() {
 	case <-p.continued:
 	default:
 	}
-	_ = unix.Kill(0, unix.SIGTSTP)
-	// We stop a moment later, on another thread, so that this returns says nothing.
-	unstopped := time.NewTimer(stopTakes)
-	defer unstopped.Stop()
-	select {
-	case <-p.continued:
-	case <-unstopped.C:
-		p.resume()
-	}
+	// This one is for us, not for the program.
+	byDefault(syscall.SIGTSTP, func() {
+		_ = unix.Kill(0, unix.SIGTSTP)
+		// We stop a moment later, on another thread, so that this returns says nothing.
+		unstopped := time.NewTimer(stopTakes)
+		defer unstopped.Stop()
+		select {
+		case <-p.continued:
+		case <-unstopped.C:
+			p.resume()
+		}
+	})
 }
 
 // resume continues the program's group, with the terminal if we were given it back.

@@ -10,11 +10,13 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"phasekey.dev/pkg/obs"
+	"phasekey.dev/services/phasekey/internal/child"
 	"phasekey.dev/services/phasekey/internal/operator"
 )
 
@@ -43,7 +45,9 @@ type Process struct {
 // exitError is an error with an exit code of its own. Without an error inside, there is nothing to say.
 type exitError struct {
 	code int
-	err  error
+	// signal is what ended the command; it is to end us too. Zero means none.
+	signal syscall.Signal
+	err    error
 }
 
 // Error implements error.
@@ -57,7 +61,7 @@ func (e *exitError) Error() string {
 // Unwrap returns the error inside.
 func (e *exitError) Unwrap() error { return e.err }
 
-// Main runs one command and returns the exit code.
+// Main runs one command and returns the exit code. It does not return if a signal ended what was run: that ends us too.
 func Main(p Process) int {
 	root := &cobra.Command{
 		Use:           "phasekey",
@@ -84,6 +88,9 @@ func Main(p Process) int {
 	var exit *exitError
 	if errors.As(err, &exit) {
 		code = exit.code
+		if exit.signal != 0 {
+			child.Die(exit.signal)
+		}
 		if exit.err == nil {
 			return code
 		}

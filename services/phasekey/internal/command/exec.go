@@ -52,6 +52,7 @@ type execFlags struct {
 	grantFD                       int
 	material                      string
 	onRevoke                      string
+	envOnly                       bool
 	wait                          time.Duration
 	debug                         bool
 }
@@ -76,11 +77,15 @@ take the secret away and use it anywhere, for any audience, with all that the ap
 until the command or the grant has ended; after that, until the vault has replaced it. This is for tools that take
 nothing else; access-token is what is recommended.
 
+With --env-only there is no endpoint: the command finds the access token itself in its environment (AZURE_ACCESS_TOKEN,
+AZURE_ACCESS_TOKEN_EXPIRES_ON), as it was when the command was started. It is not renewed, and no Terraform provider takes it. This is for scripts,
+and for containers from which 127.0.0.1 is another machine.
+
 Every flag can be given as an environment variable (--vault-id: PHASEKEY_VAULT_ID). The grant itself is never an argument or an
 environment variable.
 
-The exit code is the command's, or 128 plus the number of the signal that ended it; 125 if phasekey itself failed, 126 if
-the command could not be started, 127 if it was not found.`,
+The exit code is the command's; 125 if phasekey itself failed, 126 if the command could not be started, 127 if it was not
+found. A signal that ends the command ends phasekey too (a shell says 128 plus its number).`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(c *cobra.Command, args []string) error {
 			if err := flagsFromEnv(c.Flags(), p.Env); err != nil {
@@ -100,6 +105,7 @@ the command could not be started, 127 if it was not found.`,
 	flags.StringVar(&f.grantFile, "grant-file", "", "file with the grant; others must not be able to read it")
 	flags.IntVar(&f.grantFD, "grant-fd", -1, "open descriptor (3 or higher) to read the grant from")
 	flags.StringVar(&f.material, "material", materialAccessToken, "what the command gets: access-token (recommended), or client-secret, the secret itself")
+	flags.BoolVar(&f.envOnly, "env-only", false, "give the command what it gets in its environment, once; a client secret always is")
 	flags.StringVar(&f.onRevoke, "on-revoke", onRevokeContinue, "when the grant ends for good: continue without new credentials, or terminate the command")
 	flags.DurationVar(&f.wait, "wait", 2*time.Minute, "how long to wait for the first credential")
 	flags.BoolVar(&f.debug, "debug", false, "log what happens to standard error")
@@ -169,7 +175,10 @@ func runExec(ctx context.Context, p Process, f *execFlags, args []string) error 
 	}
 	x := &execution{p: p, f: f, log: log, runner: r, environment: r.ClientSecretEnvironment, path: path, args: args}
 	tasks := []task.Task{{Name: "tls", Run: source.Run}, {Name: "runner", Run: x.follow}}
-	if f.material == materialAccessToken {
+	switch {
+	case f.material == materialAccessToken && f.envOnly:
+		x.environment = r.TokenEnvironment
+	case f.material == materialAccessToken:
 		loopback, err := runner.Listen(ctx, runner.LoopbackConfig{Runner: r, Log: log})
 		if err != nil {
 			return err
@@ -235,8 +244,10 @@ func (x *execution) child(ctx context.Context, signals <-chan os.Signal) error {
 	watching.Go(func() { x.watch(ctx, cancel) })
 	if x.f.material == materialClientSecret {
 		watching.Go(func() { x.rotations(ctx, credential) })
+	} else if x.f.envOnly {
+		watching.Go(func() { x.expiry(ctx, credential) })
 	}
-	code, err := child.Run(ctx, child.Config{
+	exit, err := child.Run(ctx, child.Config{
 		Path:   x.path,
 		Args:   x.args,
 		Env:    x.environment(x.p.Env, credential),
@@ -250,10 +261,10 @@ func (x *execution) child(ctx context.Context, signals <-chan os.Signal) error {
 	if err != nil {
 		return &exitError{code: exitNotRunning, err: err}
 	}
-	if code == 0 {
+	if exit.Code == 0 {
 		return nil
 	}
-	return &exitError{code: code}
+	return &exitError{code: exit.Code, signal: exit.Signal}
 }
 
 // first waits for the first credential.
@@ -281,7 +292,8 @@ func (x *execution) first(ctx context.Context, signals <-chan os.Signal) (runner
 			if ok && child.Ends(number) {
 				cancel()
 				<-got
-				return runner.Credential{}, &exitError{code: 128 + int(number)}
+				exit := child.BySignal(number)
+				return runner.Credential{}, &exitError{code: exit.Code, signal: exit.Signal}
 			}
 		}
 	}
@@ -311,6 +323,17 @@ func (x *execution) rotations(ctx context.Context, has runner.Credential) {
 				slog.Int64("version", c.Version))
 		}
 		has = c
+	}
+}
+
+// expiry says when the child's token stops working.
+func (x *execution) expiry(ctx context.Context, has runner.Credential) {
+	end := time.NewTimer(time.Until(has.ExpireTime))
+	defer end.Stop()
+	select {
+	case <-end.C:
+		x.log.WarnContext(ctx, "the token that the command was started with has expired; without --env-only it would be renewed")
+	case <-ctx.Done():
 	}
 }
 
