@@ -26,6 +26,16 @@ func (e *FinalError) Error() string { return "delivery has ended: " + rpcerr.Exp
 // Unwrap returns the vault's error.
 func (e *FinalError) Unwrap() error { return e.err }
 
+// leavesLease tells whether a lease may be left, which the vault then closes: where the grant itself is in order, or may be again.
+func (e *FinalError) leavesLease() bool {
+	switch e.Reason {
+	case rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_DETACHED), rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_ACCOUNT_FROZEN):
+		return true
+	default:
+		return false
+	}
+}
+
 // finalReasons are the reasons after which a grant delivers nothing any more, each with the one code that it counts with.
 var finalReasons = map[string]codes.Code{
 	rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_GRANT_REVOKED):        codes.PermissionDenied,

@@ -88,7 +88,8 @@ func New(cfg Config) (*Runner, error) {
 }
 
 // Run follows the vault until ctx ends, which is nil, or until delivery has ended for good, which is a *FinalError. No
-// other error ends it. At the end it closes the lease, within three seconds and without insisting. It runs once.
+// other error ends it. At the end it closes the lease, within three seconds and without insisting, so that the vault keeps nothing for it
+// any more and another instance may take its place under the grant. It runs once.
 func (r *Runner) Run(ctx context.Context) error {
 	if !r.started.CompareAndSwap(false, true) {
 		return errors.New("runner runs already")
@@ -97,6 +98,9 @@ func (r *Runner) Run(ctx context.Context) error {
 	var final *FinalError
 	if errors.As(err, &final) {
 		r.state.finish(final)
+		if final.leavesLease() {
+			r.closeLease(ctx)
+		}
 		return final
 	}
 	r.state.finish(ErrStopped)
@@ -122,6 +126,17 @@ func (r *Runner) Done() <-chan struct{} { return r.state.done }
 
 // Err returns why delivery has ended: a *FinalError or ErrStopped. It is nil before that.
 func (r *Runner) Err() error { return r.state.err() }
+
+// Acknowledge tells the vault that nothing is used any more that was delivered before c, so that client secrets that were replaced need not be
+// kept for this runner. Nobody else can know that: a Runner never says it by itself, and what was started with an older secret must have ended
+// before. Its errors are the vault's; what is not acknowledged is kept until the lease is closed.
+func (r *Runner) Acknowledge(ctx context.Context, c Credential) error {
+	_, err := r.client.AcknowledgeCredential(ctx, &vaultv1.AcknowledgeCredentialRequest{InstanceId: r.instance, Generation: c.Generation}, r.bearer)
+	if err != nil {
+		return fmt.Errorf("acknowledge generation %d: %w", c.Generation, err)
+	}
+	return nil
+}
 
 // closeLease tells the vault that nobody uses the lease any more.
 func (r *Runner) closeLease(ctx context.Context) {

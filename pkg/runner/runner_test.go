@@ -415,6 +415,56 @@ func TestRunner_UnknownGrantIsFinal(t *testing.T) {
 	})
 }
 
+func TestRunner_ClosesALeaseThatIsOfNoUseToIt(t *testing.T) {
+	for reason, closed := range map[errorv1.ErrorReason]int{
+		errorv1.ErrorReason_ERROR_REASON_DETACHED: 1, errorv1.ErrorReason_ERROR_REASON_ACCOUNT_FROZEN: 1,
+		errorv1.ErrorReason_ERROR_REASON_GRANT_REVOKED: 0, errorv1.ErrorReason_ERROR_REASON_LEASE_CLOSED: 0,
+	} {
+		t.Run(reason.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				s := w.vault.Accept(t)
+				s.Send(credential(1))
+				synctest.Wait()
+				s.End(vaultError(codes.PermissionDenied, reason))
+				var final *runner.FinalError
+				if err := <-w.ran; !errors.As(err, &final) {
+					t.Errorf("Run: %v", err)
+				}
+				if closes := w.vault.Closes(); len(closes) != closed || closed == 1 && closes[0].GetInstanceId() != s.Request.GetInstanceId() {
+					t.Errorf("closed %v, want %d", closes, closed)
+				}
+			})
+		})
+	}
+}
+
+func TestRunner_AcknowledgesOnlyWhenTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		s := w.vault.Accept(t)
+		for generation := range int64(3) {
+			s.Send(credential(generation + 1))
+			synctest.Wait()
+		}
+		if acks := w.vault.Acknowledges(); len(acks) != 0 {
+			t.Errorf("acknowledged by itself: %v", acks)
+		}
+		c, err := w.runner.Credential(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.runner.Acknowledge(t.Context(), c); err != nil {
+			t.Error(err)
+		}
+		if acks := w.vault.Acknowledges(); len(acks) != 1 || acks[0].GetGeneration() != 3 || acks[0].GetInstanceId() != s.Request.GetInstanceId() {
+			t.Errorf("acknowledged %v", acks)
+		}
+		w.cancel()
+		<-w.ran
+	})
+}
+
 func TestRunner_ClosesItsLease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)

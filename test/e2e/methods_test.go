@@ -196,6 +196,7 @@ func (c *tour) visits(t *testing.T) []visit {
 		{vault + "LeaseService/ListLeases", "operator", func() proto.Message { return &vaultv1.ListLeasesRequest{Parent: c.grant.GetName()} }, nil},
 		{vault + "LeaseService/GetLease", "platform", func() proto.Message { return &vaultv1.GetLeaseRequest{Name: c.lease} }, nil},
 		{vault + "CredentialService/FetchCredential", "runner", is(&vaultv1.FetchCredentialRequest{InstanceId: instance}), nil},
+		{vault + "CredentialService/AcknowledgeCredential", "runner", is(&vaultv1.AcknowledgeCredentialRequest{InstanceId: instance, Generation: 1}), nil},
 		{vault + "CredentialService/CloseLease", "runner", is(&vaultv1.CloseLeaseRequest{InstanceId: instance}), nil},
 		{vault + "LeaseService/RevokeLease", "operator", func() proto.Message { return &vaultv1.RevokeLeaseRequest{Name: c.lease} }, nil},
 		{vault + "AccountService/GetAccount", "platform", is(&vaultv1.GetAccountRequest{Name: account}), nil},

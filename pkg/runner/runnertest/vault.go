@@ -81,6 +81,7 @@ type Vault struct {
 	auto    *vaultv1.Credential
 	fetches []*vaultv1.FetchCredentialRequest
 	closes  []*vaultv1.CloseLeaseRequest
+	acks    []*vaultv1.AcknowledgeCredentialRequest
 }
 
 // New makes a vault that knows one grant.
@@ -129,6 +130,13 @@ func (v *Vault) Closes() []*vaultv1.CloseLeaseRequest {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return append([]*vaultv1.CloseLeaseRequest(nil), v.closes...)
+}
+
+// Acknowledges returns the calls of AcknowledgeCredential so far.
+func (v *Vault) Acknowledges() []*vaultv1.AcknowledgeCredentialRequest {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return append([]*vaultv1.AcknowledgeCredentialRequest(nil), v.acks...)
 }
 
 // StreamCredentials implements vaultv1.CredentialServiceServer.
@@ -185,6 +193,17 @@ func (v *Vault) FetchCredential(ctx context.Context, req *vaultv1.FetchCredentia
 		return nil, err
 	}
 	return &vaultv1.FetchCredentialResponse{Credential: c}, nil
+}
+
+// AcknowledgeCredential implements vaultv1.CredentialServiceServer.
+func (v *Vault) AcknowledgeCredential(ctx context.Context, req *vaultv1.AcknowledgeCredentialRequest) (*vaultv1.AcknowledgeCredentialResponse, error) {
+	if err := v.check(ctx); err != nil {
+		return nil, err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.acks = append(v.acks, req)
+	return &vaultv1.AcknowledgeCredentialResponse{}, nil
 }
 
 // CloseLease implements vaultv1.CredentialServiceServer.

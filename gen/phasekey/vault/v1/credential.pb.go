@@ -359,7 +359,8 @@ func (x *AccessToken) GetToken() string {
 }
 
 // The application's client secret, with which whoever holds it asks Entra ID for tokens in client_id's name. The lease holds
-// that version of the secret: it is not removed before the lease is closed, its grant is revoked, or its grant has ended.
+// that version of the secret: it is not removed before the lease is closed, its grant is revoked, or its grant has ended, or the runner has
+// acknowledged a newer one.
 type ClientSecret struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The secret. It works until it is removed at Entra ID.

@@ -245,6 +245,107 @@ func (x *FetchCredentialResponse) GetCredential() *Credential {
 	return nil
 }
 
+// Says what the instance uses.
+type AcknowledgeCredentialRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in StreamCredentialsRequest.
+	InstanceId string `protobuf:"bytes,1,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
+	// The oldest generation that it still uses, 1 or greater: Credential.generation of what it was delivered.
+	Generation    int64 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcknowledgeCredentialRequest) Reset() {
+	*x = AcknowledgeCredentialRequest{}
+	mi := &file_phasekey_vault_v1_credential_service_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcknowledgeCredentialRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcknowledgeCredentialRequest) ProtoMessage() {}
+
+func (x *AcknowledgeCredentialRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_vault_v1_credential_service_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcknowledgeCredentialRequest.ProtoReflect.Descriptor instead.
+func (*AcknowledgeCredentialRequest) Descriptor() ([]byte, []int) {
+	return file_phasekey_vault_v1_credential_service_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *AcknowledgeCredentialRequest) GetInstanceId() string {
+	if x != nil {
+		return x.InstanceId
+	}
+	return ""
+}
+
+func (x *AcknowledgeCredentialRequest) GetGeneration() int64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+// What was released.
+type AcknowledgeCredentialResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The numbers of the credential versions whose secrets this call released.
+	ReleasedVersions []int64 `protobuf:"varint,1,rep,packed,name=released_versions,json=releasedVersions,proto3" json:"released_versions,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *AcknowledgeCredentialResponse) Reset() {
+	*x = AcknowledgeCredentialResponse{}
+	mi := &file_phasekey_vault_v1_credential_service_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcknowledgeCredentialResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcknowledgeCredentialResponse) ProtoMessage() {}
+
+func (x *AcknowledgeCredentialResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_vault_v1_credential_service_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcknowledgeCredentialResponse.ProtoReflect.Descriptor instead.
+func (*AcknowledgeCredentialResponse) Descriptor() ([]byte, []int) {
+	return file_phasekey_vault_v1_credential_service_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *AcknowledgeCredentialResponse) GetReleasedVersions() []int64 {
+	if x != nil {
+		return x.ReleasedVersions
+	}
+	return nil
+}
+
 // Names the instance.
 type CloseLeaseRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -256,7 +357,7 @@ type CloseLeaseRequest struct {
 
 func (x *CloseLeaseRequest) Reset() {
 	*x = CloseLeaseRequest{}
-	mi := &file_phasekey_vault_v1_credential_service_proto_msgTypes[4]
+	mi := &file_phasekey_vault_v1_credential_service_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -268,7 +369,7 @@ func (x *CloseLeaseRequest) String() string {
 func (*CloseLeaseRequest) ProtoMessage() {}
 
 func (x *CloseLeaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phasekey_vault_v1_credential_service_proto_msgTypes[4]
+	mi := &file_phasekey_vault_v1_credential_service_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -281,7 +382,7 @@ func (x *CloseLeaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseLeaseRequest.ProtoReflect.Descriptor instead.
 func (*CloseLeaseRequest) Descriptor() ([]byte, []int) {
-	return file_phasekey_vault_v1_credential_service_proto_rawDescGZIP(), []int{4}
+	return file_phasekey_vault_v1_credential_service_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *CloseLeaseRequest) GetInstanceId() string {
@@ -300,7 +401,7 @@ type CloseLeaseResponse struct {
 
 func (x *CloseLeaseResponse) Reset() {
 	*x = CloseLeaseResponse{}
-	mi := &file_phasekey_vault_v1_credential_service_proto_msgTypes[5]
+	mi := &file_phasekey_vault_v1_credential_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -312,7 +413,7 @@ func (x *CloseLeaseResponse) String() string {
 func (*CloseLeaseResponse) ProtoMessage() {}
 
 func (x *CloseLeaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phasekey_vault_v1_credential_service_proto_msgTypes[5]
+	mi := &file_phasekey_vault_v1_credential_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -325,7 +426,7 @@ func (x *CloseLeaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseLeaseResponse.ProtoReflect.Descriptor instead.
 func (*CloseLeaseResponse) Descriptor() ([]byte, []int) {
-	return file_phasekey_vault_v1_credential_service_proto_rawDescGZIP(), []int{5}
+	return file_phasekey_vault_v1_credential_service_proto_rawDescGZIP(), []int{7}
 }
 
 var File_phasekey_vault_v1_credential_service_proto protoreflect.FileDescriptor
@@ -350,14 +451,23 @@ const file_phasekey_vault_v1_credential_service_proto_rawDesc = "" +
 	"\x17FetchCredentialResponse\x12=\n" +
 	"\n" +
 	"credential\x18\x01 \x01(\v2\x1d.phasekey.vault.v1.CredentialR\n" +
-	"credential\"V\n" +
+	"credential\"\x8e\x01\n" +
+	"\x1cAcknowledgeCredentialRequest\x12A\n" +
+	"\vinstance_id\x18\x01 \x01(\tB \xe2A\x01\x02\xbaH\x19r\x172\x15^[A-Za-z0-9_-]{8,64}$R\n" +
+	"instanceId\x12+\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x03B\v\xe2A\x01\x02\xbaH\x04\"\x02(\x01R\n" +
+	"generation\"L\n" +
+	"\x1dAcknowledgeCredentialResponse\x12+\n" +
+	"\x11released_versions\x18\x01 \x03(\x03R\x10releasedVersions\"V\n" +
 	"\x11CloseLeaseRequest\x12A\n" +
 	"\vinstance_id\x18\x01 \x01(\tB \xe2A\x01\x02\xbaH\x19r\x172\x15^[A-Za-z0-9_-]{8,64}$R\n" +
 	"instanceId\"\x14\n" +
-	"\x12CloseLeaseResponse2\xdf\x02\n" +
+	"\x12CloseLeaseResponse2\xe3\x03\n" +
 	"\x11CredentialService\x12w\n" +
 	"\x11StreamCredentials\x12+.phasekey.vault.v1.StreamCredentialsRequest\x1a,.phasekey.vault.v1.StreamCredentialsResponse\"\x05\x8a\x94#\x01\x050\x01\x12o\n" +
-	"\x0fFetchCredential\x12).phasekey.vault.v1.FetchCredentialRequest\x1a*.phasekey.vault.v1.FetchCredentialResponse\"\x05\x8a\x94#\x01\x05\x12`\n" +
+	"\x0fFetchCredential\x12).phasekey.vault.v1.FetchCredentialRequest\x1a*.phasekey.vault.v1.FetchCredentialResponse\"\x05\x8a\x94#\x01\x05\x12\x81\x01\n" +
+	"\x15AcknowledgeCredential\x12/.phasekey.vault.v1.AcknowledgeCredentialRequest\x1a0.phasekey.vault.v1.AcknowledgeCredentialResponse\"\x05\x8a\x94#\x01\x05\x12`\n" +
 	"\n" +
 	"CloseLease\x12$.phasekey.vault.v1.CloseLeaseRequest\x1a%.phasekey.vault.v1.CloseLeaseResponse\"\x05\x8a\x94#\x01\x05B,Z*phasekey.dev/gen/phasekey/vault/v1;vaultv1b\x06proto3"
 
@@ -373,30 +483,34 @@ func file_phasekey_vault_v1_credential_service_proto_rawDescGZIP() []byte {
 	return file_phasekey_vault_v1_credential_service_proto_rawDescData
 }
 
-var file_phasekey_vault_v1_credential_service_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_phasekey_vault_v1_credential_service_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_phasekey_vault_v1_credential_service_proto_goTypes = []any{
-	(*StreamCredentialsRequest)(nil),  // 0: phasekey.vault.v1.StreamCredentialsRequest
-	(*StreamCredentialsResponse)(nil), // 1: phasekey.vault.v1.StreamCredentialsResponse
-	(*FetchCredentialRequest)(nil),    // 2: phasekey.vault.v1.FetchCredentialRequest
-	(*FetchCredentialResponse)(nil),   // 3: phasekey.vault.v1.FetchCredentialResponse
-	(*CloseLeaseRequest)(nil),         // 4: phasekey.vault.v1.CloseLeaseRequest
-	(*CloseLeaseResponse)(nil),        // 5: phasekey.vault.v1.CloseLeaseResponse
-	(v1.Material)(0),                  // 6: phasekey.type.v1.Material
-	(*Credential)(nil),                // 7: phasekey.vault.v1.Credential
+	(*StreamCredentialsRequest)(nil),      // 0: phasekey.vault.v1.StreamCredentialsRequest
+	(*StreamCredentialsResponse)(nil),     // 1: phasekey.vault.v1.StreamCredentialsResponse
+	(*FetchCredentialRequest)(nil),        // 2: phasekey.vault.v1.FetchCredentialRequest
+	(*FetchCredentialResponse)(nil),       // 3: phasekey.vault.v1.FetchCredentialResponse
+	(*AcknowledgeCredentialRequest)(nil),  // 4: phasekey.vault.v1.AcknowledgeCredentialRequest
+	(*AcknowledgeCredentialResponse)(nil), // 5: phasekey.vault.v1.AcknowledgeCredentialResponse
+	(*CloseLeaseRequest)(nil),             // 6: phasekey.vault.v1.CloseLeaseRequest
+	(*CloseLeaseResponse)(nil),            // 7: phasekey.vault.v1.CloseLeaseResponse
+	(v1.Material)(0),                      // 8: phasekey.type.v1.Material
+	(*Credential)(nil),                    // 9: phasekey.vault.v1.Credential
 }
 var file_phasekey_vault_v1_credential_service_proto_depIdxs = []int32{
-	6, // 0: phasekey.vault.v1.StreamCredentialsRequest.material:type_name -> phasekey.type.v1.Material
-	7, // 1: phasekey.vault.v1.StreamCredentialsResponse.credential:type_name -> phasekey.vault.v1.Credential
-	6, // 2: phasekey.vault.v1.FetchCredentialRequest.material:type_name -> phasekey.type.v1.Material
-	7, // 3: phasekey.vault.v1.FetchCredentialResponse.credential:type_name -> phasekey.vault.v1.Credential
+	8, // 0: phasekey.vault.v1.StreamCredentialsRequest.material:type_name -> phasekey.type.v1.Material
+	9, // 1: phasekey.vault.v1.StreamCredentialsResponse.credential:type_name -> phasekey.vault.v1.Credential
+	8, // 2: phasekey.vault.v1.FetchCredentialRequest.material:type_name -> phasekey.type.v1.Material
+	9, // 3: phasekey.vault.v1.FetchCredentialResponse.credential:type_name -> phasekey.vault.v1.Credential
 	0, // 4: phasekey.vault.v1.CredentialService.StreamCredentials:input_type -> phasekey.vault.v1.StreamCredentialsRequest
 	2, // 5: phasekey.vault.v1.CredentialService.FetchCredential:input_type -> phasekey.vault.v1.FetchCredentialRequest
-	4, // 6: phasekey.vault.v1.CredentialService.CloseLease:input_type -> phasekey.vault.v1.CloseLeaseRequest
-	1, // 7: phasekey.vault.v1.CredentialService.StreamCredentials:output_type -> phasekey.vault.v1.StreamCredentialsResponse
-	3, // 8: phasekey.vault.v1.CredentialService.FetchCredential:output_type -> phasekey.vault.v1.FetchCredentialResponse
-	5, // 9: phasekey.vault.v1.CredentialService.CloseLease:output_type -> phasekey.vault.v1.CloseLeaseResponse
-	7, // [7:10] is the sub-list for method output_type
-	4, // [4:7] is the sub-list for method input_type
+	4, // 6: phasekey.vault.v1.CredentialService.AcknowledgeCredential:input_type -> phasekey.vault.v1.AcknowledgeCredentialRequest
+	6, // 7: phasekey.vault.v1.CredentialService.CloseLease:input_type -> phasekey.vault.v1.CloseLeaseRequest
+	1, // 8: phasekey.vault.v1.CredentialService.StreamCredentials:output_type -> phasekey.vault.v1.StreamCredentialsResponse
+	3, // 9: phasekey.vault.v1.CredentialService.FetchCredential:output_type -> phasekey.vault.v1.FetchCredentialResponse
+	5, // 10: phasekey.vault.v1.CredentialService.AcknowledgeCredential:output_type -> phasekey.vault.v1.AcknowledgeCredentialResponse
+	7, // 11: phasekey.vault.v1.CredentialService.CloseLease:output_type -> phasekey.vault.v1.CloseLeaseResponse
+	8, // [8:12] is the sub-list for method output_type
+	4, // [4:8] is the sub-list for method input_type
 	4, // [4:4] is the sub-list for extension type_name
 	4, // [4:4] is the sub-list for extension extendee
 	0, // [0:4] is the sub-list for field type_name
@@ -414,7 +528,7 @@ func file_phasekey_vault_v1_credential_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_phasekey_vault_v1_credential_service_proto_rawDesc), len(file_phasekey_vault_v1_credential_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

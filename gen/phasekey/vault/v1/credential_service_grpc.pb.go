@@ -19,9 +19,10 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	CredentialService_StreamCredentials_FullMethodName = "/phasekey.vault.v1.CredentialService/StreamCredentials"
-	CredentialService_FetchCredential_FullMethodName   = "/phasekey.vault.v1.CredentialService/FetchCredential"
-	CredentialService_CloseLease_FullMethodName        = "/phasekey.vault.v1.CredentialService/CloseLease"
+	CredentialService_StreamCredentials_FullMethodName     = "/phasekey.vault.v1.CredentialService/StreamCredentials"
+	CredentialService_FetchCredential_FullMethodName       = "/phasekey.vault.v1.CredentialService/FetchCredential"
+	CredentialService_AcknowledgeCredential_FullMethodName = "/phasekey.vault.v1.CredentialService/AcknowledgeCredential"
+	CredentialService_CloseLease_FullMethodName            = "/phasekey.vault.v1.CredentialService/CloseLease"
 )
 
 // CredentialServiceClient is the client API for CredentialService service.
@@ -47,6 +48,15 @@ type CredentialServiceClient interface {
 	// Caller: the holder of a grant.
 	// Errors: as StreamCredentials.
 	FetchCredential(ctx context.Context, in *FetchCredentialRequest, opts ...grpc.CallOption) (*FetchCredentialResponse, error)
+	// Says that the instance uses nothing any more that was delivered to it before a generation. Client secrets that were delivered to it only before that are
+	// released: they may be removed from now on. For runners that give a newer secret to everything that used an older one; one whose child was
+	// started with a secret, and goes on with it, must not say so while the child lives. Whoever says nothing keeps all it was given until its lease
+	// or its grant ends.
+	// Caller: the holder of a grant.
+	// Errors: INVALID_FIELDS (also for a generation that was never delivered to the instance), GRANT_UNKNOWN, CERTIFICATE_MISMATCH; UNAVAILABLE,
+	// DEPENDENCY_UNAVAILABLE.
+	// Idempotent.
+	AcknowledgeCredential(ctx context.Context, in *AcknowledgeCredentialRequest, opts ...grpc.CallOption) (*AcknowledgeCredentialResponse, error)
 	// Closes the instance's lease. What was delivered is not to be used any more: a client secret that it held may be removed
 	// from now on.
 	// Caller: the holder of a grant.
@@ -92,6 +102,16 @@ func (c *credentialServiceClient) FetchCredential(ctx context.Context, in *Fetch
 	return out, nil
 }
 
+func (c *credentialServiceClient) AcknowledgeCredential(ctx context.Context, in *AcknowledgeCredentialRequest, opts ...grpc.CallOption) (*AcknowledgeCredentialResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AcknowledgeCredentialResponse)
+	err := c.cc.Invoke(ctx, CredentialService_AcknowledgeCredential_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *credentialServiceClient) CloseLease(ctx context.Context, in *CloseLeaseRequest, opts ...grpc.CallOption) (*CloseLeaseResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(CloseLeaseResponse)
@@ -125,6 +145,15 @@ type CredentialServiceServer interface {
 	// Caller: the holder of a grant.
 	// Errors: as StreamCredentials.
 	FetchCredential(context.Context, *FetchCredentialRequest) (*FetchCredentialResponse, error)
+	// Says that the instance uses nothing any more that was delivered to it before a generation. Client secrets that were delivered to it only before that are
+	// released: they may be removed from now on. For runners that give a newer secret to everything that used an older one; one whose child was
+	// started with a secret, and goes on with it, must not say so while the child lives. Whoever says nothing keeps all it was given until its lease
+	// or its grant ends.
+	// Caller: the holder of a grant.
+	// Errors: INVALID_FIELDS (also for a generation that was never delivered to the instance), GRANT_UNKNOWN, CERTIFICATE_MISMATCH; UNAVAILABLE,
+	// DEPENDENCY_UNAVAILABLE.
+	// Idempotent.
+	AcknowledgeCredential(context.Context, *AcknowledgeCredentialRequest) (*AcknowledgeCredentialResponse, error)
 	// Closes the instance's lease. What was delivered is not to be used any more: a client secret that it held may be removed
 	// from now on.
 	// Caller: the holder of a grant.
@@ -146,6 +175,9 @@ func (UnimplementedCredentialServiceServer) StreamCredentials(*StreamCredentials
 }
 func (UnimplementedCredentialServiceServer) FetchCredential(context.Context, *FetchCredentialRequest) (*FetchCredentialResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method FetchCredential not implemented")
+}
+func (UnimplementedCredentialServiceServer) AcknowledgeCredential(context.Context, *AcknowledgeCredentialRequest) (*AcknowledgeCredentialResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AcknowledgeCredential not implemented")
 }
 func (UnimplementedCredentialServiceServer) CloseLease(context.Context, *CloseLeaseRequest) (*CloseLeaseResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CloseLease not implemented")
@@ -200,6 +232,24 @@ func _CredentialService_FetchCredential_Handler(srv interface{}, ctx context.Con
 	return interceptor(ctx, in, info, handler)
 }
 
+func _CredentialService_AcknowledgeCredential_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AcknowledgeCredentialRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CredentialServiceServer).AcknowledgeCredential(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: CredentialService_AcknowledgeCredential_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CredentialServiceServer).AcknowledgeCredential(ctx, req.(*AcknowledgeCredentialRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _CredentialService_CloseLease_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(CloseLeaseRequest)
 	if err := dec(in); err != nil {
@@ -228,6 +278,10 @@ var CredentialService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "FetchCredential",
 			Handler:    _CredentialService_FetchCredential_Handler,
+		},
+		{
+			MethodName: "AcknowledgeCredential",
+			Handler:    _CredentialService_AcknowledgeCredential_Handler,
 		},
 		{
 			MethodName: "CloseLease",

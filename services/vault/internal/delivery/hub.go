@@ -49,6 +49,7 @@ type database interface {
 	UseGrant(ctx context.Context, now time.Time, token grant.Hash) error
 	Entitlement(ctx context.Context, grantUID, instanceID string) (store.Entitlement, error)
 	Deliver(ctx context.Context, now time.Time, d store.Delivery) (lease.Lease, error)
+	Acknowledge(ctx context.Context, now time.Time, grantUID, instanceID string, generation int64, caller grant.Caller) (released []int64, err error)
 	CloseLease(ctx context.Context, now time.Time, grantUID, instanceID string, caller grant.Caller) error
 	Changes(ctx context.Context, after int64, limit int) (changes []store.Change, newest int64, err error)
 }

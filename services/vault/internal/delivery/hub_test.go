@@ -109,6 +109,10 @@ func (f *fakeStore) Deliver(_ context.Context, now time.Time, d store.Delivery) 
 	return lease.Lease{UID: "lease", Generation: f.generation}, nil
 }
 
+func (f *fakeStore) Acknowledge(context.Context, time.Time, string, string, int64, grant.Caller) ([]int64, error) {
+	return nil, nil
+}
+
 func (f *fakeStore) CloseLease(context.Context, time.Time, string, string, grant.Caller) error {
 	f.change("", "g1", func(f *fakeStore) { f.closed = true })
 	return nil

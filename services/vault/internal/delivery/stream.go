@@ -92,6 +92,16 @@ func (h *Hub) Fetch(ctx context.Context, r Request) (Delivery, error) {
 	return held.Delivery, err
 }
 
+// Acknowledge notes that the instance uses nothing any more that was delivered to it before the generation, also when the grant has ended. It returns the
+// numbers of the versions whose secrets are held no longer. lease.ErrNotDelivered when there was no such generation.
+func (h *Hub) Acknowledge(ctx context.Context, r Request, generation int64) (released []int64, err error) {
+	g, _, err := h.identify(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return h.config.Store.Acknowledge(ctx, time.Now(), g.UID, r.InstanceID, generation, r.Caller)
+}
+
 // CloseLease closes the instance's lease, also when the grant has ended. Its streams end with lease.ErrClosed.
 func (h *Hub) CloseLease(ctx context.Context, r Request) error {
 	g, _, err := h.identify(ctx, r)

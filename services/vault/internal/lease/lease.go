@@ -18,6 +18,8 @@ const MaxPerGrant = 4
 var (
 	// ErrClosed means that the instance closed its lease. Final.
 	ErrClosed = errors.New("lease was closed")
+	// ErrNotDelivered means that the instance has not been delivered what it says that it uses.
+	ErrNotDelivered = errors.New("generation was never delivered to the instance")
 	// ErrTooMany means that so many other instances hold leases of the grant.
 	ErrTooMany = errors.New("four runner instances hold leases of the grant")
 	// ErrVersionGone means that what was to be delivered may not be any more: the credential version is neither active nor retiring (of

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"strings"
 
 	"google.golang.org/grpc"
@@ -42,6 +43,17 @@ func (s credentialService) FetchCredential(ctx context.Context, req *vaultv1.Fet
 		return nil, statusOf(err)
 	}
 	return &vaultv1.FetchCredentialResponse{Credential: messageOfDelivery(d)}, nil
+}
+
+func (s credentialService) AcknowledgeCredential(ctx context.Context, req *vaultv1.AcknowledgeCredentialRequest) (*vaultv1.AcknowledgeCredentialResponse, error) {
+	released, err := s.hub.Acknowledge(ctx, shown(ctx, req.GetInstanceId()), req.GetGeneration())
+	if errors.Is(err, lease.ErrNotDelivered) {
+		return nil, rpcerr.Invalid("generation", "was never delivered to this instance")
+	}
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	return &vaultv1.AcknowledgeCredentialResponse{ReleasedVersions: released}, nil
 }
 
 func (s credentialService) CloseLease(ctx context.Context, req *vaultv1.CloseLeaseRequest) (*vaultv1.CloseLeaseResponse, error) {

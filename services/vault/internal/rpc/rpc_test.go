@@ -853,6 +853,10 @@ func (h brokenHub) Fetch(context.Context, delivery.Request) (delivery.Delivery, 
 }
 func (h brokenHub) CloseLease(context.Context, delivery.Request) error { return h.err }
 
+func (h brokenHub) Acknowledge(context.Context, delivery.Request, int64) ([]int64, error) {
+	return nil, h.err
+}
+
 func (brokenHub) Streams(string) int { return 0 }
 
 func TestCredentials_WhatCannotBeServedSaysSo(t *testing.T) {
@@ -875,12 +879,13 @@ func TestCredentials_WhatCannotBeServedSaysSo(t *testing.T) {
 				v := &vault{t: t}
 				v.serve(rpc.Config{Hub: brokenHub{tt.err}, Changed: func() {}}, slog.New(slog.DiscardHandler))
 				_, fetched := v.runner.FetchCredential(t.Context(), fetch("instance-1"))
+				_, acknowledged := v.runner.AcknowledgeCredential(t.Context(), &vaultv1.AcknowledgeCredentialRequest{InstanceId: "instance-1", Generation: 1})
 				_, closed := v.runner.CloseLease(t.Context(), &vaultv1.CloseLeaseRequest{InstanceId: "instance-1"})
 				stream, err := v.runner.StreamCredentials(t.Context(), &vaultv1.StreamCredentialsRequest{InstanceId: "instance-1"})
 				if err == nil {
 					_, err = stream.Recv()
 				}
-				for what, err := range map[string]error{"fetch": fetched, "close": closed, "stream": err} {
+				for what, err := range map[string]error{"fetch": fetched, "acknowledge": acknowledged, "close": closed, "stream": err} {
 					refused(t, what, err, tt.code, tt.reason)
 					if strings.Contains(err.Error(), "10.0.0.1") {
 						t.Errorf("%s tells the caller of the inside: %v", what, err)

@@ -254,3 +254,44 @@ func TestRotation_ListCredentialVersions(t *testing.T) {
 		v.audit()
 	})
 }
+
+func TestCredentials_AcknowledgeReleasesWhatIsOlder(t *testing.T) {
+	inBubble(t, func(v *vault) {
+		v.gives(both)
+		_, ctx := v.grant()
+		acknowledge := func(ctx context.Context, instance string, generation int64) ([]int64, error) {
+			resp, err := v.runner.AcknowledgeCredential(ctx, &vaultv1.AcknowledgeCredentialRequest{InstanceId: instance, Generation: generation})
+			return resp.GetReleasedVersions(), err
+		}
+		if _, err := v.runner.FetchCredential(ctx, whole("instance-1")); err != nil {
+			v.t.Fatal(err)
+		}
+		v.exec(`INSERT INTO credential_versions (id, integration_uid, number, state, name, key_id, sealed, intend_time, send_time, add_time, start_time,
+			end_time, propagate_time, prove_time, activate_time, retire_time, revoke_time, remove_time, proofs, probe_time, refusals, refused_since, attempts, next_time, reason)
+			SELECT 'v2', integration_uid, 2, 'RETIRING', 'v2', key_id, sealed, 0, 0, 0, 0, end_time, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, '' FROM credential_versions`)
+		v.exec(`UPDATE credential_versions SET state = 'RETIRING'`)
+		v.exec(`UPDATE credential_versions SET state = 'ACTIVE' WHERE id = 'v2'`)
+		second, err := v.runner.FetchCredential(ctx, whole("instance-1"))
+		if err != nil || second.GetCredential().GetCredentialVersion() != 2 || second.GetCredential().GetGeneration() != 2 {
+			v.t.Fatalf("second: version %d, %v", second.GetCredential().GetCredentialVersion(), err)
+		}
+		for _, want := range [][]int64{{1}, nil} {
+			if released, err := acknowledge(ctx, "instance-1", 2); err != nil || !slices.Equal(released, want) {
+				v.t.Errorf("released %v, %v; want %v", released, err, want)
+			}
+		}
+		for name, wrong := range map[string]struct {
+			instance   string
+			generation int64
+		}{"a generation to come": {"instance-1", 3}, "none": {"instance-1", 0}, "another instance": {"instance-2", 1}} {
+			_, err := acknowledge(ctx, wrong.instance, wrong.generation)
+			refused(v.t, name, err, codes.InvalidArgument, "INVALID_FIELDS")
+			if !slices.Equal(fields(err), []string{"generation"}) {
+				v.t.Errorf("%s: names %v", name, fields(err))
+			}
+		}
+		_, err = acknowledge(v.t.Context(), "instance-1", 2)
+		refused(v.t, "no token", err, codes.Unauthenticated, "GRANT_UNKNOWN")
+		v.audit("GrantCreated platform", "LeaseOpened  instance-1", "CredentialDelivered  instance-1", "CredentialDelivered  instance-1", "LeaseAcknowledged  instance-1")
+	})
+}
