@@ -182,7 +182,7 @@ func (a *App) deliver(clouds entra.Clouds) {
 	cfg := delivery.Config{
 		Meter:   a.meter,
 		Store:   a.store,
-		Issuer:  issuer.New(issuer.Config{Minter: clouds, Keyring: a.keyring, Prober: a.store, Log: a.log, Metrics: a.metrics}),
+		Issuer:  issuer.New(issuer.Config{Minter: clouds, Keyring: a.keyring, Signer: a.signer(), Prober: a.store, Log: a.log, Metrics: a.metrics}),
 		Keyring: a.keyring, HoldMargin: a.cfg.Timing.HoldMargin,
 		Clouds: known, Log: a.log, Metrics: a.metrics,
 	}
@@ -211,7 +211,7 @@ func (a *App) work(clouds entra.Clouds, client redis.UniversalClient) error {
 	}
 	timeout := min(maxEntraTimeout, a.cfg.Election.LockTTL/2)
 	a.prober = rotation.NewProber(rotation.ProberConfig{
-		Store: a.store, Clouds: directories, Keyring: a.keyring, Timing: a.cfg.Timing, Timeout: timeout,
+		Store: a.store, Clouds: directories, Keyring: a.keyring, Signer: a.signer(), Timing: a.cfg.Timing, Timeout: timeout,
 	})
 	permits, err := budget.New(budget.Config{
 		Limits: a.cfg.Graph, Client: client, Prefix: "phasekey:" + a.cfg.DeploymentID, Log: a.log, Metrics: a.metrics,
@@ -220,7 +220,7 @@ func (a *App) work(clouds entra.Clouds, client redis.UniversalClient) error {
 		return err
 	}
 	a.worker, err = rotation.New(rotation.Config{
-		Store: a.store, Clouds: directories, Keyring: a.keyring,
+		Store: a.store, Clouds: directories, Keyring: a.keyring, Signer: a.signer(),
 		Reporter:     rotation.NewRegistry(registryv1.NewStatusServiceClient(a.registry)),
 		Budget:       permits,
 		Timing:       a.cfg.Timing,

@@ -106,6 +106,14 @@ func (a *App) openIssuer(ctx context.Context) error {
 	return nil
 }
 
+// signer is nil where the vault is no issuer.
+func (a *App) signer() *signer.Signer {
+	if a.issuer == nil {
+		return nil
+	}
+	return a.issuer.signer
+}
+
 // IssuerAddr is the bound address of the issuer's listener, nil without one.
 func (a *App) IssuerAddr() net.Addr {
 	if a.issuer == nil {

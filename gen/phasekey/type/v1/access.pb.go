@@ -153,6 +153,9 @@ const (
 	CredentialKind_CREDENTIAL_KIND_UNSPECIFIED CredentialKind = 0
 	// By a client secret that the vault rotates.
 	CredentialKind_CREDENTIAL_KIND_CLIENT_SECRET CredentialKind = 1
+	// By assertions that the vault signs, as an OpenID issuer that the application trusts by federated credentials: there is no secret anywhere.
+	// Only where the vault is configured as an issuer.
+	CredentialKind_CREDENTIAL_KIND_FEDERATED CredentialKind = 2
 )
 
 // Enum value maps for CredentialKind.
@@ -160,10 +163,12 @@ var (
 	CredentialKind_name = map[int32]string{
 		0: "CREDENTIAL_KIND_UNSPECIFIED",
 		1: "CREDENTIAL_KIND_CLIENT_SECRET",
+		2: "CREDENTIAL_KIND_FEDERATED",
 	}
 	CredentialKind_value = map[string]int32{
 		"CREDENTIAL_KIND_UNSPECIFIED":   0,
 		"CREDENTIAL_KIND_CLIENT_SECRET": 1,
+		"CREDENTIAL_KIND_FEDERATED":     2,
 	}
 )
 
@@ -205,6 +210,9 @@ const (
 	// The client secret itself, for tools that take nothing else. Only where the integration's delivery_materials name it.
 	// While a lease holds it, that version of the secret is not removed.
 	Material_MATERIAL_CLIENT_SECRET Material = 2
+	// An assertion signed by the vault, good for minutes and naming the lease, which the application's federated credentials trust: the runner's tools exchange it
+	// at Entra ID for tokens, for any audience. Only of integrations whose kind is CREDENTIAL_KIND_FEDERATED.
+	Material_MATERIAL_FEDERATED_TOKEN Material = 3
 )
 
 // Enum value maps for Material.
@@ -213,11 +221,13 @@ var (
 		0: "MATERIAL_UNSPECIFIED",
 		1: "MATERIAL_ACCESS_TOKEN",
 		2: "MATERIAL_CLIENT_SECRET",
+		3: "MATERIAL_FEDERATED_TOKEN",
 	}
 	Material_value = map[string]int32{
-		"MATERIAL_UNSPECIFIED":   0,
-		"MATERIAL_ACCESS_TOKEN":  1,
-		"MATERIAL_CLIENT_SECRET": 2,
+		"MATERIAL_UNSPECIFIED":     0,
+		"MATERIAL_ACCESS_TOKEN":    1,
+		"MATERIAL_CLIENT_SECRET":   2,
+		"MATERIAL_FEDERATED_TOKEN": 3,
 	}
 )
 
@@ -264,14 +274,16 @@ const file_phasekey_type_v1_access_proto_rawDesc = "" +
 	"\x06Access\x12\x16\n" +
 	"\x12ACCESS_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vACCESS_READ\x10\x01\x12\x10\n" +
-	"\fACCESS_WRITE\x10\x02*T\n" +
+	"\fACCESS_WRITE\x10\x02*s\n" +
 	"\x0eCredentialKind\x12\x1f\n" +
 	"\x1bCREDENTIAL_KIND_UNSPECIFIED\x10\x00\x12!\n" +
-	"\x1dCREDENTIAL_KIND_CLIENT_SECRET\x10\x01*[\n" +
+	"\x1dCREDENTIAL_KIND_CLIENT_SECRET\x10\x01\x12\x1d\n" +
+	"\x19CREDENTIAL_KIND_FEDERATED\x10\x02*y\n" +
 	"\bMaterial\x12\x18\n" +
 	"\x14MATERIAL_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15MATERIAL_ACCESS_TOKEN\x10\x01\x12\x1a\n" +
-	"\x16MATERIAL_CLIENT_SECRET\x10\x02B*Z(phasekey.dev/gen/phasekey/type/v1;typev1b\x06proto3"
+	"\x16MATERIAL_CLIENT_SECRET\x10\x02\x12\x1c\n" +
+	"\x18MATERIAL_FEDERATED_TOKEN\x10\x03B*Z(phasekey.dev/gen/phasekey/type/v1;typev1b\x06proto3"
 
 var (
 	file_phasekey_type_v1_access_proto_rawDescOnce sync.Once

@@ -74,14 +74,18 @@ func credentialReady(now time.Time, f Facts, t Timing) Condition {
 	switch {
 	case ok && !a.Consented:
 		c.Reason, c.Message = "ConsentLost", "The credential is of no use until the customer's tenant takes the application again."
-	case ok && !now.Before(active.EndTime):
+	case ok && active.ended(now):
 		c.Reason, c.Message = "SecretExpired", "The credential has expired and could not be replaced in time."
 	case ok && !active.Works(now, t):
 		c.Reason, c.Message = "SecretRefused", "Entra ID refuses the credential; a new one is being made."
-	case ok && active.EndTime.Sub(now) < f.Wanted.period() && active.Life() > 2*f.Wanted.period():
+	case ok && !active.Federated() && active.EndTime.Sub(now) < f.Wanted.period() && active.Life() > 2*f.Wanted.period():
 		c.True, c.Reason, c.Message = true, "RotationLate", "The credential could not be replaced when it was due; it still works."
 	case ok:
 		c.True, c.Reason = true, "Proven"
+	case f.Wanted.Federated && f.Trust.Digest == "":
+		c.Reason, c.Message = "IssuerMissing", "The vault is not an issuer: its configuration names none. Until then use a client secret."
+	case f.Wanted.Federated && !f.trusted() && a.Failures > 0:
+		c.Reason, c.Message = reasonOf(a.FailureCode), "The federated credentials could not be made; it is tried again."
 	case a.AddCode != "":
 		c.Reason, c.Message = a.AddCode, "No credential could be made and proven so far; it is tried again."
 	case !a.Consented:

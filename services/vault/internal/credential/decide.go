@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// Action is the one thing to do next. Every action but Wait, Apply and EndLeases is one request to Entra or to the registry;
+// Action is the one thing to do next. Every action but Wait, Apply, Begin and EndLeases is one request to Entra or to the registry;
 // what came of it goes back through the method of Facts that is named after it.
 type Action interface {
 	// Op names the action in logs and metrics.
@@ -52,6 +52,15 @@ type Prove struct{ Version Version }
 // Remove: remove a version's password.
 type Remove struct{ Version Version }
 
+// EnsureTrust: make the application's federated credentials, or what differs of them from what is wanted. Store Trusting first.
+type EnsureTrust struct{}
+
+// Untrust: remove the application's federated credentials.
+type Untrust struct{}
+
+// Begin: begin a federated version. It asks nobody; store Begun.
+type Begin struct{}
+
 // Sweep: remove a password that nobody can use.
 type Sweep struct{ Stray Stray }
 
@@ -93,6 +102,15 @@ func (Prove) Op() string { return "prove" }
 
 // Op implements Action.
 func (Remove) Op() string { return "remove_password" }
+
+// Op implements Action.
+func (EnsureTrust) Op() string { return "ensure_federated_credentials" }
+
+// Op implements Action.
+func (Untrust) Op() string { return "remove_federated_credentials" }
+
+// Op implements Action.
+func (Begin) Op() string { return "begin_federated" }
 
 // Op implements Action.
 func (Sweep) Op() string { return "sweep_password" }
@@ -151,7 +169,7 @@ func Decide(now time.Time, facts Facts, t Timing) Action {
 			return a
 		}
 	default:
-		for _, step := range []func() Action{p.transition, p.ensure, p.remove, p.add, p.askHome, p.prove, p.ask, p.read, p.sweep} {
+		for _, step := range []func() Action{p.transition, p.ensure, p.trust, p.remove, p.untrust, p.add, p.askHome, p.prove, p.ask, p.read, p.sweep} {
 			if a := step(); a != nil {
 				return a
 			}
@@ -182,6 +200,16 @@ func (p *plan) transition() Action {
 		}
 	}
 	for _, v := range f.Versions {
+		if c, ok := p.dropped(v); ok {
+			return Apply{Change: c, Why: "SigningKeyDropped"}
+		}
+		if v.State == Intended && f.Wanted.Federated {
+			next := v
+			next.State, next.Reason = Abandoned, "KindChanged"
+			return Apply{Change: Change{Moves: []Move{{Intended, next}}}, Why: "KindChanged"}
+		}
+	}
+	for _, v := range f.Versions {
 		switch v.State {
 		case Staged, Propagating:
 			if c, why := p.pending(v); why != "" {
@@ -207,6 +235,8 @@ func (p *plan) pending(v Version) (Change, string) {
 		return revoke(p.now, v, "Superseded"), "Superseded"
 	}
 	switch {
+	case p.unwanted(v) && !p.mayBeHeld(v):
+		return revoke(p.now, v, "KindChanged"), "KindChanged"
 	case v.State == Staged && a.Consented:
 		next := v
 		next.State, next.PropagateTime = Propagating, p.now
@@ -223,7 +253,7 @@ func (p *plan) pending(v Version) (Change, string) {
 			return Change{}, ""
 		}
 		return f.promoted(p.now, v), "Proven"
-	case !p.now.Before(v.EndTime):
+	case v.ended(p.now):
 		return f.abandoned(p.now, p.t, v, "Expired"), "Expired"
 	case v.Refusals > 0 && p.due(v.PropagateTime.Add(p.t.PropagationLimit)):
 		// Only a refusal counts: while Entra does not answer nothing is known against the version.
@@ -282,6 +312,10 @@ func (p *plan) remove() Action {
 	for _, v := range p.facts.Versions {
 		switch v.State {
 		case Revoking:
+			if v.Federated() {
+				// Its key signs for others too, and its federated credentials for versions to come.
+				return Apply{Change: p.facts.Removed(p.now, v), Why: "Removed"}
+			}
 			if p.due(v.RevokeTime.Add(p.t.RemoveDelay)) && p.due(v.NextTime) && p.writable() {
 				return Remove{Version: v}
 			}
@@ -305,22 +339,45 @@ func (p *plan) add() Action {
 		}
 		return nil
 	}
-	if _, ok := f.ByState(Propagating); ok {
+	at, wanted := p.successor()
+	switch {
+	case !wanted, !p.due(at), !p.due(a.AddNextTime):
 		return nil
-	}
-	var at time.Time
-	if staged, ok := f.ByState(Staged); ok {
-		at = staged.renewTime()
-	} else if active, ok := f.ByState(Active); ok && active.Works(p.now, p.t) {
-		at = active.RotateTime(f.Wanted.period(), p.t)
-		if active.Recovery < f.Recovery.Number {
-			at = time.Time{} // only one that was begun since shows what may go
+	case f.Wanted.Federated:
+		if f.trusted() && f.Trust.Key != "" {
+			return Begin{}
 		}
-	}
-	if p.due(at) && p.due(a.AddNextTime) && p.writable() {
+		return nil
+	case p.writable():
 		return Add{End: end}
 	}
 	return nil
+}
+
+// successor is when a version is wanted besides those that there are, false while none is.
+func (p *plan) successor() (at time.Time, wanted bool) {
+	f := p.facts
+	if v, ok := f.ByState(Propagating); ok && (f.fits(v) || v.Federated() && f.Wanted.Federated) {
+		return time.Time{}, false
+	}
+	v, ok := f.ByState(Staged)
+	if !ok {
+		if v, ok = f.ByState(Active); !ok || !v.Works(p.now, p.t) {
+			return time.Time{}, true
+		}
+		if v.Recovery < f.Recovery.Number {
+			return time.Time{}, true // only one that was begun since shows what may go
+		}
+	}
+	switch {
+	case v.Federated() != f.Wanted.Federated:
+		return time.Time{}, true
+	case v.Federated():
+		return f.Trust.KeyTime.Add(v.spread(f.Wanted.period())), !f.fits(v)
+	case v.State == Staged:
+		return v.renewTime(), true
+	}
+	return v.RotateTime(f.Wanted.period(), p.t), true
 }
 
 // askHome has the application's replication watched in the home tenant, until it has been seen often enough.

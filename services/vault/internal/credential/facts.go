@@ -19,6 +19,8 @@ type Facts struct {
 	Strays []Stray
 	// Recovery is the last recovery from a backup; zero if there never was one.
 	Recovery Recovery
+	// Trust is what federated versions stand on.
+	Trust Trust
 }
 
 // DefaultPeriod is how often a credential is replaced unless something else is wanted.
@@ -33,6 +35,8 @@ type Wanted struct {
 	Deleting bool
 	// Period is how often the credential is replaced; zero means DefaultPeriod.
 	Period time.Duration
+	// Federated is true when the application shall prove who it is by assertions of the vault's, not by a client secret.
+	Federated bool
 	// SpecDigest stands for all properties that the application shall have.
 	SpecDigest string
 }
@@ -56,6 +60,10 @@ type Application struct {
 	SpecDigest     string
 	EnsureSendTime time.Time
 	EnsureTime     time.Time
+	// TrustDigest stands for the federated credentials that it was found to have, or last given, at TrustTime; empty while there are none.
+	// TrustSendTime is when giving it some was last tried: from then on it may have some.
+	TrustDigest              string
+	TrustTime, TrustSendTime time.Time
 	// ReadTime is when its passwords were last read.
 	ReadTime time.Time
 	// WriteTime is when it was last written to, successfully or not.

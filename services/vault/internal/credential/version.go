@@ -55,7 +55,8 @@ func Allowed(from, to State) bool { return slices.Contains(transitions[from], to
 // Final reports whether nothing follows the state.
 func (s State) Final() bool { return len(transitions[s]) == 0 }
 
-// HasPassword reports whether Entra should have the password of a version in this state, and the vault its text.
+// HasPassword reports whether Entra should have the password of a version in this state, and the vault its text; or whether a federated one is
+// to work.
 func (s State) HasPassword() bool {
 	switch s {
 	case Staged, Propagating, Active, Retiring:
@@ -66,7 +67,7 @@ func (s State) HasPassword() bool {
 	return false
 }
 
-// Version is one client secret of an integration, through its life. Times that have not come are zero.
+// Version is one client secret of an integration, or its federated trust under one signing key, through its life. Times that have not come are zero.
 type Version struct {
 	// ID is a UUID, chosen with the intent.
 	ID string
@@ -81,6 +82,8 @@ type Version struct {
 	KeyID string
 	// Sealed is the secret's text, encrypted; empty when there is none.
 	Sealed []byte
+	// SigningKey is the ID of the key that a federated version's assertions are signed with; empty for a client secret.
+	SigningKey string
 
 	// Recovery is the number of the last recovery when it was intended: what was intended before may be in other hands than the
 	// database says.
@@ -88,7 +91,8 @@ type Version struct {
 	// IntendTime is when the intent was stored, SendTime when the request for the password was sent whose answer is not
 	// known: zero again once there was an answer.
 	IntendTime, SendTime time.Time
-	// AddTime is when the answer came, by the vault's clock; StartTime and EndTime are the password's, by Entra's.
+	// AddTime is when the answer came, by the vault's clock; StartTime and EndTime are the password's, by Entra's. A federated version
+	// has no end before it is over.
 	AddTime, StartTime, EndTime time.Time
 	// PropagateTime is when the proofs began; ProveTime when the version last worked.
 	PropagateTime, ProveTime time.Time
@@ -117,7 +121,7 @@ func (v Version) Life() time.Duration { return v.EndTime.Sub(v.StartTime) }
 
 // Works reports whether the version is believed to work: not expired and not refused time and again.
 func (v Version) Works(now time.Time, t Timing) bool {
-	return v.State.HasPassword() && now.Before(v.EndTime) && v.Refusals < t.RefusalLimit
+	return v.State.HasPassword() && !v.ended(now) && v.Refusals < t.RefusalLimit
 }
 
 // jitter is a number in [-1, 1) that depends on the version's ID alone.

@@ -330,6 +330,7 @@ func (h *Hub) make(ctx context.Context, r Request, e store.Entitlement) (made, e
 	clientID := e.Versions[0].ClientID
 	token, err := h.config.Issuer.Issue(ctx, issuer.Request{
 		Cloud: e.Integration.Cloud, TenantID: e.Integration.TenantID, ClientID: clientID, Audience: chosen, Versions: versions,
+		Write: e.Grant.Access() == grant.Write,
 	})
 	return made{
 		versionID: token.VersionID, versionNumber: token.VersionNumber, clientID: clientID, requestID: token.RequestID, token: token.Text,

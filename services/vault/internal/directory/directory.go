@@ -42,7 +42,9 @@ type Password struct {
 type TokenRequest struct {
 	TenantID string
 	ClientID string
-	Secret   secret.Text
+	// Secret is the application's, or Assertion is what it shows instead, by a federated credential.
+	Secret    secret.Text
+	Assertion secret.Text
 	// Audience is the resource, without `/.default`.
 	Audience string
 	// RequestID travels as client-request-id, so that the customer's sign-in log can be matched with the audit. UUID.

@@ -9,6 +9,7 @@
 package entra
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -30,7 +31,7 @@ import (
 	graphcore "github.com/microsoftgraph/msgraph-sdk-go-core"
 	graphauth "github.com/microsoftgraph/msgraph-sdk-go-core/authentication"
 
-	"phasekey.dev/pkg/secret"
+	"phasekey.dev/services/vault/internal/directory"
 )
 
 // maxResponse bounds what is read of any answer. An application with all the passwords it can hold is far below it.
@@ -137,8 +138,18 @@ func origin(audience string, u *url.URL) string {
 	return u.Scheme + "://" + u.Host
 }
 
-func (d *Directory) credential(tenant, client string, text secret.Text, options policy.ClientOptions) (azcore.TokenCredential, error) {
-	made, err := azidentity.NewClientSecretCredential(tenant, client, text.Expose(), &azidentity.ClientSecretCredentialOptions{
+func (d *Directory) credential(r directory.TokenRequest, options policy.ClientOptions) (azcore.TokenCredential, error) {
+	if r.Assertion.Expose() != "" {
+		show := func(context.Context) (string, error) { return r.Assertion.Expose(), nil }
+		made, err := azidentity.NewClientAssertionCredential(r.TenantID, r.ClientID, show, &azidentity.ClientAssertionCredentialOptions{
+			ClientOptions: options, DisableInstanceDiscovery: true,
+		})
+		if err != nil {
+			return nil, err
+		}
+		return quiet{made}, nil
+	}
+	made, err := azidentity.NewClientSecretCredential(r.TenantID, r.ClientID, r.Secret.Expose(), &azidentity.ClientSecretCredentialOptions{
 		ClientOptions: options,
 		// Discovery asks the public cloud's login host, whichever cloud is meant.
 		DisableInstanceDiscovery: true,

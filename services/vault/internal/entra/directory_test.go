@@ -36,7 +36,12 @@ type world struct {
 
 func newWorld(t *testing.T) world {
 	t.Helper()
-	sim, err := entrasim.New(entrasim.Config{Seed: 1})
+	return newWorldOf(t, entrasim.Config{Seed: 1})
+}
+
+func newWorldOf(t *testing.T, config entrasim.Config) world {
+	t.Helper()
+	sim, err := entrasim.New(config)
 	if err != nil {
 		t.Fatal(err)
 	}

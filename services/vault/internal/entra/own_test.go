@@ -309,7 +309,11 @@ func TestDirectory_RefusesThePlatformsOwnApplication(t *testing.T) {
 	own := w.platform.ObjectID
 	_, _, added := w.dir.AddPassword(ctx, own, "phasekey/test/x", time.Now().Add(time.Hour))
 	_, tokened := w.dir.Token(ctx, directory.TokenRequest{TenantID: w.platform.Tenant, ClientID: strings.ToUpper(w.platform.ClientID), Audience: resourceManager})
+	_, trusted := w.dir.EnsureTrust(ctx, own, directory.Trusts("test", "https://issuer.example.com", "uid"))
+	_, untrusted := w.dir.RemoveTrust(ctx, own, []string{"any"})
 	for name, err := range map[string]error{
+		"a trust made":          trusted,
+		"a trust removed":       untrusted,
 		"a password added":      added,
 		"a password removed":    w.dir.RemovePassword(ctx, strings.ToUpper(own), w.platform.KeyID),
 		"deleted":               w.dir.DeleteApplication(ctx, own),

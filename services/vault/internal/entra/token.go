@@ -25,7 +25,7 @@ func (d *Directory) Token(ctx context.Context, request directory.TokenRequest) (
 	if request.RequestID != "" {
 		options.PerRetryPolicies = []policy.Policy{requestID(request.RequestID)}
 	}
-	credential, err := d.credential(request.TenantID, request.ClientID, request.Secret, options)
+	credential, err := d.credential(request, options)
 	if err != nil {
 		return directory.Token{}, &directory.Error{Op: opToken, Class: directory.Malformed, Err: err}
 	}

@@ -144,6 +144,7 @@ func integration(i *registryv1.Integration, revision int64) store.Integration {
 		AllowedAudiences:      i.GetAllowedAudiences(),
 		AutoLabels:            autoLabels(i),
 		RotationPeriod:        defaultRotationPeriod,
+		Federated:             i.GetCredentialKind() == typev1.CredentialKind_CREDENTIAL_KIND_FEDERATED,
 		Deleting:              i.GetState() == registryv1.Integration_STATE_DELETING,
 		Revision:              revision,
 	}

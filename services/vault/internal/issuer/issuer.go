@@ -27,6 +27,7 @@ import (
 	"phasekey.dev/pkg/secret"
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/directory"
+	"phasekey.dev/services/vault/internal/signer"
 )
 
 // Why there is no token. All are worth another try later; the cause is wrapped beside them, for the log.
@@ -71,6 +72,8 @@ type Config struct {
 	Minter minter
 	// Keyring opens the sealed secrets of versions, see credential.SealedAs.
 	Keyring opener
+	// Signer signs for federated versions; nil where the vault is no issuer.
+	Signer *signer.Signer
 	// Prober is told of every refusal, so that what the vault says about the credential follows at once.
 	Prober prober
 	Log    *slog.Logger
@@ -84,6 +87,8 @@ type Request struct {
 	TenantID string
 	ClientID string
 	Audience string
+	// Write is for whom a federated version asks: of its two subjects the one for writing, or the one for reading.
+	Write bool
 	// Versions are the proven ones, tried in this order.
 	Versions []credential.Version
 }
@@ -106,6 +111,11 @@ type Token struct {
 type key struct {
 	versionID string
 	audience  string
+	write     bool // of a federated version alone: a secret has no subject
+}
+
+func keyOf(r Request, v credential.Version) key {
+	return key{versionID: v.ID, audience: r.Audience, write: r.Write && v.Federated()}
 }
 
 // entry is what is known about one key.
@@ -129,8 +139,9 @@ type flight struct {
 
 // Issuer mints and keeps tokens. It is safe for concurrent use.
 type Issuer struct {
-	config Config
-	mints  *prometheus.CounterVec
+	config  Config
+	present signer.Presenter
+	mints   *prometheus.CounterVec
 
 	mu        sync.Mutex
 	entries   map[key]*entry
@@ -141,6 +152,7 @@ type Issuer struct {
 func New(config Config) *Issuer {
 	i := &Issuer{
 		config:  config,
+		present: signer.Presenter{Keyring: config.Keyring, Signer: config.Signer},
 		entries: make(map[key]*entry),
 		mints: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "phasekey_vault_token_requests_total",
@@ -196,7 +208,7 @@ func (i *Issuer) issue(ctx context.Context, request Request, v credential.Versio
 	now := time.Now()
 	i.mu.Lock()
 	i.sweep(now)
-	k := key{versionID: v.ID, audience: request.Audience}
+	k := keyOf(request, v)
 	e := i.entries[k]
 	if e == nil {
 		e = &entry{}
@@ -270,15 +282,13 @@ func (e *entry) settle(now time.Time, token Token, err error) {
 }
 
 func (i *Issuer) mint(ctx context.Context, request Request, v credential.Version) (Token, error) {
-	text, err := i.config.Keyring.Open(ctx, credential.SealedAs(v.ID), v.Sealed)
-	if err != nil {
-		i.mints.WithLabelValues("unopened").Inc()
-		return Token{}, fmt.Errorf("open secret of credential version %s: %w", v.ID, err)
-	}
 	requestID := uuid.NewString()
-	got, err := i.config.Minter.Token(ctx, request.Cloud, directory.TokenRequest{
-		TenantID: request.TenantID, ClientID: request.ClientID, Secret: text, Audience: request.Audience, RequestID: requestID,
-	})
+	asked := directory.TokenRequest{TenantID: request.TenantID, ClientID: request.ClientID, Audience: request.Audience, RequestID: requestID}
+	if err := i.present.Present(ctx, v, request.Write, &asked); err != nil {
+		i.mints.WithLabelValues("unopened").Inc()
+		return Token{}, fmt.Errorf("show who asks for a token, with credential version %s: %w", v.ID, err)
+	}
+	got, err := i.config.Minter.Token(ctx, request.Cloud, asked)
 	if err != nil {
 		result := "failed"
 		if refused(err) || missing(err) {
@@ -303,7 +313,7 @@ func (i *Issuer) remaining(now time.Time, request Request) (Token, bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	for _, v := range request.Versions {
-		e := i.entries[key{versionID: v.ID, audience: request.Audience}]
+		e := i.entries[keyOf(request, v)]
 		if e != nil && now.Add(minLife).Before(e.token.ExpireTime) {
 			return e.token, true
 		}

@@ -57,6 +57,8 @@ type fakeDirectory struct {
 	requestIDs map[string]bool
 	grants     map[string]int // by key, in the customer's tenant
 	calls      map[string]int
+	// federation is what it knows of an issuer; nil while there is none.
+	federation *fakeFederation
 }
 
 type fakeApp struct {
@@ -64,6 +66,7 @@ type fakeApp struct {
 	spec      directory.Spec
 	visible   time.Time
 	passwords map[string]*fakePassword
+	trusts    map[string]*fakeTrust
 	deleted   bool
 	binned    time.Time // when every replica knows that it was deleted
 	purged    bool
@@ -148,7 +151,7 @@ func (d *fakeDirectory) EnsureApplication(ctx context.Context, spec directory.Sp
 	err = d.around(ctx, "ensure", func() error {
 		app := d.apps[spec.UniqueName]
 		if app == nil || app.purged {
-			app = &fakeApp{object: uuid.NewString(), visible: d.some(), passwords: map[string]*fakePassword{}}
+			app = &fakeApp{object: uuid.NewString(), visible: d.some(), passwords: map[string]*fakePassword{}, trusts: map[string]*fakeTrust{}}
 			d.apps[spec.UniqueName] = app
 			d.note("made")
 		}
@@ -251,6 +254,10 @@ func (d *fakeDirectory) Token(ctx context.Context, r directory.TokenRequest) (ou
 			return refuse(directory.PrincipalMissing, "AADSTS7000229")
 		case !d.consented:
 			return refuse(directory.ApplicationUnknown, "AADSTS700016")
+		}
+		if r.Assertion.Expose() != "" {
+			out, err = d.exchange(app, r.Assertion.Expose())
+			return err
 		}
 		for _, p := range app.passwords {
 			switch {
@@ -525,7 +532,10 @@ func (s *stage) serve(edit ...func(ctx context.Context) context.Context) {
 }
 
 // serveOnce is a worker's whole time as a new master.
-func (s *stage) serveOnce(ctx context.Context) error {
+func (s *stage) serveOnce(ctx context.Context) error { return s.serveAs(ctx, s.take()) }
+
+// serveAs is a worker's whole time as that master.
+func (s *stage) serveAs(ctx context.Context, m election.Mastership) error {
 	config := s.config
 	config.Metrics = prometheus.NewRegistry()
 	s.metrics.Store(config.Metrics.(*prometheus.Registry))
@@ -533,7 +543,7 @@ func (s *stage) serveOnce(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return w.Serve(ctx, s.take())
+	return w.Serve(ctx, m)
 }
 
 // end stops the worker and returns what Serve did.

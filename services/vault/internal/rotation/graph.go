@@ -14,7 +14,7 @@ import (
 func (t *turn) permit(ctx context.Context, action credential.Action) time.Time {
 	kind := budget.Write
 	switch action.(type) {
-	case credential.Ensure, credential.Add, credential.Remove, credential.Sweep, credential.Delete, credential.Purge:
+	case credential.Ensure, credential.EnsureTrust, credential.Untrust, credential.Add, credential.Remove, credential.Sweep, credential.Delete, credential.Purge:
 	case credential.Read:
 		kind = budget.Read
 	default:

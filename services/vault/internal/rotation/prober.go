@@ -12,6 +12,7 @@ import (
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/directory"
+	"phasekey.dev/services/vault/internal/signer"
 	"phasekey.dev/services/vault/internal/store"
 )
 
@@ -35,6 +36,8 @@ type Directory interface {
 	RemovePassword(ctx context.Context, objectID, keyID string) error
 	DeleteApplication(ctx context.Context, objectID string) error
 	PurgeApplication(ctx context.Context, objectID string) error
+	EnsureTrust(ctx context.Context, objectID string, wanted []directory.Trust) (left int, err error)
+	RemoveTrust(ctx context.Context, objectID string, names []string) (left int, err error)
 	Token(ctx context.Context, request directory.TokenRequest) (directory.Token, error)
 	// HomeTenantID is the platform's own tenant.
 	HomeTenantID() string
@@ -64,18 +67,23 @@ type ProberConfig struct {
 	Store   *store.Store
 	Clouds  Clouds
 	Keyring sealer
-	Timing  credential.Timing
+	// Signer signs for federated versions; nil where the vault is no issuer.
+	Signer *signer.Signer
+	Timing credential.Timing
 	// Timeout bounds one question to Entra.
 	Timeout time.Duration
 }
 
 // Prober asks customers' tenants whether they know an integration's application, on any replica.
 type Prober struct {
-	config ProberConfig
+	config  ProberConfig
+	present signer.Presenter
 }
 
 // NewProber makes a Prober.
-func NewProber(config ProberConfig) *Prober { return &Prober{config: config} }
+func NewProber(config ProberConfig) *Prober {
+	return &Prober{config: config, present: signer.Presenter{Keyring: config.Keyring, Signer: config.Signer}}
+}
 
 // answerPoll is how often a caller looks whether the one who asks has an answer.
 const answerPoll = 100 * time.Millisecond
@@ -123,9 +131,11 @@ func (p *Prober) ask(ctx context.Context, facts store.Facts, version credential.
 	if err != nil {
 		return false, credential.Probe{}, err
 	}
-	text, err := p.config.Keyring.Open(ctx, credential.SealedAs(version.ID), version.Sealed)
-	if err != nil {
-		return false, credential.Probe{}, fmt.Errorf("open %s: %w", version, err)
+	request := directory.TokenRequest{
+		TenantID: facts.Integration.TenantID, ClientID: facts.Application.ClientID, Audience: cloud.ResourceManager(), RequestID: uuid.NewString(),
+	}
+	if err := p.present.Present(ctx, version, false, &request); err != nil {
+		return false, credential.Probe{}, err
 	}
 	uid := facts.Integration.UID
 	claimed, err = p.config.Store.ClaimProbe(ctx, uid, now, p.config.Timing.ProbeSpacing, p.config.Timeout)
@@ -135,13 +145,7 @@ func (p *Prober) ask(ctx context.Context, facts store.Facts, version credential.
 	probe = credential.Probe{Time: now, VersionID: version.ID}
 	callCtx, cancel := context.WithTimeout(ctx, p.config.Timeout)
 	defer cancel()
-	token, refused := cloud.Token(callCtx, directory.TokenRequest{
-		TenantID:  facts.Integration.TenantID,
-		ClientID:  facts.Application.ClientID,
-		Secret:    text,
-		Audience:  cloud.ResourceManager(),
-		RequestID: uuid.NewString(),
-	})
+	token, refused := cloud.Token(callCtx, request)
 	probe.Finding, probe.Code = findingOf(refused)
 	if refused == nil {
 		probe.PrincipalObjectID = token.PrincipalObjectID

@@ -51,6 +51,9 @@ func (w *Worker) turn(ctx context.Context, m election.Mastership, uid string) er
 		}
 		t.spec = w.spec(t.facts.Integration)
 		t.facts.Wanted.SpecDigest = digest(t.spec)
+		if trusts := w.trusts(uid); trusts != nil {
+			t.facts.Trust.Digest = digest(trusts)
+		}
 		if t.facts.Wanted.Present {
 			if t.cloud, err = w.config.Clouds.in(t.facts.Integration.Cloud); err != nil {
 				return t.noCloud(ctx, err)
@@ -207,6 +210,12 @@ func (t *turn) do(ctx context.Context, action credential.Action) error {
 		return t.ask(ctx, a.Version)
 	case credential.Prove:
 		return t.prove(ctx, a.Version)
+	case credential.EnsureTrust:
+		return t.ensureTrust(ctx)
+	case credential.Untrust:
+		return t.untrust(ctx)
+	case credential.Begin:
+		return t.begin(ctx)
 	case credential.Remove:
 		return t.request(ctx, a, func(ctx context.Context) error {
 			return t.cloud.RemovePassword(ctx, t.facts.Application.ObjectID, a.Version.KeyID)
@@ -381,25 +390,24 @@ func (t *turn) add(ctx context.Context, a credential.Add) error {
 	return t.learn(ctx, t.facts.Added(time.Now(), v, password(made), sealed))
 }
 
-// token makes one token request with a version.
-func (t *turn) token(ctx context.Context, op, tenantID string, v credential.Version) (token directory.Token, refused, err error) {
-	text, err := t.w.config.Keyring.Open(ctx, credential.SealedAs(v.ID), v.Sealed)
-	if err != nil {
-		return directory.Token{}, nil, fmt.Errorf("open %s: %w", v, err)
+// token makes one token request with a version, of a federated one with the subject for reading or for writing.
+func (t *turn) token(ctx context.Context, op, tenantID string, v credential.Version, write bool) (token directory.Token, refused, err error) {
+	request := directory.TokenRequest{
+		TenantID: tenantID, ClientID: t.facts.Application.ClientID, Audience: t.cloud.ResourceManager(), RequestID: uuid.NewString(),
 	}
-	requestID := uuid.NewString()
+	if err := t.w.present.Present(ctx, v, write, &request); err != nil {
+		return directory.Token{}, nil, err
+	}
 	refused, err = t.call(ctx, op, func(ctx context.Context) (err error) {
-		token, err = t.cloud.Token(ctx, directory.TokenRequest{
-			TenantID: tenantID, ClientID: t.facts.Application.ClientID, Secret: text, Audience: t.cloud.ResourceManager(), RequestID: requestID,
-		})
+		token, err = t.cloud.Token(ctx, request)
 		return err
 	})
-	t.log.DebugContext(ctx, "token asked for", slog.String(keyOp, op), slog.String(keyVersion, v.ID), slog.String(keyClient, requestID))
+	t.log.DebugContext(ctx, "token asked for", slog.String(keyOp, op), slog.String(keyVersion, v.ID), slog.String(keyClient, request.RequestID))
 	return token, refused, err
 }
 
 func (t *turn) askHome(ctx context.Context, v credential.Version) error {
-	_, refused, err := t.token(ctx, credential.AskHome{}.Op(), t.cloud.HomeTenantID(), v)
+	_, refused, err := t.token(ctx, credential.AskHome{}.Op(), t.cloud.HomeTenantID(), v, false)
 	if err != nil {
 		return err
 	}
@@ -411,7 +419,8 @@ func (t *turn) askHome(ctx context.Context, v credential.Version) error {
 }
 
 func (t *turn) prove(ctx context.Context, v credential.Version) error {
-	token, refused, err := t.token(ctx, credential.Prove{}.Op(), t.facts.Integration.TenantID, v)
+	// Both subjects in turn: a federated version is two federated credentials, which replicate each by itself.
+	token, refused, err := t.token(ctx, credential.Prove{}.Op(), t.facts.Integration.TenantID, v, v.Proofs%2 == 1)
 	if err != nil {
 		return err
 	}

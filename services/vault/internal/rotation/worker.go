@@ -14,6 +14,7 @@ import (
 	"phasekey.dev/services/vault/internal/budget"
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/election"
+	"phasekey.dev/services/vault/internal/signer"
 	"phasekey.dev/services/vault/internal/store"
 )
 
@@ -34,9 +35,11 @@ type reporter interface {
 
 // Config is what a Worker is made from.
 type Config struct {
-	Store    *store.Store
-	Clouds   Clouds
-	Keyring  sealer
+	Store   *store.Store
+	Clouds  Clouds
+	Keyring sealer
+	// Signer signs for federated versions, and says who the issuer is; nil where the vault is none.
+	Signer   *signer.Signer
 	Reporter reporter
 	// Budget is Graph's, shared with the other replicas.
 	Budget *budget.Budget
@@ -67,6 +70,7 @@ type Config struct {
 type Worker struct {
 	config  Config
 	prober  *Prober
+	present signer.Presenter
 	metrics *metrics
 }
 
@@ -91,8 +95,8 @@ func New(config Config) (*Worker, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Worker{config: config, metrics: m, prober: NewProber(ProberConfig{
-		Store: config.Store, Clouds: config.Clouds, Keyring: config.Keyring, Timing: config.Timing, Timeout: config.Timeout,
+	return &Worker{config: config, metrics: m, present: signer.Presenter{Keyring: config.Keyring, Signer: config.Signer}, prober: NewProber(ProberConfig{
+		Store: config.Store, Clouds: config.Clouds, Keyring: config.Keyring, Signer: config.Signer, Timing: config.Timing, Timeout: config.Timeout,
 	})}, nil
 }
 
@@ -132,7 +136,9 @@ type shift struct {
 	m        election.Mastership
 	stop     context.CancelCauseFunc
 	revision int64
-	turns    sync.WaitGroup
+	// signingKey is the key that new federated versions are under, as of the last round.
+	signingKey string
+	turns      sync.WaitGroup
 	// done has something whenever a turn has ended since the last look.
 	done chan struct{}
 
@@ -146,6 +152,9 @@ type shift struct {
 func (s *shift) round(ctx context.Context) (next time.Time, err error) {
 	now := time.Now()
 	if s.revision, err = s.w.config.Store.Adopt(ctx, s.m, now, s.revision); err != nil {
+		return time.Time{}, err
+	}
+	if err := s.followKeys(ctx, now); err != nil {
 		return time.Time{}, err
 	}
 	resting := s.resting(now)

@@ -6,6 +6,6 @@
 // served is the last that was known, however long the database is away, for an issuer that cannot be read has its assertions
 // refused. It does not decide who may have an assertion, nor which key signs for whom: a credential version says so.
 //
-// The tricky idea: keys are known by looking, every PollInterval, and what was seen last is all that counts for serving. Signing is stricter: it
+// The tricky idea: keys are known by looking, every Poll, and what was seen last is all that counts for serving. Signing is stricter: it
 // looks again first where the last look is older than that.
 package signer

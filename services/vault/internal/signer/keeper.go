@@ -27,17 +27,19 @@ type Keeper struct {
 	Keyring sealer
 	// Timing must be valid.
 	Timing signing.Timing
-	Log    *slog.Logger
+	// Poll is how often it is looked whether somebody wants another key; PollInterval when zero.
+	Poll time.Duration
+	Log  *slog.Logger
 }
-
-// keeperPoll is how often the keeper looks whether somebody wants another key.
-const keeperPoll = time.Second
 
 // Serve does what is to be done about the keys until ctx ends: nil then, and an error that is election.ErrFenced when another replica took the shard. Failures
 // of anything else only delay it.
 func (k *Keeper) Serve(ctx context.Context, m election.Mastership) error {
 	for ctx.Err() == nil {
-		wait := keeperPoll
+		wait := k.Poll
+		if wait == 0 {
+			wait = PollInterval
+		}
 		acted, err := k.step(ctx, m)
 		switch {
 		case errors.Is(err, election.ErrFenced):

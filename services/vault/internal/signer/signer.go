@@ -17,17 +17,15 @@ import (
 
 	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/secret"
+	"phasekey.dev/services/vault/internal/directory"
 	"phasekey.dev/services/vault/internal/signing"
 )
 
-// PollInterval is how often a replica looks at the keys.
+// PollInterval is how often a replica looks at the keys, unless configured otherwise.
 const PollInterval = 2 * time.Second
 
 // skew is how long before its making an assertion is valid, for token services whose clocks are behind.
 const skew = 5 * time.Minute
-
-// Audience is what every assertion is for: Entra ID's token exchange.
-const Audience = "api://AzureADTokenExchange"
 
 var (
 	// ErrKeyGone means that nothing may be signed with a key: it is not SIGNING, or is not known.
@@ -53,7 +51,9 @@ type Config struct {
 	Store  keys
 	// Keyring opens the private halves, see signing.SealedAs.
 	Keyring opener
-	Log     *slog.Logger
+	// Poll is how often the keys are looked at; PollInterval when zero.
+	Poll time.Duration
+	Log  *slog.Logger
 	// Metrics is where metrics are registered; nil registers none.
 	Metrics prometheus.Registerer
 }
@@ -79,6 +79,9 @@ type known struct {
 
 // New makes a Signer. It knows nothing before its first look.
 func New(config Config) *Signer {
+	if config.Poll == 0 {
+		config.Poll = PollInterval
+	}
 	s := &Signer{
 		config: config,
 		signed: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -105,7 +108,7 @@ func (s *Signer) Issuer() string { return s.config.Issuer }
 
 // Run looks at the keys until ctx ends. It returns nil.
 func (s *Signer) Run(ctx context.Context) error {
-	tick := time.NewTicker(PollInterval)
+	tick := time.NewTicker(s.config.Poll)
 	defer tick.Stop()
 	failing := false
 	for {
@@ -203,7 +206,7 @@ type tokenClaims struct {
 func (s *Signer) Assert(ctx context.Context, keyID string, claims Claims) (Assertion, error) {
 	now := time.Now()
 	k := s.known.Load()
-	if k == nil || now.Sub(k.time) > PollInterval {
+	if k == nil || now.Sub(k.time) > s.config.Poll {
 		err := s.look(ctx, now)
 		if k = s.known.Load(); err != nil && (k == nil || now.Sub(k.time) > signing.MaxAge) {
 			s.signed.WithLabelValues("stale").Inc()
@@ -211,6 +214,9 @@ func (s *Signer) Assert(ctx context.Context, keyID string, claims Claims) (Asser
 		}
 	}
 	key := k.private[keyID]
+	if key == nil && s.look(ctx, time.Now()) == nil {
+		key = s.known.Load().private[keyID] // it may have begun to sign a moment ago
+	}
 	if key == nil {
 		s.signed.WithLabelValues("gone").Inc()
 		return Assertion{}, fmt.Errorf("sign with key %s: %w", keyID, ErrKeyGone)
@@ -219,7 +225,7 @@ func (s *Signer) Assert(ctx context.Context, keyID string, claims Claims) (Asser
 	end := now.Add(signing.AssertionLife)
 	token := jwt.NewWithClaims(jwt.SigningMethodRS256, tokenClaims{
 		RegisteredClaims: jwt.RegisteredClaims{
-			Issuer: s.config.Issuer, Subject: claims.Subject, Audience: jwt.ClaimStrings{Audience}, ID: uuid.NewString(),
+			Issuer: s.config.Issuer, Subject: claims.Subject, Audience: jwt.ClaimStrings{directory.AssertionAudience}, ID: uuid.NewString(),
 			IssuedAt: jwt.NewNumericDate(now), NotBefore: jwt.NewNumericDate(now.Add(-skew)), ExpiresAt: jwt.NewNumericDate(end),
 		},
 		Run: claims.Run, Phase: claims.Phase, Project: claims.Project, Lease: claims.Lease,

@@ -89,10 +89,14 @@ func (s *Store) Facts(ctx context.Context, uid string) (Facts, error) {
 		if out.Recovery, err = readRecovery(ctx, tx); err != nil {
 			return err
 		}
+		if out.Trust, err = readTrust(ctx, tx); err != nil {
+			return err
+		}
 		out.Integration, err = scanIntegration(tx.QueryRow(ctx, `SELECT `+integrationColumns+` FROM integrations WHERE uid = $1`, uid))
 		switch {
 		case err == nil:
 			out.Wanted.Present, out.Wanted.Deleting, out.Wanted.Period = true, out.Integration.Deleting, out.Integration.RotationPeriod
+			out.Wanted.Federated = out.Integration.Federated
 		case !errors.Is(err, sqldb.ErrNoRows):
 			return err
 		}
@@ -239,7 +243,8 @@ const applicationColumns = `applications.integration_uid, applications.object_id
 	applications.retry_time, applications.add_failures, applications.add_code, applications.add_retry_time,
 	applications.life_limit, applications.delete_time, applications.purge_time, applications.forget_time,
 	applications.report_digest, applications.report_time, applications.activate_time, applications.seen_probe_time,
-	applications.seen_want_time, applications.lease_end_time, applications.absences, applications.absence_time`
+	applications.seen_want_time, applications.lease_end_time, applications.absences, applications.absence_time,
+	applications.trust_digest, applications.trust_time, applications.trust_send_time`
 
 // scanApplication reads a row that begins with applicationColumns; more are further columns.
 func scanApplication(row sqldb.Row, more ...any) (credential.Application, error) {
@@ -253,7 +258,8 @@ func scanApplication(row sqldb.Row, more ...any) (credential.Application, error)
 		&consented, at{&a.ConsentTime}, &a.PrincipalObjectID, at{&a.ObserveTime}, &a.ConsentRefusals, at{&a.ConsentRefusedSince},
 		&a.ConsentCode, &a.Failures, &a.FailureCode, at{&a.NextTime}, &a.AddFailures, &a.AddCode, at{&a.AddNextTime}, &limit,
 		at{&a.DeleteTime}, at{&a.PurgeTime}, at{&a.ForgetTime}, &a.ReportDigest, at{&a.ReportTime},
-		at{&a.ActivateTime}, at{&a.SeenProbeTime}, at{&a.SeenWantTime}, at{&a.LeaseEndTime}, &a.Absences, at{&a.AbsenceTime}}
+		at{&a.ActivateTime}, at{&a.SeenProbeTime}, at{&a.SeenWantTime}, at{&a.LeaseEndTime}, &a.Absences, at{&a.AbsenceTime},
+		&a.TrustDigest, at{&a.TrustTime}, at{&a.TrustSendTime}}
 	err := row.Scan(append(columns, more...)...)
 	a.Consented = consented != 0
 	a.LifeLimit = time.Duration(limit) * time.Microsecond
@@ -268,14 +274,15 @@ func (tx masterTx) saveApplication(ctx context.Context, uid string, a credential
 		sqldb.Micros(a.NextTime), a.AddFailures, a.AddCode, sqldb.Micros(a.AddNextTime), a.LifeLimit.Microseconds(),
 		sqldb.Micros(a.DeleteTime), sqldb.Micros(a.PurgeTime), sqldb.Micros(a.ForgetTime), a.ReportDigest, sqldb.Micros(a.ReportTime),
 		sqldb.Micros(a.ActivateTime), sqldb.Micros(a.SeenProbeTime), sqldb.Micros(a.SeenWantTime), sqldb.Micros(a.LeaseEndTime), a.Absences,
-		sqldb.Micros(a.AbsenceTime)}
+		sqldb.Micros(a.AbsenceTime), a.TrustDigest, sqldb.Micros(a.TrustTime), sqldb.Micros(a.TrustSendTime)}
 	saved, err := tx.Exec(ctx, `UPDATE applications SET object_id = $2, client_id = $3, display_name = $4, spec_digest = $5,
 		ensure_send_time = $6, ensure_time = $7, read_time = $8, write_time = $9, foreign_passwords = $10, missing_reads = $11,
 		missing_time = $12, home_proofs = $13, home_time = $14, ready_time = $15, consented = $16, consent_time = $17,
 		principal_object_id = $18, observe_time = $19, consent_refusals = $20, consent_refused_since = $21, consent_code = $22,
 		failures = $23, failure_code = $24, retry_time = $25, add_failures = $26, add_code = $27, add_retry_time = $28, life_limit = $29,
 		delete_time = $30, purge_time = $31, forget_time = $32, report_digest = $33, report_time = $34, activate_time = $35, seen_probe_time = $36, seen_want_time = $37,
-		lease_end_time = $38, absences = $39, absence_time = $40
+		lease_end_time = $38, absences = $39, absence_time = $40,
+		trust_digest = $41, trust_time = $42, trust_send_time = $43
 		WHERE integration_uid = $1`, args...)
 	if err != nil {
 		return fmt.Errorf("save application: %w", err)

@@ -178,6 +178,9 @@ func TestMaster_EveryMethodIsFenced(t *testing.T) {
 	calls["MoveSigningKey"] = func(ctx context.Context, s *store.Store, m election.Mastership) error {
 		return s.MoveSigningKey(ctx, m, signing.Move{From: signing.Published, Key: with(signingKey("a", 1), signing.Signing)})
 	}
+	calls["TouchFederated"] = func(ctx context.Context, s *store.Store, m election.Mastership) error {
+		return s.TouchFederated(ctx, m, start)
+	}
 	mastership := reflect.TypeFor[election.Mastership]()
 	methods := reflect.TypeFor[*store.Store]()
 	for i := range methods.NumMethod() {
@@ -237,7 +240,7 @@ func TestCommit_KeepsEveryField(t *testing.T) {
 		moved := v
 		b.fill(reflect.ValueOf(&moved).Elem())
 		// What a move does not change.
-		moved.ID, moved.IntegrationUID, moved.Number, moved.Name, moved.Recovery, moved.IntendTime, moved.Holders = v.ID, v.IntegrationUID, v.Number, v.Name, v.Recovery, v.IntendTime, 0
+		moved.ID, moved.IntegrationUID, moved.Number, moved.Name, moved.Recovery, moved.IntendTime, moved.Holders, moved.SigningKey = v.ID, v.IntegrationUID, v.Number, v.Name, v.Recovery, v.IntendTime, 0, ""
 		moved.State = credential.Staged
 		b.mustCommit(credential.Change{Moves: []credential.Move{{From: credential.Intended, Version: moved}}})
 		f := b.facts()

@@ -39,8 +39,10 @@ type Integration struct {
 	// AutoLabels are the labels of projects to which it is attached by itself. They are told; what is read has none.
 	AutoLabels     []string
 	RotationPeriod time.Duration
-	Deleting       bool
-	Revision       int64
+	// Federated is true where the application proves who it is by assertions of the vault's, not by a client secret.
+	Federated bool
+	Deleting  bool
+	Revision  int64
 }
 
 // Project is a stack or a module.
@@ -234,15 +236,15 @@ func (s *Store) project(ctx context.Context, tx sqldb.Tx, now time.Time, changed
 		}
 		if _, err := tx.Exec(ctx, `INSERT INTO integrations
 			(uid, name, shard, display_name, tenant_id, cloud, default_subscription_id, allowed_audiences, rotation_period, deleting, revision,
-			 delivery_materials, labels_revision)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $11)
+			 delivery_materials, labels_revision, credential_kind)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $11, $13)
 			ON CONFLICT (uid) DO UPDATE SET name = excluded.name, shard = excluded.shard, display_name = excluded.display_name,
 				tenant_id = excluded.tenant_id, cloud = excluded.cloud, default_subscription_id = excluded.default_subscription_id,
 				allowed_audiences = excluded.allowed_audiences, rotation_period = excluded.rotation_period,
 				deleting = excluded.deleting, revision = excluded.revision, delivery_materials = excluded.delivery_materials,
-				labels_revision = excluded.labels_revision`,
+				labels_revision = excluded.labels_revision, credential_kind = excluded.credential_kind`,
 			i.UID, i.Name, election.ShardOf(i.UID, shards), i.DisplayName, i.TenantID, i.Cloud, i.DefaultSubscriptionID, string(audiences),
-			i.RotationPeriod.Microseconds(), bit(i.Deleting), i.Revision, string(materials)); err != nil {
+			i.RotationPeriod.Microseconds(), bit(i.Deleting), i.Revision, string(materials), kind(i.Federated)); err != nil {
 			return err
 		}
 		if err := putLabels(ctx, tx, autoLabels, i.UID, i.AutoLabels); err != nil {
@@ -316,7 +318,7 @@ func (s *Store) integration(ctx context.Context, where, key string) (Integration
 
 const integrationColumns = `integrations.uid, integrations.name, integrations.display_name, integrations.tenant_id,
 	integrations.cloud, integrations.default_subscription_id, integrations.allowed_audiences, integrations.rotation_period,
-	integrations.deleting, integrations.revision, integrations.delivery_materials`
+	integrations.deleting, integrations.revision, integrations.delivery_materials, integrations.credential_kind`
 
 // scanIntegration reads a row of integrationColumns.
 func scanIntegration(row sqldb.Row) (Integration, error) {
@@ -324,11 +326,12 @@ func scanIntegration(row sqldb.Row) (Integration, error) {
 		out       Integration
 		audiences string
 		materials string
+		how       string
 		period    int64
 		deleting  int64
 	)
 	if err := row.Scan(&out.UID, &out.Name, &out.DisplayName, &out.TenantID, &out.Cloud, &out.DefaultSubscriptionID,
-		&audiences, &period, &deleting, &out.Revision, &materials); err != nil {
+		&audiences, &period, &deleting, &out.Revision, &materials, &how); err != nil {
 		return Integration{}, err
 	}
 	if err := json.Unmarshal([]byte(audiences), &out.AllowedAudiences); err != nil {
@@ -339,7 +342,16 @@ func scanIntegration(row sqldb.Row) (Integration, error) {
 	}
 	out.RotationPeriod = time.Duration(period) * time.Microsecond
 	out.Deleting = deleting != 0
+	out.Federated = how == kind(true)
 	return out, nil
+}
+
+// kind is the word that the database has.
+func kind(federated bool) string {
+	if federated {
+		return "FEDERATED"
+	}
+	return "CLIENT_SECRET"
 }
 
 func bit(b bool) int64 {

@@ -251,7 +251,7 @@ func TestProjection_TellsStreamsOfTheirIntegration(t *testing.T) {
 func TestProjection_KeepsWhatItIsTold(t *testing.T) {
 	withMirror(t, func(m *mirror) {
 		want := store.Integration{
-			UID: "uid", Name: "accounts/a/integrations/i", DisplayName: "Read", TenantID: "tenant", Cloud: "public",
+			Federated: true, UID: "uid", Name: "accounts/a/integrations/i", DisplayName: "Read", TenantID: "tenant", Cloud: "public",
 			DefaultSubscriptionID: "sub", AllowedAudiences: []string{"https://vault.azure.net", "api://x"},
 			DeliveryMaterials: []lease.Material{lease.AccessToken, lease.ClientSecret}, RotationPeriod: 36 * time.Hour, Revision: 1,
 		}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/election"
 	"phasekey.dev/services/vault/internal/signing"
 )
@@ -148,4 +149,62 @@ func signingKeys(ctx context.Context, tx sqldb.Tx) ([]signing.Key, error) {
 			at{&k.RetireTime}, at{&k.RemoveTime}, &k.Reason)
 		return k, err
 	}, `SELECT `+signingColumns+` FROM signing_keys ORDER BY number DESC`)
+}
+
+// CurrentSigningKey is the ID of the key that new federated versions are under; empty while there is none.
+func (s *Store) CurrentSigningKey(ctx context.Context) (string, error) {
+	var id string
+	err := s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+		return tx.QueryRow(ctx, `SELECT COALESCE((SELECT id FROM signing_keys WHERE state = 'SIGNING' ORDER BY number DESC LIMIT 1), '')`).Scan(&id)
+	})
+	if err != nil {
+		return "", fmt.Errorf("read current signing key: %w", err)
+	}
+	return id, nil
+}
+
+// TouchFederated makes the shard's federated integrations due now, and those that have versions under a signing key still.
+func (s *Store) TouchFederated(ctx context.Context, m election.Mastership, now time.Time) error {
+	err := s.asMaster(ctx, m, func(ctx context.Context, tx masterTx) error {
+		_, err := tx.Exec(ctx, `UPDATE applications SET touches = touches + 1, next_time = CASE WHEN next_time < $2 THEN next_time ELSE $2 END
+			WHERE shard = $1 AND forget_time = 0 AND (
+				integration_uid IN (SELECT uid FROM integrations WHERE shard = $1 AND credential_kind = 'FEDERATED')
+				OR integration_uid IN (SELECT integration_uid FROM credential_versions WHERE `+signs+`))`, m.Shard, sqldb.Micros(now))
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("make federated integrations of shard %d due: %w", m.Shard, err)
+	}
+	return nil
+}
+
+// readTrust reads the keys that sign.
+func readTrust(ctx context.Context, tx sqldb.Tx) (credential.Trust, error) {
+	var out credential.Trust
+	keys, err := sqldb.Collect(ctx, tx, func(row sqldb.Row) (k signing.Key, err error) {
+		err = row.Scan(&k.ID, at{&k.SignTime})
+		return k, err
+	}, `SELECT id, sign_time FROM signing_keys WHERE state = 'SIGNING' ORDER BY number DESC`)
+	if err != nil {
+		return out, err
+	}
+	for i, k := range keys {
+		if i == 0 {
+			out.Key, out.KeyTime = k.ID, k.SignTime
+		}
+		out.Usable = append(out.Usable, k.ID)
+	}
+	return out, nil
+}
+
+// useKey has a version be under a key that signs; else ErrChanged. Until the commit the key is not RETIRED.
+func (tx masterTx) useKey(ctx context.Context, id string) error {
+	n, err := tx.Exec(ctx, `UPDATE signing_keys SET uses = uses + 1 WHERE id = $1 AND state = 'SIGNING'`, id)
+	if err != nil {
+		return fmt.Errorf("use signing key %s: %w", id, err)
+	}
+	if n == 0 {
+		return fmt.Errorf("use signing key %s: %w", id, ErrChanged)
+	}
+	return nil
 }

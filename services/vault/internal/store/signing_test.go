@@ -2,12 +2,16 @@ package store_test
 
 import (
 	"errors"
+	"fmt"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"phasekey.dev/services/vault/internal/credential"
+	"phasekey.dev/services/vault/internal/election"
 	"phasekey.dev/services/vault/internal/keyring"
 	"phasekey.dev/services/vault/internal/signing"
 	"phasekey.dev/services/vault/internal/store"
@@ -159,6 +163,88 @@ func TestSigningKeys_AreSealedAnewWithTheRest(t *testing.T) {
 		}
 		if got := b.keys()[0].Sealed; string(got) != "anew" {
 			b.t.Errorf("it is %q", got)
+		}
+	})
+}
+
+// A version keeps its key signing, and a key that does not sign has no version begun under it: whoever comes second finds what is there.
+func TestSigningKeys_AreKeptByTheirVersions(t *testing.T) {
+	onBoth(t, func(b *bench) {
+		ctx := b.t.Context()
+		b.want(2, store.Integration{UID: "uid", Name: "accounts/a/integrations/i", Cloud: "public", Federated: true, Revision: 2})
+		a := signingKey("a", 1)
+		b.addKey(a)
+		version := func(id string, number int64, key string) credential.Version {
+			return credential.Version{ID: id, IntegrationUID: "uid", Number: number, State: credential.Propagating, SigningKey: key, IntendTime: start, AddTime: start}
+		}
+		early := version("v0", 1, "a")
+		if err := b.commit(credential.Change{Intent: &early}); !errors.Is(err, store.ErrChanged) {
+			b.t.Errorf("begun under a key that does not sign yet: %v", err)
+		}
+		a.SignTime = start.Add(time.Second)
+		a = b.moveKey(a, signing.Signing)
+		v := version("v1", 1, "a")
+		b.mustCommit(credential.Change{Intent: &v})
+		f := b.facts()
+		want := credential.Trust{Key: "a", KeyTime: start.Add(time.Second), Usable: []string{"a"}}
+		if !f.Wanted.Federated || cmp.Diff(want, f.Trust) != "" || len(f.Versions) != 1 || f.Versions[0].SigningKey != "a" {
+			b.t.Errorf("facts are %+v of %+v, %+v", f.Trust, f.Wanted, f.Versions)
+		}
+		n := signingKey("n", 2)
+		b.addKey(n)
+		b.moveKey(n, signing.Signing)
+		if key, err := b.store.CurrentSigningKey(ctx); err != nil || key != "n" {
+			b.t.Errorf("new versions are under %q, %v", key, err)
+		}
+		if s, err := b.store.SigningFacts(ctx); err != nil || cmp.Diff([]string{"a"}, s.Used) != "" {
+			b.t.Errorf("used are %v, %v", s.Used, err)
+		}
+		if err := b.store.MoveSigningKey(ctx, b.master, signing.Move{From: signing.Signing, Key: with(a, signing.Retired)}); !errors.Is(err, store.ErrChanged) {
+			b.t.Errorf("retired under a version: %v", err)
+		}
+		for _, to := range []credential.State{credential.Active, credential.Retiring, credential.Revoking} {
+			from := v.State
+			v.State = to
+			b.mustCommit(credential.Change{Moves: []credential.Move{{From: from, Version: v}}})
+		}
+		b.moveKey(a, signing.Retired)
+		late := version("v2", 2, "a")
+		if err := b.commit(credential.Change{Intent: &late}); !errors.Is(err, store.ErrChanged) {
+			b.t.Errorf("begun under a key that signs no more: %v", err)
+		}
+	})
+}
+
+func TestTouchFederated_MakesThemDueAndNobodyElse(t *testing.T) {
+	onBoth(t, func(b *bench) {
+		integration := func(uid string, federated bool) store.Integration {
+			return store.Integration{UID: uid, Name: "accounts/a/integrations/" + uid, Cloud: "public", Federated: federated, Revision: 2}
+		}
+		// All three are in shard 0 of three.
+		var uids []string
+		for i := 0; len(uids) < 3; i++ {
+			if uid := fmt.Sprint("i", i); election.ShardOf(uid, 3) == 0 {
+				uids = append(uids, uid)
+			}
+		}
+		b.want(2, integration(uids[0], true), integration(uids[1], false), integration(uids[2], true))
+		b.adopt(1)
+		for _, uid := range uids {
+			f, err := b.store.Facts(b.t.Context(), uid)
+			if err != nil {
+				b.t.Fatal(err)
+			}
+			if err := b.store.Commit(b.t.Context(), b.master, store.Step{IntegrationUID: uid, Now: start, NextTime: start.Add(time.Hour), Touches: f.Touches}); err != nil {
+				b.t.Fatal(err)
+			}
+		}
+		if err := b.store.TouchFederated(b.t.Context(), b.master, start.Add(time.Minute)); err != nil {
+			b.t.Fatal(err)
+		}
+		due, _, err := b.store.Due(b.t.Context(), 0, start.Add(time.Minute), 10)
+		due = slices.DeleteFunc(due, func(uid string) bool { return uid == "uid" })
+		if err != nil || cmp.Diff([]string{uids[0], uids[2]}, due) != "" {
+			b.t.Errorf("due are %v of %v, %v", due, uids, err)
 		}
 	})
 }

@@ -67,7 +67,7 @@ const versionColumns = `credential_versions.id, credential_versions.integration_
 	credential_versions.revoke_time, credential_versions.remove_time, credential_versions.proofs,
 	credential_versions.probe_time, credential_versions.refusals, credential_versions.refused_since,
 	credential_versions.attempts, credential_versions.next_time, credential_versions.holders, credential_versions.reason,
-	credential_versions.recovery`
+	credential_versions.recovery, credential_versions.signing_key`
 
 // scanVersion reads a row that begins with versionColumns; more are further columns.
 func scanVersion(row sqldb.Row, more ...any) (credential.Version, error) {
@@ -75,7 +75,7 @@ func scanVersion(row sqldb.Row, more ...any) (credential.Version, error) {
 	columns := []any{&v.ID, &v.IntegrationUID, &v.Number, &v.State, &v.Name, &v.KeyID, &v.Sealed,
 		at{&v.IntendTime}, at{&v.SendTime}, at{&v.AddTime}, at{&v.StartTime}, at{&v.EndTime}, at{&v.PropagateTime},
 		at{&v.ProveTime}, at{&v.ActivateTime}, at{&v.RetireTime}, at{&v.RevokeTime}, at{&v.RemoveTime}, &v.Proofs,
-		at{&v.ProbeTime}, &v.Refusals, at{&v.RefusedSince}, &v.Attempts, at{&v.NextTime}, &v.Holders, &v.Reason, &v.Recovery}
+		at{&v.ProbeTime}, &v.Refusals, at{&v.RefusedSince}, &v.Attempts, at{&v.NextTime}, &v.Holders, &v.Reason, &v.Recovery, &v.SigningKey}
 	err := row.Scan(append(columns, more...)...)
 	return v, err
 }
@@ -95,15 +95,20 @@ func (a at) Scan(value any) error {
 
 // insertIntent adds a version that is new.
 func (tx masterTx) insertIntent(ctx context.Context, v credential.Version) error {
+	if v.Federated() {
+		if err := tx.useKey(ctx, v.SigningKey); err != nil {
+			return err
+		}
+	}
 	_, err := tx.Exec(ctx, `INSERT INTO credential_versions
 		(id, integration_uid, number, state, name, key_id, sealed, intend_time, send_time, add_time, start_time, end_time, propagate_time,
-		 prove_time, activate_time, retire_time, revoke_time, remove_time, proofs, probe_time, refusals, refused_since, attempts, next_time, reason, recovery)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26)`,
+		 prove_time, activate_time, retire_time, revoke_time, remove_time, proofs, probe_time, refusals, refused_since, attempts, next_time, reason, recovery, signing_key)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27)`,
 		v.ID, v.IntegrationUID, v.Number, string(v.State), v.Name, v.KeyID, v.Sealed,
 		sqldb.Micros(v.IntendTime), sqldb.Micros(v.SendTime), sqldb.Micros(v.AddTime), sqldb.Micros(v.StartTime), sqldb.Micros(v.EndTime),
 		sqldb.Micros(v.PropagateTime), sqldb.Micros(v.ProveTime), sqldb.Micros(v.ActivateTime), sqldb.Micros(v.RetireTime),
 		sqldb.Micros(v.RevokeTime), sqldb.Micros(v.RemoveTime), v.Proofs, sqldb.Micros(v.ProbeTime), v.Refusals,
-		sqldb.Micros(v.RefusedSince), v.Attempts, sqldb.Micros(v.NextTime), v.Reason, v.Recovery)
+		sqldb.Micros(v.RefusedSince), v.Attempts, sqldb.Micros(v.NextTime), v.Reason, v.Recovery, v.SigningKey)
 	if err != nil {
 		return fmt.Errorf("insert credential version %d: %w", v.Number, err)
 	}

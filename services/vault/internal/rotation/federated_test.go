@@ -1,0 +1,423 @@
+package rotation_test
+
+import (
+	"context"
+	"crypto/rsa"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"maps"
+	"math/big"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+
+	"phasekey.dev/pkg/secret"
+	"phasekey.dev/services/vault/internal/credential"
+	"phasekey.dev/services/vault/internal/directory"
+	"phasekey.dev/services/vault/internal/election"
+	"phasekey.dev/services/vault/internal/signer"
+	"phasekey.dev/services/vault/internal/signing"
+	"phasekey.dev/services/vault/internal/store"
+)
+
+const issuerURL = "https://issuer.example"
+
+// fakeTrust is a federated credential; removed is when the last replica forgets it, zero while it is there.
+type fakeTrust struct {
+	directory.Trust
+	visible, removed time.Time
+}
+
+// fakeFederation is what Entra knows of an issuer's keys: what they were when it looked, an hour ago at most.
+type fakeFederation struct {
+	site   http.Handler
+	keys   map[string]*rsa.PublicKey
+	looked time.Time
+	// subjects counts the tokens that were given, by the assertion's subject; signed, by its key.
+	subjects, signed map[string]int
+	shown            map[string]bool
+}
+
+func (f *fakeFederation) key(id string) *rsa.PublicKey {
+	if time.Since(f.looked) >= time.Hour {
+		f.looked, f.keys = time.Now(), map[string]*rsa.PublicKey{}
+		w := httptest.NewRecorder()
+		f.site.ServeHTTP(w, httptest.NewRequestWithContext(context.Background(), http.MethodGet, "/.well-known/jwks.json", http.NoBody))
+		var set struct {
+			Keys []struct {
+				ID string `json:"kid"`
+				N  string `json:"n"`
+			} `json:"keys"`
+		}
+		if err := json.NewDecoder(w.Body).Decode(&set); err != nil {
+			return nil
+		}
+		for _, k := range set.Keys {
+			n, _ := base64.RawURLEncoding.DecodeString(k.N)
+			f.keys[k.ID] = &rsa.PublicKey{N: new(big.Int).SetBytes(n), E: 65537}
+		}
+	}
+	return f.keys[id]
+}
+
+// exchange gives a token for an assertion that is signed by the issuer and about a subject that the application trusts. The lock is held.
+func (d *fakeDirectory) exchange(app *fakeApp, text string) (directory.Token, error) {
+	var claims jwt.RegisteredClaims
+	kid := ""
+	_, err := jwt.ParseWithClaims(text, &claims, func(t *jwt.Token) (any, error) {
+		kid, _ = t.Header["kid"].(string)
+		if key := d.federation.key(kid); key != nil {
+			return key, nil
+		}
+		return nil, errors.New("not known")
+	}, jwt.WithValidMethods([]string{"RS256"}), jwt.WithIssuer(issuerURL), jwt.WithAudience(directory.AssertionAudience))
+	if err != nil {
+		return directory.Token{}, refuse(directory.IssuerUnread, "AADSTS7000272")
+	}
+	if d.federation.shown[claims.ID] {
+		d.note("assertion shown again")
+	}
+	d.federation.shown[claims.ID] = true
+	for _, t := range app.trusts {
+		if t.Subject == claims.Subject && t.Issuer == claims.Issuer && (t.removed.IsZero() && d.knows(t.visible) || time.Now().Before(t.removed)) {
+			d.federation.subjects[claims.Subject]++
+			d.federation.signed[kid]++
+			return directory.Token{Text: secret.New(canary + "token"), IssueTime: time.Now(), ExpireTime: time.Now().Add(time.Hour), PrincipalObjectID: "principal"}, nil
+		}
+	}
+	return directory.Token{}, refuse(directory.TrustRefused, "AADSTS700213")
+}
+
+func (d *fakeDirectory) EnsureTrust(ctx context.Context, objectID string, wanted []directory.Trust) (left int, err error) {
+	err = d.around(ctx, "trust", func() error {
+		app, err := d.byObject(objectID)
+		if err != nil {
+			return err
+		}
+		var lacking []directory.Trust
+		for _, w := range wanted {
+			if have := app.trusts[w.Name]; have == nil || have.Trust != w || !have.removed.IsZero() || !d.knows(have.visible) {
+				lacking = append(lacking, w)
+			}
+		}
+		if len(lacking) > 0 {
+			app.trusts[lacking[0].Name] = &fakeTrust{Trust: lacking[0], visible: d.some()}
+			d.note("trusted %s", lacking[0].Subject)
+			left = len(lacking) - 1
+		}
+		return nil
+	})
+	return left, err
+}
+
+func (d *fakeDirectory) RemoveTrust(ctx context.Context, objectID string, names []string) (left int, err error) {
+	err = d.around(ctx, "untrust", func() error {
+		app, err := d.byObject(objectID)
+		if err != nil {
+			return err
+		}
+		for _, name := range names {
+			if t := app.trusts[name]; t != nil && t.removed.IsZero() {
+				t.removed = d.some()
+				d.note("untrusted %s", t.Subject)
+				break
+			}
+		}
+		for _, name := range names {
+			if t := app.trusts[name]; t != nil && t.removed.IsZero() {
+				left++
+			}
+		}
+		return nil
+	})
+	return left, err
+}
+
+// trusts are the subjects that applications trust.
+func (d *fakeDirectory) trusts() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var out []string
+	for _, app := range d.apps {
+		for _, t := range app.trusts {
+			if t.removed.IsZero() {
+				out = append(out, strings.TrimPrefix(t.Subject, "integration:"+uid+":"))
+			}
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// issuing makes the stage's vault an issuer, with a master of the keys for as long as the test runs.
+func (s *stage) issuing() *signer.Signer {
+	s.t.Helper()
+	sign := signer.New(signer.Config{Issuer: issuerURL, Store: s.store, Keyring: fakeKeyring{}, Poll: time.Minute, Log: s.config.Log})
+	site, err := signer.NewSite(sign, s.config.Log, nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.config.Signer = sign
+	s.entra.federation = &fakeFederation{site: site, subjects: map[string]int{}, signed: map[string]int{}, shown: map[string]bool{}}
+	ctx := s.t.Context()
+	go func() { _ = sign.Run(ctx) }()
+	return sign
+}
+
+// keep has the stage's master keep the keys too.
+func (s *stage) keep(m election.Mastership) {
+	keeper := &signer.Keeper{Store: s.store, Keyring: fakeKeyring{}, Timing: signing.Production(), Poll: time.Minute, Log: s.config.Log}
+	go func() { _ = keeper.Serve(s.t.Context(), m) }()
+}
+
+func (s *stage) serveFederated() {
+	s.t.Helper()
+	s.issuing()
+	m := s.take()
+	s.keep(m)
+	ctx, cancel := context.WithCancel(s.t.Context())
+	s.stop, s.served = cancel, make(chan error, 1)
+	served := s.served
+	go func() { served <- s.serveAs(ctx, m) }()
+}
+
+func TestFederated_ComesAliveWithoutASecret(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.want(store.Integration{Federated: true})
+		s.entra.lag = 5 * time.Minute
+		s.serveFederated()
+		s.until("replicated", time.Hour, func(f store.Facts) bool { return !f.Application.ReadyTime.IsZero() })
+		time.Sleep(time.Hour)
+		if _, conditions := s.registry.last(); conditions != "Replicated+ AwaitingConsent AwaitingConsent" {
+			t.Errorf("before consent conditions are %s", conditions)
+		}
+		f := s.live()
+		time.Sleep(time.Minute)
+		v, _ := f.ByState(credential.Active)
+		if !v.Federated() || v.Sealed != nil || v.KeyID != "" || !v.EndTime.IsZero() {
+			t.Errorf("it is %+v", v)
+		}
+		if got := s.entra.trusts(); !slices.Equal(got, []string{"read", "write"}) {
+			t.Errorf("the application trusts %v", got)
+		}
+		if got := s.entra.keys(); len(got) != 0 || s.entra.count("add") != 0 {
+			t.Errorf("it has passwords: %v", got)
+		}
+		s.entra.set(func(d *fakeDirectory) {
+			if d.federation.subjects["integration:"+uid+":read"] < 4 || d.federation.subjects["integration:"+uid+":write"] != 4 {
+				t.Errorf("it was proven by %v", d.federation.subjects)
+			}
+		})
+		if slices.Contains(s.entra.happened(), "assertion shown again") {
+			t.Error("an assertion was shown twice")
+		}
+		if report, conditions := s.registry.last(); conditions != "Replicated+ PrincipalFound+ Proven+" || report.PrincipalObjectID != "principal" {
+			t.Errorf("conditions are %s, %+v", conditions, report)
+		}
+		// For ever: there is nothing to rotate, and nothing is written.
+		writes := s.entra.count("trust") + s.entra.count("ensure")
+		time.Sleep(10 * 24 * time.Hour)
+		if after := s.facts(); len(after.Versions) != 1 {
+			t.Errorf("after ten days versions are %v", after.Versions)
+		}
+		if now := s.entra.count("trust") + s.entra.count("ensure"); now > writes+22 {
+			t.Errorf("%d looks at the application in ten days", now-writes)
+		}
+		s.stop()
+	})
+}
+
+func TestFederated_ANewKeyIsProvenBeforeTheOldOneGoesAndGraphIsNotAsked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.want(store.Integration{Federated: true})
+		s.serveFederated()
+		first, _ := s.live().ByState(credential.Active)
+		time.Sleep(48 * time.Hour)
+		trusts := s.entra.count("trust")
+		if err := s.store.WantSigningKey(t.Context(), time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		f := s.until("proven under the new key", 6*time.Hour, func(f store.Facts) bool {
+			v, ok := f.ByState(credential.Active)
+			if !ok {
+				t.Fatal("nothing is ACTIVE")
+			}
+			return v.SigningKey != first.SigningKey
+		})
+		v, _ := f.ByState(credential.Active)
+		if v.Number != first.Number+1 || v.ActivateTime.Sub(v.AddTime) < 20*time.Minute {
+			t.Errorf("version %d settled for %s", v.Number, v.ActivateTime.Sub(v.AddTime))
+		}
+		if old, ok := f.ByState(credential.Retiring); !ok || old.ID != first.ID {
+			t.Errorf("the one before is gone at once: %v", f.Versions)
+		}
+		s.until("the old one gone", 2*time.Hour, func(f store.Facts) bool { return len(f.Versions) == 1 })
+		if got := s.entra.count("trust"); got != trusts {
+			t.Errorf("Graph was asked %d times", got-trusts)
+		}
+		// Its key retires, and is shown for a day.
+		time.Sleep(5 * time.Minute)
+		keys, err := s.store.SigningKeys(t.Context())
+		if err != nil || keys[len(keys)-1].State != signing.Retired {
+			t.Errorf("keys are %+v, %v", keys, err)
+		}
+		time.Sleep(25 * time.Hour)
+		if keys, err = s.store.SigningKeys(t.Context()); err != nil || keys[len(keys)-1].State != signing.Removed {
+			t.Errorf("a day later keys are %+v, %v", keys, err)
+		}
+		s.stop()
+	})
+}
+
+func TestFederated_ADroppedKeyIsOverAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.want(store.Integration{Federated: true})
+		s.serveFederated()
+		first, _ := s.live().ByState(credential.Active)
+		time.Sleep(48 * time.Hour)
+		if err := s.store.DropSigningKeys(t.Context(), time.Now(), first.SigningKey); err != nil {
+			t.Fatal(err)
+		}
+		dropped := time.Now()
+		s.until("told", 11*time.Minute, func(f store.Facts) bool {
+			_, ok := f.ByState(credential.Active)
+			return !ok
+		})
+		f := s.until("active again", time.Hour, active)
+		v, _ := f.ByState(credential.Active)
+		// The next key had been shown for two days, so Entra knew it.
+		if v.SigningKey == first.SigningKey || v.ActivateTime.Sub(dropped) > 15*time.Minute {
+			t.Errorf("it took %s", v.ActivateTime.Sub(dropped))
+		}
+		s.entra.set(func(d *fakeDirectory) {
+			if d.federation.signed[v.SigningKey] < 8 {
+				t.Errorf("it was proven by %d tokens", d.federation.signed[v.SigningKey])
+			}
+		})
+		s.stop()
+	})
+}
+
+// usable fails unless a version of the integration works at Entra at this moment.
+func (s *stage) usable(f store.Facts) {
+	s.t.Helper()
+	for _, v := range f.Versions {
+		if v.State != credential.Active && v.State != credential.Retiring {
+			continue
+		}
+		if v.Federated() && slices.Equal(s.entra.trusts(), []string{"read", "write"}) || !v.Federated() && s.entra.works(v.KeyID) {
+			return
+		}
+	}
+	s.t.Errorf("nothing works: %v, at Entra %v and %v", f.Versions, s.entra.keys(), s.entra.trusts())
+}
+
+func TestFederated_TheKindChangesWithoutAGap(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.entra.lag = time.Minute
+		s.serveFederated()
+		f := s.live()
+		secretVersion, _ := f.ByState(credential.Active)
+		if secretVersion.Federated() {
+			t.Fatal("it has no secret")
+		}
+		time.Sleep(2 * time.Hour)
+		for step, federated := range []bool{true, false, true} {
+			s.want(store.Integration{Federated: federated})
+			s.until("of the other kind", 3*time.Hour, func(f store.Facts) bool {
+				s.usable(f)
+				v, ok := f.ByState(credential.Active)
+				return ok && v.Federated() == federated
+			})
+			f := s.until("what was before is gone", 8*time.Hour, func(f store.Facts) bool {
+				s.usable(f)
+				if federated {
+					return len(s.entra.keys()) == 0 && len(s.entra.trusts()) == 2 && len(f.Versions) == 1
+				}
+				return len(s.entra.keys()) == 1 && len(s.entra.trusts()) == 0 && len(f.Versions) == 1
+			})
+			if v, _ := f.ByState(credential.Active); v.Federated() != federated {
+				t.Errorf("step %d: versions are %v", step, f.Versions)
+			}
+			if !federated && (len(s.entra.keys()) != 1 || len(s.entra.trusts()) != 0 || !f.Application.TrustSendTime.IsZero()) {
+				t.Errorf("step %d: at Entra are %v and %v", step, s.entra.keys(), s.entra.trusts())
+			}
+			if _, conditions := s.registry.last(); conditions != "Replicated+ PrincipalFound+ Proven+" {
+				t.Errorf("step %d: conditions are %s", step, conditions)
+			}
+		}
+		s.stop()
+	})
+}
+
+func TestFederated_RepairsWhatSomebodyRemoved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.want(store.Integration{Federated: true})
+		s.serveFederated()
+		s.live()
+		time.Sleep(30 * time.Minute)
+		s.entra.set(func(d *fakeDirectory) {
+			for _, app := range d.apps {
+				clear(app.trusts)
+			}
+		})
+		if err := s.store.WantProbe(t.Context(), uid, time.Now()); err != nil { // as a refused mint does
+			t.Fatal(err)
+		}
+		s.until("repaired", time.Hour, func(store.Facts) bool { return len(s.entra.trusts()) == 2 })
+		s.until("active", time.Hour, func(f store.Facts) bool {
+			v, ok := f.ByState(credential.Active)
+			return ok && v.Works(time.Now(), s.config.Timing)
+		})
+		s.stop()
+	})
+}
+
+func TestFederated_WithoutAnIssuerItSaysSo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.want(store.Integration{Federated: true})
+		s.serve()
+		time.Sleep(time.Hour)
+		if _, conditions := s.registry.last(); !strings.HasSuffix(conditions, " IssuerMissing") {
+			t.Errorf("conditions are %s", conditions)
+		}
+		if got := s.entra.count("add") + s.entra.count("trust"); got != 0 {
+			t.Errorf("%d requests for a credential", got)
+		}
+		if err := s.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestFederated_IsTakenApartWithItsApplication(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.want(store.Integration{Federated: true})
+		s.serveFederated()
+		s.live()
+		s.want(store.Integration{Federated: true, Deleting: true})
+		s.until("gone", 2*time.Hour, func(f store.Facts) bool { return !f.Application.ForgetTime.IsZero() })
+		s.entra.set(func(d *fakeDirectory) {
+			for app := range maps.Values(d.apps) {
+				if !app.purged {
+					t.Error("the application is there still")
+				}
+			}
+		})
+		s.stop()
+	})
+}
