@@ -78,10 +78,14 @@ func credentialReady(now time.Time, f Facts, t Timing) Condition {
 		c.Reason, c.Message = "SecretExpired", "The credential has expired and could not be replaced in time."
 	case ok && !active.Works(now, t):
 		c.Reason, c.Message = "SecretRefused", "Entra ID refuses the credential; a new one is being made."
-	case ok && !active.Federated() && active.EndTime.Sub(now) < f.Wanted.period() && active.Life() > 2*f.Wanted.period():
+	case ok && !active.Federated() && now.Before(f.PauseEndTime) && !now.Before(active.RotateTime(f.Wanted.period(), t)):
+		c.True, c.Reason, c.Message = true, "RotationPaused", "The credential is due to be replaced, and rotation is paused; it still works."
+	case ok && active.late(now, f.Wanted.period()):
 		c.True, c.Reason, c.Message = true, "RotationLate", "The credential could not be replaced when it was due; it still works."
 	case ok:
 		c.True, c.Reason = true, "Proven"
+	case f.upTo(Rotation.compromisingAtOnce) > 0:
+		c.Reason, c.Message = reasonCompromised, "The credential was removed because it was compromised; a new one is being proven."
 	case f.Wanted.Federated && f.Trust.Digest == "":
 		c.Reason, c.Message = "IssuerMissing", "The vault is not an issuer: its configuration names none. Until then use a client secret."
 	case f.Wanted.Federated && !f.trusted() && a.Failures > 0:
@@ -94,4 +98,17 @@ func credentialReady(now time.Time, f Facts, t Timing) Condition {
 		c.Reason, c.Message = "Proving", "The credential is being proven."
 	}
 	return c
+}
+
+// late reports whether the version should have been replaced: less than a period of its life is left, or, where a policy keeps lives
+// so short that there never is much more, less than a quarter of it.
+func (v Version) late(now time.Time, period time.Duration) bool {
+	if v.Federated() {
+		return false
+	}
+	least := period
+	if v.Life()/3 < period {
+		least = v.Life() / 4
+	}
+	return v.EndTime.Sub(now) < least
 }

@@ -165,11 +165,15 @@ func Decide(now time.Time, facts Facts, t Timing) Action {
 		// Absence is an alarm. What works goes on working.
 		return Wait{Until: now.Add(t.ReconcileInterval), Reason: "IntegrationMissing"}
 	case facts.Wanted.Deleting:
-		if a := p.dismantle(); a != nil {
-			return a
+		for _, step := range []func() Action{p.progress, p.dismantle} {
+			if a := step(); a != nil {
+				return a
+			}
 		}
 	default:
-		for _, step := range []func() Action{p.transition, p.ensure, p.trust, p.remove, p.untrust, p.add, p.askHome, p.prove, p.ask, p.read, p.sweep} {
+		for _, step := range []func() Action{
+			p.wantedAgain, p.transition, p.progress, p.ensure, p.trust, p.remove, p.untrust, p.add, p.askHome, p.prove, p.ask, p.read, p.sweep,
+		} {
 			if a := step(); a != nil {
 				return a
 			}
@@ -199,6 +203,9 @@ func (p *plan) transition() Action {
 			return Apply{Change: f.lost(p.now, p.t, v), Why: "AnswerLost"}
 		}
 	}
+	if c, ok := p.takeBack(); ok {
+		return Apply{Change: c, Why: reasonCompromised}
+	}
 	for _, v := range f.Versions {
 		if c, ok := p.dropped(v); ok {
 			return Apply{Change: c, Why: "SigningKeyDropped"}
@@ -206,7 +213,7 @@ func (p *plan) transition() Action {
 		if v.State == Intended && f.Wanted.Federated {
 			next := v
 			next.State, next.Reason = Abandoned, "KindChanged"
-			return Apply{Change: Change{Moves: []Move{{Intended, next}}}, Why: "KindChanged"}
+			return Apply{Change: Change{Moves: []Move{{From: Intended, Version: next}}}, Why: "KindChanged"}
 		}
 	}
 	for _, v := range f.Versions {
@@ -225,6 +232,17 @@ func (p *plan) transition() Action {
 	return nil
 }
 
+// wantedAgain forgets how far an integration was taken apart that the registry no longer deletes: it was restored from a backup. Should
+// it be deleted again, that begins anew.
+func (p *plan) wantedAgain() Action {
+	a := p.facts.Application
+	if a.LeaseEndTime.IsZero() && a.DeleteTime.IsZero() && a.AbsenceTime.IsZero() {
+		return nil
+	}
+	a.LeaseEndTime, a.DeleteTime, a.PurgeTime, a.Absences, a.AbsenceTime = time.Time{}, time.Time{}, time.Time{}, 0, time.Time{}
+	return Apply{Change: Change{Application: &a}, Why: "WantedAgain"}
+}
+
 // pending finds what follows for a version that is not ACTIVE yet.
 func (p *plan) pending(v Version) (Change, string) {
 	f, a := p.facts, p.facts.Application
@@ -241,13 +259,13 @@ func (p *plan) pending(v Version) (Change, string) {
 		next := v
 		next.State, next.PropagateTime = Propagating, p.now
 		next.Proofs, next.Refusals, next.RefusedSince = 0, 0, time.Time{}
-		return Change{Moves: []Move{{Staged, next}}}, "Consented"
+		return Change{Moves: []Move{{From: Staged, Version: next}}}, "Consented"
 	case v.State == Staged:
 		return Change{}, ""
 	case !a.Consented:
 		next := v
 		next.State, next.Proofs = Staged, 0
-		return Change{Moves: []Move{{Propagating, next}}}, "ConsentLost"
+		return Change{Moves: []Move{{From: Propagating, Version: next}}}, "ConsentLost"
 	case v.Proofs >= p.t.Proofs:
 		if !p.due(p.settled(v)) {
 			return Change{}, ""
@@ -316,7 +334,7 @@ func (p *plan) remove() Action {
 				// Its key signs for others too, and its federated credentials for versions to come.
 				return Apply{Change: p.facts.Removed(p.now, v), Why: "Removed"}
 			}
-			if p.due(v.RevokeTime.Add(p.t.RemoveDelay)) && p.due(v.NextTime) && p.writable() {
+			if p.due(p.removeTime(v)) && p.due(v.NextTime) && p.writable() {
 				return Remove{Version: v}
 			}
 		case Abandoned: // with a password that is known, or it would not be among the facts
@@ -332,16 +350,19 @@ func (p *plan) remove() Action {
 // add has a password made when a version is wanted.
 func (p *plan) add() Action {
 	f, a := p.facts, p.facts.Application
-	end := p.now.Add(p.t.Life(f.Wanted.period(), a.LifeLimit))
 	if v, ok := f.ByState(Intended); ok {
 		if p.due(v.NextTime) && p.writable() {
-			return Add{Version: v, End: end}
+			return Add{Version: v, End: p.now.Add(f.life(p.t, v))}
 		}
 		return nil
 	}
 	at, wanted := p.successor()
+	again := a.AddNextTime
+	if f.askTime().After(a.WriteTime) && !f.Wanted.Federated {
+		again = time.Time{} // whoever asks may have mended what was in the way
+	}
 	switch {
-	case !wanted, !p.due(at), !p.due(a.AddNextTime):
+	case !wanted, !p.due(at), !p.due(again):
 		return nil
 	case f.Wanted.Federated:
 		if f.trusted() && f.Trust.Key != "" {
@@ -349,6 +370,7 @@ func (p *plan) add() Action {
 		}
 		return nil
 	case p.writable():
+		end := p.now.Add(f.life(p.t, Version{Number: f.LastNumber + 1}))
 		return Add{End: end}
 	}
 	return nil
@@ -365,19 +387,21 @@ func (p *plan) successor() (at time.Time, wanted bool) {
 		if v, ok = f.ByState(Active); !ok || !v.Works(p.now, p.t) {
 			return time.Time{}, true
 		}
-		if v.Recovery < f.Recovery.Number {
+		if v.Recovery < f.Recovery.Number || f.compromised(v) {
 			return time.Time{}, true // only one that was begun since shows what may go
 		}
 	}
 	switch {
 	case v.Federated() != f.Wanted.Federated:
 		return time.Time{}, true
+	case v.Federated() && v.Number <= f.upTo(Rotation.Open):
+		return time.Time{}, true
 	case v.Federated():
 		return f.Trust.KeyTime.Add(v.spread(f.Wanted.period())), !f.fits(v)
 	case v.State == Staged:
 		return v.renewTime(), true
 	}
-	return v.RotateTime(f.Wanted.period(), p.t), true
+	return p.replaceTime(v), true
 }
 
 // askHome has the application's replication watched in the home tenant, until it has been seen often enough.
@@ -511,12 +535,12 @@ func (p *plan) dismantle() Action {
 		switch v.State {
 		case Intended:
 			next.State = Abandoned
-			return Apply{Change: Change{Moves: []Move{{Intended, next}}}, Why: "Deleting"}
+			return Apply{Change: Change{Moves: []Move{{From: Intended, Version: next}}}, Why: "Deleting"}
 		case Staged, Propagating:
 			return Apply{Change: revoke(p.now, v, "Deleting"), Why: "Deleting"}
 		case Active:
 			next.State, next.RetireTime = Retiring, p.now
-			return Apply{Change: Change{Moves: []Move{{Active, next}}}, Why: "Deleting"}
+			return Apply{Change: Change{Moves: []Move{{From: Active, Version: next}}}, Why: "Deleting"}
 		case Retiring:
 			if v.Holders == 0 {
 				return Apply{Change: revoke(p.now, v, "Deleting"), Why: "Deleting"}

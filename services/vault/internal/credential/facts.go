@@ -21,6 +21,10 @@ type Facts struct {
 	Recovery Recovery
 	// Trust is what federated versions stand on.
 	Trust Trust
+	// Rotations are those that somebody asked for and that have not ended.
+	Rotations []Rotation
+	// PauseEndTime is when rotation by schedule goes on; it may be over.
+	PauseEndTime time.Time
 }
 
 // DefaultPeriod is how often a credential is replaced unless something else is wanted.
@@ -191,6 +195,8 @@ func (f Facts) ProbeVersion(now time.Time, t Timing) (Version, bool) {
 type Move struct {
 	From    State
 	Version Version
+	// DespiteHolders lets a version go to REVOKING that is held.
+	DespiteHolders bool
 }
 
 // Change is what one step makes of the facts: rows to be written in one transaction.
@@ -199,8 +205,10 @@ type Change struct {
 	Application *Application
 	// Intent is a version that is new.
 	Intent *Version
-	// Moves are versions that change. A version that goes to REVOKING must not be held.
+	// Moves are versions that change. A version that goes to REVOKING must not be held, unless the move says so.
 	Moves []Move
+	// Rotations are those that came further.
+	Rotations []RotationMove
 	// Strays replaces the strays when ReplaceStrays is set.
 	Strays        []Stray
 	ReplaceStrays bool
@@ -223,6 +231,14 @@ func (f Facts) With(c Change) Facts {
 		f.LastNumber = max(f.LastNumber, c.Intent.Number)
 	}
 	f.Versions = slices.DeleteFunc(f.Versions, func(v Version) bool { return !v.Open() })
+	f.Rotations = slices.Clone(f.Rotations)
+	for _, m := range c.Rotations {
+		i := slices.IndexFunc(f.Rotations, func(r Rotation) bool { return r.ID == m.Rotation.ID })
+		if i >= 0 {
+			f.Rotations[i] = m.Rotation
+		}
+	}
+	f.Rotations = slices.DeleteFunc(f.Rotations, func(r Rotation) bool { return !r.Open() })
 	if c.ReplaceStrays {
 		f.Strays = c.Strays
 	}

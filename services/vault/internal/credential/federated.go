@@ -53,13 +53,13 @@ func (p *plan) dropped(v Version) (Change, bool) {
 		return revoke(p.now, v, reason), true
 	case Active:
 		next.State, next.RetireTime, next.EndTime, next.Reason = Retiring, p.now, p.now, reason
-		return Change{Moves: []Move{{Active, next}}}, true
+		return Change{Moves: []Move{{From: Active, Version: next}}}, true
 	case Retiring:
 		if v.ended(p.now) {
 			return Change{}, false
 		}
 		next.EndTime, next.Reason = p.now, reason
-		return Change{Moves: []Move{{Retiring, next}}}, true
+		return Change{Moves: []Move{{From: Retiring, Version: next}}}, true
 	case Intended, Revoking, Revoked, Abandoned:
 	}
 	return Change{}, false

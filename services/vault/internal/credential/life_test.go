@@ -83,10 +83,12 @@ func (w *world) commit(c credential.Change) {
 			w.failf("move from %s of a version that is %s", m.From, before.State)
 		case m.From != m.Version.State && !credential.Allowed(m.From, m.Version.State):
 			w.failf("no transition from %s to %s", m.From, m.Version.State)
-		case m.From != credential.Revoking && m.Version.State == credential.Revoking && before.Holders > 0:
+		case m.From != credential.Revoking && m.Version.State == credential.Revoking && before.Holders > 0 && !(m.DespiteHolders && w.compromised(before)):
 			w.failf("%s is revoked while it is held", before)
 		case m.From != m.Version.State && w.facts.Wanted.Deleting && w.facts.Application.LeaseEndTime.IsZero():
 			w.failf("%s is taken back before the leases have ended", before)
+		case m.From == credential.Retiring && m.Version.State == credential.Revoking && m.DespiteHolders:
+			w.judgeTakingBack(before)
 		case m.From == credential.Retiring && m.Version.State == credential.Revoking && !w.facts.Wanted.Deleting && w.now.Sub(before.RetireTime) < w.timing.Retiring:
 			w.failf("%s retired for %s only", before, w.now.Sub(before.RetireTime))
 		case m.From == credential.Propagating && m.Version.State == credential.Active:
@@ -96,6 +98,9 @@ func (w *world) commit(c credential.Change) {
 	}
 	if c.Intent != nil {
 		w.rows[c.Intent.ID] = *c.Intent
+	}
+	for _, m := range c.Rotations {
+		w.judgeRotation(m.Rotation)
 	}
 	active := 0
 	for _, v := range w.rows {
@@ -122,7 +127,7 @@ func (w *world) judgePromotion(v credential.Version) {
 // judgeUsable holds that once there was an ACTIVE version something that may be delivered from works at Entra, unless the
 // customer took that away.
 func (w *world) judgeUsable() {
-	if w.withdrawn || w.facts.Wanted.Deleting || w.facts.Application.ActivateTime.IsZero() {
+	if w.withdrawn || w.facts.Wanted.Deleting || w.facts.Application.ActivateTime.IsZero() || w.inGap() {
 		return
 	}
 	for _, v := range w.facts.Versions {
@@ -432,6 +437,18 @@ func (w *world) event() {
 				w.facts.Probe.Finding, w.facts.Probe.PrincipalObjectID = finding, oid
 			}
 		}
+	case 10:
+		w.ask(credential.Rotation{Reason: credential.Scheduled})
+	case 11:
+		if w.rand.IntN(4) == 0 {
+			w.ask(credential.Rotation{Reason: credential.Compromised, Immediately: w.rand.IntN(2) == 0})
+		}
+	case 12:
+		if w.rand.IntN(4) == 0 {
+			w.facts.PauseEndTime = w.now.Add(time.Duration(1 + w.rand.Int64N(int64(credential.LongestPause))))
+		}
+	case 13:
+		w.facts.PauseEndTime = time.Time{}
 	}
 }
 
@@ -472,7 +489,7 @@ func live(t *testing.T, seed uint64) {
 	w := newWorld(t, seed)
 	trouble := w.faults
 	w.run(w.now.Add(10*24*time.Hour), true)
-	w.faults, w.consent = 0, true
+	w.faults, w.consent, w.facts.PauseEndTime = 0, true, time.Time{}
 	for id, v := range w.rows {
 		w.hold(id, -v.Holders)
 	}
@@ -480,6 +497,9 @@ func live(t *testing.T, seed uint64) {
 
 	if _, ok := w.facts.ByState(credential.Active); !ok {
 		w.failf("after two days of peace nothing is ACTIVE")
+	}
+	if len(w.facts.Rotations) > 0 {
+		w.failf("after two days of peace a rotation has not ended: %+v", w.facts.Rotations)
 	}
 	known := map[string]bool{}
 	for _, v := range w.rows {

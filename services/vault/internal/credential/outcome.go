@@ -71,10 +71,10 @@ func (f Facts) Ensured(now time.Time, made MadeApplication) Change {
 				c.Moves = append(c.Moves, revoke(now, v, "ApplicationReplaced").Moves...)
 			case Active:
 				next.State, next.RetireTime, next.EndTime, next.Reason = Retiring, now, now, "ApplicationReplaced"
-				c.Moves = append(c.Moves, Move{Active, next})
+				c.Moves = append(c.Moves, Move{From: Active, Version: next})
 			case Retiring:
 				next.EndTime = now
-				c.Moves = append(c.Moves, Move{Retiring, next})
+				c.Moves = append(c.Moves, Move{From: Retiring, Version: next})
 			case Intended, Revoking, Revoked, Abandoned:
 			}
 		}
@@ -150,7 +150,7 @@ func (f Facts) Resending(now time.Time, v Version) (Change, Version) {
 	a := f.Application
 	a.WriteTime = now
 	v.SendTime = now
-	return Change{Application: &a, Moves: []Move{{Intended, v}}}, v
+	return Change{Application: &a, Moves: []Move{{From: Intended, Version: v}}}, v
 }
 
 // Added takes in the password of an INTENDED version, its text already encrypted.
@@ -158,10 +158,14 @@ func (f Facts) Added(now time.Time, v Version, made MadePassword, sealed []byte)
 	a := f.Application
 	a.WriteTime = now
 	a.AddCode = ""
+	stretched := f.stretches(v)
 	v.State, v.SendTime, v.AddTime = Staged, time.Time{}, now
 	v.KeyID, v.StartTime, v.EndTime, v.Sealed = made.KeyID, made.StartTime, made.EndTime, sealed
 	if v.StartTime.IsZero() {
 		v.StartTime = now
+	}
+	if stretched {
+		a.LifeLimit = max(a.LifeLimit, v.Life())
 	}
 	v.Attempts, v.NextTime = 0, time.Time{}
 	if a.Consented {
@@ -169,7 +173,7 @@ func (f Facts) Added(now time.Time, v Version, made MadePassword, sealed []byte)
 	} else {
 		a.AddFailures = 0
 	}
-	return Change{Application: &a, Moves: []Move{{Intended, v}}}
+	return Change{Application: &a, Moves: []Move{{From: Intended, Version: v}}}
 }
 
 // AddFailed takes in that there is no password, or none whose text is known.
@@ -180,13 +184,16 @@ func (f Facts) AddFailed(now time.Time, t Timing, v Version, failure Failure) Ch
 	again := func(delay time.Duration) Change {
 		v.SendTime = time.Time{}
 		v.NextTime = now.Add(delay)
-		return Change{Application: &a, Moves: []Move{{Intended, v}}}
+		return Change{Application: &a, Moves: []Move{{From: Intended, Version: v}}}
 	}
 	life := t.Life(f.Wanted.period(), a.LifeLimit)
 	switch {
 	case failure.Kind == Again, failure.Kind == Missing:
 		v.Attempts++
 		return again(t.backoff(v.Attempts, failure.RetryAfter))
+	case failure.Kind == TooLong && f.stretches(v):
+		v.Attempts++ // the policy is as it was
+		return again(t.WriteSpacing)
 	case failure.Kind == TooLong && life > t.shortestLife():
 		a.LifeLimit = max(life/2, t.shortestLife())
 		return again(t.WriteSpacing)
@@ -210,7 +217,7 @@ func (f Facts) abandoned(now time.Time, t Timing, v Version, reason string) Chan
 	a.AddNextTime = now.Add(t.backoff(a.AddFailures, 0))
 	from := v.State
 	v.State, v.Reason, v.Attempts, v.NextTime = Abandoned, reason, 0, time.Time{}
-	return Change{Application: &a, Moves: []Move{{from, v}}}
+	return Change{Application: &a, Moves: []Move{{From: from, Version: v}}}
 }
 
 // promoted makes a proven version ACTIVE, and the one before it RETIRING, in one.
@@ -223,10 +230,10 @@ func (f Facts) promoted(now time.Time, v Version) Change {
 	c := Change{Application: &a}
 	if old, ok := f.ByState(Active); ok {
 		old.State, old.RetireTime = Retiring, now
-		c.Moves = append(c.Moves, Move{Active, old})
+		c.Moves = append(c.Moves, Move{From: Active, Version: old})
 	}
 	v.State, v.ActivateTime = Active, now
-	c.Moves = append(c.Moves, Move{Propagating, v})
+	c.Moves = append(c.Moves, Move{From: Propagating, Version: v})
 	return c
 }
 
@@ -237,7 +244,7 @@ func revoke(now time.Time, v Version, reason string) Change {
 	if reason != "" {
 		v.Reason = reason
 	}
-	return Change{Moves: []Move{{from, v}}}
+	return Change{Moves: []Move{{From: from, Version: v}}}
 }
 
 // Removed takes in that a version's password is gone.
@@ -249,7 +256,7 @@ func (f Facts) Removed(now time.Time, v Version) Change {
 		v.State = Revoked
 	}
 	v.RemoveTime, v.Sealed, v.NextTime = now, nil, time.Time{}
-	return Change{Application: &a, Moves: []Move{{from, v}}}
+	return Change{Application: &a, Moves: []Move{{From: from, Version: v}}}
 }
 
 // RemoveFailed takes in that it may still be there. Where the application itself is gone, or about to go, its not being found is
@@ -260,14 +267,18 @@ func (f Facts) RemoveFailed(now time.Time, t Timing, v Version, failure Failure)
 		return f.Removed(now, v)
 	}
 	a.WriteTime = now
-	return Change{Application: &a, Moves: f.Postponed(now, t, v, failure.RetryAfter).Moves}
+	moves := f.Postponed(now, t, v, failure.RetryAfter).Moves
+	if soon := now.Add(max(compromisedRetry, min(failure.RetryAfter, t.RetryMax))); f.compromised(v) {
+		moves[0].Version.NextTime = earliest(moves[0].Version.NextTime, soon)
+	}
+	return Change{Application: &a, Moves: moves}
 }
 
 // Postponed takes in that nothing was learnt about a version, and puts it off.
 func (f Facts) Postponed(now time.Time, t Timing, v Version, retryAfter time.Duration) Change {
 	v.Attempts++
 	v.NextTime = now.Add(t.backoff(v.Attempts, retryAfter))
-	return Change{Moves: []Move{{v.State, v}}}
+	return Change{Moves: []Move{{From: v.State, Version: v}}}
 }
 
 // Swept takes in that a stray password is gone.
@@ -292,7 +303,7 @@ func (f Facts) AskedHome(now time.Time, t Timing, v Version, finding Finding) Ch
 		a.ReadyTime = now
 	}
 	v.Attempts, v.NextTime = 0, time.Time{}
-	return Change{Application: &a, Moves: []Move{{v.State, v}}}
+	return Change{Application: &a, Moves: []Move{{From: v.State, Version: v}}}
 }
 
 // Proved takes in one proof, or its failure.
@@ -362,7 +373,7 @@ func (f Facts) heard(now time.Time, t Timing, v Version, p Probe) Change {
 	}
 	c := Change{Application: &a}
 	if known {
-		c.Moves = []Move{{v.State, v}}
+		c.Moves = []Move{{From: v.State, Version: v}}
 	}
 	return c
 }

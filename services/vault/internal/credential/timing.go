@@ -39,7 +39,8 @@ type Timing struct {
 	// RetryMin and RetryMax bound the back-off after failures.
 	RetryMin time.Duration `yaml:"retry_min"`
 	RetryMax time.Duration `yaml:"retry_max"`
-	// LongestHold is the longest grant that may hold a client secret itself.
+	// LongestHold is how long after it was given to a lease a client secret may be held. Grants that would hold it longer are refused it, or
+	// their extension.
 	LongestHold time.Duration `yaml:"longest_hold"`
 	// HoldMargin lies at least between the end of a grant that holds a client secret and the secret's own.
 	HoldMargin time.Duration `yaml:"hold_margin"`
@@ -90,7 +91,7 @@ func Development() Timing {
 		EnsureInterval:    time.Minute,
 		RetryMin:          250 * time.Millisecond,
 		RetryMax:          5 * time.Second,
-		LongestHold:       time.Minute,
+		LongestHold:       time.Hour,
 		HoldMargin:        5 * time.Second,
 	}
 }
@@ -147,6 +148,9 @@ func (t Timing) Validate(development bool) error {
 	if t.RetryMax < t.RetryMin {
 		add("retry_max: must be at least retry_min")
 	}
+	if t.HoldMargin > maxHoldMargin {
+		add("hold_margin: must be at most %s", maxHoldMargin)
+	}
 	if t.LongestHold < 0 {
 		add("longest_hold: must not be negative")
 	}
@@ -155,6 +159,9 @@ func (t Timing) Validate(development bool) error {
 	}
 	return errors.Join(problems...)
 }
+
+// maxHoldMargin leaves a good part of the shortest lives for the secret to be held.
+const maxHoldMargin = 15 * time.Minute
 
 // proving is how long the proofs of a version take when none fails.
 func (t Timing) proving() time.Duration { return time.Duration(t.Proofs) * t.ProofSpacing }

@@ -1,0 +1,51 @@
+package credential
+
+import "time"
+
+const (
+	// removalLag is how long Entra may take to refuse a removed secret everywhere: as long as it takes at most to know a new one.
+	removalLag = 20 * time.Minute
+	// tokenLife is the longest that Entra chooses by default for an access token, 60 to 90 minutes at random. Source: "Access tokens in the
+	// Microsoft identity platform", token lifetime.
+	tokenLife = 90 * time.Minute
+)
+
+// Exposure is for how long whoever has an old secret, or a token made from one, can use it.
+type Exposure struct {
+	// EndTime is when it ends at the latest; zero when there was nothing to be exposed.
+	EndTime time.Time
+	// RemovalLag and TokenLife are what was reckoned with.
+	RemovalLag, TokenLife time.Duration
+	// Remedies are what would shorten it, for people; none once it is over.
+	Remedies []string
+}
+
+// ExposureOf says how long what a rotation replaces can be used; oldEnd is when the last of it expires by itself, zero when nothing is left.
+func ExposureOf(now time.Time, r Rotation, oldEnd time.Time) Exposure {
+	e := Exposure{RemovalLag: removalLag, TokenLife: tokenLife}
+	switch {
+	case r.UpTo == 0:
+		return e
+	case !r.RemoveTime.IsZero():
+		e.EndTime = r.RemoveTime.Add(removalLag + tokenLife)
+	case !oldEnd.IsZero():
+		e.EndTime = oldEnd.Add(tokenLife)
+	}
+	if !e.EndTime.IsZero() && !now.Before(e.EndTime) {
+		return e
+	}
+	if r.RemoveTime.IsZero() && !r.Immediately {
+		switch {
+		case r.State == RotationAbandoned:
+			e.Remedies = append(e.Remedies, "Ask for another rotation.")
+		case r.Reason == Scheduled:
+			e.Remedies = append(e.Remedies, "If somebody may have the old secret: ask for a rotation with the reason COMPROMISED, which waits neither for those who hold it nor for an hour.")
+		default:
+			e.Remedies = append(e.Remedies, "Ask for the rotation again with immediately: the old secret is removed before the new one is proven, and runs fail meanwhile.")
+		}
+	}
+	e.Remedies = append(e.Remedies,
+		"Have the customer's administrator disable the service principal: no new tokens are issued then, not to runs either. What was issued is taken until it expires.",
+		"Have the customer remove the principal's role assignments: tokens that live on open nothing then, within ten minutes as a rule.")
+	return e
+}

@@ -1,0 +1,450 @@
+package credential_test
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"phasekey.dev/services/vault/internal/credential"
+)
+
+// rotation returns one that is PENDING and replaces version 1.
+func rotation(reason credential.RotationReason, edit ...func(*credential.Rotation)) credential.Rotation {
+	r := credential.Rotation{ID: "r", Reason: reason, UpTo: 1, State: credential.RotationPending, CreateTime: epoch}
+	for _, e := range edit {
+		e(&r)
+	}
+	return r
+}
+
+func immediately(r *credential.Rotation) { r.Immediately = true }
+
+func in(state credential.RotationState) func(r *credential.Rotation) {
+	return func(r *credential.Rotation) { r.State = state }
+}
+
+// asked adds rotations to facts.
+func asked(f credential.Facts, all ...credential.Rotation) credential.Facts {
+	f.Rotations = append(f.Rotations, all...)
+	return f
+}
+
+func TestDecide_Rotations(t *testing.T) {
+	timing := credential.Production()
+	ago := func(d time.Duration) time.Time { return epoch.Add(-d) }
+	held := func(v *credential.Version) { v.Holders = 3 }
+	fresh := func(v *credential.Version) { v.AddTime, v.PropagateTime = ago(time.Minute), ago(time.Minute) }
+	retired := func(v *credential.Version) { v.RetireTime = ago(time.Minute) }
+	due := func(v *credential.Version) { v.ActivateTime = ago(40 * time.Hour) }
+	first := version("a", 1, credential.Active)
+	for _, tt := range []struct {
+		name  string
+		facts func() credential.Facts
+		want  string
+		check func(t *testing.T, a credential.Action)
+	}{
+		{name: "one that is asked for begins at once", want: "add_password", facts: func() credential.Facts {
+			return asked(facts(first), rotation(credential.Scheduled))
+		}},
+		{name: "it joins what is under way", want: "apply Progress", facts: func() credential.Facts {
+			return asked(facts(first, version("b", 2, credential.Propagating, fresh)), rotation(credential.Scheduled))
+		}, check: func(t *testing.T, a credential.Action) {
+			if r := a.(credential.Apply).Change.Rotations[0].Rotation; r.State != credential.RotationPropagating || r.New != 2 {
+				t.Errorf("it becomes %+v", r)
+			}
+		}},
+		{name: "it does not wait for a back-off from before", want: "add_password", facts: func() credential.Facts {
+			f := asked(facts(first), rotation(credential.Scheduled, func(r *credential.Rotation) { r.StateReason = "Policy" }))
+			f.Application.AddNextTime, f.Application.WriteTime, f.Application.AddCode = epoch.Add(time.Hour), ago(time.Minute), "Policy"
+			return f
+		}},
+		{name: "but for one from afterwards", want: "wait", facts: func() credential.Facts {
+			f := asked(facts(first), rotation(credential.Scheduled, func(r *credential.Rotation) { r.StateReason, r.CreateTime = "Policy", ago(time.Hour) }))
+			f.Application.AddNextTime, f.Application.WriteTime, f.Application.AddCode = epoch.Add(time.Hour), ago(time.Minute), "Policy"
+			return f
+		}},
+		{name: "what a rotation by schedule replaces retires for an hour", want: "wait", facts: func() credential.Facts {
+			return asked(facts(version("a", 1, credential.Retiring, retired), version("b", 2, credential.Active)),
+				rotation(credential.Scheduled, in(credential.RotationActivated), func(r *credential.Rotation) { r.New = 2 }))
+		}},
+		{name: "what is compromised stays until a new one is there", want: "add_password", facts: func() credential.Facts {
+			return asked(facts(first), rotation(credential.Compromised))
+		}},
+		{name: "and that one settles", want: "wait", facts: func() credential.Facts {
+			return asked(facts(first, version("b", 2, credential.Propagating, fresh)),
+				rotation(credential.Compromised, in(credential.RotationPropagating), func(r *credential.Rotation) { r.New = 2 }))
+		}, check: func(t *testing.T, a credential.Action) {
+			if w, want := a.(credential.Wait), epoch.Add(19*time.Minute-8*7*time.Second); !w.Until.Equal(want) {
+				t.Errorf("waits until %s, want %s", w.Until, want)
+			}
+		}},
+		{name: "then it goes at once, whoever holds it", want: "apply Compromised", facts: func() credential.Facts {
+			return asked(facts(version("a", 1, credential.Retiring, retired, held), version("b", 2, credential.Active)), rotation(credential.Compromised))
+		}, check: func(t *testing.T, a credential.Action) {
+			m := a.(credential.Apply).Change.Moves[0]
+			if m.Version.State != credential.Revoking || !m.DespiteHolders || m.Version.Reason != "Compromised" {
+				t.Errorf("the move is %+v", m)
+			}
+		}},
+		{name: "so do those that retired before", want: "apply Compromised", facts: func() credential.Facts {
+			return asked(facts(version("a", 1, credential.Retiring, retired, held), version("b", 2, credential.Revoking), version("c", 3, credential.Active)),
+				rotation(credential.Compromised, func(r *credential.Rotation) { r.UpTo = 2 }))
+		}},
+		{name: "its removal waits for nothing", want: "remove_password", facts: func() credential.Facts {
+			return asked(facts(version("a", 1, credential.Revoking, func(v *credential.Version) { v.RevokeTime = epoch }), version("b", 2, credential.Active)),
+				rotation(credential.Compromised, in(credential.RotationActivated), func(r *credential.Rotation) { r.New = 2 }))
+		}},
+		{name: "that of another does", want: "wait", facts: func() credential.Facts {
+			return asked(facts(version("a", 1, credential.Revoking, func(v *credential.Version) { v.RevokeTime = epoch }), version("b", 2, credential.Active)),
+				rotation(credential.Scheduled, in(credential.RotationActivated), func(r *credential.Rotation) { r.New = 2 }))
+		}},
+		{name: "immediately, the old one goes first", want: "apply Compromised", facts: func() credential.Facts {
+			return asked(facts(first), rotation(credential.Compromised, immediately))
+		}, check: func(t *testing.T, a credential.Action) {
+			if got := a.(credential.Apply).Change.Moves[0].Version.State; got != credential.Retiring {
+				t.Errorf("it becomes %s", got)
+			}
+		}},
+		{name: "and right on", want: "apply Compromised", facts: func() credential.Facts {
+			return asked(facts(version("a", 1, credential.Retiring, held)), rotation(credential.Compromised, immediately))
+		}},
+		{name: "its removal comes before the new one", want: "remove_password", facts: func() credential.Facts {
+			return asked(facts(version("a", 1, credential.Revoking, func(v *credential.Version) { v.RevokeTime = epoch })), rotation(credential.Compromised, immediately))
+		}},
+		{name: "and that one need not settle", want: "prove", facts: func() credential.Facts {
+			return asked(facts(version("b", 2, credential.Propagating, fresh)),
+				rotation(credential.Compromised, immediately, in(credential.RotationPropagating), func(r *credential.Rotation) { r.New, r.RemoveTime = 2, epoch }))
+		}},
+		{name: "what was never given away goes at once", want: "apply Compromised", facts: func() credential.Facts {
+			return asked(facts(first, version("b", 2, credential.Propagating, fresh)), rotation(credential.Compromised, func(r *credential.Rotation) { r.UpTo = 2 }))
+		}, check: func(t *testing.T, a credential.Action) {
+			if v := a.(credential.Apply).Change.Moves[0].Version; v.ID != "b" || v.State != credential.Revoking {
+				t.Errorf("%s goes", v)
+			}
+		}},
+		{name: "an intent from before is given up without a penalty", want: "apply Compromised", facts: func() credential.Facts {
+			return asked(facts(first, version("b", 2, credential.Intended)), rotation(credential.Compromised, func(r *credential.Rotation) { r.UpTo = 2 }))
+		}, check: func(t *testing.T, a credential.Action) {
+			if c := a.(credential.Apply).Change; c.Moves[0].Version.State != credential.Abandoned || c.Application != nil {
+				t.Errorf("the change is %+v", c)
+			}
+		}},
+		{name: "a pause puts off what is due", want: "wait", facts: func() credential.Facts {
+			f := facts(version("a", 1, credential.Active, due))
+			f.PauseEndTime = epoch.Add(2 * time.Hour)
+			return f
+		}},
+		{name: "until it is over", want: "add_password", facts: func() credential.Facts {
+			f := facts(version("a", 1, credential.Active, due))
+			f.PauseEndTime = epoch
+			return f
+		}},
+		{name: "it puts off what was asked for", want: "wait", facts: func() credential.Facts {
+			f := asked(facts(first), rotation(credential.Scheduled))
+			f.PauseEndTime = epoch.Add(2 * time.Hour)
+			return f
+		}},
+		{name: "not what is compromised", want: "add_password", facts: func() credential.Facts {
+			f := asked(facts(first), rotation(credential.Compromised))
+			f.PauseEndTime = epoch.Add(2 * time.Hour)
+			return f
+		}},
+		{name: "nor what is broken", want: "add_password", facts: func() credential.Facts {
+			f := facts(version("a", 1, credential.Active, func(v *credential.Version) { v.Refusals = timing.RefusalLimit }))
+			f.PauseEndTime = epoch.Add(2 * time.Hour)
+			return f
+		}},
+		{name: "nor what a restored database knows of", want: "add_password", facts: func() credential.Facts {
+			f := facts(first)
+			f.PauseEndTime, f.Recovery = epoch.Add(2*time.Hour), credential.Recovery{Number: 1, Time: epoch}
+			return f
+		}},
+		{name: "nor beyond the last moment", want: "add_password", facts: func() credential.Facts {
+			f := facts(version("a", 1, credential.Active, due, func(v *credential.Version) { v.StartTime, v.EndTime = ago(60*time.Hour), epoch.Add(12*time.Hour) }))
+			f.PauseEndTime = epoch.Add(2 * time.Hour)
+			return f
+		}},
+		{name: "which it waits for", want: "wait", facts: func() credential.Facts {
+			f := facts(version("a", 1, credential.Active, due, func(v *credential.Version) { v.StartTime, v.EndTime = ago(59*time.Hour), epoch.Add(13*time.Hour) }))
+			f.Application.ReadTime, f.Application.ObserveTime = epoch, epoch
+			f.PauseEndTime = epoch.Add(7 * 24 * time.Hour)
+			return f
+		}},
+		{name: "an integration that is deleted ends its rotations", want: "apply Progress", facts: func() credential.Facts {
+			f := asked(facts(first), rotation(credential.Compromised))
+			f.Wanted.Deleting = true
+			return f
+		}, check: func(t *testing.T, a credential.Action) {
+			if r := a.(credential.Apply).Change.Rotations[0].Rotation; r.State != credential.RotationAbandoned || r.StateReason != "IntegrationDeleting" {
+				t.Errorf("it becomes %+v", r)
+			}
+		}},
+		{name: "one whose deletion is taken back forgets how far that was", want: "apply WantedAgain", facts: func() credential.Facts {
+			f := facts(version("a", 1, credential.Retiring, retired))
+			f.Application.LeaseEndTime, f.Application.DeleteTime, f.Application.Absences, f.Application.AbsenceTime = epoch, epoch, 1, epoch
+			return f
+		}, check: func(t *testing.T, a credential.Action) {
+			c := a.(credential.Apply).Change.Application
+			if !c.LeaseEndTime.IsZero() || !c.DeleteTime.IsZero() || c.Absences != 0 || !c.AbsenceTime.IsZero() {
+				t.Errorf("it is %+v", c)
+			}
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			a := credential.Decide(epoch, tt.facts(), timing)
+			got := a.Op()
+			if apply, ok := a.(credential.Apply); ok {
+				got += " " + apply.Why
+			}
+			if got != tt.want {
+				t.Fatalf("decides %s (%+v), want %s", got, a, tt.want)
+			}
+			if tt.check != nil {
+				tt.check(t, a)
+			}
+		})
+	}
+}
+
+func TestAdmit(t *testing.T) {
+	pending, compromised := rotation(credential.Scheduled), rotation(credential.Compromised)
+	pending.ID, compromised.ID = "pending", "compromised"
+	activated := rotation(credential.Scheduled, in(credential.RotationActivated))
+	for _, tt := range []struct {
+		name    string
+		asked   credential.Rotation
+		open    []credential.Rotation
+		want    string // ID, up to, immediately
+		changed string // ID, state, immediately of each
+	}{
+		{name: "by schedule", asked: credential.Rotation{Reason: credential.Scheduled}, want: "new 4 false"},
+		{name: "compromised", asked: credential.Rotation{Reason: credential.Compromised, Immediately: true}, want: "new 7 true"},
+		{name: "by schedule, again", asked: credential.Rotation{Reason: credential.Scheduled}, open: []credential.Rotation{pending}, want: "pending 1 false"},
+		{name: "by schedule, after the new one is ACTIVE", asked: credential.Rotation{Reason: credential.Scheduled}, open: []credential.Rotation{activated}, want: "new 4 false"},
+		{name: "by schedule, while it is compromised", asked: credential.Rotation{Reason: credential.Scheduled}, open: []credential.Rotation{compromised}, want: "compromised 1 false"},
+		{name: "compromised, while by schedule", asked: credential.Rotation{Reason: credential.Compromised}, open: []credential.Rotation{activated, pending}, want: "new 7 false", changed: "pending ABANDONED false"},
+		{name: "compromised, again", asked: credential.Rotation{Reason: credential.Compromised}, open: []credential.Rotation{compromised}, want: "compromised 1 false"},
+		{name: "compromised, and now immediately", asked: credential.Rotation{Reason: credential.Compromised, Immediately: true}, open: []credential.Rotation{compromised}, want: "compromised 1 true", changed: "compromised PENDING true"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			answer, changed, made := credential.Admit(epoch, "new", tt.asked, tt.open, 4, 7)
+			if got := fmt.Sprint(answer.ID, " ", answer.UpTo, " ", answer.Immediately); got != tt.want || made != strings.HasPrefix(tt.want, "new") {
+				t.Errorf("answered by %s, made %t; want %s", got, made, tt.want)
+			}
+			var all []string
+			for _, c := range changed {
+				all = append(all, fmt.Sprint(c.ID, " ", c.State, " ", c.Immediately))
+				if c.Open() != c.EndTime.IsZero() {
+					t.Errorf("%s ends at %s", c.State, c.EndTime)
+				}
+			}
+			if got := strings.Join(all, ", "); got != tt.changed {
+				t.Errorf("changed are %s, want %s", got, tt.changed)
+			}
+		})
+	}
+}
+
+// TestDecide_RotationProgress follows one rotation through its states, by what happens to the versions.
+func TestDecide_RotationProgress(t *testing.T) {
+	timing := credential.Production()
+	f := facts(version("a", 1, credential.Active), version("b", 2, credential.Intended))
+	f = asked(f, rotation(credential.Scheduled))
+	f.Application.AddCode = "QuotaExceeded"
+	next := func(want string, change credential.Change) {
+		t.Helper()
+		f = f.With(change)
+		rows := f.Rotations
+		if a, ok := credential.Decide(epoch, f, timing).(credential.Apply); ok && a.Why == "Progress" {
+			rows = nil
+			for _, m := range a.Change.Rotations {
+				rows = append(rows, m.Rotation)
+			}
+			f = f.With(a.Change)
+		}
+		var got string
+		for _, r := range rows {
+			got += fmt.Sprint(r.State, " ", r.StateReason, " ", r.New)
+			if (r.State == credential.RotationCompleted) == (r.EndTime.IsZero() || r.RemoveTime.IsZero()) {
+				t.Errorf("%s ends at %s, removed at %s", r.State, r.EndTime, r.RemoveTime)
+			}
+		}
+		if got != want {
+			t.Fatalf("it is %q, want %q", got, want)
+		}
+	}
+	to := func(from credential.State, v credential.Version) credential.Change {
+		return credential.Change{Moves: []credential.Move{{From: from, Version: v}}}
+	}
+	next("PENDING QuotaExceeded 2", credential.Change{})
+	next("PROPAGATING  2", to(credential.Intended, version("b", 2, credential.Propagating, func(v *credential.Version) { v.AddTime = epoch })))
+	retiring := version("a", 1, credential.Retiring, func(v *credential.Version) { v.RetireTime = epoch })
+	next("ACTIVATED  2", credential.Change{Moves: []credential.Move{
+		{From: credential.Active, Version: retiring}, {From: credential.Propagating, Version: version("b", 2, credential.Active)},
+	}})
+	gone := retiring
+	gone.State, gone.RevokeTime = credential.Revoking, epoch
+	next("ACTIVATED  2", to(credential.Retiring, gone))
+	gone.State, gone.RemoveTime = credential.Revoked, epoch
+	next("COMPLETED  2", to(credential.Revoking, gone))
+	next("", credential.Change{})
+}
+
+func TestFacts_BatchedIsWhatNobodyElseAskedFor(t *testing.T) {
+	batch := func(r *credential.Rotation) { r.BatchID = "batch" }
+	for _, tt := range []struct {
+		name string
+		open []credential.Rotation
+		want bool
+	}{
+		{name: "nothing asked for"},
+		{name: "of a batch", open: []credential.Rotation{rotation(credential.Scheduled, batch)}, want: true},
+		{name: "by itself", open: []credential.Rotation{rotation(credential.Scheduled)}},
+		{name: "by itself, after one of a batch", open: []credential.Rotation{rotation(credential.Scheduled, batch, in(credential.RotationActivated)), rotation(credential.Scheduled)}},
+		{name: "only activated", open: []credential.Rotation{rotation(credential.Scheduled, batch, in(credential.RotationActivated))}},
+	} {
+		if got := asked(facts(), tt.open...).Batched(); got != tt.want {
+			t.Errorf("%s: %t", tt.name, got)
+		}
+	}
+}
+
+func TestConditions_Rotations(t *testing.T) {
+	due := func(v *credential.Version) { v.ActivateTime = epoch.Add(-40 * time.Hour) }
+	last := func(f credential.Facts) string {
+		c := credential.Conditions(epoch, f, credential.Production())[2]
+		return fmt.Sprint(c.Reason, " ", c.True)
+	}
+	paused := facts(version("a", 1, credential.Active, due))
+	paused.PauseEndTime = epoch.Add(time.Minute)
+	short := func(left time.Duration) credential.Facts {
+		return facts(version("a", 1, credential.Active, func(v *credential.Version) { v.StartTime, v.EndTime = epoch.Add(left-12*time.Hour), epoch.Add(left) }))
+	}
+	for name, tt := range map[string]struct {
+		facts credential.Facts
+		want  string
+	}{
+		"paused when due": {paused, "RotationPaused true"},
+		"paused before": {func() credential.Facts {
+			f := facts(version("a", 1, credential.Active))
+			f.PauseEndTime = paused.PauseEndTime
+			return f
+		}(), "Proven true"},
+		"in the gap":                   {asked(facts(version("a", 1, credential.Revoking)), rotation(credential.Compromised, immediately)), "Compromised false"},
+		"a short life, a third left":   {short(4 * time.Hour), "Proven true"},
+		"a short life, a quarter left": {short(3*time.Hour - time.Second), "RotationLate true"},
+		"an ordinary life, a day left": {facts(version("a", 1, credential.Active, func(v *credential.Version) {
+			v.EndTime = epoch.Add(24*time.Hour - 1)
+			v.StartTime = v.EndTime.Add(-72 * time.Hour)
+		})), "RotationLate true"},
+		"an ordinary life, a bit more": {facts(version("a", 1, credential.Active, func(v *credential.Version) {
+			v.EndTime = epoch.Add(24 * time.Hour)
+			v.StartTime = v.EndTime.Add(-72 * time.Hour)
+		})), "Proven true"},
+	} {
+		if got := last(tt.facts); got != tt.want {
+			t.Errorf("%s: %s, want %s", name, got, tt.want)
+		}
+	}
+}
+
+func TestExposureOf(t *testing.T) {
+	end := epoch.Add(40 * time.Hour)
+	removed := func(r *credential.Rotation) {
+		r.RemoveTime, r.State = epoch.Add(-time.Hour), credential.RotationCompleted
+	}
+	for _, tt := range []struct {
+		name     string
+		rotation credential.Rotation
+		oldEnd   time.Time
+		now      time.Time
+		want     time.Time
+		remedy   string // in the first one; empty for none
+	}{
+		{name: "nothing was replaced", rotation: credential.Rotation{}, now: epoch},
+		{name: "by schedule", rotation: rotation(credential.Scheduled), oldEnd: end, now: epoch, want: end.Add(90 * time.Minute), remedy: "COMPROMISED"},
+		{name: "compromised", rotation: rotation(credential.Compromised), oldEnd: end, now: epoch, want: end.Add(90 * time.Minute), remedy: "immediately"},
+		{name: "immediately", rotation: rotation(credential.Compromised, immediately), oldEnd: end, now: epoch, want: end.Add(90 * time.Minute), remedy: "disable"},
+		{name: "abandoned", rotation: rotation(credential.Scheduled, in(credential.RotationAbandoned)), oldEnd: end, now: epoch, want: end.Add(90 * time.Minute), remedy: "another"},
+		{name: "removed", rotation: rotation(credential.Compromised, removed), now: epoch, want: epoch.Add(50 * time.Minute), remedy: "disable"},
+		{name: "over", rotation: rotation(credential.Compromised, removed), now: epoch.Add(50 * time.Minute), want: epoch.Add(50 * time.Minute)},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			e := credential.ExposureOf(tt.now, tt.rotation, tt.oldEnd)
+			if !e.EndTime.Equal(tt.want) || e.RemovalLag != 20*time.Minute || e.TokenLife != 90*time.Minute {
+				t.Errorf("it ends at %s, want %s (%+v)", e.EndTime, tt.want, e)
+			}
+			if tt.remedy == "" != (len(e.Remedies) == 0) || tt.remedy != "" && !strings.Contains(e.Remedies[0], tt.remedy) {
+				t.Errorf("remedies are %q", e.Remedies)
+			}
+		})
+	}
+}
+
+func TestPauseError_SaysWhichPause(t *testing.T) {
+	err := error(&credential.PauseError{Pause: credential.Pause{Scope: "accounts/a", ExpireTime: epoch}})
+	if !errors.Is(err, credential.ErrPaused) || !strings.Contains(err.Error(), "accounts/a, until 2026-03-01T12:00:00Z") {
+		t.Errorf("it says %v", err)
+	}
+}
+
+// TestLimit_IsTriedBeyondNowAndThen follows a limit that a policy set, was loosened, and is no more.
+func TestLimit_IsTriedBeyondNowAndThen(t *testing.T) {
+	timing := credential.Production()
+	policy := 5 * time.Hour
+	now := epoch
+	f := facts()
+	f.Application.LifeLimit = 4 * time.Hour
+	var asked []time.Duration
+	made := func() (life time.Duration) {
+		for {
+			now = now.Add(timing.WriteSpacing)
+			a, ok := credential.Decide(now, f, timing).(credential.Add)
+			if !ok {
+				t.Fatalf("decides %+v", credential.Decide(now, f, timing))
+			}
+			c, v := f.Intending(now, deployment, fmt.Sprint("v", f.LastNumber))
+			if a.Version.ID != "" {
+				c, v = f.Resending(now, a.Version)
+			}
+			f = f.With(c)
+			life = a.End.Sub(now)
+			asked = append(asked, life)
+			if life > policy {
+				f = f.With(f.AddFailed(now, timing, v, credential.Failure{Kind: credential.TooLong, Code: "Policy"}))
+				continue
+			}
+			f = f.With(f.Added(now, v, credential.MadePassword{KeyID: v.ID, StartTime: now, EndTime: a.End}, []byte("sealed")))
+			f.Versions = nil // what becomes of it is another matter
+			return life
+		}
+	}
+	for range 7 {
+		made()
+	}
+	if slices.ContainsFunc(asked, func(d time.Duration) bool { return d != 4*time.Hour }) {
+		t.Errorf("seven versions were to live for %v", asked)
+	}
+	asked = nil
+	if life := made(); life != 4*time.Hour || !cmp.Equal(asked, []time.Duration{8 * time.Hour, 4 * time.Hour}) {
+		t.Errorf("the eighth lives for %s; asked for were %v", life, asked)
+	}
+	policy = 1000 * time.Hour
+	for range 8 {
+		made()
+	}
+	if f.Application.LifeLimit != 8*time.Hour {
+		t.Errorf("with a looser policy the limit is %s", f.Application.LifeLimit)
+	}
+	for range 5 * 8 {
+		made()
+	}
+	if life := made(); life != 72*time.Hour {
+		t.Errorf("in the end one lives for %s", life)
+	}
+}
