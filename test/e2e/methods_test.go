@@ -56,14 +56,16 @@ type visit struct {
 
 // tour has what the visits learn from each other.
 type tour struct {
-	d        *dev
-	world    world
-	uid      string
-	cursor   string
-	session  *brokerv1.ConsentSession
-	grant    *vaultv1.Grant
-	lease    string
-	consents *http.Client
+	d       *dev
+	world   world
+	uid     string
+	cursor  string
+	session *brokerv1.ConsentSession
+	grant   *vaultv1.Grant
+	lease   string
+	// rotation and batch are names.
+	rotation, batch string
+	consents        *http.Client
 }
 
 // world is the folder's world.json.
@@ -192,6 +194,15 @@ func (c *tour) visits(t *testing.T) []visit {
 			return &vaultv1.ExtendGrantRequest{Name: c.grant.GetName(), ExpireTime: timestamppb.New(time.Now().Add(2 * time.Hour))}
 		}, nil},
 		{vault + "RotationService/ListCredentialVersions", "operator", is(&vaultv1.ListCredentialVersionsRequest{Parent: integration}), nil},
+		{vault + "RotationService/PauseRotation", "platform", is(&vaultv1.PauseRotationRequest{Scope: account, Reason: "A tour", Ttl: durationpb.New(time.Minute)}), nil},
+		{vault + "RotationService/ListRotationPauses", "operator", is(&vaultv1.ListRotationPausesRequest{Parent: "accounts/-"}), nil},
+		{vault + "RotationService/ResumeRotation", "platform", is(&vaultv1.ResumeRotationRequest{Scope: account}), nil},
+		{vault + "RotationService/RotateIntegration", "platform", is(&vaultv1.RotateIntegrationRequest{Name: integration, Reason: vaultv1.Rotation_REASON_SCHEDULED}), nil},
+		{vault + "RotationService/GetRotation", "operator", func() proto.Message { return &vaultv1.GetRotationRequest{Name: c.rotation} }, nil},
+		{vault + "RotationService/ListRotations", "platform", is(&vaultv1.ListRotationsRequest{Parent: integration}), nil},
+		{vault + "RotationService/RotateAllIntegrations", "operator", is(&vaultv1.RotateAllIntegrationsRequest{Parent: account, Reason: vaultv1.Rotation_REASON_SCHEDULED}), nil},
+		{vault + "RotationService/GetRotationBatch", "operator", func() proto.Message { return &vaultv1.GetRotationBatchRequest{Name: c.batch} }, nil},
+		{vault + "RotationService/ListRotationBatches", "operator", is(&vaultv1.ListRotationBatchesRequest{Parent: account}), nil},
 		{vault + "CredentialService/StreamCredentials", "runner", is(&vaultv1.StreamCredentialsRequest{InstanceId: instance}), nil},
 		{vault + "LeaseService/ListLeases", "operator", func() proto.Message { return &vaultv1.ListLeasesRequest{Parent: c.grant.GetName()} }, nil},
 		{vault + "LeaseService/GetLease", "platform", func() proto.Message { return &vaultv1.GetLeaseRequest{Name: c.lease} }, nil},
@@ -220,6 +231,10 @@ func (c *tour) learn(answer proto.Message) {
 		c.session = m
 	case *vaultv1.StreamCredentialsResponse:
 		c.lease = c.grant.GetName() + "/leases/" + m.GetCredential().GetLease()
+	case *vaultv1.RotateIntegrationResponse:
+		c.rotation = m.GetRotation().GetName()
+	case *vaultv1.RotateAllIntegrationsResponse:
+		c.batch = m.GetRotationBatch().GetName()
 	case *vaultv1.Grant:
 		if m.GetToken() != "" {
 			c.grant = m

@@ -183,7 +183,7 @@ func (a *App) deliver(clouds entra.Clouds) {
 		Meter:   a.meter,
 		Store:   a.store,
 		Issuer:  issuer.New(issuer.Config{Minter: clouds, Keyring: a.keyring, Signer: a.signer(), Prober: a.store, Log: a.log, Metrics: a.metrics}),
-		Keyring: a.keyring, HoldMargin: a.cfg.Timing.HoldMargin,
+		Keyring: a.keyring, HoldMargin: a.cfg.Timing.HoldMargin, LongestHold: a.cfg.Timing.LongestHold,
 		Clouds: known, Log: a.log, Metrics: a.metrics,
 	}
 	if a.hints != nil {
@@ -278,7 +278,7 @@ func (a *App) changed() {
 // listen binds the addresses and makes the servers.
 func (a *App) listen(ctx context.Context) error {
 	services := rpc.Config{
-		Grants: a.store, Leases: a.store, Accounts: a.store, Versions: a.store, Hub: a.hub, Changed: a.changed, Prober: a.prober,
+		Grants: a.store, Leases: a.store, Accounts: a.store, Versions: a.store, Rotations: a.store, Pauses: a.store, Hub: a.hub, Changed: a.changed, Prober: a.prober,
 		Resolver: registryv1.NewAttachmentServiceClient(a.registry),
 	}
 	policy := grpcserver.OptionPolicy(optionsv1.E_Callers)

@@ -125,6 +125,11 @@ const (
 	// many, and the QuotaFailure detail says it for people. Delete some, or have the operator raise the quota.
 	// Example: {"reason": "QUOTA_EXCEEDED", "domain": "phasekey", "metadata": {"quota": "integrations", "limit": "1000"}}
 	ErrorReason_ERROR_REASON_QUOTA_EXCEEDED ErrorReason = 61
+	// FAILED_PRECONDITION. Rotation by schedule is paused; `metadata.scope` names the integration or account that the pause is of
+	// (`accounts/-` is everything), `metadata.expire_time` (RFC 3339) when it ends by itself. Resume rotation first, or wait. A
+	// compromised credential is rotated all the same.
+	// Example: {"reason": "ROTATION_PAUSED", "domain": "phasekey", "metadata": {"scope": "accounts/a", "expire_time": "2026-03-01T12:00:00Z"}}
+	ErrorReason_ERROR_REASON_ROTATION_PAUSED ErrorReason = 70
 	// INTERNAL. A bug of ours; `metadata.request_id` finds it in the server's log.
 	ErrorReason_ERROR_REASON_INTERNAL ErrorReason = 90
 )
@@ -175,6 +180,7 @@ var (
 		58: "ERROR_REASON_ACCOUNT_FROZEN",
 		60: "ERROR_REASON_TOO_MANY_CONSENT_SESSIONS",
 		61: "ERROR_REASON_QUOTA_EXCEEDED",
+		70: "ERROR_REASON_ROTATION_PAUSED",
 		90: "ERROR_REASON_INTERNAL",
 	}
 	ErrorReason_value = map[string]int32{
@@ -221,6 +227,7 @@ var (
 		"ERROR_REASON_ACCOUNT_FROZEN":            58,
 		"ERROR_REASON_TOO_MANY_CONSENT_SESSIONS": 60,
 		"ERROR_REASON_QUOTA_EXCEEDED":            61,
+		"ERROR_REASON_ROTATION_PAUSED":           70,
 		"ERROR_REASON_INTERNAL":                  90,
 	}
 )
@@ -256,7 +263,7 @@ var File_phasekey_error_v1_error_reason_proto protoreflect.FileDescriptor
 
 const file_phasekey_error_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
-	"$phasekey/error/v1/error_reason.proto\x12\x11phasekey.error.v1*\xef\v\n" +
+	"$phasekey/error/v1/error_reason.proto\x12\x11phasekey.error.v1*\x91\f\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1f\n" +
 	"\x1bERROR_REASON_INVALID_FIELDS\x10\x01\x12#\n" +
@@ -301,7 +308,8 @@ const file_phasekey_error_v1_error_reason_proto_rawDesc = "" +
 	"\x1aERROR_REASON_HOLD_TOO_LONG\x109\x12\x1f\n" +
 	"\x1bERROR_REASON_ACCOUNT_FROZEN\x10:\x12*\n" +
 	"&ERROR_REASON_TOO_MANY_CONSENT_SESSIONS\x10<\x12\x1f\n" +
-	"\x1bERROR_REASON_QUOTA_EXCEEDED\x10=\x12\x19\n" +
+	"\x1bERROR_REASON_QUOTA_EXCEEDED\x10=\x12 \n" +
+	"\x1cERROR_REASON_ROTATION_PAUSED\x10F\x12\x19\n" +
 	"\x15ERROR_REASON_INTERNAL\x10ZB,Z*phasekey.dev/gen/phasekey/error/v1;errorv1b\x06proto3"
 
 var (

@@ -35,6 +35,9 @@ const (
 	Credential_REASON_REFRESH Credential_Reason = 2
 	// The integration's credential was rotated.
 	Credential_REASON_ROTATED Credential_Reason = 3
+	// It was rotated because somebody may have the one before who should not: that works no longer, or not for long. Stop
+	// using it, and whatever was made from it.
+	Credential_REASON_COMPROMISED Credential_Reason = 4
 )
 
 // Enum value maps for Credential_Reason.
@@ -44,12 +47,14 @@ var (
 		1: "REASON_INITIAL",
 		2: "REASON_REFRESH",
 		3: "REASON_ROTATED",
+		4: "REASON_COMPROMISED",
 	}
 	Credential_Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED": 0,
 		"REASON_INITIAL":     1,
 		"REASON_REFRESH":     2,
 		"REASON_ROTATED":     3,
+		"REASON_COMPROMISED": 4,
 	}
 )
 
@@ -410,7 +415,7 @@ var File_phasekey_vault_v1_credential_proto protoreflect.FileDescriptor
 
 const file_phasekey_vault_v1_credential_proto_rawDesc = "" +
 	"\n" +
-	"\"phasekey/vault/v1/credential.proto\x12\x11phasekey.vault.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dphasekey/type/v1/access.proto\"\x91\b\n" +
+	"\"phasekey/vault/v1/credential.proto\x12\x11phasekey.vault.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dphasekey/type/v1/access.proto\"\xa9\b\n" +
 	"\n" +
 	"Credential\x12\x14\n" +
 	"\x05lease\x18\x01 \x01(\tR\x05lease\x12\x1e\n" +
@@ -437,12 +442,13 @@ const file_phasekey_vault_v1_credential_proto_rawDesc = "" +
 	"\venvironment\x18\x1e \x03(\v2..phasekey.vault.v1.Credential.EnvironmentEntryR\venvironment\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\\\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"t\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eREASON_INITIAL\x10\x01\x12\x12\n" +
 	"\x0eREASON_REFRESH\x10\x02\x12\x12\n" +
-	"\x0eREASON_ROTATED\x10\x03B\n" +
+	"\x0eREASON_ROTATED\x10\x03\x12\x16\n" +
+	"\x12REASON_COMPROMISED\x10\x04B\n" +
 	"\n" +
 	"\bmaterial\"D\n" +
 	"\vAccessToken\x12\x1a\n" +

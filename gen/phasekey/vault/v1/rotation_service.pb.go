@@ -11,6 +11,7 @@ import (
 	_ "google.golang.org/genproto/googleapis/api/annotations"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	_ "phasekey.dev/gen/phasekey/options/v1"
 	reflect "reflect"
 	sync "sync"
@@ -143,11 +144,901 @@ func (x *ListCredentialVersionsResponse) GetNextPageToken() string {
 	return ""
 }
 
+// Asks for a rotation.
+type RotateIntegrationRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The integration, `accounts/{account}/integrations/{integration}`.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Why.
+	Reason Rotation_Reason `protobuf:"varint,2,opt,name=reason,proto3,enum=phasekey.vault.v1.Rotation_Reason" json:"reason,omitempty"`
+	// For a compromise: has the old secrets removed before there is a new one. Until that is proven, a minute or two as a rule, the integration
+	// has no credential: CredentialReady is false, and runs fail that need a new token.
+	Immediately bool `protobuf:"varint,3,opt,name=immediately,proto3" json:"immediately,omitempty"`
+	// Makes repeats safe for a day: a UUID of the caller's choice (AIP-155).
+	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateIntegrationRequest) Reset() {
+	*x = RotateIntegrationRequest{}
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateIntegrationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateIntegrationRequest) ProtoMessage() {}
+
+func (x *RotateIntegrationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateIntegrationRequest.ProtoReflect.Descriptor instead.
+func (*RotateIntegrationRequest) Descriptor() ([]byte, []int) {
+	return file_phasekey_vault_v1_rotation_service_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *RotateIntegrationRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RotateIntegrationRequest) GetReason() Rotation_Reason {
+	if x != nil {
+		return x.Reason
+	}
+	return Rotation_REASON_UNSPECIFIED
+}
+
+func (x *RotateIntegrationRequest) GetImmediately() bool {
+	if x != nil {
+		return x.Immediately
+	}
+	return false
+}
+
+func (x *RotateIntegrationRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+// What was asked for.
+type RotateIntegrationResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The rotation that answers the request.
+	Rotation      *Rotation `protobuf:"bytes,1,opt,name=rotation,proto3" json:"rotation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateIntegrationResponse) Reset() {
+	*x = RotateIntegrationResponse{}
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateIntegrationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateIntegrationResponse) ProtoMessage() {}
+
+func (x *RotateIntegrationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateIntegrationResponse.ProtoReflect.Descriptor instead.
+func (*RotateIntegrationResponse) Descriptor() ([]byte, []int) {
+	return file_phasekey_vault_v1_rotation_service_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *RotateIntegrationResponse) GetRotation() *Rotation {
+	if x != nil {
+		return x.Rotation
+	}
+	return nil
+}
+
+// Names the rotation to read.
+type GetRotationRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The rotation, `accounts/{account}/integrations/{integration}/rotations/{rotation}`.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetRotationRequest) Reset() {
+	*x = GetRotationRequest{}
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetRotationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetRotationRequest) ProtoMessage() {}
+
+func (x *GetRotationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetRotationRequest.ProtoReflect.Descriptor instead.
+func (*GetRotationRequest) Descriptor() ([]byte, []int) {
+	return file_phasekey_vault_v1_rotation_service_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *GetRotationRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// Asks for a page of rotations.
+type ListRotationsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The integration, `accounts/{account}/integrations/{integration}`.
+	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
+	// At most so many, 1 to 1,000; 0 means 100, and more than 1,000 is taken as 1,000.
+	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// From the previous page, with otherwise the same request.
+	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRotationsRequest) Reset() {
+	*x = ListRotationsRequest{}
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRotationsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRotationsRequest) ProtoMessage() {}
+
+func (x *ListRotationsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRotationsRequest.ProtoReflect.Descriptor instead.
+func (*ListRotationsRequest) Descriptor() ([]byte, []int) {
+	return file_phasekey_vault_v1_rotation_service_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ListRotationsRequest) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *ListRotationsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListRotationsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// A page of rotations.
+type ListRotationsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The newest first.
+	Rotations []*Rotation `protobuf:"bytes,1,rep,name=rotations,proto3" json:"rotations,omitempty"`
+	// For the next page; empty on the last.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRotationsResponse) Reset() {
+	*x = ListRotationsResponse{}
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRotationsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRotationsResponse) ProtoMessage() {}
+
+func (x *ListRotationsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRotationsResponse.ProtoReflect.Descriptor instead.
+func (*ListRotationsResponse) Descriptor() ([]byte, []int) {
+	return file_phasekey_vault_v1_rotation_service_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ListRotationsResponse) GetRotations() []*Rotation {
+	if x != nil {
+		return x.Rotations
+	}
+	return nil
+}
+
+func (x *ListRotationsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+// Asks for the rotation of many integrations.
+type RotateAllIntegrationsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The account, `accounts/{account}`; `accounts/-` for all.
+	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
+	// Why.
+	Reason Rotation_Reason `protobuf:"varint,2,opt,name=reason,proto3,enum=phasekey.vault.v1.Rotation_Reason" json:"reason,omitempty"`
+	// Only integrations in this tenant; empty for all.
+	TenantId string `protobuf:"bytes,3,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
+	// Only integrations in this cloud, as the configuration names it; empty for all.
+	Cloud string `protobuf:"bytes,4,opt,name=cloud,proto3" json:"cloud,omitempty"`
+	// Makes repeats safe for a day: a UUID of the caller's choice (AIP-155).
+	RequestId     string `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateAllIntegrationsRequest) Reset() {
+	*x = RotateAllIntegrationsRequest{}
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateAllIntegrationsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateAllIntegrationsRequest) ProtoMessage() {}
+
+func (x *RotateAllIntegrationsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateAllIntegrationsRequest.ProtoReflect.Descriptor instead.
+func (*RotateAllIntegrationsRequest) Descriptor() ([]byte, []int) {
+	return file_phasekey_vault_v1_rotation_service_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *RotateAllIntegrationsRequest) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *RotateAllIntegrationsRequest) GetReason() Rotation_Reason {
+	if x != nil {
+		return x.Reason
+	}
+	return Rotation_REASON_UNSPECIFIED
+}
+
+func (x *RotateAllIntegrationsRequest) GetTenantId() string {
+	if x != nil {
+		return x.TenantId
+	}
+	return ""
+}
+
+func (x *RotateAllIntegrationsRequest) GetCloud() string {
+	if x != nil {
+		return x.Cloud
+	}
+	return ""
+}
+
+func (x *RotateAllIntegrationsRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+// What was asked for.
+type RotateAllIntegrationsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The batch, with how many integrations there are.
+	RotationBatch *RotationBatch `protobuf:"bytes,1,opt,name=rotation_batch,json=rotationBatch,proto3" json:"rotation_batch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateAllIntegrationsResponse) Reset() {
+	*x = RotateAllIntegrationsResponse{}
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateAllIntegrationsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateAllIntegrationsResponse) ProtoMessage() {}
+
+func (x *RotateAllIntegrationsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateAllIntegrationsResponse.ProtoReflect.Descriptor instead.
+func (*RotateAllIntegrationsResponse) Descriptor() ([]byte, []int) {
+	return file_phasekey_vault_v1_rotation_service_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *RotateAllIntegrationsResponse) GetRotationBatch() *RotationBatch {
+	if x != nil {
+		return x.RotationBatch
+	}
+	return nil
+}
+
+// Names the batch to read.
+type GetRotationBatchRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The batch, `accounts/{account}/rotationBatches/{rotation_batch}`, with `-` for the account as in its name.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetRotationBatchRequest) Reset() {
+	*x = GetRotationBatchRequest{}
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetRotationBatchRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetRotationBatchRequest) ProtoMessage() {}
+
+func (x *GetRotationBatchRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetRotationBatchRequest.ProtoReflect.Descriptor instead.
+func (*GetRotationBatchRequest) Descriptor() ([]byte, []int) {
+	return file_phasekey_vault_v1_rotation_service_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *GetRotationBatchRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// Asks for a page of batches.
+type ListRotationBatchesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in RotateAllIntegrationsRequest.
+	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
+	// At most so many, 1 to 1,000; 0 means 100, and more than 1,000 is taken as 1,000.
+	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// From the previous page, with otherwise the same request.
+	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRotationBatchesRequest) Reset() {
+	*x = ListRotationBatchesRequest{}
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRotationBatchesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRotationBatchesRequest) ProtoMessage() {}
+
+func (x *ListRotationBatchesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRotationBatchesRequest.ProtoReflect.Descriptor instead.
+func (*ListRotationBatchesRequest) Descriptor() ([]byte, []int) {
+	return file_phasekey_vault_v1_rotation_service_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ListRotationBatchesRequest) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *ListRotationBatchesRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListRotationBatchesRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// A page of batches.
+type ListRotationBatchesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The newest first.
+	RotationBatches []*RotationBatch `protobuf:"bytes,1,rep,name=rotation_batches,json=rotationBatches,proto3" json:"rotation_batches,omitempty"`
+	// For the next page; empty on the last.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRotationBatchesResponse) Reset() {
+	*x = ListRotationBatchesResponse{}
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRotationBatchesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRotationBatchesResponse) ProtoMessage() {}
+
+func (x *ListRotationBatchesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRotationBatchesResponse.ProtoReflect.Descriptor instead.
+func (*ListRotationBatchesResponse) Descriptor() ([]byte, []int) {
+	return file_phasekey_vault_v1_rotation_service_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ListRotationBatchesResponse) GetRotationBatches() []*RotationBatch {
+	if x != nil {
+		return x.RotationBatches
+	}
+	return nil
+}
+
+func (x *ListRotationBatchesResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+// Asks for a pause.
+type PauseRotationRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of what: `accounts/{account}/integrations/{integration}`, `accounts/{account}`, or `accounts/-`, which is everything.
+	Scope string `protobuf:"bytes,1,opt,name=scope,proto3" json:"scope,omitempty"`
+	// Why, for people: 1 to 200 characters.
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// For how long: a minute to seven days.
+	Ttl           *durationpb.Duration `protobuf:"bytes,3,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseRotationRequest) Reset() {
+	*x = PauseRotationRequest{}
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseRotationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseRotationRequest) ProtoMessage() {}
+
+func (x *PauseRotationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseRotationRequest.ProtoReflect.Descriptor instead.
+func (*PauseRotationRequest) Descriptor() ([]byte, []int) {
+	return file_phasekey_vault_v1_rotation_service_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *PauseRotationRequest) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
+}
+
+func (x *PauseRotationRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *PauseRotationRequest) GetTtl() *durationpb.Duration {
+	if x != nil {
+		return x.Ttl
+	}
+	return nil
+}
+
+// What was paused.
+type PauseRotationResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The pause.
+	RotationPause *RotationPause `protobuf:"bytes,1,opt,name=rotation_pause,json=rotationPause,proto3" json:"rotation_pause,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseRotationResponse) Reset() {
+	*x = PauseRotationResponse{}
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseRotationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseRotationResponse) ProtoMessage() {}
+
+func (x *PauseRotationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseRotationResponse.ProtoReflect.Descriptor instead.
+func (*PauseRotationResponse) Descriptor() ([]byte, []int) {
+	return file_phasekey_vault_v1_rotation_service_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *PauseRotationResponse) GetRotationPause() *RotationPause {
+	if x != nil {
+		return x.RotationPause
+	}
+	return nil
+}
+
+// Names what to resume.
+type ResumeRotationRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in PauseRotationRequest.
+	Scope         string `protobuf:"bytes,1,opt,name=scope,proto3" json:"scope,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeRotationRequest) Reset() {
+	*x = ResumeRotationRequest{}
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeRotationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeRotationRequest) ProtoMessage() {}
+
+func (x *ResumeRotationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeRotationRequest.ProtoReflect.Descriptor instead.
+func (*ResumeRotationRequest) Descriptor() ([]byte, []int) {
+	return file_phasekey_vault_v1_rotation_service_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ResumeRotationRequest) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
+}
+
+// Nothing to say.
+type ResumeRotationResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeRotationResponse) Reset() {
+	*x = ResumeRotationResponse{}
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeRotationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeRotationResponse) ProtoMessage() {}
+
+func (x *ResumeRotationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeRotationResponse.ProtoReflect.Descriptor instead.
+func (*ResumeRotationResponse) Descriptor() ([]byte, []int) {
+	return file_phasekey_vault_v1_rotation_service_proto_rawDescGZIP(), []int{15}
+}
+
+// Asks for a page of pauses.
+type ListRotationPausesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The account, `accounts/{account}`; `accounts/-` for all.
+	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
+	// At most so many, 1 to 1,000; 0 means 100, and more than 1,000 is taken as 1,000.
+	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// From the previous page, with otherwise the same request.
+	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRotationPausesRequest) Reset() {
+	*x = ListRotationPausesRequest{}
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRotationPausesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRotationPausesRequest) ProtoMessage() {}
+
+func (x *ListRotationPausesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRotationPausesRequest.ProtoReflect.Descriptor instead.
+func (*ListRotationPausesRequest) Descriptor() ([]byte, []int) {
+	return file_phasekey_vault_v1_rotation_service_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ListRotationPausesRequest) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *ListRotationPausesRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListRotationPausesRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// A page of pauses.
+type ListRotationPausesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the order of their scopes.
+	RotationPauses []*RotationPause `protobuf:"bytes,1,rep,name=rotation_pauses,json=rotationPauses,proto3" json:"rotation_pauses,omitempty"`
+	// For the next page; empty on the last.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRotationPausesResponse) Reset() {
+	*x = ListRotationPausesResponse{}
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRotationPausesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRotationPausesResponse) ProtoMessage() {}
+
+func (x *ListRotationPausesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRotationPausesResponse.ProtoReflect.Descriptor instead.
+func (*ListRotationPausesResponse) Descriptor() ([]byte, []int) {
+	return file_phasekey_vault_v1_rotation_service_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ListRotationPausesResponse) GetRotationPauses() []*RotationPause {
+	if x != nil {
+		return x.RotationPauses
+	}
+	return nil
+}
+
+func (x *ListRotationPausesResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
 var File_phasekey_vault_v1_rotation_service_proto protoreflect.FileDescriptor
 
 const file_phasekey_vault_v1_rotation_service_proto_rawDesc = "" +
 	"\n" +
-	"(phasekey/vault/v1/rotation_service.proto\x12\x11phasekey.vault.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a!phasekey/options/v1/callers.proto\x1a*phasekey/vault/v1/credential_version.proto\"\x9d\x02\n" +
+	"(phasekey/vault/v1/rotation_service.proto\x12\x11phasekey.vault.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/api/field_info.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a!phasekey/options/v1/callers.proto\x1a*phasekey/vault/v1/credential_version.proto\x1a phasekey/vault/v1/rotation.proto\"\x9d\x02\n" +
 	"\x1dListCredentialVersionsRequest\x12\xa4\x01\n" +
 	"\x06parent\x18\x01 \x01(\tB\x8b\x01\xe2A\x01\x02\xfaA&\x12$vault.phasekey.dev/CredentialVersion\xbaH[rY2W^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/integrations/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x06parent\x12(\n" +
 	"\tpage_size\x18\x02 \x01(\x05B\v\xe2A\x01\x01\xbaH\x04\x1a\x02(\x00R\bpageSize\x12+\n" +
@@ -155,9 +1046,79 @@ const file_phasekey_vault_v1_rotation_service_proto_rawDesc = "" +
 	"page_token\x18\x03 \x01(\tB\f\xe2A\x01\x01\xbaH\x05r\x03\x18\xe8\aR\tpageToken\"\x9f\x01\n" +
 	"\x1eListCredentialVersionsResponse\x12U\n" +
 	"\x13credential_versions\x18\x01 \x03(\v2$.phasekey.vault.v1.CredentialVersionR\x12credentialVersions\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken2\x9c\x01\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xe6\x02\n" +
+	"\x18RotateIntegrationRequest\x12\x9d\x01\n" +
+	"\x04name\x18\x01 \x01(\tB\x88\x01\xe2A\x01\x02\xfaA#\n" +
+	"!registry.phasekey.dev/Integration\xbaH[rY2W^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/integrations/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\x12J\n" +
+	"\x06reason\x18\x02 \x01(\x0e2\".phasekey.vault.v1.Rotation.ReasonB\x0e\xe2A\x01\x02\xbaH\a\x82\x01\x04\x10\x01 \x00R\x06reason\x12&\n" +
+	"\vimmediately\x18\x03 \x01(\bB\x04\xe2A\x01\x01R\vimmediately\x126\n" +
+	"\n" +
+	"request_id\x18\x04 \x01(\tB\x17\xe2A\x01\x01\xbaH\b\xd8\x01\x01r\x03\xb0\x01\x01\xe2\x8c\xcf\xd7\b\x02\b\x01R\trequestId\"T\n" +
+	"\x19RotateIntegrationResponse\x127\n" +
+	"\brotation\x18\x01 \x01(\v2\x1b.phasekey.vault.v1.RotationR\brotation\"\xf8\x01\n" +
+	"\x12GetRotationRequest\x12\xe1\x01\n" +
+	"\x04name\x18\x01 \x01(\tB\xcc\x01\xe2A\x01\x02\xfaA\x1d\n" +
+	"\x1bvault.phasekey.dev/Rotation\xbaH\xa4\x01r\xa1\x012\x9e\x01^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/integrations/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/rotations/[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$R\x04name\"\x8b\x02\n" +
+	"\x14ListRotationsRequest\x12\x9b\x01\n" +
+	"\x06parent\x18\x01 \x01(\tB\x82\x01\xe2A\x01\x02\xfaA\x1d\x12\x1bvault.phasekey.dev/Rotation\xbaH[rY2W^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/integrations/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x06parent\x12(\n" +
+	"\tpage_size\x18\x02 \x01(\x05B\v\xe2A\x01\x01\xbaH\x04\x1a\x02(\x00R\bpageSize\x12+\n" +
+	"\n" +
+	"page_token\x18\x03 \x01(\tB\f\xe2A\x01\x01\xbaH\x05r\x03\x18\xe8\aR\tpageToken\"z\n" +
+	"\x15ListRotationsResponse\x129\n" +
+	"\trotations\x18\x01 \x03(\v2\x1b.phasekey.vault.v1.RotationR\trotations\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xeb\x02\n" +
+	"\x1cRotateAllIntegrationsRequest\x12v\n" +
+	"\x06parent\x18\x01 \x01(\tB^\xe2A\x01\x02\xfaA\"\x12 vault.phasekey.dev/RotationBatch\xbaH2r02.^accounts/(-|[a-z]([a-z0-9-]{0,61}[a-z0-9])?)$R\x06parent\x12J\n" +
+	"\x06reason\x18\x02 \x01(\x0e2\".phasekey.vault.v1.Rotation.ReasonB\x0e\xe2A\x01\x02\xbaH\a\x82\x01\x04\x10\x01 \x00R\x06reason\x12,\n" +
+	"\ttenant_id\x18\x03 \x01(\tB\x0f\xe2A\x01\x01\xbaH\b\xd8\x01\x01r\x03\xb0\x01\x01R\btenantId\x12!\n" +
+	"\x05cloud\x18\x04 \x01(\tB\v\xe2A\x01\x01\xbaH\x04r\x02\x18?R\x05cloud\x126\n" +
+	"\n" +
+	"request_id\x18\x05 \x01(\tB\x17\xe2A\x01\x01\xbaH\b\xd8\x01\x01r\x03\xb0\x01\x01\xe2\x8c\xcf\xd7\b\x02\b\x01R\trequestId\"h\n" +
+	"\x1dRotateAllIntegrationsResponse\x12G\n" +
+	"\x0erotation_batch\x18\x01 \x01(\v2 .phasekey.vault.v1.RotationBatchR\rrotationBatch\"\xdc\x01\n" +
+	"\x17GetRotationBatchRequest\x12\xc0\x01\n" +
+	"\x04name\x18\x01 \x01(\tB\xab\x01\xe2A\x01\x02\xfaA\"\n" +
+	" vault.phasekey.dev/RotationBatch\xbaH\x7fr}2{^accounts/(-|[a-z]([a-z0-9-]{0,61}[a-z0-9])?)/rotationBatches/[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$R\x04name\"\xeb\x01\n" +
+	"\x1aListRotationBatchesRequest\x12v\n" +
+	"\x06parent\x18\x01 \x01(\tB^\xe2A\x01\x02\xfaA\"\x12 vault.phasekey.dev/RotationBatch\xbaH2r02.^accounts/(-|[a-z]([a-z0-9-]{0,61}[a-z0-9])?)$R\x06parent\x12(\n" +
+	"\tpage_size\x18\x02 \x01(\x05B\v\xe2A\x01\x01\xbaH\x04\x1a\x02(\x00R\bpageSize\x12+\n" +
+	"\n" +
+	"page_token\x18\x03 \x01(\tB\f\xe2A\x01\x01\xbaH\x05r\x03\x18\xe8\aR\tpageToken\"\x92\x01\n" +
+	"\x1bListRotationBatchesResponse\x12K\n" +
+	"\x10rotation_batches\x18\x01 \x03(\v2 .phasekey.vault.v1.RotationBatchR\x0frotationBatches\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x8c\x02\n" +
+	"\x14PauseRotationRequest\x12\x85\x01\n" +
+	"\x05scope\x18\x01 \x01(\tBo\xe2A\x01\x02\xfaA\x03\n" +
+	"\x01*\xbaHbr`2^^accounts/(-|[a-z]([a-z0-9-]{0,61}[a-z0-9])?(/integrations/[a-z]([a-z0-9-]{0,61}[a-z0-9])?)?)$R\x05scope\x12&\n" +
+	"\x06reason\x18\x02 \x01(\tB\x0e\xe2A\x01\x02\xbaH\ar\x05\x10\x01\x18\xc8\x01R\x06reason\x12D\n" +
+	"\x03ttl\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x17\xe2A\x01\x02\xbaH\x10\xc8\x01\x01\xaa\x01\n" +
+	"\"\x04\b\x80\xf5$2\x02\b<R\x03ttl\"`\n" +
+	"\x15PauseRotationResponse\x12G\n" +
+	"\x0erotation_pause\x18\x01 \x01(\v2 .phasekey.vault.v1.RotationPauseR\rrotationPause\"\x9f\x01\n" +
+	"\x15ResumeRotationRequest\x12\x85\x01\n" +
+	"\x05scope\x18\x01 \x01(\tBo\xe2A\x01\x02\xfaA\x03\n" +
+	"\x01*\xbaHbr`2^^accounts/(-|[a-z]([a-z0-9-]{0,61}[a-z0-9])?(/integrations/[a-z]([a-z0-9-]{0,61}[a-z0-9])?)?)$R\x05scope\"\x18\n" +
+	"\x16ResumeRotationResponse\"\xcb\x01\n" +
+	"\x19ListRotationPausesRequest\x12W\n" +
+	"\x06parent\x18\x01 \x01(\tB?\xe2A\x01\x02\xfaA\x03\n" +
+	"\x01*\xbaH2r02.^accounts/(-|[a-z]([a-z0-9-]{0,61}[a-z0-9])?)$R\x06parent\x12(\n" +
+	"\tpage_size\x18\x02 \x01(\x05B\v\xe2A\x01\x01\xbaH\x04\x1a\x02(\x00R\bpageSize\x12+\n" +
+	"\n" +
+	"page_token\x18\x03 \x01(\tB\f\xe2A\x01\x01\xbaH\x05r\x03\x18\xe8\aR\tpageToken\"\x8f\x01\n" +
+	"\x1aListRotationPausesResponse\x12I\n" +
+	"\x0frotation_pauses\x18\x01 \x03(\v2 .phasekey.vault.v1.RotationPauseR\x0erotationPauses\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken2\xaa\t\n" +
 	"\x0fRotationService\x12\x88\x01\n" +
-	"\x16ListCredentialVersions\x120.phasekey.vault.v1.ListCredentialVersionsRequest\x1a1.phasekey.vault.v1.ListCredentialVersionsResponse\"\t\x8a\x94#\x02\x01\x02\x90\x02\x01B,Z*phasekey.dev/gen/phasekey/vault/v1;vaultv1b\x06proto3"
+	"\x16ListCredentialVersions\x120.phasekey.vault.v1.ListCredentialVersionsRequest\x1a1.phasekey.vault.v1.ListCredentialVersionsResponse\"\t\x8a\x94#\x02\x01\x02\x90\x02\x01\x12v\n" +
+	"\x11RotateIntegration\x12+.phasekey.vault.v1.RotateIntegrationRequest\x1a,.phasekey.vault.v1.RotateIntegrationResponse\"\x06\x8a\x94#\x02\x01\x02\x12\\\n" +
+	"\vGetRotation\x12%.phasekey.vault.v1.GetRotationRequest\x1a\x1b.phasekey.vault.v1.Rotation\"\t\x8a\x94#\x02\x01\x02\x90\x02\x01\x12m\n" +
+	"\rListRotations\x12'.phasekey.vault.v1.ListRotationsRequest\x1a(.phasekey.vault.v1.ListRotationsResponse\"\t\x8a\x94#\x02\x01\x02\x90\x02\x01\x12\x81\x01\n" +
+	"\x15RotateAllIntegrations\x12/.phasekey.vault.v1.RotateAllIntegrationsRequest\x1a0.phasekey.vault.v1.RotateAllIntegrationsResponse\"\x05\x8a\x94#\x01\x02\x12j\n" +
+	"\x10GetRotationBatch\x12*.phasekey.vault.v1.GetRotationBatchRequest\x1a .phasekey.vault.v1.RotationBatch\"\b\x8a\x94#\x01\x02\x90\x02\x01\x12~\n" +
+	"\x13ListRotationBatches\x12-.phasekey.vault.v1.ListRotationBatchesRequest\x1a..phasekey.vault.v1.ListRotationBatchesResponse\"\b\x8a\x94#\x01\x02\x90\x02\x01\x12j\n" +
+	"\rPauseRotation\x12'.phasekey.vault.v1.PauseRotationRequest\x1a(.phasekey.vault.v1.PauseRotationResponse\"\x06\x8a\x94#\x02\x01\x02\x12m\n" +
+	"\x0eResumeRotation\x12(.phasekey.vault.v1.ResumeRotationRequest\x1a).phasekey.vault.v1.ResumeRotationResponse\"\x06\x8a\x94#\x02\x01\x02\x12|\n" +
+	"\x12ListRotationPauses\x12,.phasekey.vault.v1.ListRotationPausesRequest\x1a-.phasekey.vault.v1.ListRotationPausesResponse\"\t\x8a\x94#\x02\x01\x02\x90\x02\x01B,Z*phasekey.dev/gen/phasekey/vault/v1;vaultv1b\x06proto3"
 
 var (
 	file_phasekey_vault_v1_rotation_service_proto_rawDescOnce sync.Once
@@ -171,21 +1132,69 @@ func file_phasekey_vault_v1_rotation_service_proto_rawDescGZIP() []byte {
 	return file_phasekey_vault_v1_rotation_service_proto_rawDescData
 }
 
-var file_phasekey_vault_v1_rotation_service_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_phasekey_vault_v1_rotation_service_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_phasekey_vault_v1_rotation_service_proto_goTypes = []any{
 	(*ListCredentialVersionsRequest)(nil),  // 0: phasekey.vault.v1.ListCredentialVersionsRequest
 	(*ListCredentialVersionsResponse)(nil), // 1: phasekey.vault.v1.ListCredentialVersionsResponse
-	(*CredentialVersion)(nil),              // 2: phasekey.vault.v1.CredentialVersion
+	(*RotateIntegrationRequest)(nil),       // 2: phasekey.vault.v1.RotateIntegrationRequest
+	(*RotateIntegrationResponse)(nil),      // 3: phasekey.vault.v1.RotateIntegrationResponse
+	(*GetRotationRequest)(nil),             // 4: phasekey.vault.v1.GetRotationRequest
+	(*ListRotationsRequest)(nil),           // 5: phasekey.vault.v1.ListRotationsRequest
+	(*ListRotationsResponse)(nil),          // 6: phasekey.vault.v1.ListRotationsResponse
+	(*RotateAllIntegrationsRequest)(nil),   // 7: phasekey.vault.v1.RotateAllIntegrationsRequest
+	(*RotateAllIntegrationsResponse)(nil),  // 8: phasekey.vault.v1.RotateAllIntegrationsResponse
+	(*GetRotationBatchRequest)(nil),        // 9: phasekey.vault.v1.GetRotationBatchRequest
+	(*ListRotationBatchesRequest)(nil),     // 10: phasekey.vault.v1.ListRotationBatchesRequest
+	(*ListRotationBatchesResponse)(nil),    // 11: phasekey.vault.v1.ListRotationBatchesResponse
+	(*PauseRotationRequest)(nil),           // 12: phasekey.vault.v1.PauseRotationRequest
+	(*PauseRotationResponse)(nil),          // 13: phasekey.vault.v1.PauseRotationResponse
+	(*ResumeRotationRequest)(nil),          // 14: phasekey.vault.v1.ResumeRotationRequest
+	(*ResumeRotationResponse)(nil),         // 15: phasekey.vault.v1.ResumeRotationResponse
+	(*ListRotationPausesRequest)(nil),      // 16: phasekey.vault.v1.ListRotationPausesRequest
+	(*ListRotationPausesResponse)(nil),     // 17: phasekey.vault.v1.ListRotationPausesResponse
+	(*CredentialVersion)(nil),              // 18: phasekey.vault.v1.CredentialVersion
+	(Rotation_Reason)(0),                   // 19: phasekey.vault.v1.Rotation.Reason
+	(*Rotation)(nil),                       // 20: phasekey.vault.v1.Rotation
+	(*RotationBatch)(nil),                  // 21: phasekey.vault.v1.RotationBatch
+	(*durationpb.Duration)(nil),            // 22: google.protobuf.Duration
+	(*RotationPause)(nil),                  // 23: phasekey.vault.v1.RotationPause
 }
 var file_phasekey_vault_v1_rotation_service_proto_depIdxs = []int32{
-	2, // 0: phasekey.vault.v1.ListCredentialVersionsResponse.credential_versions:type_name -> phasekey.vault.v1.CredentialVersion
-	0, // 1: phasekey.vault.v1.RotationService.ListCredentialVersions:input_type -> phasekey.vault.v1.ListCredentialVersionsRequest
-	1, // 2: phasekey.vault.v1.RotationService.ListCredentialVersions:output_type -> phasekey.vault.v1.ListCredentialVersionsResponse
-	2, // [2:3] is the sub-list for method output_type
-	1, // [1:2] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	18, // 0: phasekey.vault.v1.ListCredentialVersionsResponse.credential_versions:type_name -> phasekey.vault.v1.CredentialVersion
+	19, // 1: phasekey.vault.v1.RotateIntegrationRequest.reason:type_name -> phasekey.vault.v1.Rotation.Reason
+	20, // 2: phasekey.vault.v1.RotateIntegrationResponse.rotation:type_name -> phasekey.vault.v1.Rotation
+	20, // 3: phasekey.vault.v1.ListRotationsResponse.rotations:type_name -> phasekey.vault.v1.Rotation
+	19, // 4: phasekey.vault.v1.RotateAllIntegrationsRequest.reason:type_name -> phasekey.vault.v1.Rotation.Reason
+	21, // 5: phasekey.vault.v1.RotateAllIntegrationsResponse.rotation_batch:type_name -> phasekey.vault.v1.RotationBatch
+	21, // 6: phasekey.vault.v1.ListRotationBatchesResponse.rotation_batches:type_name -> phasekey.vault.v1.RotationBatch
+	22, // 7: phasekey.vault.v1.PauseRotationRequest.ttl:type_name -> google.protobuf.Duration
+	23, // 8: phasekey.vault.v1.PauseRotationResponse.rotation_pause:type_name -> phasekey.vault.v1.RotationPause
+	23, // 9: phasekey.vault.v1.ListRotationPausesResponse.rotation_pauses:type_name -> phasekey.vault.v1.RotationPause
+	0,  // 10: phasekey.vault.v1.RotationService.ListCredentialVersions:input_type -> phasekey.vault.v1.ListCredentialVersionsRequest
+	2,  // 11: phasekey.vault.v1.RotationService.RotateIntegration:input_type -> phasekey.vault.v1.RotateIntegrationRequest
+	4,  // 12: phasekey.vault.v1.RotationService.GetRotation:input_type -> phasekey.vault.v1.GetRotationRequest
+	5,  // 13: phasekey.vault.v1.RotationService.ListRotations:input_type -> phasekey.vault.v1.ListRotationsRequest
+	7,  // 14: phasekey.vault.v1.RotationService.RotateAllIntegrations:input_type -> phasekey.vault.v1.RotateAllIntegrationsRequest
+	9,  // 15: phasekey.vault.v1.RotationService.GetRotationBatch:input_type -> phasekey.vault.v1.GetRotationBatchRequest
+	10, // 16: phasekey.vault.v1.RotationService.ListRotationBatches:input_type -> phasekey.vault.v1.ListRotationBatchesRequest
+	12, // 17: phasekey.vault.v1.RotationService.PauseRotation:input_type -> phasekey.vault.v1.PauseRotationRequest
+	14, // 18: phasekey.vault.v1.RotationService.ResumeRotation:input_type -> phasekey.vault.v1.ResumeRotationRequest
+	16, // 19: phasekey.vault.v1.RotationService.ListRotationPauses:input_type -> phasekey.vault.v1.ListRotationPausesRequest
+	1,  // 20: phasekey.vault.v1.RotationService.ListCredentialVersions:output_type -> phasekey.vault.v1.ListCredentialVersionsResponse
+	3,  // 21: phasekey.vault.v1.RotationService.RotateIntegration:output_type -> phasekey.vault.v1.RotateIntegrationResponse
+	20, // 22: phasekey.vault.v1.RotationService.GetRotation:output_type -> phasekey.vault.v1.Rotation
+	6,  // 23: phasekey.vault.v1.RotationService.ListRotations:output_type -> phasekey.vault.v1.ListRotationsResponse
+	8,  // 24: phasekey.vault.v1.RotationService.RotateAllIntegrations:output_type -> phasekey.vault.v1.RotateAllIntegrationsResponse
+	21, // 25: phasekey.vault.v1.RotationService.GetRotationBatch:output_type -> phasekey.vault.v1.RotationBatch
+	11, // 26: phasekey.vault.v1.RotationService.ListRotationBatches:output_type -> phasekey.vault.v1.ListRotationBatchesResponse
+	13, // 27: phasekey.vault.v1.RotationService.PauseRotation:output_type -> phasekey.vault.v1.PauseRotationResponse
+	15, // 28: phasekey.vault.v1.RotationService.ResumeRotation:output_type -> phasekey.vault.v1.ResumeRotationResponse
+	17, // 29: phasekey.vault.v1.RotationService.ListRotationPauses:output_type -> phasekey.vault.v1.ListRotationPausesResponse
+	20, // [20:30] is the sub-list for method output_type
+	10, // [10:20] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_phasekey_vault_v1_rotation_service_proto_init() }
@@ -194,13 +1203,14 @@ func file_phasekey_vault_v1_rotation_service_proto_init() {
 		return
 	}
 	file_phasekey_vault_v1_credential_version_proto_init()
+	file_phasekey_vault_v1_rotation_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_phasekey_vault_v1_rotation_service_proto_rawDesc), len(file_phasekey_vault_v1_rotation_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   2,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -20,19 +20,75 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	RotationService_ListCredentialVersions_FullMethodName = "/phasekey.vault.v1.RotationService/ListCredentialVersions"
+	RotationService_RotateIntegration_FullMethodName      = "/phasekey.vault.v1.RotationService/RotateIntegration"
+	RotationService_GetRotation_FullMethodName            = "/phasekey.vault.v1.RotationService/GetRotation"
+	RotationService_ListRotations_FullMethodName          = "/phasekey.vault.v1.RotationService/ListRotations"
+	RotationService_RotateAllIntegrations_FullMethodName  = "/phasekey.vault.v1.RotationService/RotateAllIntegrations"
+	RotationService_GetRotationBatch_FullMethodName       = "/phasekey.vault.v1.RotationService/GetRotationBatch"
+	RotationService_ListRotationBatches_FullMethodName    = "/phasekey.vault.v1.RotationService/ListRotationBatches"
+	RotationService_PauseRotation_FullMethodName          = "/phasekey.vault.v1.RotationService/PauseRotation"
+	RotationService_ResumeRotation_FullMethodName         = "/phasekey.vault.v1.RotationService/ResumeRotation"
+	RotationService_ListRotationPauses_FullMethodName     = "/phasekey.vault.v1.RotationService/ListRotationPauses"
 )
 
 // RotationServiceClient is the client API for RotationService service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// RotationService shows how integrations' credentials are replaced.
+// RotationService shows how integrations' credentials are replaced, and has it done out of turn. Any replica takes a request; the
+// master of the integration's shard carries it out, from a second later on.
 type RotationServiceClient interface {
 	// Returns an integration's credential versions, the newest first, a page at a time. Those that ended more than 30 days ago
 	// are forgotten.
 	// Caller: the platform or an operator, within the accounts of its identity.
 	// Errors: INVALID_FIELDS, INVALID_PAGE_TOKEN, RESOURCE_NOT_FOUND (the integration); UNAVAILABLE, DEPENDENCY_UNAVAILABLE.
 	ListCredentialVersions(ctx context.Context, in *ListCredentialVersionsRequest, opts ...grpc.CallOption) (*ListCredentialVersionsResponse, error)
+	// Has an integration's credential replaced. A request that comes while an earlier one has no ACTIVE version yet is answered with
+	// that one, unless it is for a compromise and that one is not: then it supersedes it. A request for a compromise treats every secret as compromised that there was when
+	// it was asked for.
+	// Caller: the platform or an operator, within the accounts of its identity.
+	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND (the integration), INTEGRATION_DELETING, ROTATION_PAUSED (not for a compromise),
+	// REQUEST_ID_REUSED; UNAVAILABLE with CREDENTIAL_NOT_READY (the vault has not begun with the integration) or DEPENDENCY_UNAVAILABLE.
+	// A repeat with the same request_id within a day is answered with the same rotation.
+	RotateIntegration(ctx context.Context, in *RotateIntegrationRequest, opts ...grpc.CallOption) (*RotateIntegrationResponse, error)
+	// Returns one rotation.
+	// Caller: the platform or an operator, within the accounts of its identity.
+	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND; UNAVAILABLE, DEPENDENCY_UNAVAILABLE.
+	GetRotation(ctx context.Context, in *GetRotationRequest, opts ...grpc.CallOption) (*Rotation, error)
+	// Returns an integration's rotations, the newest first, a page at a time.
+	// Caller: the platform or an operator, within the accounts of its identity.
+	// Errors: INVALID_FIELDS, INVALID_PAGE_TOKEN, RESOURCE_NOT_FOUND (the integration); UNAVAILABLE, DEPENDENCY_UNAVAILABLE.
+	ListRotations(ctx context.Context, in *ListRotationsRequest, opts ...grpc.CallOption) (*ListRotationsResponse, error)
+	// Has the credentials of all integrations of an account replaced, or of all accounts. It waits for nothing: ask for the batch to see how
+	// far it is. Each integration's rotation is one like those of RotateIntegration, never immediate. Those that are paused wait, unless it
+	// is for a compromise.
+	// Caller: an operator, within the accounts of its identity.
+	// Errors: INVALID_FIELDS, ROTATION_PAUSED (all of it is, and it is not for a compromise), REQUEST_ID_REUSED; UNAVAILABLE,
+	// DEPENDENCY_UNAVAILABLE.
+	// A repeat with the same request_id within a day is answered with the same batch. What is to be stopped can be paused.
+	RotateAllIntegrations(ctx context.Context, in *RotateAllIntegrationsRequest, opts ...grpc.CallOption) (*RotateAllIntegrationsResponse, error)
+	// Returns one batch, with how far it is.
+	// Caller: an operator, within the accounts of its identity.
+	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND; UNAVAILABLE, DEPENDENCY_UNAVAILABLE.
+	GetRotationBatch(ctx context.Context, in *GetRotationBatchRequest, opts ...grpc.CallOption) (*RotationBatch, error)
+	// Returns the batches that were asked for of exactly this parent, the newest first, a page at a time.
+	// Caller: an operator, within the accounts of its identity.
+	// Errors: INVALID_FIELDS, INVALID_PAGE_TOKEN; UNAVAILABLE, DEPENDENCY_UNAVAILABLE.
+	ListRotationBatches(ctx context.Context, in *ListRotationBatchesRequest, opts ...grpc.CallOption) (*ListRotationBatchesResponse, error)
+	// Pauses rotation by schedule, see RotationPause. Another pause of the same scope is replaced.
+	// Caller: the platform or an operator, within the accounts of its identity.
+	// Errors: INVALID_FIELDS; UNAVAILABLE, DEPENDENCY_UNAVAILABLE.
+	// Idempotent, but for its times.
+	PauseRotation(ctx context.Context, in *PauseRotationRequest, opts ...grpc.CallOption) (*PauseRotationResponse, error)
+	// Ends a pause of exactly this scope. What other pauses cover goes on waiting; what has become due meanwhile is rotated.
+	// Caller: the platform or an operator, within the accounts of its identity.
+	// Errors: INVALID_FIELDS; UNAVAILABLE, DEPENDENCY_UNAVAILABLE.
+	// Idempotent: what is not paused is resumed.
+	ResumeRotation(ctx context.Context, in *ResumeRotationRequest, opts ...grpc.CallOption) (*ResumeRotationResponse, error)
+	// Returns the pauses of an account and its integrations, or all, in the order of their scopes, a page at a time. Those that have ended are not shown.
+	// Caller: the platform or an operator, within the accounts of its identity.
+	// Errors: INVALID_FIELDS, INVALID_PAGE_TOKEN; UNAVAILABLE, DEPENDENCY_UNAVAILABLE.
+	ListRotationPauses(ctx context.Context, in *ListRotationPausesRequest, opts ...grpc.CallOption) (*ListRotationPausesResponse, error)
 }
 
 type rotationServiceClient struct {
@@ -53,17 +109,154 @@ func (c *rotationServiceClient) ListCredentialVersions(ctx context.Context, in *
 	return out, nil
 }
 
+func (c *rotationServiceClient) RotateIntegration(ctx context.Context, in *RotateIntegrationRequest, opts ...grpc.CallOption) (*RotateIntegrationResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RotateIntegrationResponse)
+	err := c.cc.Invoke(ctx, RotationService_RotateIntegration_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *rotationServiceClient) GetRotation(ctx context.Context, in *GetRotationRequest, opts ...grpc.CallOption) (*Rotation, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Rotation)
+	err := c.cc.Invoke(ctx, RotationService_GetRotation_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *rotationServiceClient) ListRotations(ctx context.Context, in *ListRotationsRequest, opts ...grpc.CallOption) (*ListRotationsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListRotationsResponse)
+	err := c.cc.Invoke(ctx, RotationService_ListRotations_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *rotationServiceClient) RotateAllIntegrations(ctx context.Context, in *RotateAllIntegrationsRequest, opts ...grpc.CallOption) (*RotateAllIntegrationsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RotateAllIntegrationsResponse)
+	err := c.cc.Invoke(ctx, RotationService_RotateAllIntegrations_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *rotationServiceClient) GetRotationBatch(ctx context.Context, in *GetRotationBatchRequest, opts ...grpc.CallOption) (*RotationBatch, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RotationBatch)
+	err := c.cc.Invoke(ctx, RotationService_GetRotationBatch_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *rotationServiceClient) ListRotationBatches(ctx context.Context, in *ListRotationBatchesRequest, opts ...grpc.CallOption) (*ListRotationBatchesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListRotationBatchesResponse)
+	err := c.cc.Invoke(ctx, RotationService_ListRotationBatches_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *rotationServiceClient) PauseRotation(ctx context.Context, in *PauseRotationRequest, opts ...grpc.CallOption) (*PauseRotationResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PauseRotationResponse)
+	err := c.cc.Invoke(ctx, RotationService_PauseRotation_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *rotationServiceClient) ResumeRotation(ctx context.Context, in *ResumeRotationRequest, opts ...grpc.CallOption) (*ResumeRotationResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ResumeRotationResponse)
+	err := c.cc.Invoke(ctx, RotationService_ResumeRotation_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *rotationServiceClient) ListRotationPauses(ctx context.Context, in *ListRotationPausesRequest, opts ...grpc.CallOption) (*ListRotationPausesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListRotationPausesResponse)
+	err := c.cc.Invoke(ctx, RotationService_ListRotationPauses_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // RotationServiceServer is the server API for RotationService service.
 // All implementations must embed UnimplementedRotationServiceServer
 // for forward compatibility.
 //
-// RotationService shows how integrations' credentials are replaced.
+// RotationService shows how integrations' credentials are replaced, and has it done out of turn. Any replica takes a request; the
+// master of the integration's shard carries it out, from a second later on.
 type RotationServiceServer interface {
 	// Returns an integration's credential versions, the newest first, a page at a time. Those that ended more than 30 days ago
 	// are forgotten.
 	// Caller: the platform or an operator, within the accounts of its identity.
 	// Errors: INVALID_FIELDS, INVALID_PAGE_TOKEN, RESOURCE_NOT_FOUND (the integration); UNAVAILABLE, DEPENDENCY_UNAVAILABLE.
 	ListCredentialVersions(context.Context, *ListCredentialVersionsRequest) (*ListCredentialVersionsResponse, error)
+	// Has an integration's credential replaced. A request that comes while an earlier one has no ACTIVE version yet is answered with
+	// that one, unless it is for a compromise and that one is not: then it supersedes it. A request for a compromise treats every secret as compromised that there was when
+	// it was asked for.
+	// Caller: the platform or an operator, within the accounts of its identity.
+	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND (the integration), INTEGRATION_DELETING, ROTATION_PAUSED (not for a compromise),
+	// REQUEST_ID_REUSED; UNAVAILABLE with CREDENTIAL_NOT_READY (the vault has not begun with the integration) or DEPENDENCY_UNAVAILABLE.
+	// A repeat with the same request_id within a day is answered with the same rotation.
+	RotateIntegration(context.Context, *RotateIntegrationRequest) (*RotateIntegrationResponse, error)
+	// Returns one rotation.
+	// Caller: the platform or an operator, within the accounts of its identity.
+	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND; UNAVAILABLE, DEPENDENCY_UNAVAILABLE.
+	GetRotation(context.Context, *GetRotationRequest) (*Rotation, error)
+	// Returns an integration's rotations, the newest first, a page at a time.
+	// Caller: the platform or an operator, within the accounts of its identity.
+	// Errors: INVALID_FIELDS, INVALID_PAGE_TOKEN, RESOURCE_NOT_FOUND (the integration); UNAVAILABLE, DEPENDENCY_UNAVAILABLE.
+	ListRotations(context.Context, *ListRotationsRequest) (*ListRotationsResponse, error)
+	// Has the credentials of all integrations of an account replaced, or of all accounts. It waits for nothing: ask for the batch to see how
+	// far it is. Each integration's rotation is one like those of RotateIntegration, never immediate. Those that are paused wait, unless it
+	// is for a compromise.
+	// Caller: an operator, within the accounts of its identity.
+	// Errors: INVALID_FIELDS, ROTATION_PAUSED (all of it is, and it is not for a compromise), REQUEST_ID_REUSED; UNAVAILABLE,
+	// DEPENDENCY_UNAVAILABLE.
+	// A repeat with the same request_id within a day is answered with the same batch. What is to be stopped can be paused.
+	RotateAllIntegrations(context.Context, *RotateAllIntegrationsRequest) (*RotateAllIntegrationsResponse, error)
+	// Returns one batch, with how far it is.
+	// Caller: an operator, within the accounts of its identity.
+	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND; UNAVAILABLE, DEPENDENCY_UNAVAILABLE.
+	GetRotationBatch(context.Context, *GetRotationBatchRequest) (*RotationBatch, error)
+	// Returns the batches that were asked for of exactly this parent, the newest first, a page at a time.
+	// Caller: an operator, within the accounts of its identity.
+	// Errors: INVALID_FIELDS, INVALID_PAGE_TOKEN; UNAVAILABLE, DEPENDENCY_UNAVAILABLE.
+	ListRotationBatches(context.Context, *ListRotationBatchesRequest) (*ListRotationBatchesResponse, error)
+	// Pauses rotation by schedule, see RotationPause. Another pause of the same scope is replaced.
+	// Caller: the platform or an operator, within the accounts of its identity.
+	// Errors: INVALID_FIELDS; UNAVAILABLE, DEPENDENCY_UNAVAILABLE.
+	// Idempotent, but for its times.
+	PauseRotation(context.Context, *PauseRotationRequest) (*PauseRotationResponse, error)
+	// Ends a pause of exactly this scope. What other pauses cover goes on waiting; what has become due meanwhile is rotated.
+	// Caller: the platform or an operator, within the accounts of its identity.
+	// Errors: INVALID_FIELDS; UNAVAILABLE, DEPENDENCY_UNAVAILABLE.
+	// Idempotent: what is not paused is resumed.
+	ResumeRotation(context.Context, *ResumeRotationRequest) (*ResumeRotationResponse, error)
+	// Returns the pauses of an account and its integrations, or all, in the order of their scopes, a page at a time. Those that have ended are not shown.
+	// Caller: the platform or an operator, within the accounts of its identity.
+	// Errors: INVALID_FIELDS, INVALID_PAGE_TOKEN; UNAVAILABLE, DEPENDENCY_UNAVAILABLE.
+	ListRotationPauses(context.Context, *ListRotationPausesRequest) (*ListRotationPausesResponse, error)
 	mustEmbedUnimplementedRotationServiceServer()
 }
 
@@ -76,6 +269,33 @@ type UnimplementedRotationServiceServer struct{}
 
 func (UnimplementedRotationServiceServer) ListCredentialVersions(context.Context, *ListCredentialVersionsRequest) (*ListCredentialVersionsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListCredentialVersions not implemented")
+}
+func (UnimplementedRotationServiceServer) RotateIntegration(context.Context, *RotateIntegrationRequest) (*RotateIntegrationResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RotateIntegration not implemented")
+}
+func (UnimplementedRotationServiceServer) GetRotation(context.Context, *GetRotationRequest) (*Rotation, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetRotation not implemented")
+}
+func (UnimplementedRotationServiceServer) ListRotations(context.Context, *ListRotationsRequest) (*ListRotationsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListRotations not implemented")
+}
+func (UnimplementedRotationServiceServer) RotateAllIntegrations(context.Context, *RotateAllIntegrationsRequest) (*RotateAllIntegrationsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RotateAllIntegrations not implemented")
+}
+func (UnimplementedRotationServiceServer) GetRotationBatch(context.Context, *GetRotationBatchRequest) (*RotationBatch, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetRotationBatch not implemented")
+}
+func (UnimplementedRotationServiceServer) ListRotationBatches(context.Context, *ListRotationBatchesRequest) (*ListRotationBatchesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListRotationBatches not implemented")
+}
+func (UnimplementedRotationServiceServer) PauseRotation(context.Context, *PauseRotationRequest) (*PauseRotationResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PauseRotation not implemented")
+}
+func (UnimplementedRotationServiceServer) ResumeRotation(context.Context, *ResumeRotationRequest) (*ResumeRotationResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ResumeRotation not implemented")
+}
+func (UnimplementedRotationServiceServer) ListRotationPauses(context.Context, *ListRotationPausesRequest) (*ListRotationPausesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListRotationPauses not implemented")
 }
 func (UnimplementedRotationServiceServer) mustEmbedUnimplementedRotationServiceServer() {}
 func (UnimplementedRotationServiceServer) testEmbeddedByValue()                         {}
@@ -116,6 +336,168 @@ func _RotationService_ListCredentialVersions_Handler(srv interface{}, ctx contex
 	return interceptor(ctx, in, info, handler)
 }
 
+func _RotationService_RotateIntegration_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RotateIntegrationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RotationServiceServer).RotateIntegration(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RotationService_RotateIntegration_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RotationServiceServer).RotateIntegration(ctx, req.(*RotateIntegrationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _RotationService_GetRotation_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetRotationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RotationServiceServer).GetRotation(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RotationService_GetRotation_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RotationServiceServer).GetRotation(ctx, req.(*GetRotationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _RotationService_ListRotations_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListRotationsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RotationServiceServer).ListRotations(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RotationService_ListRotations_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RotationServiceServer).ListRotations(ctx, req.(*ListRotationsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _RotationService_RotateAllIntegrations_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RotateAllIntegrationsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RotationServiceServer).RotateAllIntegrations(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RotationService_RotateAllIntegrations_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RotationServiceServer).RotateAllIntegrations(ctx, req.(*RotateAllIntegrationsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _RotationService_GetRotationBatch_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetRotationBatchRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RotationServiceServer).GetRotationBatch(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RotationService_GetRotationBatch_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RotationServiceServer).GetRotationBatch(ctx, req.(*GetRotationBatchRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _RotationService_ListRotationBatches_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListRotationBatchesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RotationServiceServer).ListRotationBatches(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RotationService_ListRotationBatches_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RotationServiceServer).ListRotationBatches(ctx, req.(*ListRotationBatchesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _RotationService_PauseRotation_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PauseRotationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RotationServiceServer).PauseRotation(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RotationService_PauseRotation_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RotationServiceServer).PauseRotation(ctx, req.(*PauseRotationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _RotationService_ResumeRotation_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResumeRotationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RotationServiceServer).ResumeRotation(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RotationService_ResumeRotation_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RotationServiceServer).ResumeRotation(ctx, req.(*ResumeRotationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _RotationService_ListRotationPauses_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListRotationPausesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RotationServiceServer).ListRotationPauses(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RotationService_ListRotationPauses_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RotationServiceServer).ListRotationPauses(ctx, req.(*ListRotationPausesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // RotationService_ServiceDesc is the grpc.ServiceDesc for RotationService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -126,6 +508,42 @@ var RotationService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListCredentialVersions",
 			Handler:    _RotationService_ListCredentialVersions_Handler,
+		},
+		{
+			MethodName: "RotateIntegration",
+			Handler:    _RotationService_RotateIntegration_Handler,
+		},
+		{
+			MethodName: "GetRotation",
+			Handler:    _RotationService_GetRotation_Handler,
+		},
+		{
+			MethodName: "ListRotations",
+			Handler:    _RotationService_ListRotations_Handler,
+		},
+		{
+			MethodName: "RotateAllIntegrations",
+			Handler:    _RotationService_RotateAllIntegrations_Handler,
+		},
+		{
+			MethodName: "GetRotationBatch",
+			Handler:    _RotationService_GetRotationBatch_Handler,
+		},
+		{
+			MethodName: "ListRotationBatches",
+			Handler:    _RotationService_ListRotationBatches_Handler,
+		},
+		{
+			MethodName: "PauseRotation",
+			Handler:    _RotationService_PauseRotation_Handler,
+		},
+		{
+			MethodName: "ResumeRotation",
+			Handler:    _RotationService_ResumeRotation_Handler,
+		},
+		{
+			MethodName: "ListRotationPauses",
+			Handler:    _RotationService_ListRotationPauses_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

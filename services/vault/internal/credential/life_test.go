@@ -83,7 +83,7 @@ func (w *world) commit(c credential.Change) {
 			w.failf("move from %s of a version that is %s", m.From, before.State)
 		case m.From != m.Version.State && !credential.Allowed(m.From, m.Version.State):
 			w.failf("no transition from %s to %s", m.From, m.Version.State)
-		case m.From != credential.Revoking && m.Version.State == credential.Revoking && before.Holders > 0 && !(m.DespiteHolders && w.compromised(before)):
+		case m.From != credential.Revoking && m.Version.State == credential.Revoking && before.Holders > 0 && (!m.DespiteHolders || !w.compromised(before)):
 			w.failf("%s is revoked while it is held", before)
 		case m.From != m.Version.State && w.facts.Wanted.Deleting && w.facts.Application.LeaseEndTime.IsZero():
 			w.failf("%s is taken back before the leases have ended", before)

@@ -62,7 +62,8 @@ func withLabels(t *testing.T, test func(l *labelled)) {
 			t.Fatal(err)
 		}
 		hub := delivery.New(delivery.Config{
-			Store: l.store, Issuer: &fakeIssuer{kept: map[string]issuer.Token{}}, Hints: l.hints, Log: slog.New(slog.DiscardHandler),
+			LongestHold: 24 * time.Hour,
+			Store:       l.store, Issuer: &fakeIssuer{kept: map[string]issuer.Token{}}, Hints: l.hints, Log: slog.New(slog.DiscardHandler),
 			Clouds: map[string]delivery.Cloud{"public": {ResourceManager: arm}}, Keyring: fakeKeyring{}, HoldMargin: 5 * time.Minute,
 		})
 		ctx, stop := context.WithCancel(t.Context())

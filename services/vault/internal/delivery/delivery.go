@@ -60,6 +60,8 @@ const (
 	Refresh Reason = "REFRESH"
 	// Rotated: the credential version it is made from is another one.
 	Rotated Reason = "ROTATED"
+	// Compromised: likewise, because somebody may have the one before who should not. It works no longer, or not for long.
+	Compromised Reason = "COMPROMISED"
 )
 
 // Request is what a runner shows and wants.

@@ -75,6 +75,8 @@ type Config struct {
 	HoldMargin time.Duration
 	// Meter counts deliveries by account; nil counts none.
 	Meter *Meter
+	// LongestHold is how long after it was given away a client secret may be held.
+	LongestHold time.Duration
 	// Clouds are the configured ones, by name.
 	Clouds map[string]Cloud
 	// Poll is how often changes are looked for that no hint told of; 1 s when zero.

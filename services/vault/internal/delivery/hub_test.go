@@ -265,7 +265,8 @@ func inBubble(t *testing.T, test func(w *world)) {
 			request: delivery.Request{Token: token, InstanceID: "instance", Material: lease.AccessToken},
 		}
 		w.hub = delivery.New(delivery.Config{
-			Store: w.store, Issuer: w.issuer, Hints: w.hints, Log: obs.NewLogger(w.log, slog.LevelDebug, obs.FormatText),
+			LongestHold: 24 * time.Hour,
+			Store:       w.store, Issuer: w.issuer, Hints: w.hints, Log: obs.NewLogger(w.log, slog.LevelDebug, obs.FormatText),
 			Clouds:  map[string]delivery.Cloud{"public": {ResourceManager: arm, Environment: "public"}},
 			Keyring: fakeKeyring{}, HoldMargin: 5 * time.Minute,
 		})
@@ -712,7 +713,8 @@ func TestHub_NothingLeavesUnrecorded(t *testing.T) {
 	inBubble(t, func(w *world) {
 		// The database is lost between the reading and the recording.
 		w.hub = delivery.New(delivery.Config{
-			Store: losing{w.store}, Issuer: w.issuer, Log: slog.New(slog.DiscardHandler),
+			LongestHold: 24 * time.Hour,
+			Store:       losing{w.store}, Issuer: w.issuer, Log: slog.New(slog.DiscardHandler),
 			Clouds: map[string]delivery.Cloud{"public": {ResourceManager: arm}},
 		})
 		if d, err := w.hub.Fetch(w.t.Context(), w.request); !errors.Is(err, sqldb.ErrUnavailable) || !d.Token.IsZero() {

@@ -176,7 +176,8 @@ func TestHub_NoSecretLeavesUnrecorded(t *testing.T) {
 	inBubble(t, func(w *world) {
 		w.whole()
 		w.hub = delivery.New(delivery.Config{
-			Store: losing{w.store}, Issuer: w.issuer, Keyring: fakeKeyring{}, Clouds: map[string]delivery.Cloud{"public": {ResourceManager: arm}},
+			LongestHold: 24 * time.Hour,
+			Store:       losing{w.store}, Issuer: w.issuer, Keyring: fakeKeyring{}, Clouds: map[string]delivery.Cloud{"public": {ResourceManager: arm}},
 		})
 		if d, err := w.hub.Fetch(w.t.Context(), w.request); err == nil || !d.Secret.IsZero() {
 			t.Errorf("fetched %+v, %v", d, err)

@@ -250,11 +250,18 @@ func (h *Hub) renew(ctx context.Context, r Request, s *stream, held *holding) (h
 		return holding{}, nil
 	}
 	newest, err := h.make(ctx, r, e)
+	compromised := held.Version <= e.Compromised
 	switch {
 	case err != nil && usable && r.Material == lease.ClientSecret && (errors.Is(err, issuer.ErrNotReady) || errors.Is(err, lease.ErrHoldTooLong)):
 		// That nothing newer can be held is no reason to let go of what is.
+	case err != nil && compromised && !usable && errors.Is(err, issuer.ErrNotReady) && now.Before(held.ExpireTime):
+		// Taken back before there is another one, which is being made: that is what the reader has to be told, and soon.
+		held.retry(now)
+		return holding{}, nil
 	case err != nil:
 		return holding{}, err
+	case newest.versionID != held.versionID && compromised:
+		return h.deliver(ctx, r, e, Compromised)
 	case newest.versionID != held.versionID:
 		return h.deliver(ctx, r, e, Rotated)
 	case extended, newest.requestID != held.requestID:
@@ -338,14 +345,20 @@ func (h *Hub) make(ctx context.Context, r Request, e store.Entitlement) (made, e
 	}, err
 }
 
-// open opens the ACTIVE version's secret: never that of one that is RETIRING, which nobody new may hold. It is good until the grant's
-// end; Entra is not asked.
+// open opens the ACTIVE version's secret: never that of one that is RETIRING, which nobody new may hold, nor of one that was refused
+// when it was last asked with. It is good until the grant's end; Entra is not asked.
 func (h *Hub) open(ctx context.Context, now time.Time, e store.Entitlement) (made, error) {
 	v, ok := e.Active()
 	if !ok {
 		return made{}, issuer.ErrNotReady
 	}
+	if v.Refusals > 0 {
+		return made{}, issuer.ErrNotReady // it does not work everywhere
+	}
 	end, limit := e.Grant.ExpireTime, v.HoldLimit(h.config.HoldMargin)
+	if longest := now.Add(h.config.LongestHold); longest.Before(limit) {
+		limit = longest
+	}
 	if err := lease.CheckHold(end, limit); err != nil {
 		return made{}, err
 	}

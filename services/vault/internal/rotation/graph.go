@@ -21,7 +21,8 @@ func (t *turn) permit(ctx context.Context, action credential.Action) time.Time {
 		return time.Time{}
 	}
 	class := budget.Upkeep
-	if t.facts.Application.ActivateTime.IsZero() || t.facts.Wanted.Deleting {
+	_, adds := action.(credential.Add)
+	if t.facts.Application.ActivateTime.IsZero() || t.facts.Wanted.Deleting || adds && t.facts.Batched() {
 		class = budget.Change
 	}
 	return t.w.config.Budget.Take(ctx, t.cloud.HomeTenantID(), kind, class, t.uid)

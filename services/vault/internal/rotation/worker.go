@@ -26,6 +26,8 @@ const (
 	recordTimeout = 5 * time.Second
 	// maxSteps bounds a turn, so that an integration with much to do lets others have theirs.
 	maxSteps = 64
+	// batchEvery is how often more of the batches is begun with.
+	batchEvery = 5 * time.Second
 )
 
 // reporter tells the registry how an integration stands. See Registry.
@@ -138,7 +140,9 @@ type shift struct {
 	revision int64
 	// signingKey is the key that new federated versions are under, as of the last round.
 	signingKey string
-	turns      sync.WaitGroup
+	// batchTime is when batches are to be looked at next.
+	batchTime time.Time
+	turns     sync.WaitGroup
 	// done has something whenever a turn has ended since the last look.
 	done chan struct{}
 
@@ -156,6 +160,12 @@ func (s *shift) round(ctx context.Context) (next time.Time, err error) {
 	}
 	if err := s.followKeys(ctx, now); err != nil {
 		return time.Time{}, err
+	}
+	if !now.Before(s.batchTime) {
+		s.batchTime = now.Add(batchEvery)
+		if _, err := s.w.config.Store.AdvanceBatches(ctx, s.m, now); err != nil {
+			return time.Time{}, err
+		}
 	}
 	resting := s.resting(now)
 	// Those with a turn are still due and come first: enough more are read to fill every place.

@@ -12,6 +12,7 @@ import (
 	errorv1 "phasekey.dev/gen/phasekey/error/v1"
 	"phasekey.dev/pkg/rpcerr"
 	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/delivery"
 	"phasekey.dev/services/vault/internal/grant"
 	"phasekey.dev/services/vault/internal/issuer"
@@ -66,6 +67,12 @@ func table() rpcerr.Table {
 		row(grant.ErrRequestIDReused, codes.AlreadyExists, errorv1.ErrorReason_ERROR_REASON_REQUEST_ID_REUSED),
 		row(errPageToken, codes.InvalidArgument, errorv1.ErrorReason_ERROR_REASON_INVALID_PAGE_TOKEN),
 		row(rotation.ErrDeleting, codes.FailedPrecondition, errorv1.ErrorReason_ERROR_REASON_INTEGRATION_DELETING),
+		row(credential.ErrDeleting, codes.FailedPrecondition, errorv1.ErrorReason_ERROR_REASON_INTEGRATION_DELETING),
+		{
+			Target: credential.ErrPaused, Code: codes.FailedPrecondition,
+			Reason: rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_ROTATION_PAUSED), Details: pauseDetails,
+		},
+		later(credential.ErrNotAdopted, errorv1.ErrorReason_ERROR_REASON_CREDENTIAL_NOT_READY),
 		later(delivery.ErrDraining, errorv1.ErrorReason_ERROR_REASON_DRAINING),
 		later(issuer.ErrConsentMissing, errorv1.ErrorReason_ERROR_REASON_CONSENT_MISSING),
 		later(issuer.ErrNotReady, errorv1.ErrorReason_ERROR_REASON_CREDENTIAL_NOT_READY),

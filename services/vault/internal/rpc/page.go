@@ -27,6 +27,10 @@ type list string
 const (
 	grantsList   list = "grants"
 	versionsList list = "credential versions"
+
+	rotationsList list = "rotations"
+	batchesList   list = "rotation batches"
+	pausesList    list = "rotation pauses"
 )
 
 // pageToken says where a list of the parent's goes on.

@@ -10,7 +10,9 @@ import (
 // rotationService implements vaultv1.RotationServiceServer.
 type rotationService struct {
 	vaultv1.UnsafeRotationServiceServer
-	versions versions
+	versions  versions
+	rotations rotations
+	pauses    pauses
 }
 
 func (s rotationService) ListCredentialVersions(ctx context.Context, req *vaultv1.ListCredentialVersionsRequest) (*vaultv1.ListCredentialVersionsResponse, error) {

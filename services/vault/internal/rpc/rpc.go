@@ -77,13 +77,15 @@ type prober interface {
 
 // Config is what the services are made from.
 type Config struct {
-	Grants   grants
-	Leases   leases
-	Accounts accountStore
-	Versions versions
-	Hub      hub
-	Resolver resolver
-	Prober   prober
+	Grants    grants
+	Leases    leases
+	Accounts  accountStore
+	Versions  versions
+	Rotations rotations
+	Pauses    pauses
+	Hub       hub
+	Resolver  resolver
+	Prober    prober
 	// Changed is called after something was changed that streams must hear of, so that they hear sooner.
 	Changed func()
 }
@@ -95,7 +97,7 @@ func Register(cfg Config) func(grpc.ServiceRegistrar) {
 		vaultv1.RegisterLeaseServiceServer(to, leaseService{leases: cfg.Leases, changed: cfg.Changed})
 		vaultv1.RegisterAccountServiceServer(to, accountService{accounts: cfg.Accounts, hub: cfg.Hub, changed: cfg.Changed})
 		vaultv1.RegisterAccessServiceServer(to, accessService{prober: cfg.Prober})
-		vaultv1.RegisterRotationServiceServer(to, rotationService{versions: cfg.Versions})
+		vaultv1.RegisterRotationServiceServer(to, rotationService{versions: cfg.Versions, rotations: cfg.Rotations, pauses: cfg.Pauses})
 		RegisterRunners(cfg)(to)
 	}
 }

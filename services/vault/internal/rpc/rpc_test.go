@@ -177,10 +177,10 @@ func inBubble(t *testing.T, test func(v *vault)) {
 		meter := delivery.NewMeter(v.store, log)
 		v.hub = delivery.New(delivery.Config{
 			Meter: meter,
-			Store: v.store, Log: log, Keyring: fakeKeyring{}, HoldMargin: 5 * time.Minute, Clouds: map[string]delivery.Cloud{"public": {ResourceManager: arm, Environment: "public"}},
+			Store: v.store, Log: log, Keyring: fakeKeyring{}, HoldMargin: 5 * time.Minute, LongestHold: 24 * time.Hour, Clouds: map[string]delivery.Cloud{"public": {ResourceManager: arm, Environment: "public"}},
 			Issuer: issuer.New(issuer.Config{Minter: v.minter, Keyring: fakeKeyring{}, Prober: v.store, Log: log}),
 		})
-		cfg := rpc.Config{Grants: v.store, Leases: v.store, Accounts: v.store, Versions: v.store, Hub: v.hub, Resolver: v.resolver, Prober: v.prober, Changed: v.hub.Nudge}
+		cfg := rpc.Config{Grants: v.store, Leases: v.store, Accounts: v.store, Versions: v.store, Rotations: v.store, Pauses: v.store, Hub: v.hub, Resolver: v.resolver, Prober: v.prober, Changed: v.hub.Nudge}
 		v.serve(cfg, log)
 
 		ctx, cancel := context.WithCancel(t.Context())

@@ -12,7 +12,7 @@ import (
 	"phasekey.dev/services/vault/internal/election"
 )
 
-// keepEnded is how long the rows of versions that have ended are kept.
+// keepEnded is how long the rows of versions and rotations that have ended are kept.
 const keepEnded = 30 * 24 * time.Hour
 
 // never is stored for "nothing to do until somebody touches it".
@@ -97,6 +97,11 @@ func (s *Store) Facts(ctx context.Context, uid string) (Facts, error) {
 		case err == nil:
 			out.Wanted.Present, out.Wanted.Deleting, out.Wanted.Period = true, out.Integration.Deleting, out.Integration.RotationPeriod
 			out.Wanted.Federated = out.Integration.Federated
+			pause, err := readPause(ctx, tx, out.Integration.Name)
+			if err != nil {
+				return err
+			}
+			out.PauseEndTime = pause.ExpireTime
 		case !errors.Is(err, sqldb.ErrNoRows):
 			return err
 		}
@@ -104,6 +109,9 @@ func (s *Store) Facts(ctx context.Context, uid string) (Facts, error) {
 			`SELECT `+versionColumns+` FROM credential_versions WHERE integration_uid = $1
 				AND (state NOT IN ('REVOKED', 'ABANDONED') OR (state = 'ABANDONED' AND key_id <> '' AND remove_time = 0))
 				ORDER BY number`, uid); err != nil {
+			return err
+		}
+		if out.Rotations, err = openRotations(ctx, tx, uid); err != nil {
 			return err
 		}
 		out.Strays, err = sqldb.Collect(ctx, tx, func(row sqldb.Row) (p credential.Stray, err error) {
@@ -145,7 +153,7 @@ func (s *Store) Adopt(ctx context.Context, m election.Mastership, now time.Time,
 		}
 		const gone = `(SELECT integration_uid FROM applications WHERE shard = $1 AND forget_time > 0
 			AND NOT EXISTS (SELECT 1 FROM integrations WHERE uid = applications.integration_uid))`
-		for _, table := range []string{"credential_versions", "stray_passwords", "consent_probes", "applications"} {
+		for _, table := range []string{"credential_versions", "stray_passwords", "consent_probes", "rotations", "applications"} {
 			if _, err := tx.Exec(ctx, `DELETE FROM `+table+` WHERE integration_uid IN `+gone, m.Shard); err != nil {
 				return err
 			}
@@ -164,6 +172,9 @@ func (s *Store) Commit(ctx context.Context, m election.Mastership, step Step) er
 	err := s.asMaster(ctx, m, func(ctx context.Context, tx masterTx) error {
 		moved, err := tx.write(ctx, step)
 		if err != nil || !moved {
+			return err
+		}
+		if err := s.auditMoves(ctx, tx, step); err != nil {
 			return err
 		}
 		return noteChange(ctx, tx.Tx, step.Now, step.IntegrationUID, "")
@@ -201,6 +212,11 @@ func (tx masterTx) write(ctx context.Context, step Step) (moved bool, err error)
 			return false, err
 		}
 	}
+	for _, m := range c.Rotations {
+		if err := tx.moveRotation(ctx, m); err != nil {
+			return false, err
+		}
+	}
 	if c.ReplaceStrays {
 		if err := tx.replaceStrays(ctx, step); err != nil {
 			return false, err
@@ -215,7 +231,7 @@ func (tx masterTx) write(ctx context.Context, step Step) (moved bool, err error)
 	return moved, err
 }
 
-// replaceStrays writes what a read found, and takes the occasion to drop versions that ended long ago.
+// replaceStrays writes what a read found, and takes the occasion to drop versions and rotations that ended long ago.
 func (tx masterTx) replaceStrays(ctx context.Context, step Step) error {
 	if _, err := tx.Exec(ctx, `DELETE FROM stray_passwords WHERE integration_uid = $1`, step.IntegrationUID); err != nil {
 		return err
@@ -225,6 +241,10 @@ func (tx masterTx) replaceStrays(ctx context.Context, step Step) error {
 			step.IntegrationUID, p.KeyID, p.Name, sqldb.Micros(p.StartTime), sqldb.Micros(p.FirstTime), sqldb.Micros(p.LastTime)); err != nil {
 			return err
 		}
+	}
+	if _, err := tx.Exec(ctx, `DELETE FROM rotations WHERE integration_uid = $1 AND end_time > 0 AND end_time < $2`,
+		step.IntegrationUID, sqldb.Micros(step.Now.Add(-keepEnded))); err != nil {
+		return err
 	}
 	// The newest stays whatever its age: the next number is counted from it.
 	_, err := tx.Exec(ctx, `DELETE FROM credential_versions WHERE integration_uid = $1 AND intend_time < $2

@@ -26,6 +26,17 @@ const (
 	LeaseRevoked AuditKind = "LeaseRevoked"
 )
 
+// Kinds of events about rotation.
+const (
+	// RotationRequested: somebody wants an integration rotated; Reason says why, and whether immediately.
+	RotationRequested AuditKind = "RotationRequested"
+	// RotationBatchCreated: somebody wants all integrations of an account, or of all, rotated; Reason says why.
+	RotationBatchCreated AuditKind = "RotationBatchCreated"
+	// RotationPaused and RotationResumed: of what, Reason says.
+	RotationPaused  AuditKind = "RotationPaused"
+	RotationResumed AuditKind = "RotationResumed"
+)
+
 // AuditEvent is one record. It never holds a secret.
 type AuditEvent struct {
 	// Writer is the process that recorded it, Seq its place among that writer's records, from 1, without gaps. Both are

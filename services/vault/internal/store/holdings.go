@@ -15,7 +15,7 @@ import (
 )
 
 // hold notes that the lease is given the version's secret: the first time it raises the version's holders, which it can only while
-// that is ACTIVE. The caller has the grant's row, so nobody else holds or releases by the grant. Errors: lease.ErrVersionGone, and
+// that is ACTIVE and was not refused when it was last asked with. The caller has the grant's row, so nobody else holds or releases by the grant. Errors: lease.ErrVersionGone, and
 // a lease.HoldError when the grant lasts longer than the secret may be held.
 func hold(ctx context.Context, tx sqldb.Tx, g grant.Grant, leaseUID string, d Delivery) error {
 	if err := lease.CheckHold(g.ExpireTime, d.HoldLimit); err != nil {
@@ -28,7 +28,7 @@ func hold(ctx context.Context, tx sqldb.Tx, g grant.Grant, leaseUID string, d De
 	if held > 0 {
 		return nil
 	}
-	raised, err := tx.Exec(ctx, `UPDATE credential_versions SET holders = holders + 1 WHERE id = $1 AND integration_uid = $2 AND state = 'ACTIVE'`,
+	raised, err := tx.Exec(ctx, `UPDATE credential_versions SET holders = holders + 1 WHERE id = $1 AND integration_uid = $2 AND state = 'ACTIVE' AND refusals = 0`,
 		d.VersionID, g.IntegrationUID)
 	if err != nil {
 		return fmt.Errorf("raise holders: %w", err)

@@ -23,6 +23,8 @@ type Entitlement struct {
 	Integration Integration
 	// Versions are the ACTIVE one, if there is one, and after it those that are RETIRING, the newest first.
 	Versions []Live
+	// Compromised is the number of the newest version that was said to be compromised; 0 when none was.
+	Compromised int64
 }
 
 // Active returns the ACTIVE version, if there is one.
@@ -61,8 +63,11 @@ func (s *Store) Entitlement(ctx context.Context, grantUID, instanceID string) (E
 		if err != nil && !errors.Is(err, sqldb.ErrNoRows) {
 			return err
 		}
-		out.Versions, err = liveVersions(ctx, tx, uid)
-		return err
+		if out.Versions, err = liveVersions(ctx, tx, uid); err != nil {
+			return err
+		}
+		return tx.QueryRow(ctx, `SELECT COALESCE(MAX(up_to), 0) FROM rotations WHERE integration_uid = $1 AND reason = 'COMPROMISED'`, uid).
+			Scan(&out.Compromised)
 	})
 	if err != nil {
 		return Entitlement{}, fmt.Errorf("read entitlement of grant %s: %w", grantUID, err)

@@ -167,6 +167,14 @@ func TestMaster_EveryMethodIsFenced(t *testing.T) {
 		"Commit": func(ctx context.Context, s *store.Store, m election.Mastership) error {
 			return s.Commit(ctx, m, store.Step{IntegrationUID: "uid", Now: start, NextTime: start.Add(9 * time.Hour)})
 		},
+		"AdvanceBatches": func(ctx context.Context, s *store.Store, m election.Mastership) error {
+			// One of which nothing is left is ended.
+			if _, err := s.RequestBatch(ctx, start, credential.BatchRequest{Scope: credential.Everything, Reason: credential.Scheduled}, grant.Caller{}); err != nil {
+				return err
+			}
+			_, err := s.AdvanceBatches(ctx, m, start)
+			return err
+		},
 		"EndLeases": func(ctx context.Context, s *store.Store, m election.Mastership) error {
 			_, err := s.EndLeases(ctx, m, store.Step{IntegrationUID: "uid", Now: start, NextTime: start.Add(9 * time.Hour)})
 			return err
@@ -260,7 +268,7 @@ func (b *bench) fill(v reflect.Value) {
 		switch field := v.Field(i); field.Interface().(type) {
 		case string:
 			field.SetString(fmt.Sprint("text ", i))
-		case credential.State:
+		case credential.State, credential.RotationState, credential.RotationReason:
 		case bool:
 			field.SetBool(true)
 		case int, int64:

@@ -116,7 +116,7 @@ func (tx masterTx) insertIntent(ctx context.Context, v credential.Version) error
 }
 
 // move writes a version's new row over one that is still in the state the move was decided in. A version that goes to
-// REVOKING must not be held (ErrHeld).
+// REVOKING must not be held (ErrHeld), unless the move says so.
 func (tx masterTx) move(ctx context.Context, m credential.Move) error {
 	v := m.Version
 	if m.From != v.State && !credential.Allowed(m.From, v.State) {
@@ -130,7 +130,7 @@ func (tx masterTx) move(ctx context.Context, m credential.Move) error {
 		sqldb.Micros(v.StartTime), sqldb.Micros(v.EndTime), sqldb.Micros(v.PropagateTime), sqldb.Micros(v.ProveTime),
 		sqldb.Micros(v.ActivateTime), sqldb.Micros(v.RetireTime), sqldb.Micros(v.RevokeTime), sqldb.Micros(v.RemoveTime), v.Proofs,
 		sqldb.Micros(v.ProbeTime), v.Refusals, sqldb.Micros(v.RefusedSince), v.Attempts, sqldb.Micros(v.NextTime), v.Reason,
-		bit(m.From != credential.Revoking && v.State == credential.Revoking))
+		bit(m.From != credential.Revoking && v.State == credential.Revoking && !m.DespiteHolders))
 	if err != nil {
 		return fmt.Errorf("move %s: %w", v, err)
 	}

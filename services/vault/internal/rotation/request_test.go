@@ -1,0 +1,263 @@
+package rotation_test
+
+import (
+	"context"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/vault/internal/credential"
+	"phasekey.dev/services/vault/internal/directory"
+	"phasekey.dev/services/vault/internal/grant"
+	"phasekey.dev/services/vault/internal/store"
+)
+
+// request asks for a rotation, as any replica may.
+func (s *stage) request(reason credential.RotationReason, immediately bool) credential.RotationStatus {
+	s.t.Helper()
+	r, err := s.store.RequestRotation(s.t.Context(), time.Now(), credential.RotationRequest{
+		Integration: name, Reason: reason, Immediately: immediately,
+	}, grant.Caller{Identity: "operator"})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return r
+}
+
+func (s *stage) rotation(id string) credential.RotationStatus {
+	s.t.Helper()
+	r, err := s.store.Rotation(s.t.Context(), name, id)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return r
+}
+
+// untilRotation waits in fake time for a rotation to be in a state.
+func (s *stage) untilRotation(id string, state credential.RotationState, limit time.Duration) credential.RotationStatus {
+	s.t.Helper()
+	s.until("rotation "+string(state), limit, func(store.Facts) bool { return s.rotation(id).State == state })
+	return s.rotation(id)
+}
+
+// settled brings an integration to an ACTIVE version that all of Entra knows.
+func settled(t *testing.T, poll time.Duration) (s *stage, first credential.Version) {
+	s = newStage(t)
+	s.config.Poll = poll
+	s.entra.lag = 10 * time.Minute
+	s.serve()
+	f := s.live()
+	time.Sleep(20 * time.Minute)
+	return s, f.Versions[0]
+}
+
+func TestWorker_RotatesOnRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, first := settled(t, time.Second)
+		began := time.Now()
+		r := s.request(credential.Scheduled, false)
+		time.Sleep(5 * time.Second)
+		if got := s.rotation(r.ID); got.State != credential.RotationPropagating || got.New != 2 {
+			t.Errorf("after five seconds it is %+v", got)
+		}
+		got := s.untilRotation(r.ID, credential.RotationActivated, 25*time.Minute)
+		if since := got.ActivateTime.Sub(began); since < 20*time.Minute || got.Proofs != 8 || !s.entra.works(first.KeyID) {
+			t.Errorf("it is %+v after %s", got, since)
+		}
+		got = s.untilRotation(r.ID, credential.RotationCompleted, 65*time.Minute)
+		if kept := got.RemoveTime.Sub(got.ActivateTime); kept < time.Hour || s.entra.works(first.KeyID) || got.EndTime.IsZero() {
+			t.Errorf("it is %+v, and the old one was kept for %s", got, kept)
+		}
+		s.tidy()
+	})
+}
+
+func TestWorker_ReplacesWhatIsCompromised(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, first := settled(t, time.Second)
+		deliver := s.runner()
+		s.want(store.Integration{})
+		if err := deliver("instance-1"); err != nil {
+			t.Fatal(err)
+		}
+		r := s.request(credential.Compromised, false)
+		for range 18 {
+			time.Sleep(time.Minute)
+			if !s.entra.works(first.KeyID) {
+				t.Fatal("the old one went before there was a new one")
+			}
+		}
+		s.until("a new one", 5*time.Minute, func(f store.Facts) bool { v, _ := f.ByState(credential.Active); return v.Number == 2 })
+		time.Sleep(15 * time.Second)
+		if got := s.rotation(r.ID); got.State != credential.RotationCompleted || s.entra.works(first.KeyID) {
+			t.Errorf("moments later it is %+v, and the old one works: %t", got, s.entra.works(first.KeyID))
+		}
+		// The lease that held it holds the new one as well, and gives both back.
+		s.want(store.Integration{})
+		if err := deliver("instance-1"); err != nil {
+			t.Errorf("the next delivery: %v", err)
+		}
+		if _, err := s.store.RevokeGrant(t.Context(), time.Now(), "acme", "grant", grant.Caller{}); err != nil {
+			t.Errorf("the end of the grant: %v", err)
+		}
+		if v, _ := s.facts().ByState(credential.Active); v.Holders != 0 {
+			t.Errorf("%d leases hold the new one", v.Holders)
+		}
+		s.tidy()
+	})
+}
+
+func TestWorker_AcceptsAGapWhenTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, first := settled(t, time.Second)
+		deliver := s.runner()
+		s.want(store.Integration{})
+		if err := deliver("instance-1"); err != nil {
+			t.Fatal(err)
+		}
+		s.entra.set(func(d *fakeDirectory) { d.lag = 0 })
+		r := s.request(credential.Compromised, true)
+		s.look = time.Second
+		s.until("removal", 15*time.Second, func(store.Facts) bool { return !slices.Contains(s.entra.keys(), first.KeyID) })
+		if _, conditions := s.registry.last(); conditions != "Replicated+ PrincipalFound+ Compromised" {
+			t.Errorf("in the gap conditions are %s", conditions)
+		}
+		got := s.untilRotation(r.ID, credential.RotationCompleted, 3*time.Minute)
+		if gap := got.ActivateTime.Sub(got.RemoveTime); gap < 0 || gap > 2*time.Minute || got.New != 2 {
+			t.Errorf("it is %+v, with a gap of %s", got, gap)
+		}
+		time.Sleep(time.Minute)
+		if _, conditions := s.registry.last(); conditions != "Replicated+ PrincipalFound+ Proven+" {
+			t.Errorf("afterwards conditions are %s", conditions)
+		}
+		s.tidy()
+	})
+}
+
+func TestWorker_GoesOnTryingToRemoveWhatIsCompromised(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, first := settled(t, time.Second)
+		r := s.request(credential.Compromised, true)
+		s.entra.set(func(d *fakeDirectory) {
+			d.before = func(_ context.Context, op string) error {
+				if op == "remove" {
+					return refuse(directory.Transient, "ServiceUnavailable")
+				}
+				return nil
+			}
+		})
+		time.Sleep(6 * time.Hour)
+		if got := s.rotation(r.ID); got.State != credential.RotationActivated || !got.RemoveTime.IsZero() {
+			t.Errorf("while Graph refuses it is %+v", got)
+		}
+		s.entra.set(func(d *fakeDirectory) { d.before = nil })
+		time.Sleep(90 * time.Second)
+		if got := s.rotation(r.ID); got.State != credential.RotationCompleted || slices.Contains(s.entra.keys(), first.KeyID) {
+			t.Errorf("then it is %+v", got)
+		}
+	})
+}
+
+// TestWorker_TakesRequestsAcrossMasters has every master die, as soon as anything was asked of Entra.
+func TestWorker_TakesRequestsAcrossMasters(t *testing.T) {
+	for _, immediately := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			s, first := settled(t, time.Second)
+			r := s.request(credential.Compromised, immediately)
+			for range 60 {
+				ctx, cancel := context.WithCancel(t.Context())
+				s.entra.set(func(d *fakeDirectory) {
+					d.after = func(_ context.Context, op string) error {
+						if op == "add" || op == "remove" {
+							cancel()
+						}
+						return nil
+					}
+				})
+				if err := s.end(); err != nil {
+					t.Fatal(err)
+				}
+				s.serve(func(context.Context) context.Context { return ctx })
+				time.Sleep(time.Minute)
+				cancel()
+			}
+			if got := s.rotation(r.ID); got.State != credential.RotationCompleted || slices.Contains(s.entra.keys(), first.KeyID) {
+				t.Errorf("after an hour it is %+v", got)
+			}
+		})
+	}
+}
+
+func TestWorker_PausesAndGoesOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, first := settled(t, 10*time.Minute)
+		now := time.Now()
+		if err := s.store.PauseRotation(t.Context(), credential.Pause{Scope: "accounts/acme", CreateTime: now, ExpireTime: now.Add(credential.LongestPause)}, grant.Caller{}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * 24 * time.Hour)
+		if v, _ := s.facts().ByState(credential.Active); v.ID != first.ID {
+			t.Errorf("after two days it is %s", v)
+		}
+		if _, conditions := s.registry.last(); conditions != "Replicated+ PrincipalFound+ RotationPaused+" {
+			t.Errorf("conditions are %s", conditions)
+		}
+		// The last secret does not die of it.
+		for time.Now().Before(first.EndTime.Add(24 * time.Hour)) {
+			time.Sleep(10 * time.Minute)
+			if v, ok := s.facts().ByState(credential.Active); !ok || !s.entra.works(v.KeyID) {
+				t.Fatalf("at %s nothing works", time.Now())
+			}
+		}
+		if err := s.store.ResumeRotation(t.Context(), time.Now(), "accounts/acme", grant.Caller{}); err != nil {
+			t.Fatal(err)
+		}
+		second, _ := s.facts().ByState(credential.Active)
+		if second.Number != 2 {
+			t.Errorf("in three days it was rotated to %s", second)
+		}
+		s.until("the next", time.Hour, func(f store.Facts) bool { v, _ := f.ByState(credential.Active); return v.Number == 3 })
+	})
+}
+
+func TestWorker_AdvancesBatches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := settled(t, time.Second)
+		b, err := s.store.RequestBatch(t.Context(), time.Now(), credential.BatchRequest{Scope: credential.Everything, Reason: credential.Scheduled}, grant.Caller{})
+		if err != nil || b.Total != 1 {
+			t.Fatalf("batch is %+v, %v", b, err)
+		}
+		s.until("the end of the batch", 2*time.Hour, func(store.Facts) bool {
+			b, err = s.store.Batch(t.Context(), b.Scope, b.ID)
+			return err == nil && !b.EndTime.IsZero()
+		})
+		if v, _ := s.facts().ByState(credential.Active); b.Completed != 1 || v.Number != 2 {
+			t.Errorf("it is %+v, with %s", b, v)
+		}
+	})
+}
+
+func TestWorker_RecordsWhatVersionsCameTo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := settled(t, time.Second)
+		r := s.request(credential.Compromised, false)
+		s.untilRotation(r.ID, credential.RotationCompleted, 30*time.Minute)
+		var kinds []string
+		err := s.db.ReadTx(t.Context(), func(ctx context.Context, tx sqldb.Tx) (err error) {
+			kinds, err = sqldb.Collect(ctx, tx, func(row sqldb.Row) (kind string, err error) {
+				err = row.Scan(&kind)
+				return kind, err
+			}, `SELECT kind FROM audit_events WHERE integration_uid = $1 AND account = 'acme' ORDER BY seq`, uid)
+			return err
+		})
+		want := []string{
+			"VersionIntended", "VersionStaged", "VersionPropagating", "VersionActive", "RotationRequested",
+			"VersionIntended", "VersionPropagating", "VersionRetiring", "VersionActive", "VersionRevoking", "VersionRevoked",
+		}
+		if err != nil || !slices.Equal(kinds, want) {
+			t.Errorf("recorded are %q, %v; want %q", kinds, err, want)
+		}
+	})
+}
