@@ -187,6 +187,7 @@ func (c *tour) visits(t *testing.T) []visit {
 		{broker + "ConsentService/VerifyConsent", "platform", is(&brokerv1.VerifyConsentRequest{Integration: integration}), nil},
 		{broker + "ConsentService/CancelConsentSession", "operator", func() proto.Message { return &brokerv1.CancelConsentSessionRequest{Name: c.session.GetName()} }, nil},
 		{vault + "AccessService/ProbeConsent", "broker", is(&vaultv1.ProbeConsentRequest{Integration: integration}), nil},
+		{vault + "AccessService/CheckPermissions", "operator", is(&vaultv1.CheckPermissionsRequest{Integration: integration}), nil},
 		{vault + "GrantService/CreateGrant", "platform", is(&vaultv1.CreateGrantRequest{Parent: account, Grant: &vaultv1.Grant{Project: project, Phase: typev1.Phase_PHASE_APPLYING, Run: "run-1"}}), nil},
 		{vault + "GrantService/GetGrant", "operator", func() proto.Message { return &vaultv1.GetGrantRequest{Name: c.grant.GetName()} }, nil},
 		{vault + "GrantService/ListGrants", "platform", is(&vaultv1.ListGrantsRequest{Parent: account}), nil},

@@ -41,6 +41,7 @@ import (
 	"phasekey.dev/services/vault/internal/hint"
 	"phasekey.dev/services/vault/internal/issuer"
 	"phasekey.dev/services/vault/internal/keyring"
+	"phasekey.dev/services/vault/internal/rolecheck"
 	"phasekey.dev/services/vault/internal/rotation"
 	"phasekey.dev/services/vault/internal/rpc"
 	"phasekey.dev/services/vault/internal/store"
@@ -75,6 +76,8 @@ type App struct {
 	elector  election.Elector
 	worker   *rotation.Worker
 	prober   *rotation.Prober
+	tokens   *issuer.Issuer
+	checker  *rolecheck.Checker
 	feed     *feed.Feed
 	watch    *entra.Watch
 	issuer   *openID // nil without one
@@ -131,6 +134,9 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *App, err error) 
 	if err := a.work(clouds, client); err != nil {
 		return nil, err
 	}
+	if err := a.look(); err != nil {
+		return nil, err
+	}
 	return a, a.listen(ctx)
 }
 
@@ -178,11 +184,12 @@ func (a *App) deliver(clouds entra.Clouds) {
 	for name, cloud := range clouds {
 		known[name] = delivery.Cloud{ResourceManager: cloud.ResourceManager(), Environment: azurermEnvironment(name)}
 	}
+	a.tokens = issuer.New(issuer.Config{Minter: clouds, Keyring: a.keyring, Signer: a.signer(), Prober: a.store, Log: a.log, Metrics: a.metrics})
 	a.meter = delivery.NewMeter(a.store, a.log)
 	cfg := delivery.Config{
 		Meter:   a.meter,
 		Store:   a.store,
-		Issuer:  issuer.New(issuer.Config{Minter: clouds, Keyring: a.keyring, Signer: a.signer(), Prober: a.store, Log: a.log, Metrics: a.metrics}),
+		Issuer:  a.tokens,
 		Keyring: a.keyring, HoldMargin: a.cfg.Timing.HoldMargin, LongestHold: a.cfg.Timing.LongestHold,
 		Clouds: known, Log: a.log, Metrics: a.metrics,
 	}
@@ -249,6 +256,18 @@ func (a *App) work(clouds entra.Clouds, client redis.UniversalClient) error {
 	return err
 }
 
+// look makes what looks at Azure roles.
+func (a *App) look() (err error) {
+	clouds := make(map[string]rolecheck.Cloud, len(a.cfg.Clouds))
+	for name, cloud := range a.cfg.Clouds {
+		if clouds[name], err = cloud.roles(); err != nil {
+			return fmt.Errorf("clouds.%s: %w", name, err)
+		}
+	}
+	a.checker, err = rolecheck.New(rolecheck.Config{Store: a.store, Issuer: a.tokens, Clouds: clouds, Log: a.log, Metrics: a.metrics})
+	return err
+}
+
 // elect makes what decides which shards this replica works on.
 func (a *App) elect(client redis.UniversalClient) (election.Elector, error) {
 	host, err := os.Hostname()
@@ -278,7 +297,7 @@ func (a *App) changed() {
 // listen binds the addresses and makes the servers.
 func (a *App) listen(ctx context.Context) error {
 	services := rpc.Config{
-		Grants: a.store, Leases: a.store, Accounts: a.store, Versions: a.store, Rotations: a.store, Pauses: a.store, Hub: a.hub, Changed: a.changed, Prober: a.prober,
+		Grants: a.store, Leases: a.store, Accounts: a.store, Versions: a.store, Rotations: a.store, Pauses: a.store, Hub: a.hub, Changed: a.changed, Prober: a.prober, Checker: a.checker,
 		Resolver: registryv1.NewAttachmentServiceClient(a.registry),
 	}
 	policy := grpcserver.OptionPolicy(optionsv1.E_Callers)
@@ -337,6 +356,7 @@ func (a *App) Run(ctx context.Context) error {
 		task.Task{Name: "keyring", Run: func(ctx context.Context) error { return a.keyring.Run(ctx, a.log) }},
 		task.Task{Name: "own credentials", Run: a.watch.Run},
 		task.Task{Name: "hub", Run: a.hub.Run},
+		task.Task{Name: "permissions", Run: a.checker.Run},
 		task.Task{Name: "releaser", Run: a.releaser.Run},
 		task.Task{Name: "meter", Run: a.meter.Run},
 		task.Task{Name: "server", Run: a.server.Run, Grace: grace},

@@ -19,9 +19,11 @@ import (
 	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/redisconn"
 	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/vault/internal/arm"
 	"phasekey.dev/services/vault/internal/budget"
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/entra"
+	"phasekey.dev/services/vault/internal/rolecheck"
 	"phasekey.dev/services/vault/internal/signing"
 )
 
@@ -299,17 +301,44 @@ func (c Cloud) open() (*entra.Directory, error) {
 		}
 		*u.to = parsed
 	}
-	if c.CAFile != "" {
-		pem, err := os.ReadFile(c.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("ca_file: %w", err)
-		}
-		config.RootCAs = x509.NewCertPool()
-		if !config.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("ca_file: %s has no certificate", c.CAFile)
-		}
+	var err error
+	if config.RootCAs, err = c.roots(); err != nil {
+		return nil, err
 	}
 	return entra.New(config)
+}
+
+// roots are what verifies the cloud's hosts; nil means the system's.
+func (c Cloud) roots() (*x509.CertPool, error) {
+	if c.CAFile == "" {
+		return nil, nil
+	}
+	pem, err := os.ReadFile(c.CAFile)
+	if err != nil {
+		return nil, fmt.Errorf("ca_file: %w", err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("ca_file: %s has no certificate", c.CAFile)
+	}
+	return roots, nil
+}
+
+// roles is where the cloud's roles are looked at.
+func (c Cloud) roles() (rolecheck.Cloud, error) {
+	base, err := url.Parse(c.ResourceManagerURL)
+	if err != nil {
+		return rolecheck.Cloud{}, err
+	}
+	roots, err := c.roots()
+	if err != nil {
+		return rolecheck.Cloud{}, err
+	}
+	audience := strings.TrimSuffix(c.ResourceManagerAudience, "/")
+	if audience == "" {
+		audience = c.ResourceManagerURL
+	}
+	return rolecheck.Cloud{Viewer: arm.New(arm.Config{URL: base, RootCAs: roots}), Audience: audience}, nil
 }
 
 func notPrintable(r rune) bool { return r < ' ' || r == 0x7f || r > 0x7f }

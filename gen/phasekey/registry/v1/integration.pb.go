@@ -106,6 +106,9 @@ const (
 	Condition_TYPE_CONSENTED Condition_Type = 2
 	// A proven credential is live.
 	Condition_TYPE_CREDENTIAL_READY Condition_Type = 3
+	// The service principal has an Azure role in the default subscription, as last looked: the reason says for reading or for
+	// changing things. Absent until that was looked at; the integration's state does not rest on it.
+	Condition_TYPE_PERMISSIONS_VERIFIED Condition_Type = 4
 )
 
 // Enum value maps for Condition_Type.
@@ -115,12 +118,14 @@ var (
 		1: "TYPE_APPLICATION_READY",
 		2: "TYPE_CONSENTED",
 		3: "TYPE_CREDENTIAL_READY",
+		4: "TYPE_PERMISSIONS_VERIFIED",
 	}
 	Condition_Type_value = map[string]int32{
-		"TYPE_UNSPECIFIED":       0,
-		"TYPE_APPLICATION_READY": 1,
-		"TYPE_CONSENTED":         2,
-		"TYPE_CREDENTIAL_READY":  3,
+		"TYPE_UNSPECIFIED":          0,
+		"TYPE_APPLICATION_READY":    1,
+		"TYPE_CONSENTED":            2,
+		"TYPE_CREDENTIAL_READY":     3,
+		"TYPE_PERMISSIONS_VERIFIED": 4,
 	}
 )
 
@@ -573,18 +578,19 @@ const file_phasekey_registry_v1_integration_proto_rawDesc = "" +
 	"\fSTATE_ACTIVE\x10\x03\x12\x12\n" +
 	"\x0eSTATE_DEGRADED\x10\x04\x12\x12\n" +
 	"\x0eSTATE_DELETING\x10\x05:p\xeaAm\n" +
-	"!registry.phasekey.dev/Integration\x12-accounts/{account}/integrations/{integration}*\fintegrations2\vintegration\"\xa0\x04\n" +
+	"!registry.phasekey.dev/Integration\x12-accounts/{account}/integrations/{integration}*\fintegrations2\vintegration\"\xc0\x04\n" +
 	"\tCondition\x12H\n" +
 	"\x04type\x18\x01 \x01(\x0e2$.phasekey.registry.v1.Condition.TypeB\x0e\xe2A\x01\x02\xbaH\a\x82\x01\x04\x10\x01 \x00R\x04type\x12N\n" +
 	"\x06status\x18\x02 \x01(\x0e2&.phasekey.registry.v1.Condition.StatusB\x0e\xe2A\x01\x02\xbaH\a\x82\x01\x04\x10\x01 \x00R\x06status\x12;\n" +
 	"\x06reason\x18\x03 \x01(\tB#\xe2A\x01\x01\xbaH\x1cr\x1a\x18<2\x16^([A-Z][A-Za-z0-9]*)?$R\x06reason\x12&\n" +
 	"\amessage\x18\x04 \x01(\tB\f\xe2A\x01\x01\xbaH\x05r\x03\x18\xe8\aR\amessage\x12R\n" +
-	"\x14last_transition_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x03R\x12lastTransitionTime\"g\n" +
+	"\x14last_transition_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x03R\x12lastTransitionTime\"\x86\x01\n" +
 	"\x04Type\x12\x14\n" +
 	"\x10TYPE_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16TYPE_APPLICATION_READY\x10\x01\x12\x12\n" +
 	"\x0eTYPE_CONSENTED\x10\x02\x12\x19\n" +
-	"\x15TYPE_CREDENTIAL_READY\x10\x03\"W\n" +
+	"\x15TYPE_CREDENTIAL_READY\x10\x03\x12\x1d\n" +
+	"\x19TYPE_PERMISSIONS_VERIFIED\x10\x04\"W\n" +
 	"\x06Status\x12\x16\n" +
 	"\x12STATUS_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vSTATUS_TRUE\x10\x01\x12\x10\n" +

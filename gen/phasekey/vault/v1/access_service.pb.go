@@ -25,6 +25,120 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Level is how much of an access there is.
+type ScopePermissions_Level int32
+
+const (
+	// Not known.
+	ScopePermissions_LEVEL_UNSPECIFIED ScopePermissions_Level = 0
+	// None.
+	ScopePermissions_LEVEL_NONE ScopePermissions_Level = 1
+	// Some: a role that allows less than all of it, one that is given under a condition, or one somewhere below the scope.
+	ScopePermissions_LEVEL_PARTIAL ScopePermissions_Level = 2
+	// All of it, as Reader gives for reading and Contributor for changing things.
+	ScopePermissions_LEVEL_FULL ScopePermissions_Level = 3
+)
+
+// Enum value maps for ScopePermissions_Level.
+var (
+	ScopePermissions_Level_name = map[int32]string{
+		0: "LEVEL_UNSPECIFIED",
+		1: "LEVEL_NONE",
+		2: "LEVEL_PARTIAL",
+		3: "LEVEL_FULL",
+	}
+	ScopePermissions_Level_value = map[string]int32{
+		"LEVEL_UNSPECIFIED": 0,
+		"LEVEL_NONE":        1,
+		"LEVEL_PARTIAL":     2,
+		"LEVEL_FULL":        3,
+	}
+)
+
+func (x ScopePermissions_Level) Enum() *ScopePermissions_Level {
+	p := new(ScopePermissions_Level)
+	*p = x
+	return p
+}
+
+func (x ScopePermissions_Level) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ScopePermissions_Level) Descriptor() protoreflect.EnumDescriptor {
+	return file_phasekey_vault_v1_access_service_proto_enumTypes[0].Descriptor()
+}
+
+func (ScopePermissions_Level) Type() protoreflect.EnumType {
+	return &file_phasekey_vault_v1_access_service_proto_enumTypes[0]
+}
+
+func (x ScopePermissions_Level) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ScopePermissions_Level.Descriptor instead.
+func (ScopePermissions_Level) EnumDescriptor() ([]byte, []int) {
+	return file_phasekey_vault_v1_access_service_proto_rawDescGZIP(), []int{4, 0}
+}
+
+// Visibility is how much could be seen.
+type ScopePermissions_Visibility int32
+
+const (
+	// Not known.
+	ScopePermissions_VISIBILITY_UNSPECIFIED ScopePermissions_Visibility = 0
+	// The assignments.
+	ScopePermissions_VISIBILITY_ASSIGNMENTS ScopePermissions_Visibility = 1
+	// Not who gave what, but what the principal may do: it may not read role assignments.
+	ScopePermissions_VISIBILITY_ACTIONS ScopePermissions_Visibility = 2
+	// Nothing: the principal has no role here that shows anything, or there is no such scope.
+	ScopePermissions_VISIBILITY_DENIED ScopePermissions_Visibility = 3
+)
+
+// Enum value maps for ScopePermissions_Visibility.
+var (
+	ScopePermissions_Visibility_name = map[int32]string{
+		0: "VISIBILITY_UNSPECIFIED",
+		1: "VISIBILITY_ASSIGNMENTS",
+		2: "VISIBILITY_ACTIONS",
+		3: "VISIBILITY_DENIED",
+	}
+	ScopePermissions_Visibility_value = map[string]int32{
+		"VISIBILITY_UNSPECIFIED": 0,
+		"VISIBILITY_ASSIGNMENTS": 1,
+		"VISIBILITY_ACTIONS":     2,
+		"VISIBILITY_DENIED":      3,
+	}
+)
+
+func (x ScopePermissions_Visibility) Enum() *ScopePermissions_Visibility {
+	p := new(ScopePermissions_Visibility)
+	*p = x
+	return p
+}
+
+func (x ScopePermissions_Visibility) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ScopePermissions_Visibility) Descriptor() protoreflect.EnumDescriptor {
+	return file_phasekey_vault_v1_access_service_proto_enumTypes[1].Descriptor()
+}
+
+func (ScopePermissions_Visibility) Type() protoreflect.EnumType {
+	return &file_phasekey_vault_v1_access_service_proto_enumTypes[1]
+}
+
+func (x ScopePermissions_Visibility) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ScopePermissions_Visibility.Descriptor instead.
+func (ScopePermissions_Visibility) EnumDescriptor() ([]byte, []int) {
+	return file_phasekey_vault_v1_access_service_proto_rawDescGZIP(), []int{4, 1}
+}
+
 // Names the integration.
 type ProbeConsentRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -144,6 +258,290 @@ func (x *ProbeConsentResponse) GetProbeTime() *timestamppb.Timestamp {
 	return nil
 }
 
+// Names the integration, and where to look.
+type CheckPermissionsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The integration, `accounts/{account}/integrations/{integration}`.
+	Integration string `protobuf:"bytes,1,opt,name=integration,proto3" json:"integration,omitempty"`
+	// Scopes of Azure, at most ten: `/subscriptions/{id}`, `/subscriptions/{id}/resourceGroups/{name}` or
+	// `/providers/Microsoft.Management/managementGroups/{id}`. None means the integration's default subscription.
+	Scopes        []string `protobuf:"bytes,2,rep,name=scopes,proto3" json:"scopes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckPermissionsRequest) Reset() {
+	*x = CheckPermissionsRequest{}
+	mi := &file_phasekey_vault_v1_access_service_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckPermissionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckPermissionsRequest) ProtoMessage() {}
+
+func (x *CheckPermissionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_vault_v1_access_service_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckPermissionsRequest.ProtoReflect.Descriptor instead.
+func (*CheckPermissionsRequest) Descriptor() ([]byte, []int) {
+	return file_phasekey_vault_v1_access_service_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *CheckPermissionsRequest) GetIntegration() string {
+	if x != nil {
+		return x.Integration
+	}
+	return ""
+}
+
+func (x *CheckPermissionsRequest) GetScopes() []string {
+	if x != nil {
+		return x.Scopes
+	}
+	return nil
+}
+
+// What was found.
+type CheckPermissionsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The service principal's object ID in the customer's tenant.
+	ServicePrincipalObjectId string `protobuf:"bytes,1,opt,name=service_principal_object_id,json=servicePrincipalObjectId,proto3" json:"service_principal_object_id,omitempty"`
+	// One entry per scope, in the order in which they were asked for.
+	Scopes []*ScopePermissions `protobuf:"bytes,2,rep,name=scopes,proto3" json:"scopes,omitempty"`
+	// When it was looked.
+	CheckTime     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=check_time,json=checkTime,proto3" json:"check_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckPermissionsResponse) Reset() {
+	*x = CheckPermissionsResponse{}
+	mi := &file_phasekey_vault_v1_access_service_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckPermissionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckPermissionsResponse) ProtoMessage() {}
+
+func (x *CheckPermissionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_vault_v1_access_service_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckPermissionsResponse.ProtoReflect.Descriptor instead.
+func (*CheckPermissionsResponse) Descriptor() ([]byte, []int) {
+	return file_phasekey_vault_v1_access_service_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *CheckPermissionsResponse) GetServicePrincipalObjectId() string {
+	if x != nil {
+		return x.ServicePrincipalObjectId
+	}
+	return ""
+}
+
+func (x *CheckPermissionsResponse) GetScopes() []*ScopePermissions {
+	if x != nil {
+		return x.Scopes
+	}
+	return nil
+}
+
+func (x *CheckPermissionsResponse) GetCheckTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CheckTime
+	}
+	return nil
+}
+
+// What the principal may do in one scope.
+type ScopePermissions struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The scope, as it was asked for.
+	Scope string `protobuf:"bytes,1,opt,name=scope,proto3" json:"scope,omitempty"`
+	// How much could be seen.
+	Visibility ScopePermissions_Visibility `protobuf:"varint,2,opt,name=visibility,proto3,enum=phasekey.vault.v1.ScopePermissions_Visibility" json:"visibility,omitempty"`
+	// The roles that the principal, or a group it is in, was assigned at, above or below the scope.
+	Roles []*AssignedRole `protobuf:"bytes,3,rep,name=roles,proto3" json:"roles,omitempty"`
+	// What there is of reading, as initializing and planning do.
+	Read ScopePermissions_Level `protobuf:"varint,4,opt,name=read,proto3,enum=phasekey.vault.v1.ScopePermissions_Level" json:"read,omitempty"`
+	// What there is of changing things, as applying does. Assigning roles is not part of it.
+	Write ScopePermissions_Level `protobuf:"varint,5,opt,name=write,proto3,enum=phasekey.vault.v1.ScopePermissions_Level" json:"write,omitempty"`
+	// What to run, as somebody who may assign roles there, for reading to be FULL; empty when it is.
+	ReadCommand string `protobuf:"bytes,6,opt,name=read_command,json=readCommand,proto3" json:"read_command,omitempty"`
+	// Likewise for changing things.
+	WriteCommand  string `protobuf:"bytes,7,opt,name=write_command,json=writeCommand,proto3" json:"write_command,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScopePermissions) Reset() {
+	*x = ScopePermissions{}
+	mi := &file_phasekey_vault_v1_access_service_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScopePermissions) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScopePermissions) ProtoMessage() {}
+
+func (x *ScopePermissions) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_vault_v1_access_service_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScopePermissions.ProtoReflect.Descriptor instead.
+func (*ScopePermissions) Descriptor() ([]byte, []int) {
+	return file_phasekey_vault_v1_access_service_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ScopePermissions) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
+}
+
+func (x *ScopePermissions) GetVisibility() ScopePermissions_Visibility {
+	if x != nil {
+		return x.Visibility
+	}
+	return ScopePermissions_VISIBILITY_UNSPECIFIED
+}
+
+func (x *ScopePermissions) GetRoles() []*AssignedRole {
+	if x != nil {
+		return x.Roles
+	}
+	return nil
+}
+
+func (x *ScopePermissions) GetRead() ScopePermissions_Level {
+	if x != nil {
+		return x.Read
+	}
+	return ScopePermissions_LEVEL_UNSPECIFIED
+}
+
+func (x *ScopePermissions) GetWrite() ScopePermissions_Level {
+	if x != nil {
+		return x.Write
+	}
+	return ScopePermissions_LEVEL_UNSPECIFIED
+}
+
+func (x *ScopePermissions) GetReadCommand() string {
+	if x != nil {
+		return x.ReadCommand
+	}
+	return ""
+}
+
+func (x *ScopePermissions) GetWriteCommand() string {
+	if x != nil {
+		return x.WriteCommand
+	}
+	return ""
+}
+
+// A role that is assigned.
+type AssignedRole struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What the role is called, for example `Reader`; its ID when that cannot be read.
+	Role string `protobuf:"bytes,1,opt,name=role,proto3" json:"role,omitempty"`
+	// The scope for which it is assigned.
+	Scope string `protobuf:"bytes,2,opt,name=scope,proto3" json:"scope,omitempty"`
+	// Whether it holds only under a condition.
+	Conditional   bool `protobuf:"varint,3,opt,name=conditional,proto3" json:"conditional,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AssignedRole) Reset() {
+	*x = AssignedRole{}
+	mi := &file_phasekey_vault_v1_access_service_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AssignedRole) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AssignedRole) ProtoMessage() {}
+
+func (x *AssignedRole) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_vault_v1_access_service_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AssignedRole.ProtoReflect.Descriptor instead.
+func (*AssignedRole) Descriptor() ([]byte, []int) {
+	return file_phasekey_vault_v1_access_service_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *AssignedRole) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *AssignedRole) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
+}
+
+func (x *AssignedRole) GetConditional() bool {
+	if x != nil {
+		return x.Conditional
+	}
+	return false
+}
+
 var File_phasekey_vault_v1_access_service_proto protoreflect.FileDescriptor
 
 const file_phasekey_vault_v1_access_service_proto_rawDesc = "" +
@@ -158,9 +556,47 @@ const file_phasekey_vault_v1_access_service_proto_rawDesc = "" +
 	"\vaadsts_code\x18\x03 \x01(\x05R\n" +
 	"aadstsCode\x129\n" +
 	"\n" +
-	"probe_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tprobeTime2w\n" +
+	"probe_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tprobeTime\"\xc1\x03\n" +
+	"\x17CheckPermissionsRequest\x12\xab\x01\n" +
+	"\vintegration\x18\x01 \x01(\tB\x88\x01\xe2A\x01\x02\xfaA#\n" +
+	"!registry.phasekey.dev/Integration\xbaH[rY2W^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/integrations/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\vintegration\x12\xf7\x01\n" +
+	"\x06scopes\x18\x02 \x03(\tB\xde\x01\xe2A\x01\x01\xbaH\xd6\x01\x92\x01\xd2\x01\x10\n" +
+	"\x18\x01\"\xcb\x01r\xc8\x012\xc5\x01^(/subscriptions/[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}(/resourceGroups/[A-Za-z0-9_().-]{0,89}[A-Za-z0-9_()-])?|/providers/Microsoft.Management/managementGroups/[A-Za-z0-9_().-]{1,90})$R\x06scopes\"\xd1\x01\n" +
+	"\x18CheckPermissionsResponse\x12=\n" +
+	"\x1bservice_principal_object_id\x18\x01 \x01(\tR\x18servicePrincipalObjectId\x12;\n" +
+	"\x06scopes\x18\x02 \x03(\v2#.phasekey.vault.v1.ScopePermissionsR\x06scopes\x129\n" +
+	"\n" +
+	"check_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tcheckTime\"\xbf\x04\n" +
+	"\x10ScopePermissions\x12\x14\n" +
+	"\x05scope\x18\x01 \x01(\tR\x05scope\x12N\n" +
+	"\n" +
+	"visibility\x18\x02 \x01(\x0e2..phasekey.vault.v1.ScopePermissions.VisibilityR\n" +
+	"visibility\x125\n" +
+	"\x05roles\x18\x03 \x03(\v2\x1f.phasekey.vault.v1.AssignedRoleR\x05roles\x12=\n" +
+	"\x04read\x18\x04 \x01(\x0e2).phasekey.vault.v1.ScopePermissions.LevelR\x04read\x12?\n" +
+	"\x05write\x18\x05 \x01(\x0e2).phasekey.vault.v1.ScopePermissions.LevelR\x05write\x12!\n" +
+	"\fread_command\x18\x06 \x01(\tR\vreadCommand\x12#\n" +
+	"\rwrite_command\x18\a \x01(\tR\fwriteCommand\"Q\n" +
+	"\x05Level\x12\x15\n" +
+	"\x11LEVEL_UNSPECIFIED\x10\x00\x12\x0e\n" +
+	"\n" +
+	"LEVEL_NONE\x10\x01\x12\x11\n" +
+	"\rLEVEL_PARTIAL\x10\x02\x12\x0e\n" +
+	"\n" +
+	"LEVEL_FULL\x10\x03\"s\n" +
+	"\n" +
+	"Visibility\x12\x1a\n" +
+	"\x16VISIBILITY_UNSPECIFIED\x10\x00\x12\x1a\n" +
+	"\x16VISIBILITY_ASSIGNMENTS\x10\x01\x12\x16\n" +
+	"\x12VISIBILITY_ACTIONS\x10\x02\x12\x15\n" +
+	"\x11VISIBILITY_DENIED\x10\x03\"Z\n" +
+	"\fAssignedRole\x12\x12\n" +
+	"\x04role\x18\x01 \x01(\tR\x04role\x12\x14\n" +
+	"\x05scope\x18\x02 \x01(\tR\x05scope\x12 \n" +
+	"\vconditional\x18\x03 \x01(\bR\vconditional2\xed\x01\n" +
 	"\rAccessService\x12f\n" +
-	"\fProbeConsent\x12&.phasekey.vault.v1.ProbeConsentRequest\x1a'.phasekey.vault.v1.ProbeConsentResponse\"\x05\x8a\x94#\x01\x04B,Z*phasekey.dev/gen/phasekey/vault/v1;vaultv1b\x06proto3"
+	"\fProbeConsent\x12&.phasekey.vault.v1.ProbeConsentRequest\x1a'.phasekey.vault.v1.ProbeConsentResponse\"\x05\x8a\x94#\x01\x04\x12t\n" +
+	"\x10CheckPermissions\x12*.phasekey.vault.v1.CheckPermissionsRequest\x1a+.phasekey.vault.v1.CheckPermissionsResponse\"\a\x8a\x94#\x03\x04\x01\x02B,Z*phasekey.dev/gen/phasekey/vault/v1;vaultv1b\x06proto3"
 
 var (
 	file_phasekey_vault_v1_access_service_proto_rawDescOnce sync.Once
@@ -174,21 +610,36 @@ func file_phasekey_vault_v1_access_service_proto_rawDescGZIP() []byte {
 	return file_phasekey_vault_v1_access_service_proto_rawDescData
 }
 
-var file_phasekey_vault_v1_access_service_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_phasekey_vault_v1_access_service_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_phasekey_vault_v1_access_service_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_phasekey_vault_v1_access_service_proto_goTypes = []any{
-	(*ProbeConsentRequest)(nil),   // 0: phasekey.vault.v1.ProbeConsentRequest
-	(*ProbeConsentResponse)(nil),  // 1: phasekey.vault.v1.ProbeConsentResponse
-	(*timestamppb.Timestamp)(nil), // 2: google.protobuf.Timestamp
+	(ScopePermissions_Level)(0),      // 0: phasekey.vault.v1.ScopePermissions.Level
+	(ScopePermissions_Visibility)(0), // 1: phasekey.vault.v1.ScopePermissions.Visibility
+	(*ProbeConsentRequest)(nil),      // 2: phasekey.vault.v1.ProbeConsentRequest
+	(*ProbeConsentResponse)(nil),     // 3: phasekey.vault.v1.ProbeConsentResponse
+	(*CheckPermissionsRequest)(nil),  // 4: phasekey.vault.v1.CheckPermissionsRequest
+	(*CheckPermissionsResponse)(nil), // 5: phasekey.vault.v1.CheckPermissionsResponse
+	(*ScopePermissions)(nil),         // 6: phasekey.vault.v1.ScopePermissions
+	(*AssignedRole)(nil),             // 7: phasekey.vault.v1.AssignedRole
+	(*timestamppb.Timestamp)(nil),    // 8: google.protobuf.Timestamp
 }
 var file_phasekey_vault_v1_access_service_proto_depIdxs = []int32{
-	2, // 0: phasekey.vault.v1.ProbeConsentResponse.probe_time:type_name -> google.protobuf.Timestamp
-	0, // 1: phasekey.vault.v1.AccessService.ProbeConsent:input_type -> phasekey.vault.v1.ProbeConsentRequest
-	1, // 2: phasekey.vault.v1.AccessService.ProbeConsent:output_type -> phasekey.vault.v1.ProbeConsentResponse
-	2, // [2:3] is the sub-list for method output_type
-	1, // [1:2] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	8, // 0: phasekey.vault.v1.ProbeConsentResponse.probe_time:type_name -> google.protobuf.Timestamp
+	6, // 1: phasekey.vault.v1.CheckPermissionsResponse.scopes:type_name -> phasekey.vault.v1.ScopePermissions
+	8, // 2: phasekey.vault.v1.CheckPermissionsResponse.check_time:type_name -> google.protobuf.Timestamp
+	1, // 3: phasekey.vault.v1.ScopePermissions.visibility:type_name -> phasekey.vault.v1.ScopePermissions.Visibility
+	7, // 4: phasekey.vault.v1.ScopePermissions.roles:type_name -> phasekey.vault.v1.AssignedRole
+	0, // 5: phasekey.vault.v1.ScopePermissions.read:type_name -> phasekey.vault.v1.ScopePermissions.Level
+	0, // 6: phasekey.vault.v1.ScopePermissions.write:type_name -> phasekey.vault.v1.ScopePermissions.Level
+	2, // 7: phasekey.vault.v1.AccessService.ProbeConsent:input_type -> phasekey.vault.v1.ProbeConsentRequest
+	4, // 8: phasekey.vault.v1.AccessService.CheckPermissions:input_type -> phasekey.vault.v1.CheckPermissionsRequest
+	3, // 9: phasekey.vault.v1.AccessService.ProbeConsent:output_type -> phasekey.vault.v1.ProbeConsentResponse
+	5, // 10: phasekey.vault.v1.AccessService.CheckPermissions:output_type -> phasekey.vault.v1.CheckPermissionsResponse
+	9, // [9:11] is the sub-list for method output_type
+	7, // [7:9] is the sub-list for method input_type
+	7, // [7:7] is the sub-list for extension type_name
+	7, // [7:7] is the sub-list for extension extendee
+	0, // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_phasekey_vault_v1_access_service_proto_init() }
@@ -201,13 +652,14 @@ func file_phasekey_vault_v1_access_service_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_phasekey_vault_v1_access_service_proto_rawDesc), len(file_phasekey_vault_v1_access_service_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   2,
+			NumEnums:      2,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_phasekey_vault_v1_access_service_proto_goTypes,
 		DependencyIndexes: file_phasekey_vault_v1_access_service_proto_depIdxs,
+		EnumInfos:         file_phasekey_vault_v1_access_service_proto_enumTypes,
 		MessageInfos:      file_phasekey_vault_v1_access_service_proto_msgTypes,
 	}.Build()
 	File_phasekey_vault_v1_access_service_proto = out.File

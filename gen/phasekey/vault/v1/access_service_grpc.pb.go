@@ -19,7 +19,8 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	AccessService_ProbeConsent_FullMethodName = "/phasekey.vault.v1.AccessService/ProbeConsent"
+	AccessService_ProbeConsent_FullMethodName     = "/phasekey.vault.v1.AccessService/ProbeConsent"
+	AccessService_CheckPermissions_FullMethodName = "/phasekey.vault.v1.AccessService/CheckPermissions"
 )
 
 // AccessServiceClient is the client API for AccessService service.
@@ -35,6 +36,17 @@ type AccessServiceClient interface {
 	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND, INTEGRATION_DELETING; UNAVAILABLE with CREDENTIAL_NOT_READY (the application is
 	// not ready), ENTRA_UNAVAILABLE or DEPENDENCY_UNAVAILABLE.
 	ProbeConsent(ctx context.Context, in *ProbeConsentRequest, opts ...grpc.CallOption) (*ProbeConsentResponse, error)
+	// Looks which Azure roles the integration's service principal holds, and says what reading or changing things still lacks, with
+	// the commands that give it. It is asked of Azure Resource Manager as the principal itself, so a role that does not show
+	// role assignments may show as DENIED. A principal is looked at at most once in ten seconds for one list of scopes; calls in
+	// between get the last answer. What is found in the default subscription becomes the condition PERMISSIONS_VERIFIED, and is
+	// looked at again from time to time.
+	// Caller: the broker; the platform or an operator, within their accounts.
+	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND, INTEGRATION_DELETING, NO_SUBSCRIPTION (no scopes, and the integration has no default
+	// subscription); UNAVAILABLE with CREDENTIAL_NOT_READY (no proven credential), CONSENT_MISSING, ENTRA_UNAVAILABLE (Entra ID or
+	// Resource Manager does not answer) or DEPENDENCY_UNAVAILABLE.
+	// Changes no permission, and can be repeated.
+	CheckPermissions(ctx context.Context, in *CheckPermissionsRequest, opts ...grpc.CallOption) (*CheckPermissionsResponse, error)
 }
 
 type accessServiceClient struct {
@@ -55,6 +67,16 @@ func (c *accessServiceClient) ProbeConsent(ctx context.Context, in *ProbeConsent
 	return out, nil
 }
 
+func (c *accessServiceClient) CheckPermissions(ctx context.Context, in *CheckPermissionsRequest, opts ...grpc.CallOption) (*CheckPermissionsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CheckPermissionsResponse)
+	err := c.cc.Invoke(ctx, AccessService_CheckPermissions_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AccessServiceServer is the server API for AccessService service.
 // All implementations must embed UnimplementedAccessServiceServer
 // for forward compatibility.
@@ -68,6 +90,17 @@ type AccessServiceServer interface {
 	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND, INTEGRATION_DELETING; UNAVAILABLE with CREDENTIAL_NOT_READY (the application is
 	// not ready), ENTRA_UNAVAILABLE or DEPENDENCY_UNAVAILABLE.
 	ProbeConsent(context.Context, *ProbeConsentRequest) (*ProbeConsentResponse, error)
+	// Looks which Azure roles the integration's service principal holds, and says what reading or changing things still lacks, with
+	// the commands that give it. It is asked of Azure Resource Manager as the principal itself, so a role that does not show
+	// role assignments may show as DENIED. A principal is looked at at most once in ten seconds for one list of scopes; calls in
+	// between get the last answer. What is found in the default subscription becomes the condition PERMISSIONS_VERIFIED, and is
+	// looked at again from time to time.
+	// Caller: the broker; the platform or an operator, within their accounts.
+	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND, INTEGRATION_DELETING, NO_SUBSCRIPTION (no scopes, and the integration has no default
+	// subscription); UNAVAILABLE with CREDENTIAL_NOT_READY (no proven credential), CONSENT_MISSING, ENTRA_UNAVAILABLE (Entra ID or
+	// Resource Manager does not answer) or DEPENDENCY_UNAVAILABLE.
+	// Changes no permission, and can be repeated.
+	CheckPermissions(context.Context, *CheckPermissionsRequest) (*CheckPermissionsResponse, error)
 	mustEmbedUnimplementedAccessServiceServer()
 }
 
@@ -80,6 +113,9 @@ type UnimplementedAccessServiceServer struct{}
 
 func (UnimplementedAccessServiceServer) ProbeConsent(context.Context, *ProbeConsentRequest) (*ProbeConsentResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ProbeConsent not implemented")
+}
+func (UnimplementedAccessServiceServer) CheckPermissions(context.Context, *CheckPermissionsRequest) (*CheckPermissionsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CheckPermissions not implemented")
 }
 func (UnimplementedAccessServiceServer) mustEmbedUnimplementedAccessServiceServer() {}
 func (UnimplementedAccessServiceServer) testEmbeddedByValue()                       {}
@@ -120,6 +156,24 @@ func _AccessService_ProbeConsent_Handler(srv interface{}, ctx context.Context, d
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AccessService_CheckPermissions_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CheckPermissionsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AccessServiceServer).CheckPermissions(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AccessService_CheckPermissions_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AccessServiceServer).CheckPermissions(ctx, req.(*CheckPermissionsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AccessService_ServiceDesc is the grpc.ServiceDesc for AccessService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -130,6 +184,10 @@ var AccessService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ProbeConsent",
 			Handler:    _AccessService_ProbeConsent_Handler,
+		},
+		{
+			MethodName: "CheckPermissions",
+			Handler:    _AccessService_CheckPermissions_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -19,11 +19,14 @@ const (
 	Consented ConditionType = "CONSENTED"
 	// CredentialReady: a proven credential is live.
 	CredentialReady ConditionType = "CREDENTIAL_READY" //nolint:gosec // the name of a condition
+	// PermissionsVerified: the service principal has an Azure role. The state does not rest on it: what a role has to allow, the platform
+	// does not know.
+	PermissionsVerified ConditionType = "PERMISSIONS_VERIFIED"
 )
 
 // conditionTypes is the order in which conditions are kept.
 func conditionTypes() []ConditionType {
-	return []ConditionType{ApplicationReady, Consented, CredentialReady}
+	return []ConditionType{ApplicationReady, Consented, CredentialReady, PermissionsVerified}
 }
 
 // ConditionStatus is what is known about a condition.

@@ -1,6 +1,10 @@
 package credential
 
-import "time"
+import (
+	"time"
+
+	"phasekey.dev/services/vault/internal/permission"
+)
 
 // ConditionType names an observation that people see.
 type ConditionType string
@@ -13,6 +17,8 @@ const (
 	Consented ConditionType = "Consented"
 	// CredentialReady: a proven version is live.
 	CredentialReady ConditionType = "CredentialReady"
+	// PermissionsVerified: the principal has an Azure role in the default subscription.
+	PermissionsVerified ConditionType = "PermissionsVerified"
 )
 
 // Condition is an observation in words.
@@ -26,9 +32,31 @@ type Condition struct {
 	Message string
 }
 
-// Conditions says in words what is known, one condition of each type.
+// Conditions says in words what is known, one condition of each type; that of permissions once they were looked at.
 func Conditions(now time.Time, f Facts, t Timing) []Condition {
-	return []Condition{applicationReady(f), consented(f), credentialReady(now, f, t)}
+	all := []Condition{applicationReady(f), consented(f), credentialReady(now, f, t)}
+	if !f.Permissions.Time.IsZero() {
+		all = append(all, permissionsVerified(f.Permissions))
+	}
+	return all
+}
+
+func permissionsVerified(p permission.Check) Condition {
+	c := Condition{Type: PermissionsVerified, True: true}
+	switch {
+	case p.Write == permission.Full:
+		c.Reason, c.Message = "CanWrite", "The principal may read and change things in the default subscription."
+	case p.Write == permission.Partial:
+		c.Reason, c.Message = "CanWriteSome", "The principal may change some things in the default subscription, or in parts of it."
+	case p.Read == permission.Full:
+		c.Reason, c.Message = "CanRead", "The principal may read the default subscription, and change nothing."
+	case p.Read == permission.Partial:
+		c.Reason, c.Message = "CanReadSome", "The principal may read some things in the default subscription, or in parts of it, and change nothing."
+	default:
+		c.True, c.Reason = false, "NoRole"
+		c.Message = "No Azure role of the principal is seen in the default subscription; CheckPermissions has the commands that assign one."
+	}
+	return c
 }
 
 func applicationReady(f Facts) Condition {

@@ -3,6 +3,8 @@ package credential
 import (
 	"slices"
 	"time"
+
+	"phasekey.dev/services/vault/internal/permission"
 )
 
 // Facts is everything that is known about one integration when a decision is made.
@@ -15,6 +17,8 @@ type Facts struct {
 	LastNumber int64
 	// Probe is what the customer's tenant said last, asked by whichever replica.
 	Probe Probe
+	// Permissions is which Azure roles were last seen, by whichever replica.
+	Permissions permission.Check
 	// Strays are passwords at Entra that bear this deployment's name and belong to no version with a password.
 	Strays []Stray
 	// Recovery is the last recovery from a backup; zero if there never was one.

@@ -82,6 +82,8 @@ func conditionToProto(c credential.Condition) *registryv1.Condition {
 		out.Type = registryv1.Condition_TYPE_CONSENTED
 	case credential.CredentialReady:
 		out.Type = registryv1.Condition_TYPE_CREDENTIAL_READY
+	case credential.PermissionsVerified:
+		out.Type = registryv1.Condition_TYPE_PERMISSIONS_VERIFIED
 	}
 	return out
 }

@@ -36,6 +36,7 @@ func TestRegistry_Report(t *testing.T) {
 			{Type: credential.ApplicationReady, True: true, Reason: "Replicated"},
 			{Type: credential.Consented, Reason: "AADSTS700016", Message: "why"},
 			{Type: credential.CredentialReady, Reason: "ConsentLost"},
+			{Type: credential.PermissionsVerified, True: true, Reason: "CanRead"},
 		},
 	})
 	if err != nil {
@@ -48,6 +49,7 @@ func TestRegistry_Report(t *testing.T) {
 			{Type: registryv1.Condition_TYPE_APPLICATION_READY, Status: registryv1.Condition_STATUS_TRUE, Reason: "Replicated"},
 			{Type: registryv1.Condition_TYPE_CONSENTED, Status: registryv1.Condition_STATUS_FALSE, Reason: "AADSTS700016", Message: "why"},
 			{Type: registryv1.Condition_TYPE_CREDENTIAL_READY, Status: registryv1.Condition_STATUS_FALSE, Reason: "ConsentLost"},
+			{Type: registryv1.Condition_TYPE_PERMISSIONS_VERIFIED, Status: registryv1.Condition_STATUS_TRUE, Reason: "CanRead"},
 		},
 	}
 	if diff := cmp.Diff(want, client.got, protocmp.Transform()); diff != "" {

@@ -14,7 +14,8 @@ import (
 // accessService implements vaultv1.AccessServiceServer.
 type accessService struct {
 	vaultv1.UnsafeAccessServiceServer
-	prober prober
+	prober  prober
+	checker checker
 }
 
 func (s accessService) ProbeConsent(ctx context.Context, req *vaultv1.ProbeConsentRequest) (*vaultv1.ProbeConsentResponse, error) {

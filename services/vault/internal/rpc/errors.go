@@ -17,6 +17,7 @@ import (
 	"phasekey.dev/services/vault/internal/grant"
 	"phasekey.dev/services/vault/internal/issuer"
 	"phasekey.dev/services/vault/internal/lease"
+	"phasekey.dev/services/vault/internal/rolecheck"
 	"phasekey.dev/services/vault/internal/rotation"
 )
 
@@ -73,6 +74,7 @@ func table() rpcerr.Table {
 			Reason: rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_ROTATION_PAUSED), Details: pauseDetails,
 		},
 		later(credential.ErrNotAdopted, errorv1.ErrorReason_ERROR_REASON_CREDENTIAL_NOT_READY),
+		row(rolecheck.ErrNoSubscription, codes.FailedPrecondition, errorv1.ErrorReason_ERROR_REASON_NO_SUBSCRIPTION),
 		later(delivery.ErrDraining, errorv1.ErrorReason_ERROR_REASON_DRAINING),
 		later(issuer.ErrConsentMissing, errorv1.ErrorReason_ERROR_REASON_CONSENT_MISSING),
 		later(issuer.ErrNotReady, errorv1.ErrorReason_ERROR_REASON_CREDENTIAL_NOT_READY),

@@ -86,6 +86,7 @@ type Config struct {
 	Hub       hub
 	Resolver  resolver
 	Prober    prober
+	Checker   checker
 	// Changed is called after something was changed that streams must hear of, so that they hear sooner.
 	Changed func()
 }
@@ -96,7 +97,7 @@ func Register(cfg Config) func(grpc.ServiceRegistrar) {
 		vaultv1.RegisterGrantServiceServer(to, grantService{grants: cfg.Grants, resolver: cfg.Resolver, changed: cfg.Changed})
 		vaultv1.RegisterLeaseServiceServer(to, leaseService{leases: cfg.Leases, changed: cfg.Changed})
 		vaultv1.RegisterAccountServiceServer(to, accountService{accounts: cfg.Accounts, hub: cfg.Hub, changed: cfg.Changed})
-		vaultv1.RegisterAccessServiceServer(to, accessService{prober: cfg.Prober})
+		vaultv1.RegisterAccessServiceServer(to, accessService{prober: cfg.Prober, checker: cfg.Checker})
 		vaultv1.RegisterRotationServiceServer(to, rotationService{versions: cfg.Versions, rotations: cfg.Rotations, pauses: cfg.Pauses})
 		RegisterRunners(cfg)(to)
 	}

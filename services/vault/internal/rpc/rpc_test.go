@@ -122,6 +122,7 @@ type vault struct {
 	minter   *fakeMinter
 	resolver *fakeResolver
 	prober   *fakeProber
+	checker  *fakeChecker
 	hub      *delivery.Hub
 	services *grpctest.Server
 	runners  *grpctest.Server
@@ -162,7 +163,7 @@ func inBubble(t *testing.T, test func(v *vault)) {
 			t.Fatal(err)
 		}
 		v := &vault{
-			t: t, db: sqldbtest.SQLite(t, migrations), minter: &fakeMinter{}, prober: &fakeProber{}, log: &syncBuffer{},
+			t: t, db: sqldbtest.SQLite(t, migrations), minter: &fakeMinter{}, prober: &fakeProber{}, checker: &fakeChecker{}, log: &syncBuffer{},
 			resolver: &fakeResolver{answer: &registryv1.ResolveAccessResponse{
 				Integration: "accounts/acme/integrations/read", IntegrationUid: "uid", ProjectUid: "network-uid", SubscriptionId: "sub",
 				Incarnation: "registry", Revision: 5,
@@ -180,7 +181,7 @@ func inBubble(t *testing.T, test func(v *vault)) {
 			Store: v.store, Log: log, Keyring: fakeKeyring{}, HoldMargin: 5 * time.Minute, LongestHold: 24 * time.Hour, Clouds: map[string]delivery.Cloud{"public": {ResourceManager: arm, Environment: "public"}},
 			Issuer: issuer.New(issuer.Config{Minter: v.minter, Keyring: fakeKeyring{}, Prober: v.store, Log: log}),
 		})
-		cfg := rpc.Config{Grants: v.store, Leases: v.store, Accounts: v.store, Versions: v.store, Rotations: v.store, Pauses: v.store, Hub: v.hub, Resolver: v.resolver, Prober: v.prober, Changed: v.hub.Nudge}
+		cfg := rpc.Config{Grants: v.store, Leases: v.store, Accounts: v.store, Versions: v.store, Rotations: v.store, Pauses: v.store, Hub: v.hub, Resolver: v.resolver, Prober: v.prober, Checker: v.checker, Changed: v.hub.Nudge}
 		v.serve(cfg, log)
 
 		ctx, cancel := context.WithCancel(t.Context())
@@ -407,7 +408,7 @@ func TestGrants_CreateRefuses(t *testing.T) {
 	// An identity without a limit of accounts gets as far as the handler's own check.
 	inBubble(t, func(v *vault) {
 		unlimited := grpctest.Start(v.t, grpctest.Config{
-			Register: rpc.Register(rpc.Config{Grants: v.store, Hub: v.hub, Resolver: v.resolver, Prober: v.prober, Changed: v.hub.Nudge}),
+			Register: rpc.Register(rpc.Config{Grants: v.store, Hub: v.hub, Resolver: v.resolver, Prober: v.prober, Checker: v.checker, Changed: v.hub.Nudge}),
 			Policy:   grpcserver.OptionPolicy(optionsv1.E_Callers), Identities: []grpcserver.Identity{{ID: platformID, Role: "platform", Accounts: []string{"*"}}},
 		})
 		_, err := vaultv1.NewGrantServiceClient(unlimited.Dial(v.t, platformID)).CreateGrant(v.t.Context(), request(func(r *vaultv1.CreateGrantRequest) {

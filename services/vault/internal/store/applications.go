@@ -92,6 +92,9 @@ func (s *Store) Facts(ctx context.Context, uid string) (Facts, error) {
 		if out.Trust, err = readTrust(ctx, tx); err != nil {
 			return err
 		}
+		if out.Permissions, err = readPermissions(ctx, tx, uid); err != nil {
+			return err
+		}
 		out.Integration, err = scanIntegration(tx.QueryRow(ctx, `SELECT `+integrationColumns+` FROM integrations WHERE uid = $1`, uid))
 		switch {
 		case err == nil:
