@@ -3,8 +3,12 @@ package rotation
 import (
 	"errors"
 	"fmt"
+	"strconv"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"phasekey.dev/services/vault/internal/store"
 )
 
 type metrics struct {
@@ -13,6 +17,8 @@ type metrics struct {
 	rotations   prometheus.Counter
 	transitions *prometheus.CounterVec
 	reports     *prometheus.CounterVec
+	// By shard, while this replica is its master.
+	lag, age, expiring, open *prometheus.GaugeVec
 }
 
 func newMetrics(r prometheus.Registerer) (*metrics, error) {
@@ -37,16 +43,55 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			Name: "phasekey_vault_reports_total",
 			Help: "Reports to the registry, by outcome (ok, failed).",
 		}, []string{"outcome"}),
+		lag: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "phasekey_vault_schedule_lag_seconds",
+			Help: "For how long the integration of the shard has been due that has been due for longest. More than a minute: too much to do, or no budget.",
+		}, []string{"shard"}),
+		age: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "phasekey_vault_active_version_age_seconds",
+			Help: "Age of the shard's oldest active client secret. Unless rotation is paused it stays below 1.1 of the longest rotation period.",
+		}, []string{"shard"}),
+		expiring: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "phasekey_vault_credential_versions_expiring",
+			Help: "Active credential versions of the shard that should have been replaced: less than a period of their lives is left.",
+		}, []string{"shard"}),
+		open: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "phasekey_vault_rotations_open",
+			Help: "Rotations in the shard that somebody asked for and that have not ended, by reason.",
+		}, []string{"shard", "reason"}),
 	}
 	if r == nil {
 		return m, nil
 	}
 	var problems []error
-	for _, c := range []prometheus.Collector{m.calls, m.proofs, m.rotations, m.transitions, m.reports} {
+	for _, c := range []prometheus.Collector{m.calls, m.proofs, m.rotations, m.transitions, m.reports, m.lag, m.age, m.expiring, m.open} {
 		problems = append(problems, r.Register(c))
 	}
 	if err := errors.Join(problems...); err != nil {
 		return nil, fmt.Errorf("register metrics of rotation: %w", err)
 	}
 	return m, nil
+}
+
+// measured sets the gauges of a shard.
+func (m *metrics) measured(shard int, now time.Time, s store.Schedule) {
+	label := strconv.Itoa(shard)
+	m.lag.WithLabelValues(label).Set(s.Lag.Seconds())
+	m.expiring.WithLabelValues(label).Set(float64(s.Expiring))
+	age := 0.0
+	if !s.OldestActive.IsZero() {
+		age = now.Sub(s.OldestActive).Seconds()
+	}
+	m.age.WithLabelValues(label).Set(age)
+	for reason, n := range s.Open {
+		m.open.WithLabelValues(label, string(reason)).Set(float64(n))
+	}
+}
+
+// forget removes the gauges of a shard that another replica may be master of from now on.
+func (m *metrics) forget(shard int) {
+	label := prometheus.Labels{"shard": strconv.Itoa(shard)}
+	for _, gauge := range []*prometheus.GaugeVec{m.lag, m.age, m.expiring, m.open} {
+		gauge.DeletePartialMatch(label)
+	}
 }

@@ -3,6 +3,7 @@ package rotation_test
 import (
 	"context"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -258,6 +259,59 @@ func TestWorker_RecordsWhatVersionsCameTo(t *testing.T) {
 		}
 		if err != nil || !slices.Equal(kinds, want) {
 			t.Errorf("recorded are %q, %v; want %q", kinds, err, want)
+		}
+	})
+}
+
+func TestWorker_MeasuresHowItsShardStands(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := settled(t, time.Second)
+		registry := s.metrics.Load()
+		measured := func() map[string]float64 {
+			t.Helper()
+			families, err := registry.Gather()
+			if err != nil {
+				t.Fatal(err)
+			}
+			out := map[string]float64{}
+			for _, f := range families {
+				for _, m := range f.GetMetric() {
+					key := f.GetName()
+					for _, l := range m.GetLabel() {
+						key += " " + l.GetValue()
+					}
+					out[key] = m.GetGauge().GetValue()
+				}
+			}
+			return out
+		}
+		s.request(credential.Compromised, false)
+		s.entra.set(func(d *fakeDirectory) {
+			d.before = func(_ context.Context, op string) error {
+				if op == "add" {
+					return refuse(directory.Denied, "Authorization_RequestDenied")
+				}
+				return nil
+			}
+		})
+		time.Sleep(60 * time.Hour)
+		got := measured()
+		if got["phasekey_vault_rotations_open COMPROMISED 0"] != 1 || got["phasekey_vault_rotations_open SCHEDULED 0"] != 0 {
+			t.Errorf("rotations open are %v", got)
+		}
+		if age := time.Duration(got["phasekey_vault_active_version_age_seconds 0"]) * time.Second; age < 60*time.Hour || age > 61*time.Hour {
+			t.Errorf("the oldest is of %s", age)
+		}
+		if got["phasekey_vault_credential_versions_expiring 0"] != 1 || got["phasekey_vault_schedule_lag_seconds 0"] > 5 {
+			t.Errorf("measured are %v", got)
+		}
+		if err := s.end(); err != nil {
+			t.Fatal(err)
+		}
+		for key := range measured() {
+			if strings.HasSuffix(key, " 0") {
+				t.Errorf("%s is still there although the shard was given up", key)
+			}
 		}
 	})
 }

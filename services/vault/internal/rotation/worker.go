@@ -28,6 +28,8 @@ const (
 	maxSteps = 64
 	// batchEvery is how often more of the batches is begun with.
 	batchEvery = 5 * time.Second
+	// gaugeEvery is how often it is measured how the shard stands.
+	gaugeEvery = time.Minute
 )
 
 // reporter tells the registry how an integration stands. See Registry.
@@ -124,6 +126,7 @@ func (w *Worker) Serve(ctx context.Context, m election.Mastership) error {
 	}
 	s.turns.Wait()
 	cancel(nil)
+	w.metrics.forget(m.Shard)
 	if cause := context.Cause(ctx); errors.Is(cause, election.ErrFenced) {
 		log.WarnContext(ctx, "shard taken by another replica", slog.Any(obs.KeyError, cause))
 		return fmt.Errorf("serve shard %d: %w", m.Shard, cause)
@@ -142,6 +145,8 @@ type shift struct {
 	signingKey string
 	// batchTime is when batches are to be looked at next.
 	batchTime time.Time
+	// gaugeTime is when the gauges are to be set next.
+	gaugeTime time.Time
 	turns     sync.WaitGroup
 	// done has something whenever a turn has ended since the last look.
 	done chan struct{}
@@ -167,6 +172,7 @@ func (s *shift) round(ctx context.Context) (next time.Time, err error) {
 			return time.Time{}, err
 		}
 	}
+	s.gauge(ctx, now)
 	resting := s.resting(now)
 	// Those with a turn are still due and come first: enough more are read to fill every place.
 	uids, next, err := s.w.config.Store.Due(ctx, s.m.Shard, now, 2*s.w.config.Concurrency+resting)
@@ -179,6 +185,22 @@ func (s *shift) round(ctx context.Context) (next time.Time, err error) {
 		}
 	}
 	return next, nil
+}
+
+// gauge measures how the shard stands, now and then. That it cannot be measured keeps nothing from being done.
+func (s *shift) gauge(ctx context.Context, now time.Time) {
+	if now.Before(s.gaugeTime) {
+		return
+	}
+	s.gaugeTime = now.Add(gaugeEvery)
+	schedule, err := s.w.config.Store.Schedule(ctx, s.m.Shard, now)
+	if err != nil {
+		if ctx.Err() == nil {
+			s.w.config.Log.WarnContext(ctx, "shard could not be measured", slog.Int(keyShard, s.m.Shard), slog.Any(obs.KeyError, err))
+		}
+		return
+	}
+	s.w.metrics.measured(s.m.Shard, now, schedule)
 }
 
 // start takes a place for an integration, unless it has one, rests, or there is none.

@@ -1,0 +1,64 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/vault/internal/credential"
+)
+
+// Schedule is how a shard's rotation stands at one moment.
+type Schedule struct {
+	// Lag is for how long the integration has been due that has been due for longest; 0 when none is.
+	Lag time.Duration
+	// OldestActive is when the client secret became ACTIVE that has been for longest; zero when there is none.
+	OldestActive time.Time
+	// Expiring counts ACTIVE versions that should have been replaced: too little of their lives is left, as the condition RotationLate has it.
+	Expiring int
+	// Open counts rotations that were asked for and have not ended, by reason.
+	Open map[credential.RotationReason]int
+}
+
+// Schedule reads how the shard's rotation stands. It looks at each integration of the shard: for every minute or so.
+func (s *Store) Schedule(ctx context.Context, shard int, now time.Time) (Schedule, error) {
+	var out Schedule
+	err := s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+		out = Schedule{Open: map[credential.RotationReason]int{credential.Scheduled: 0, credential.Compromised: 0}}
+		var first int64
+		if err := tx.QueryRow(ctx, `SELECT COALESCE(MIN(next_time), $2) FROM applications WHERE shard = $1`, shard, int64(never)).Scan(&first); err != nil {
+			return err
+		}
+		if due := sqldb.Time(first); first != never && due.Before(now) {
+			out.Lag = now.Sub(due)
+		}
+		// As credential.Version's late has it.
+		if err := tx.QueryRow(ctx, `SELECT COALESCE(MIN(activate_time), 0),
+				COALESCE(SUM(CASE WHEN end_time - $2 < CASE WHEN life / 3 < period THEN life / 4 ELSE period END THEN 1 ELSE 0 END), 0)
+			FROM (SELECT v.activate_time, v.end_time, v.end_time - v.start_time AS life,
+					CASE WHEN i.rotation_period > 0 THEN i.rotation_period ELSE $3 END AS period
+				FROM integrations i JOIN credential_versions v ON v.integration_uid = i.uid AND v.state = 'ACTIVE' AND v.end_time > 0
+				WHERE i.shard = $1 AND i.deleting = 0) active`,
+			shard, sqldb.Micros(now), credential.DefaultPeriod.Microseconds()).Scan(at{&out.OldestActive}, &out.Expiring); err != nil {
+			return err
+		}
+		type count struct {
+			reason credential.RotationReason
+			n      int
+		}
+		counts, err := sqldb.Collect(ctx, tx, func(row sqldb.Row) (c count, err error) {
+			err = row.Scan(&c.reason, &c.n)
+			return c, err
+		}, `SELECT r.reason, COUNT(*) FROM rotations r JOIN integrations i ON i.uid = r.integration_uid
+			WHERE r.end_time = 0 AND i.shard = $1 GROUP BY r.reason`, shard)
+		for _, c := range counts {
+			out.Open[c.reason] = c.n
+		}
+		return err
+	})
+	if err != nil {
+		return Schedule{}, fmt.Errorf("read schedule of shard %d: %w", shard, err)
+	}
+	return out, nil
+}

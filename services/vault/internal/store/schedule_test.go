@@ -1,0 +1,69 @@
+package store_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/vault/internal/credential"
+	"phasekey.dev/services/vault/internal/store"
+)
+
+func TestSchedule(t *testing.T) {
+	onBoth(t, func(b *bench) {
+		uids := inShard(0, 4)
+		elsewhere := inShard(1, 1)[0]
+		var wanted []store.Integration
+		for _, uid := range append(uids, elsewhere) {
+			wanted = append(wanted, store.Integration{UID: uid, Name: "accounts/a/integrations/" + uid, Revision: 2})
+		}
+		wanted[3].RotationPeriod = 6 * time.Hour
+		b.want(2, wanted...)
+		b.adopt(1)
+		put := func(uid string, age, life, left time.Duration) {
+			b.version(uid, 1, credential.Active, start)
+			b.tx(func(ctx context.Context, tx sqldb.Tx) error {
+				_, err := tx.Exec(ctx, `UPDATE credential_versions SET activate_time = $2, start_time = $3, end_time = $4 WHERE integration_uid = $1`,
+					uid, sqldb.Micros(start.Add(-age)), sqldb.Micros(start.Add(left-life)), sqldb.Micros(start.Add(left)))
+				return err
+			})
+		}
+		put(uids[0], 20*time.Hour, 72*time.Hour, 24*time.Hour)           // just enough
+		put(uids[1], 30*time.Hour, 72*time.Hour, 24*time.Hour-time.Hour) // late
+		put(uids[2], 2*time.Hour, 12*time.Hour, 3*time.Hour-time.Minute) // late, of those that a policy keeps short
+		put(uids[3], 2*time.Hour, 72*time.Hour, 6*time.Hour)             // just enough of a shorter period
+		put(elsewhere, 99*time.Hour, 72*time.Hour, time.Minute)
+		b.tx(func(ctx context.Context, tx sqldb.Tx) error {
+			_, err := tx.Exec(ctx, `UPDATE applications SET next_time = $1 WHERE integration_uid = $2`, sqldb.Micros(start.Add(-time.Minute)), uids[0])
+			return err
+		})
+		read := func(shard int, at time.Time) store.Schedule {
+			b.t.Helper()
+			s, err := b.store.Schedule(b.t.Context(), shard, at)
+			if err != nil {
+				b.t.Fatal(err)
+			}
+			return s
+		}
+		none := map[credential.RotationReason]int{credential.Scheduled: 0, credential.Compromised: 0}
+		want := store.Schedule{Lag: time.Minute, OldestActive: start.Add(-30 * time.Hour), Expiring: 2, Open: none}
+		if diff := cmp.Diff(want, read(0, start)); diff != "" {
+			b.t.Errorf("shard 0 (-want +have):\n%s", diff)
+		}
+		if diff := cmp.Diff(store.Schedule{OldestActive: start.Add(-99 * time.Hour), Expiring: 1, Open: none}, read(1, start)); diff != "" {
+			b.t.Errorf("shard 1 (-want +have):\n%s", diff)
+		}
+		if diff := cmp.Diff(store.Schedule{Open: none}, read(2, start)); diff != "" {
+			b.t.Errorf("an empty shard (-want +have):\n%s", diff)
+		}
+		b.asked("accounts/a/integrations/"+uids[0], credential.Scheduled)
+		b.asked("accounts/a/integrations/"+uids[0], credential.Compromised)
+		b.asked("accounts/a/integrations/"+uids[1], credential.Scheduled)
+		if got := read(0, start).Open; got[credential.Scheduled] != 1 || got[credential.Compromised] != 1 {
+			b.t.Errorf("open are %v", got)
+		}
+	})
+}
