@@ -253,7 +253,9 @@ func (h *Hub) renew(ctx context.Context, r Request, s *stream, held *holding) (h
 	compromised := held.Version <= e.Compromised
 	switch {
 	case err != nil && usable && r.Material == lease.ClientSecret && (errors.Is(err, issuer.ErrNotReady) || errors.Is(err, lease.ErrHoldTooLong)):
-		// That nothing newer can be held is no reason to let go of what is.
+		// That nothing newer can be held is no reason to let go of what is. But the reader has yet to be told of what is new, and that the
+		// ACTIVE version works again makes no change.
+		due = due || errors.Is(err, issuer.ErrNotReady)
 	case err != nil && compromised && !usable && errors.Is(err, issuer.ErrNotReady) && now.Before(held.ExpireTime):
 		// Taken back before there is another one, which is being made: that is what the reader has to be told, and soon.
 		held.retry(now)

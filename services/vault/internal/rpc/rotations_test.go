@@ -64,9 +64,7 @@ func TestRotations_FromRequestToEnd(t *testing.T) {
 
 		// What a master writes.
 		v.exec(`UPDATE credential_versions SET state = 'REVOKED'`)
-		v.exec(`INSERT INTO credential_versions (id, integration_uid, number, state, name, key_id, sealed, intend_time, send_time, add_time, start_time,
-			end_time, propagate_time, prove_time, activate_time, retire_time, revoke_time, remove_time, proofs, probe_time, refusals, refused_since,
-			attempts, next_time, reason) VALUES ('v2', 'uid', 2, 'ACTIVE', 'v2', '', 'sealed', 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, '')`)
+		v.successor(0)
 		at := time.Now().Add(time.Minute).Truncate(time.Microsecond)
 		v.exec(`UPDATE rotations SET state = 'COMPLETED', state_reason = 'Some', new_number = 2, activate_time = $1, remove_time = $1, end_time = $1`, at.UnixMicro())
 		read, err := v.rotation.GetRotation(v.t.Context(), &vaultv1.GetRotationRequest{Name: got.GetName()})
@@ -341,10 +339,7 @@ func TestStream_OfWhatIsCompromised(t *testing.T) {
 					time.Sleep(2 * time.Minute)
 				}
 				v.exec(`UPDATE credential_versions SET state = 'REVOKING'`)
-				v.exec(`INSERT INTO credential_versions (id, integration_uid, number, state, name, key_id, sealed, intend_time, send_time, add_time, start_time,
-					end_time, propagate_time, prove_time, activate_time, retire_time, revoke_time, remove_time, proofs, probe_time, refusals, refused_since,
-					attempts, next_time, reason) VALUES ('v2', 'uid', 2, 'ACTIVE', 'v2', '', 'sealed', 0, 0, 0, 0, $1, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, '')`,
-					time.Now().Add(24*time.Hour).UnixMicro())
+				v.successor(0)
 				changed()
 				for i, s := range streams {
 					next, err := s.Recv()
@@ -355,6 +350,43 @@ func TestStream_OfWhatIsCompromised(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestStream_OfASecretWhoseSuccessorWasRefused has a reader hold on to what it has, and hear of what is new when there is something.
+func TestStream_OfASecretWhoseSuccessorWasRefused(t *testing.T) {
+	inBubble(t, func(v *vault) {
+		v.gives(both)
+		g, ctx := v.grant()
+		s, err := v.runner.StreamCredentials(ctx, &vaultv1.StreamCredentialsRequest{InstanceId: "instance-1", Material: whole("").GetMaterial()})
+		if err != nil {
+			v.t.Fatal(err)
+		}
+		if _, err := s.Recv(); err != nil {
+			v.t.Fatal(err)
+		}
+		v.exec(`UPDATE credential_versions SET state = 'RETIRING'`)
+		v.successor(1)
+		end := timestamppb.New(time.Now().Add(2 * time.Hour))
+		if _, err := v.platform.ExtendGrant(v.t.Context(), &vaultv1.ExtendGrantRequest{Name: g.GetName(), ExpireTime: end}); err != nil {
+			v.t.Fatal(err)
+		}
+		time.Sleep(10 * time.Minute)
+		v.exec(`UPDATE credential_versions SET refusals = 0`)
+		since := time.Now()
+		next, err := s.Recv()
+		if c := next.GetCredential(); err != nil || c.GetCredentialVersion() != 2 || !proto.Equal(c.GetGrantExpireTime(), end) || time.Since(since) > 10*time.Second {
+			v.t.Errorf("after %s: %v, %v", time.Since(since), next, err)
+		}
+	})
+}
+
+// successor puts an ACTIVE version 2 there, which was refused so often in a row.
+func (v *vault) successor(refusals int) {
+	v.t.Helper()
+	v.exec(`INSERT INTO credential_versions (id, integration_uid, number, state, name, key_id, sealed, intend_time, send_time, add_time, start_time,
+		end_time, propagate_time, prove_time, activate_time, retire_time, revoke_time, remove_time, proofs, probe_time, refusals, refused_since,
+		attempts, next_time, reason) VALUES ('v2', 'uid', 2, 'ACTIVE', 'v2', '', 'sealed', 0, 0, 0, 0, $1, 0, 0, 0, 0, 0, 0, 8, 0, $2, 0, 0, 0, '')`,
+		time.Now().Add(24*time.Hour).UnixMicro(), refusals)
 }
 
 func TestFetch_OfASecretThatWasRefused(t *testing.T) {
