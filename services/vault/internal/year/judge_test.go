@@ -32,6 +32,11 @@ type judge struct {
 	seq      uint64
 	secrets  map[string]*secretLife // by key ID
 	consents map[string][]turn      // by integration UID
+	// left is since when integrations are being deleted, by UID; removed are those that the vault says are gone for good.
+	left    map[string]time.Time
+	removed map[string]bool
+	// purged are the applications that Entra has deleted for good, by client ID.
+	purged map[string]bool
 }
 
 // secretLife is what Entra made of a secret.
@@ -60,7 +65,10 @@ type turn struct {
 }
 
 func newJudge(w *world) *judge {
-	return &judge{w: w, counts: map[string]int{}, kills: map[string]int{}, secrets: map[string]*secretLife{}, consents: map[string][]turn{}}
+	return &judge{
+		w: w, counts: map[string]int{}, kills: map[string]int{}, secrets: map[string]*secretLife{}, consents: map[string][]turn{},
+		left: map[string]time.Time{}, removed: map[string]bool{}, purged: map[string]bool{},
+	}
 }
 
 func (j *judge) count(what string) {
@@ -79,6 +87,50 @@ func (j *judge) consent(uid string, given bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.consents[uid] = append(j.consents[uid], turn{time.Now(), given})
+}
+
+// leaves notes that an integration is being deleted from now on: nothing more is delivered, and what was is taken back.
+func (j *judge) leaves(uid string) {
+	j.count("integrations deleted")
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.left[uid] = time.Now()
+}
+
+// leftAt is since when an integration is being deleted, zero when it is not.
+func (j *judge) leftAt(uid string) time.Time {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.left[uid]
+}
+
+// gone judges that an integration which the vault says is gone is so.
+func (j *judge) gone(uid, clientID string) {
+	j.follow()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	switch {
+	case j.left[uid].IsZero():
+		j.w.fail("integration %s is said to be gone, and nobody has deleted it", uid)
+	case !j.purged[clientID]:
+		j.w.fail("integration %s is said to be gone, and its application is still there", uid)
+	}
+	if !j.removed[uid] {
+		j.removed[uid] = true
+		j.counts["integrations gone for good"]++
+	}
+}
+
+// deletions judges that each integration that is being deleted is gone in a day in which everybody is there.
+func (j *judge) deletions(now time.Time) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for uid, at := range j.left {
+		allowed := 24*time.Hour + j.w.weather.overlap(span{at, now}, noSQL, noEntra, noGraph, throttled, lossy, noRedis, noRegistry)
+		if !j.removed[uid] && now.Sub(at) > allowed {
+			j.w.fail("integration %s has been deleted for %s, and is still there", uid, now.Sub(at))
+		}
+	}
 }
 
 // overhear learns the secrets in an answer, which must never be found in the log.
@@ -124,10 +176,12 @@ func (j *judge) follow() {
 			}
 			j.counts["passwords removed"]++
 			for _, h := range s.holds {
-				if e.Time.Before(h.until) {
+				if left := j.left[h.job.integration.UID]; e.Time.Before(h.until) && (left.IsZero() || e.Time.Before(left)) {
 					j.w.fail("I3: secret %s was removed at %s, and %s may use it until %s", e.KeyID, e.Time.UTC(), h.job.name, h.until.UTC())
 				}
 			}
+		case e.Kind == "application.purged":
+			j.purged[e.Application] = true
 		case e.Kind == entrasim.KindRequest && e.Operation == "login.token" && e.Status == 200 && e.Tenant != j.w.platform.Tenant:
 			if s := j.secrets[e.KeyID]; s != nil {
 				s.grants++
@@ -166,15 +220,19 @@ func (j *judge) receive(ctx context.Context, b *job, d delivery.Delivery) {
 	j.follow()
 	now := time.Now()
 	var recorded int
+	var at int64
 	err := j.w.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
-		return tx.QueryRow(ctx, `SELECT COUNT(*) FROM audit_events WHERE lease_uid = $1 AND generation = $2 AND kind = 'CredentialDelivered'
-			AND grant_uid IN (SELECT grant_uid FROM leases WHERE uid = $1)`, d.LeaseUID, d.Generation).Scan(&recorded)
+		return tx.QueryRow(ctx, `SELECT COUNT(*), COALESCE(MAX(time), 0) FROM audit_events WHERE lease_uid = $1 AND generation = $2 AND kind = 'CredentialDelivered'
+			AND grant_uid IN (SELECT grant_uid FROM leases WHERE uid = $1)`, d.LeaseUID, d.Generation).Scan(&recorded, &at)
 	})
 	if err != nil {
 		return // the world ends
 	}
 	if recorded != 1 {
 		j.w.fail("I6: %s has generation %d of lease %s, of which there are %d records", b.name, d.Generation, d.LeaseUID, recorded)
+	}
+	if left := j.leftAt(b.integration.UID); !left.IsZero() && sqldb.Time(at).After(left) {
+		j.w.fail("%s was given something of %s, which was deleted %s before", b.name, b.integration.Name, sqldb.Time(at).Sub(left))
 	}
 	j.gap(b, now)
 	all := j.rows(ctx, `integration_uid = $1 AND number <= $2`, b.integration.UID, d.Version)
@@ -226,7 +284,7 @@ func (j *judge) release(b *job) {
 
 // gap judges that a runner which reads, and whose job goes on, always has a token that is valid.
 func (j *judge) gap(b *job, now time.Time) {
-	if b.held == nil || b.slow || b.request.Material != lease.AccessToken || !b.held.ExpireTime.Before(now) {
+	if b.held == nil || b.slow || !j.leftAt(b.integration.UID).IsZero() || b.request.Material != lease.AccessToken || !b.held.ExpireTime.Before(now) {
 		return
 	}
 	j.count("runners without a token")
@@ -282,16 +340,22 @@ func (j *judge) day() {
 	j.follow()
 	now := time.Now()
 	for _, i := range j.w.registry.living() {
-		rows := j.rows(ctx, `integration_uid = $1`, i.UID)
-		j.oneActive(i, rows)
-		j.oneWorks(i, rows, now)
-		j.noneUnknown(i, rows, now)
+		j.integration(ctx, i, now)
 	}
+	j.deletions(now)
 	j.w.log.mu.Lock()
 	defer j.w.log.mu.Unlock()
 	for _, line := range j.w.log.leaks {
 		j.w.fail("I7: a secret is in the log: %.200s", line)
 	}
+}
+
+// integration judges what has become of one up to now.
+func (j *judge) integration(ctx context.Context, i *integration, now time.Time) {
+	rows := j.rows(ctx, `integration_uid = $1`, i.UID)
+	j.oneActive(i, rows)
+	j.oneWorks(i, rows, now)
+	j.noneUnknown(i, rows, now)
 }
 
 func (j *judge) oneActive(i *integration, rows []row) {
@@ -332,7 +396,7 @@ func (j *judge) oneWorks(i *integration, rows []row, now time.Time) {
 	}
 	j.mu.Unlock()
 	if first.IsZero() {
-		if consent := j.demanded(i.UID, time.Time{}, now); len(consent) > 0 && consent[0].from.Add(6*time.Hour).Before(now) && j.w.weather.overlap(consent[0], noSQL, noEntra, noGraph, throttled, lossy, noRedis) < time.Hour {
+		if consent := j.demanded(i.UID, time.Time{}, now); len(consent) > 0 && consent[0].from.Add(6*time.Hour).Before(now) && j.w.weather.overlap(consent[0], noSQL, noEntra, noGraph, throttled, lossy, noRedis, noSecrets) < time.Hour {
 			j.w.fail("%s has no version that is ACTIVE, %s after consent", i.Name, now.Sub(consent[0].from))
 		}
 		return

@@ -48,6 +48,21 @@ func (w *world) customers(ctx context.Context) {
 	}
 }
 
+// comeAndGo has now and then an integration deleted, and another made.
+func (w *world) comeAndGo(ctx context.Context) {
+	dice := w.luck.dice("come and go")
+	for ctx.Err() == nil {
+		sleep(ctx, 24*time.Hour+time.Duration(dice.Int64N(int64(48*time.Hour))))
+		all := w.registry.living()
+		i := all[dice.IntN(len(all))]
+		if ctx.Err() != nil || w.registry.reported(i.UID).ClientID == "" {
+			continue
+		}
+		w.registry.remove(ctx, i)
+		w.registry.add(ctx)
+	}
+}
+
 // consent gives consent where it is asked for.
 func (w *world) consent(ctx context.Context, i *integration) {
 	client := w.registry.reported(i.UID).ClientID
@@ -105,7 +120,7 @@ func (j *job) run(ctx context.Context) {
 		return
 	}
 	if _, err := w.store.CreateGrant(ctx, now, g, hash, grant.RequestKey{}, grant.Caller{}); err != nil {
-		if ctx.Err() == nil {
+		if ctx.Err() == nil && w.judge.leftAt(i.UID).IsZero() {
 			w.fail("create grant: %v", err)
 		}
 		return

@@ -22,6 +22,8 @@ const (
 	throttled  kind = "Graph throttles"
 	lossy      kind = "replies are lost"
 	noRegistry kind = "registry away"
+	noSecrets  kind = "policy forbids secrets"
+	shortLives kind = "policy shortens secrets' lives"
 )
 
 // span is a time of something.
@@ -161,5 +163,36 @@ func (w *world) trouble(ctx context.Context, k kind, d time.Duration, f entrasim
 	w.weather.during(ctx, k, d)
 	if err := w.sim.RemoveFault(f.ID); err != nil {
 		w.fail("remove fault: %v", err)
+	}
+}
+
+// policies has the platform's own tenant say how long secrets may be valid, or that there may be none.
+func (w *world) policies(ctx context.Context) {
+	dice := w.luck.dice("policies")
+	hours := func(least, most int64) time.Duration {
+		return time.Duration(least+dice.Int64N(most-least)) * time.Hour
+	}
+	for ctx.Err() == nil {
+		// What a policy leaves behind, lives that are short, is over before the next.
+		sleep(ctx, hours(24, 72))
+		if dice.IntN(2) == 0 {
+			w.policy(ctx, noSecrets, hours(1, 7), entrasim.PasswordPolicy{Forbidden: true})
+		} else {
+			w.policy(ctx, shortLives, hours(12, 72), entrasim.PasswordPolicy{MaxLifetime: hours(24, 60)})
+		}
+	}
+}
+
+// policy has the tenant's policy say this for a time.
+func (w *world) policy(ctx context.Context, k kind, d time.Duration, p entrasim.PasswordPolicy) {
+	w.judge.count(string(k))
+	p.Tenant = w.platform.Tenant
+	if err := w.sim.SetPasswordPolicy(p); err != nil {
+		w.fail("set policy: %v", err)
+		return
+	}
+	w.weather.during(ctx, k, d)
+	if err := w.sim.SetPasswordPolicy(entrasim.PasswordPolicy{Tenant: p.Tenant}); err != nil {
+		w.fail("unset policy: %v", err)
 	}
 }

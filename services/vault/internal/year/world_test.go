@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -167,7 +168,9 @@ func (w *world) run(ctx context.Context, progress func(day int)) {
 	}
 	all.Go(func() { w.registry.run(ctx) })
 	all.Go(func() { w.blow(ctx) })
+	all.Go(func() { w.policies(ctx) })
 	all.Go(func() { w.customers(ctx) })
+	all.Go(func() { w.comeAndGo(ctx) })
 	for i := range w.set.leases {
 		all.Go(func() { w.runner(ctx, fmt.Sprintf("runner-%d", i)) })
 	}
@@ -208,10 +211,13 @@ type registry struct {
 	turn     chan struct{}
 	revision int64
 
-	mu  sync.Mutex
-	all []*integration
+	mu   sync.Mutex
+	all  []*integration
+	made int // integrations, in all
 	// conditions are the last report on each integration, by UID.
 	conditions map[string]rotation.Report
+	// gone are the UIDs of those that the vault has removed, and is yet to be told so.
+	gone []string
 }
 
 func newRegistry(w *world) *registry {
@@ -223,7 +229,8 @@ func (r *registry) add(ctx context.Context) {
 	tenant, err := r.w.sim.CreateTenant(entrasim.NewTenant{DisplayName: "Customer"})
 	must(r.w.t, err)
 	r.mu.Lock()
-	n := len(r.all)
+	n := r.made
+	r.made++
 	administrator := fmt.Sprintf("admin-%d@customer.example", n)
 	_, err = r.w.sim.CreatePerson(entrasim.Person{Tenant: tenant.ID, UserName: administrator, Admin: true})
 	must(r.w.t, err)
@@ -256,6 +263,9 @@ func (r *registry) publish(ctx context.Context, changed store.Wanted) {
 	if len(changed.Integrations)+len(changed.GoneIntegrations)+len(changed.Attachments)+len(changed.GoneAttachments) > 0 {
 		r.revision++
 	}
+	for i := range changed.Integrations {
+		changed.Integrations[i].Revision = r.revision
+	}
 	at := store.Projection{Incarnation: "registry", Revision: r.revision, Cursor: fmt.Sprint(r.revision), BookmarkTime: time.Now()}
 	var err error
 	if first {
@@ -272,7 +282,11 @@ func (r *registry) publish(ctx context.Context, changed store.Wanted) {
 func (r *registry) run(ctx context.Context) {
 	for ctx.Err() == nil {
 		if !r.w.weather.is(noRegistry) {
-			r.publish(ctx, store.Wanted{})
+			r.mu.Lock()
+			gone := r.gone
+			r.gone = nil
+			r.mu.Unlock()
+			r.publish(ctx, store.Wanted{GoneIntegrations: gone})
 		}
 		sleep(ctx, poll)
 	}
@@ -283,10 +297,30 @@ func (r *registry) Report(_ context.Context, _ election.Mastership, report rotat
 	if r.w.weather.is(noRegistry) {
 		return errors.New("the registry is away")
 	}
+	if report.Removed {
+		r.w.judge.gone(report.IntegrationUID, r.reported(report.IntegrationUID).ClientID)
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if report.Removed {
+		r.gone = append(r.gone, report.IntegrationUID)
+		return nil
+	}
 	r.conditions[report.IntegrationUID] = report
 	return nil
+}
+
+// remove deletes an integration although it is attached.
+func (r *registry) remove(ctx context.Context, i *integration) {
+	r.w.judge.follow()
+	r.w.judge.integration(ctx, i, time.Now())
+	r.mu.Lock()
+	r.all = slices.DeleteFunc(r.all, func(other *integration) bool { return other == i })
+	r.mu.Unlock()
+	deleting := i.Integration
+	deleting.Deleting = true
+	r.publish(ctx, store.Wanted{Integrations: []store.Integration{deleting}, GoneAttachments: []store.Attachment{i.attachment}})
+	r.w.judge.leaves(i.UID)
 }
 
 // living are the integrations there are.
