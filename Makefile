@@ -37,6 +37,8 @@ test: setup proto-check generate-check lint modules model ## Everything that CI 
 .PHONY: unit
 unit: build ## Run the tests; RUN=pattern selects
 	go test -race -shuffle=on -timeout 20m -run '$(RUN)' work
+	@# What the race detector has too little time for: a whole month.
+	go test -timeout 10m -run '$(RUN)' ./services/vault/internal/year
 
 .PHONY: model
 model: ## Check the models of mastership in every state
@@ -99,7 +101,6 @@ fix: $(BIN)/golangci-lint ## Format, and mend what the linters can mend
 	$(BIN)/golangci-lint fmt $(MODULES)
 	$(BIN)/golangci-lint run --fix $(addsuffix /...,$(MODULES))
 
-# The packages that promise something about speed or memory.
 .PHONY: year
 year: ## Live through ten simulated years of 200 integrations with every fault; takes hours
 	go test -count=1 -timeout 24h -run TestYear -v ./services/vault/internal/year -year.seeds=10 -year.days=365 -year.integrations=200 -year.leases=50 -year.progress
@@ -108,6 +109,7 @@ year: ## Live through ten simulated years of 200 integrations with every fault; 
 planted: setup ## Break the rotator in one way after another, and see that the tests find each
 	go run ./test/cmd/planted
 
+# The packages that promise something about speed or memory.
 BENCHES := ./pkg/entrasim ./services/registry/internal/rpc
 .PHONY: bench
 bench: build ## Measure what the documentation promises, and fail if a ratio or a bound of memory is not kept

@@ -185,6 +185,7 @@ type Tx struct {
 // Exec runs a statement and says how many rows it inserted, changed or deleted.
 func (t Tx) Exec(ctx context.Context, query string, args ...any) (affected int64, err error) {
 	t.answers.statement()
+	sqlfault.Count(ctx, query)
 	result, err := t.tx.ExecContext(ctx, query, args...)
 	if err != nil {
 		return 0, classify(ctx, err)
@@ -196,12 +197,14 @@ func (t Tx) Exec(ctx context.Context, query string, args ...any) (affected int64
 // QueryRow runs a statement whose first row is wanted; Scan reports its errors, ErrNoRows among them.
 func (t Tx) QueryRow(ctx context.Context, query string, args ...any) Row {
 	t.answers.statement()
+	sqlfault.Count(ctx, query)
 	return row{ctx: ctx, row: t.tx.QueryRowContext(ctx, query, args...)}
 }
 
 // Query runs a statement for its rows. They must be closed before the next statement of the transaction; Collect does.
 func (t Tx) Query(ctx context.Context, query string, args ...any) (*Rows, error) {
 	t.answers.statement()
+	sqlfault.Count(ctx, query)
 	rows, err := t.tx.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, classify(ctx, err)

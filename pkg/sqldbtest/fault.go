@@ -22,3 +22,8 @@ type Hook = sqlfault.Hook
 
 // WithHook returns a context whose transactions pass the hook: a program of which several run in one process, on one database, can so be paused or killed alone.
 func WithHook(ctx context.Context, hook Hook) context.Context { return sqlfault.With(ctx, hook) }
+
+// WithCount returns a context that has count called for each statement of its transactions, before it is sent: to know what something costs.
+func WithCount(ctx context.Context, count func(query string)) context.Context {
+	return sqlfault.WithCount(ctx, count)
+}

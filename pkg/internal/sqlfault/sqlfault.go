@@ -32,3 +32,17 @@ func Strike(ctx context.Context, at Point, readOnly bool) error {
 	}
 	return nil
 }
+
+type countKey struct{}
+
+// WithCount returns a context that has count called for each statement of its transactions, before it is sent.
+func WithCount(ctx context.Context, count func(query string)) context.Context {
+	return context.WithValue(ctx, countKey{}, count)
+}
+
+// Count calls the context's count, if there is one.
+func Count(ctx context.Context, query string) {
+	if count, ok := ctx.Value(countKey{}).(func(query string)); ok {
+		count(query)
+	}
+}

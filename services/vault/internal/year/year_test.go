@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -23,6 +24,8 @@ var (
 
 func TestYear(t *testing.T) {
 	logging.Disable() // it tells of every connection that is refused
+	// A world is small, and what it throws away is much.
+	defer debug.SetGCPercent(debug.SetGCPercent(400))
 	set := settings{integrations: *integrations, leases: *leases, days: *days, killChance: 0.002, pauseChance: 0.0005}
 	if set.days == 0 {
 		set.days = defaultDays
