@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	brokerv1 "phasekey.dev/gen/phasekey/broker/v1"
+	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
 )
 
 // stays fails the test unless the window still has the document that was marked: what it shows now, it was told.
@@ -121,6 +122,27 @@ func TestPages_WithScripts(t *testing.T) {
 	if said := evaluate[string](browser, `document.getElementById("said").textContent`); said != "You have consented" {
 		t.Errorf("a screen reader is told %q", said)
 	}
+
+	// Roles show when they are assigned, and the platform hears of them.
+	c.admin(http.MethodPost, "/roleAssignments", map[string]any{
+		"scope": "/subscriptions/" + c.world.Subscription, "principalId": c.now(session).GetServicePrincipalObjectId(), "role": "Reader",
+	})
+	browser.await("may read this subscription, and change nothing")
+	stays(browser, "when a role is seen")
+	browser.accessible("roles")
+	browser.screenshot("roles")
+	c.until("the condition", func() bool {
+		got, err := c.integrations.GetIntegration(t.Context(), &registryv1.GetIntegrationRequest{Name: integration})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, condition := range got.GetConditions() {
+			if condition.GetType() == registryv1.Condition_TYPE_PERMISSIONS_VERIFIED {
+				return condition.GetStatus() == registryv1.Condition_STATUS_TRUE && condition.GetReason() == "CanRead"
+			}
+		}
+		return false
+	})
 
 	// The back button leads to the page as it is now, not as it was.
 	browser.open("about:blank")

@@ -34,6 +34,7 @@ import (
 	"phasekey.dev/services/broker/internal/follow"
 	"phasekey.dev/services/broker/internal/keyfile"
 	"phasekey.dev/services/broker/internal/prover"
+	"phasekey.dev/services/broker/internal/roles"
 	"phasekey.dev/services/broker/internal/rpc"
 	"phasekey.dev/services/broker/internal/store"
 	"phasekey.dev/services/broker/internal/upstream"
@@ -114,7 +115,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *App, err error) 
 	if err := a.listen(ctx, service, metrics); err != nil {
 		return nil, err
 	}
-	if err := a.listenPages(ctx, links, metrics); err != nil {
+	if err := a.listenPages(ctx, links, roles.New(a.store, vault, log), metrics); err != nil {
 		return nil, err
 	}
 	return a, nil
@@ -179,7 +180,7 @@ func (a *App) listen(ctx context.Context, service *rpc.Service, metrics *prometh
 }
 
 // listenPages binds the address of the pages.
-func (a *App) listenPages(ctx context.Context, links consent.Links, metrics *prometheus.Registry) error {
+func (a *App) listenPages(ctx context.Context, links consent.Links, look *roles.Looker, metrics *prometheus.Registry) error {
 	config := a.tls.HTTPSConfig()
 	if a.cfg.HTTPSCertFile != "" {
 		var err error
@@ -190,7 +191,7 @@ func (a *App) listenPages(ctx context.Context, links consent.Links, metrics *pro
 	}
 	a.follow = follow.New(follow.Config{Store: a.store, Interval: a.cfg.WatchInterval, Log: a.log})
 	site, err := web.New(web.Config{
-		Store: a.store, Follow: a.follow, Proxies: proxies(a.cfg.TrustedProxies), Links: links, Origins: a.cfg.ReturnOrigins, Platform: a.cfg.PlatformName, AttemptLife: a.cfg.AttemptLife,
+		Store: a.store, Follow: a.follow, Roles: look, Proxies: proxies(a.cfg.TrustedProxies), Links: links, Origins: a.cfg.ReturnOrigins, Platform: a.cfg.PlatformName, AttemptLife: a.cfg.AttemptLife,
 		Log: a.log, Metrics: metrics,
 	})
 	if err != nil {

@@ -64,6 +64,8 @@ type Session struct {
 	State     State
 	// PrincipalObjectID is the proof's, once completed.
 	PrincipalObjectID string
+	// Permissions are the principal's, as last seen; zero before it was completed and looked at.
+	Permissions Permissions
 	// LastRefusal is what the tenant last said, or why the session ended early.
 	LastRefusal string
 	// LastCallback is CallbackApproved, or the code of what went wrong, as a browser last said; CallbackTime is when. Empty and

@@ -91,6 +91,33 @@ func (v *Vault) ProbeConsent(ctx context.Context, integration string) (consent.P
 	return consent.Proof{Consented: true, PrincipalObjectID: answer.GetServicePrincipalObjectId(), Time: answer.GetProbeTime().AsTime()}, nil
 }
 
+// CheckPermissions has the vault look which roles an integration's principal has in its default subscription; it returns that
+// principal too. consent.ErrNotReady means that it cannot look yet; any other error, that there is no answer.
+func (v *Vault) CheckPermissions(ctx context.Context, integration string) (principal string, p consent.Permissions, err error) {
+	answer, err := v.client.CheckPermissions(ctx, &vaultv1.CheckPermissionsRequest{Integration: integration})
+	if err != nil {
+		return "", p, failed(ctx, why(err), "check permissions of "+integration)
+	}
+	if len(answer.GetScopes()) != 1 {
+		return "", p, fmt.Errorf("check permissions of %s: %w: %d scopes", integration, consent.ErrUnavailable, len(answer.GetScopes()))
+	}
+	seen := answer.GetScopes()[0]
+	return answer.GetServicePrincipalObjectId(), consent.Permissions{Read: level(seen.GetRead()), Write: level(seen.GetWrite())}, nil
+}
+
+func level(l vaultv1.ScopePermissions_Level) consent.Level {
+	switch l {
+	case vaultv1.ScopePermissions_LEVEL_NONE:
+		return consent.None
+	case vaultv1.ScopePermissions_LEVEL_PARTIAL:
+		return consent.Partial
+	case vaultv1.ScopePermissions_LEVEL_FULL:
+		return consent.Full
+	default:
+		return ""
+	}
+}
+
 // why adds to the vault's error, in our words, which of those behind it has no answer.
 func why(err error) error {
 	if status.Code(err) != codes.Unavailable {

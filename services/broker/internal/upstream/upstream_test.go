@@ -106,6 +106,35 @@ func TestRegistry_OnlyItsOwnNotFoundMeansGone(t *testing.T) {
 	}
 }
 
+func TestVault_CheckPermissions(t *testing.T) {
+	scope := &vaultv1.ScopePermissions{Read: vaultv1.ScopePermissions_LEVEL_FULL, Write: vaultv1.ScopePermissions_LEVEL_PARTIAL}
+	none := &vaultv1.ScopePermissions{Read: vaultv1.ScopePermissions_LEVEL_NONE}
+	for _, tc := range []struct {
+		name   string
+		scopes []*vaultv1.ScopePermissions
+		err    error
+		want   consent.Permissions
+		fails  error
+	}{
+		{"some", []*vaultv1.ScopePermissions{scope}, nil, consent.Permissions{Read: consent.Full, Write: consent.Partial}, nil},
+		{"none, and one that is not known", []*vaultv1.ScopePermissions{none}, nil, consent.Permissions{Read: consent.None}, nil},
+		{"no scope", nil, nil, consent.Permissions{}, consent.ErrUnavailable},
+		{"not ready", nil, rpcerr.New(codes.Unavailable, "CREDENTIAL_NOT_READY", "not yet"), consent.Permissions{}, consent.ErrNotReady},
+		{"away", nil, status.Error(codes.Unavailable, "connection refused"), consent.Permissions{}, consent.ErrUnavailable},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			conn := &fakeConn{err: tc.err, answer: &vaultv1.CheckPermissionsResponse{ServicePrincipalObjectId: "oid", Scopes: tc.scopes}}
+			principal, got, err := upstream.NewVault(conn).CheckPermissions(t.Context(), name)
+			if got != tc.want || !errors.Is(err, tc.fails) || (err == nil) != (principal == "oid") {
+				t.Errorf("got %s %+v, error %v", principal, got, err)
+			}
+			if !proto.Equal(conn.asked, &vaultv1.CheckPermissionsRequest{Integration: name}) {
+				t.Errorf("asked %v", conn.asked)
+			}
+		})
+	}
+}
+
 func TestVault_ProbeConsent(t *testing.T) {
 	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	for _, tc := range []struct {

@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"time"
 
+	"phasekey.dev/pkg/obs"
 	"phasekey.dev/services/broker/internal/consent"
 )
 
@@ -76,8 +78,11 @@ func (s *Site) events(w http.ResponseWriter, r *http.Request) error {
 		if err != nil {
 			return nil // as above
 		}
-		if final(session) {
+		if final(time.Now(), session) {
 			return nil
+		}
+		if err := s.cfg.Roles.Look(ctx, session); err != nil && ctx.Err() == nil {
+			s.cfg.Log.WarnContext(ctx, "roles cannot be recorded", slog.String(obs.KeyResource, session.Name.String()), slog.Any(obs.KeyError, err))
 		}
 		select {
 		case <-ctx.Done():
@@ -91,7 +96,9 @@ func (s *Site) events(w http.ResponseWriter, r *http.Request) error {
 }
 
 // final reports whether nothing more becomes of a session.
-func final(session consent.Session) bool { return !session.State.Open() }
+func final(now time.Time, session consent.Session) bool {
+	return !session.State.Open() && !consent.LooksForRoles(now, session)
+}
 
 func (s *Site) tooManyLive(w http.ResponseWriter, r *http.Request) error {
 	w.Header().Set("Retry-After", retryAfter)

@@ -97,7 +97,16 @@ func TestEvents_TellWhatBecomesOfTheSession(t *testing.T) {
 	events.expect(`{"page":"pending","version":5}`)
 	ready.Proof = &consent.Proof{Consented: true, PrincipalObjectID: principal}
 	w.settle(ready)
+	w.roles.finds(consent.Permissions{Read: consent.Full, Write: consent.None})
 	events.expect(`{"page":"result","version":6}`)
+	events.expect(`{"page":"result","version":7}`)
+	shows(t, b.get(link), http.StatusOK, "may read this subscription, and change nothing", "data-live")
+	w.roles.finds(consent.Permissions{Read: consent.Full, Write: consent.Full})
+	if p := b.do(http.MethodPost, link+"/check", nil); p.status != http.StatusSeeOther || p.to() != link {
+		t.Errorf("looking again: %d to %s", p.status, p.to())
+	}
+	events.expect(`{"page":"result","version":8}`)
+	shows(t, b.get(link), http.StatusOK, "may read and change things in this subscription", "--role Contributor")
 	if told, err := events.next(); !errors.Is(err, io.EOF) {
 		t.Errorf("after the end: told %s, error %v", told, err)
 	}

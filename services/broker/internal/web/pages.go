@@ -41,7 +41,10 @@ func (s *Site) show(w http.ResponseWriter, r *http.Request) error {
 	case consent.PagePending:
 		v.Title, v.Refresh, v.Waited = "Waiting for your tenant", lookAgain, seconds(now.Sub(session.CallbackTime))
 	case consent.PageResult:
-		v.Title = "You have consented"
+		v.Title, v.Roles, v.Looks = "You have consented", rolesOf(session), consent.LooksForRoles(now, session)
+		if session.Permissions.Any() {
+			v.Steps[len(v.Steps)-1] = step{Title: v.Steps[len(v.Steps)-1].Title, Done: true}
+		}
 	default:
 		v.Title = "This link has expired"
 		switch session.LastRefusal {
@@ -64,7 +67,7 @@ func (s *Site) viewOf(r *http.Request, session consent.Session, page consent.Pag
 	if v.Subscription == "" {
 		v.Subscription = placeholder
 	}
-	if !final(session) {
+	if !final(time.Now(), session) {
 		v.Live = link + "/events"
 	}
 	return v
@@ -88,6 +91,39 @@ func (s *Site) help(w http.ResponseWriter, r *http.Request) error {
 	// It is about what the reader saw, not about the session, and stays.
 	v.Problem, v.Title, v.Live = found, found.Title, ""
 	return s.render(w, http.StatusOK, "problem", v)
+}
+
+// look is POST of the other button of a result's page: have another look for roles, for browsers that run no scripts.
+func (s *Site) look(w http.ResponseWriter, r *http.Request) error {
+	session, err := s.session(r)
+	if err != nil {
+		return err
+	}
+	if err := s.cfg.Roles.Look(r.Context(), session); err != nil {
+		return stored(err)
+	}
+	see(w, s.cfg.Links.PageURI(session))
+	return nil
+}
+
+// rolesOf says which roles are seen; empty when there is nothing to say.
+func rolesOf(session consent.Session) string {
+	switch p := session.Permissions; {
+	case session.SubscriptionID == "":
+		return ""
+	case p.Write == consent.Full:
+		return "A role is assigned: the application may read and change things in this subscription."
+	case p.Write == consent.Partial:
+		return "A role is assigned: the application may change some things in this subscription, or in parts of it."
+	case p.Read == consent.Full:
+		return "A role is assigned: the application may read this subscription, and change nothing."
+	case p.Read == consent.Partial:
+		return "A role is assigned: the application may read some things in this subscription, or parts of it, and change nothing."
+	case p.Read == consent.None:
+		return "No role is seen yet. It takes some minutes until one that was assigned shows."
+	default:
+		return "No role has been looked for yet: first the credential is proven, which takes some minutes after consent."
+	}
 }
 
 func seconds(d time.Duration) int { return max(int(d/time.Second), 0) }

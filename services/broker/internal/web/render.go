@@ -77,6 +77,9 @@ type view struct {
 	Deleted, Cancelled bool
 	// Elsewhere means that Microsoft named another tenant than the session's.
 	Elsewhere bool
+	// Roles says which roles are seen, Looks whether they are still looked for.
+	Roles string
+	Looks bool
 	// Text and RequestID are a plain page's.
 	Text, RequestID string
 }

@@ -20,6 +20,7 @@ const linkPattern = consent.PagePath + "{link}"
 // The patterns of what is below a session's page.
 const (
 	eventsPattern = linkPattern + "/events"
+	checkPattern  = linkPattern + "/check"
 	errorPattern  = linkPattern + "/errors/{code}"
 )
 
@@ -49,6 +50,11 @@ func (s *Site) routes() (http.Handler, error) {
 		}
 	})))
 	handle("GET "+errorPattern, s.help)
+	mux.Handle("POST "+checkPattern, protection.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := s.look(w, r); err != nil {
+			s.problem(w, r, err)
+		}
+	})))
 	handle("GET "+consent.CallbackPath, s.callback)
 	handle("GET "+stylesheetPath, stylesheet)
 	handle("GET "+scriptPath, script)
@@ -105,6 +111,8 @@ func pageName(pattern string) string {
 		return "callback"
 	case "GET " + eventsPattern:
 		return "events"
+	case "POST " + checkPattern:
+		return "check"
 	case "GET " + errorPattern:
 		return "error"
 	case "GET " + stylesheetPath:

@@ -28,12 +28,19 @@ type follower interface {
 	Follow(linkHash []byte, seen int64) *follow.Follower
 }
 
+// looker looks which roles were given after consent, as package roles describes it.
+type looker interface {
+	Look(ctx context.Context, session consent.Session) error
+}
+
 // Config is what a Site is made from.
 type Config struct {
 	Store store
 	// Follow tells pages that are live what becomes of their sessions.
 	Follow follower
-	Links  consent.Links
+	// Roles looks for roles while somebody waits for them.
+	Roles looker
+	Links consent.Links
 	// Origins are where pages may lead in the end.
 	Origins consent.Origins
 	// Platform is the platform's name, as its customers know it.

@@ -66,6 +66,7 @@ func (l *transcript) String() string {
 type world struct {
 	t       *testing.T
 	db      *sqldb.DB
+	roles   *fakeRoles
 	store   *store.Store
 	config  web.Config
 	log     *transcript
@@ -76,6 +77,30 @@ type world struct {
 	says  func(asked url.Values) url.Values
 }
 
+// fakeRoles is who looks for roles: finding what a test has it find.
+type fakeRoles struct {
+	mu    sync.Mutex
+	store *store.Store
+	found consent.Permissions
+	looks int
+}
+
+func (f *fakeRoles) Look(ctx context.Context, session consent.Session) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if session.State != consent.Completed {
+		return nil
+	}
+	f.looks++
+	return f.store.RecordPermissions(ctx, session.Name, f.found)
+}
+
+func (f *fakeRoles) finds(p consent.Permissions) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.found = p
+}
+
 // newWorld serves a site whose configuration a test may have changed.
 func newWorld(t *testing.T, change func(*web.Config)) *world {
 	t.Helper()
@@ -84,7 +109,7 @@ func newWorld(t *testing.T, change func(*web.Config)) *world {
 		t.Fatal(err)
 	}
 	db := sqldbtest.SQLite(t, store.Migrations())
-	w := &world{t: t, db: db, store: store.New(db), log: &transcript{}, metrics: prometheus.NewRegistry()}
+	w := &world{t: t, db: db, store: store.New(db), roles: &fakeRoles{store: store.New(db)}, log: &transcript{}, metrics: prometheus.NewRegistry()}
 	hub := follow.New(follow.Config{Store: w.store, Interval: 20 * time.Millisecond, Log: slog.New(slog.DiscardHandler)})
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	ended := make(chan error, 1)
@@ -98,7 +123,7 @@ func newWorld(t *testing.T, change func(*web.Config)) *world {
 	w.entra = httptest.NewTLSServer(http.HandlerFunc(w.answerAsEntra))
 	t.Cleanup(w.entra.Close)
 	w.config = web.Config{
-		Store: w.store, Follow: hub, Origins: consent.Origins{"https://app.example.com"}, Platform: "Example IaC", AttemptLife: 30 * time.Minute,
+		Store: w.store, Follow: hub, Roles: w.roles, Origins: consent.Origins{"https://app.example.com"}, Platform: "Example IaC", AttemptLife: 30 * time.Minute,
 		Log: obs.NewLogger(w.log, slog.LevelDebug, obs.FormatJSON), Metrics: w.metrics,
 		Links: consent.Links{Key: key, Clouds: map[string]consent.Cloud{"public": {LoginURL: w.entra.URL, GraphURL: "https://graph.microsoft.com"}}},
 	}
