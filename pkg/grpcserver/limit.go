@@ -32,6 +32,11 @@ type Limits struct {
 	// AnonymousCalls is how many calls of callers without a known identity may be in progress at once, per source address as
 	// above: a stream may last, so a rate alone bounds nothing. Zero means 20000, negative no limit.
 	AnonymousCalls int `yaml:"anonymous_calls"`
+	// AnonymousConnections is how many connections each source address, as above, may have to a listener that takes callers without
+	// a known identity, whoever they are; what is more is closed at once. Zero means 40000, negative no limit.
+	AnonymousConnections int `yaml:"anonymous_connections"`
+	// AnonymousHandshakes is how many of these may not have ended their TLS handshake yet. Zero means 1000, negative no limit.
+	AnonymousHandshakes int `yaml:"anonymous_handshakes"`
 }
 
 // Validate reports all that is wrong with the limits. A bucket that holds nothing would refuse every call.

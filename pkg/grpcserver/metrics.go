@@ -13,6 +13,7 @@ type metrics struct {
 	seconds  *prometheus.HistogramVec
 	inFlight *prometheus.GaugeVec
 	panics   prometheus.Counter
+	refused  *prometheus.CounterVec
 }
 
 // newMetrics registers the metrics, with the listener's name on each, so that several servers share a registry.
@@ -36,17 +37,24 @@ func newMetrics(r prometheus.Registerer, listener string) (*metrics, error) {
 			Help: "Panics in handlers; each is a bug, logged with its stack.",
 		}),
 	}
+	m.refused = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "phasekey_grpc_connections_refused_total",
+		Help: "Connections closed as soon as they were accepted, because their source address has too many: of all, or of those in their TLS handshake.",
+	}, []string{"why"})
 	if r == nil {
 		return m, nil
 	}
 	r = prometheus.WrapRegistererWith(prometheus.Labels{"listener": listener}, r)
-	for _, c := range []prometheus.Collector{m.handled, m.seconds, m.inFlight, m.panics} {
+	for _, c := range []prometheus.Collector{m.handled, m.seconds, m.inFlight, m.panics, m.refused} {
 		if err := r.Register(c); err != nil {
 			return nil, err
 		}
 	}
 	return m, nil
 }
+
+// refuse counts a connection that was refused.
+func (m *metrics) refuse(why string) { m.refused.WithLabelValues(why).Inc() }
 
 // begin counts a call in, and returns what counts it out.
 func (m *metrics) begin(of *method) func(code codes.Code, took time.Duration) {

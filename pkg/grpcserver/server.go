@@ -188,6 +188,9 @@ func New(cfg Config) (*Server, error) {
 	if s.metrics, err = newMetrics(cfg.Metrics, cfg.Name); err != nil {
 		return nil, fmt.Errorf("grpc server %s: metrics: %w", cfg.Name, err)
 	}
+	if cfg.AnonymousOK {
+		s.cfg.Listener = newDoorkeeper(cfg.Listener, cfg.Limits, s.metrics.refuse, cfg.Log)
+	}
 	return s, nil
 }
 
@@ -209,6 +212,7 @@ func (s *Server) options() []grpc.ServerOption {
 	streams := uint32(maxStreams)
 	if s.cfg.AnonymousOK {
 		alive.MaxConnectionIdle, streams = strangerIdle, maxStrangerStreams
+		creds = greeting{creds}
 	}
 	return []grpc.ServerOption{
 		grpc.Creds(creds),

@@ -47,6 +47,25 @@ func (b *Buckets[K]) Take(now time.Time, key K, perSecond float64, burst int) (w
 	return time.Duration(missing / perSecond * float64(time.Second)), false
 }
 
+// Left reports whether the key's bucket has a token, and takes none: if there is none it returns how long until there is one, and false. A
+// key that nothing was taken of has its tokens.
+func (b *Buckets[K]) Left(now time.Time, key K, perSecond float64) (wait time.Duration, ok bool) {
+	b.mu.Lock()
+	found := b.kept[key]
+	if found == nil && len(b.kept) >= maxBuckets {
+		found = b.kept[b.shared(key)]
+	}
+	b.mu.Unlock()
+	if found == nil {
+		return 0, true
+	}
+	missing := 1 - found.TokensAt(now)
+	if missing <= 0 {
+		return 0, true
+	}
+	return time.Duration(missing / perSecond * float64(time.Second)), false
+}
+
 // bucket returns a key's bucket. When there are too many, full ones are forgotten, for a new one is full too.
 func (b *Buckets[K]) bucket(now time.Time, key K, perSecond float64, burst int) *rate.Limiter {
 	b.mu.Lock()

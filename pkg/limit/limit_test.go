@@ -111,3 +111,27 @@ func TestSource(t *testing.T) {
 		}
 	}
 }
+
+func TestBuckets_LeftTakesNothing(t *testing.T) {
+	b := limit.NewBuckets(func(string) string { return "" })
+	now := time.Unix(1, 0)
+	left := func(want time.Duration) {
+		t.Helper()
+		if wait, ok := b.Left(now, "a", 2); wait != want || ok != (want == 0) {
+			t.Errorf("left: %s, %t; want %s", wait, ok, want)
+		}
+	}
+	left(0)
+	for taken := 1; taken <= 3; taken++ {
+		b.Take(now, "a", 2, 3)
+		for range 2 {
+			if taken < 3 {
+				left(0)
+			} else {
+				left(500 * time.Millisecond)
+			}
+		}
+	}
+	now = now.Add(500 * time.Millisecond)
+	left(0)
+}

@@ -461,7 +461,9 @@ func TestRunner_AcknowledgesOnlyWhenTold(t *testing.T) {
 			t.Errorf("acknowledged %v", acks)
 		}
 		w.cancel()
-		<-w.ran
+		if err := <-w.ran; err != nil {
+			t.Errorf("Run: %v", err)
+		}
 	})
 }
 

@@ -39,7 +39,7 @@ const (
 	ErrorReason_ERROR_REASON_HOME_TENANT ErrorReason = 3
 	// UNAUTHENTICATED. No acceptable client certificate, or one whose SPIFFE ID the server does not know.
 	ErrorReason_ERROR_REASON_IDENTITY_UNKNOWN ErrorReason = 10
-	// UNAUTHENTICATED. The grant's token is missing, malformed or unknown. Nothing more is said.
+	// UNAUTHENTICATED, final. The grant's token is missing, malformed or unknown, or bound to another client certificate. Nothing more is said.
 	ErrorReason_ERROR_REASON_GRANT_UNKNOWN ErrorReason = 11
 	// PERMISSION_DENIED. The identity's role may not call this method.
 	ErrorReason_ERROR_REASON_CALLER_NOT_ALLOWED ErrorReason = 12
@@ -87,7 +87,8 @@ const (
 	ErrorReason_ERROR_REASON_DETACHED ErrorReason = 43
 	// PERMISSION_DENIED, final. The grant's integration or project has been deleted.
 	ErrorReason_ERROR_REASON_INTEGRATION_DELETED ErrorReason = 44
-	// PERMISSION_DENIED, final. The grant is bound to another client certificate.
+	// PERMISSION_DENIED, final. The grant is bound to another client certificate. Not given any more, since it tells a thief what the token is worth: it is
+	// GRANT_UNKNOWN now.
 	ErrorReason_ERROR_REASON_CERTIFICATE_MISMATCH ErrorReason = 45
 	// PERMISSION_DENIED, final. The lease was closed or revoked.
 	ErrorReason_ERROR_REASON_LEASE_CLOSED ErrorReason = 46

@@ -32,7 +32,7 @@ const (
 // CredentialService hands out credentials to whoever shows a live grant in `authorization: Bearer <token>`. Nothing
 // leaves before its audit record is durable.
 //
-// PERMISSION_DENIED with GRANT_REVOKED, GRANT_EXPIRED, DETACHED, INTEGRATION_DELETED, ACCOUNT_FROZEN, CERTIFICATE_MISMATCH or
+// PERMISSION_DENIED with GRANT_REVOKED, GRANT_EXPIRED, DETACHED, INTEGRATION_DELETED, ACCOUNT_FROZEN or
 // LEASE_CLOSED is final: stop using what you hold. After every other error keep what is valid, and come back, with jitter.
 type CredentialServiceClient interface {
 	// Streams the credential: the first message at once, then one whenever something changed or the last one gets old, for
@@ -53,14 +53,14 @@ type CredentialServiceClient interface {
 	// started with a secret, and goes on with it, must not say so while the child lives. Whoever says nothing keeps all it was given until its lease
 	// or its grant ends.
 	// Caller: the holder of a grant.
-	// Errors: INVALID_FIELDS (also for a generation that was never delivered to the instance), GRANT_UNKNOWN, CERTIFICATE_MISMATCH; UNAVAILABLE,
+	// Errors: INVALID_FIELDS (also for a generation that was never delivered to the instance), GRANT_UNKNOWN, RATE_LIMITED; UNAVAILABLE,
 	// DEPENDENCY_UNAVAILABLE.
 	// Idempotent.
 	AcknowledgeCredential(ctx context.Context, in *AcknowledgeCredentialRequest, opts ...grpc.CallOption) (*AcknowledgeCredentialResponse, error)
 	// Closes the instance's lease. What was delivered is not to be used any more: a client secret that it held may be removed
 	// from now on.
 	// Caller: the holder of a grant.
-	// Errors: INVALID_FIELDS, GRANT_UNKNOWN, CERTIFICATE_MISMATCH; UNAVAILABLE, DEPENDENCY_UNAVAILABLE.
+	// Errors: INVALID_FIELDS, GRANT_UNKNOWN, RATE_LIMITED; UNAVAILABLE, DEPENDENCY_UNAVAILABLE.
 	// Idempotent: a lease that never was is closed, and so is one of a grant that has ended.
 	CloseLease(ctx context.Context, in *CloseLeaseRequest, opts ...grpc.CallOption) (*CloseLeaseResponse, error)
 }
@@ -129,7 +129,7 @@ func (c *credentialServiceClient) CloseLease(ctx context.Context, in *CloseLease
 // CredentialService hands out credentials to whoever shows a live grant in `authorization: Bearer <token>`. Nothing
 // leaves before its audit record is durable.
 //
-// PERMISSION_DENIED with GRANT_REVOKED, GRANT_EXPIRED, DETACHED, INTEGRATION_DELETED, ACCOUNT_FROZEN, CERTIFICATE_MISMATCH or
+// PERMISSION_DENIED with GRANT_REVOKED, GRANT_EXPIRED, DETACHED, INTEGRATION_DELETED, ACCOUNT_FROZEN or
 // LEASE_CLOSED is final: stop using what you hold. After every other error keep what is valid, and come back, with jitter.
 type CredentialServiceServer interface {
 	// Streams the credential: the first message at once, then one whenever something changed or the last one gets old, for
@@ -150,14 +150,14 @@ type CredentialServiceServer interface {
 	// started with a secret, and goes on with it, must not say so while the child lives. Whoever says nothing keeps all it was given until its lease
 	// or its grant ends.
 	// Caller: the holder of a grant.
-	// Errors: INVALID_FIELDS (also for a generation that was never delivered to the instance), GRANT_UNKNOWN, CERTIFICATE_MISMATCH; UNAVAILABLE,
+	// Errors: INVALID_FIELDS (also for a generation that was never delivered to the instance), GRANT_UNKNOWN, RATE_LIMITED; UNAVAILABLE,
 	// DEPENDENCY_UNAVAILABLE.
 	// Idempotent.
 	AcknowledgeCredential(context.Context, *AcknowledgeCredentialRequest) (*AcknowledgeCredentialResponse, error)
 	// Closes the instance's lease. What was delivered is not to be used any more: a client secret that it held may be removed
 	// from now on.
 	// Caller: the holder of a grant.
-	// Errors: INVALID_FIELDS, GRANT_UNKNOWN, CERTIFICATE_MISMATCH; UNAVAILABLE, DEPENDENCY_UNAVAILABLE.
+	// Errors: INVALID_FIELDS, GRANT_UNKNOWN, RATE_LIMITED; UNAVAILABLE, DEPENDENCY_UNAVAILABLE.
 	// Idempotent: a lease that never was is closed, and so is one of a grant that has ended.
 	CloseLease(context.Context, *CloseLeaseRequest) (*CloseLeaseResponse, error)
 	mustEmbedUnimplementedCredentialServiceServer()

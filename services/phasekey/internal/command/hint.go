@@ -8,7 +8,7 @@ import (
 
 // hints say what to do about the vault's reasons.
 var hints = map[string]string{
-	"GRANT_UNKNOWN":          "the vault does not know this grant: check that it is whole, of this deployment, and was not replaced by a repeated CreateGrant",
+	"GRANT_UNKNOWN":          "the vault does not know this grant: check that it is whole, of this deployment, and was not replaced by a repeated CreateGrant; one that is bound to a client certificate needs that one, with --cert and --key",
 	"GRANT_REVOKED":          "the grant was revoked: have the platform make a new one, if this run may go on",
 	"GRANT_EXPIRED":          "the grant has expired: have the platform make a new one, or extend it in time",
 	"DETACHED":               "the integration does not give this project that access any more: attach it again, then make a new grant",

@@ -68,6 +68,8 @@ const (
 type Request struct {
 	// Token is the grant's.
 	Token secret.Text
+	// Source is what the runner's address counts as, see limit.Source.
+	Source string
 	// CertificateSHA256 is of the client certificate, in lower-case hexadecimal; empty without one.
 	CertificateSHA256 string
 	InstanceID        string

@@ -91,6 +91,7 @@ type Config struct {
 // Hub is the live streams of this replica.
 type Hub struct {
 	config     Config
+	guard      guard
 	nudged     chan struct{}
 	deliveries *prometheus.CounterVec
 
@@ -124,6 +125,7 @@ func New(config Config) *Hub {
 	}
 	h := &Hub{
 		config:  config,
+		guard:   newGuard(),
 		nudged:  make(chan struct{}, 1),
 		streams: make(map[*stream]struct{}),
 		byLease: make(map[leaseKey][]*stream),

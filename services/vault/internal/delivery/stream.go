@@ -111,17 +111,31 @@ func (h *Hub) CloseLease(ctx context.Context, r Request) error {
 	return h.config.Store.CloseLease(ctx, time.Now(), g.UID, r.InstanceID, r.Caller)
 }
 
-// identify finds the grant that is shown, whatever its state. A foreign certificate learns nothing of that.
+// identify finds the grant that is shown, whatever its state. Whoever shows it with another certificate than the one it is bound to is told what
+// anybody is told who shows none: grant.ErrUnknown. What is no token at all costs nothing, and a wrong one a read of the database, until its
+// source has shown too many: then nothing from there is looked at.
 func (h *Hub) identify(ctx context.Context, r Request) (grant.Grant, grant.Hash, error) {
 	hash, err := grant.ParseToken(r.Token.Expose())
 	if err != nil {
 		return grant.Grant{}, grant.Hash{}, err
 	}
+	now := time.Now()
+	if err := h.guard.mayGuess(now, r.Source); err != nil {
+		return grant.Grant{}, grant.Hash{}, err
+	}
 	g, err := h.config.Store.GrantByToken(ctx, hash)
+	if err == nil {
+		if err = g.CheckCertificate(r.CertificateSHA256); err != nil {
+			err = fmt.Errorf("%w: %w", grant.ErrUnknown, err)
+		}
+	}
+	if errors.Is(err, grant.ErrUnknown) {
+		h.guard.guessed(now, r.Source)
+	}
 	if err != nil {
 		return grant.Grant{}, grant.Hash{}, err
 	}
-	return g, hash, g.CheckCertificate(r.CertificateSHA256)
+	return g, hash, h.guard.mayCall(now, g.UID)
 }
 
 func (h *Hub) authenticate(ctx context.Context, r Request) (grant.Grant, error) {

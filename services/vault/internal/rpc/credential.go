@@ -82,7 +82,7 @@ func wanted(ctx context.Context, req interface {
 // shown is what a runner shows: its grant, its certificate, its instance.
 func shown(ctx context.Context, instanceID string) delivery.Request {
 	return delivery.Request{
-		Token: bearer(ctx), CertificateSHA256: certificateOf(ctx), InstanceID: instanceID, Caller: callerOf(ctx),
+		Token: bearer(ctx), Source: sourceOf(ctx), CertificateSHA256: certificateOf(ctx), InstanceID: instanceID, Caller: callerOf(ctx),
 	}
 }
 

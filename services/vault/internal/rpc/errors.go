@@ -46,9 +46,12 @@ func table() rpcerr.Table {
 		denied(grant.ErrAccountFrozen, errorv1.ErrorReason_ERROR_REASON_ACCOUNT_FROZEN),
 		denied(grant.ErrDetached, errorv1.ErrorReason_ERROR_REASON_DETACHED),
 		denied(grant.ErrIntegrationDeleted, errorv1.ErrorReason_ERROR_REASON_INTEGRATION_DELETED),
-		denied(grant.ErrCertificate, errorv1.ErrorReason_ERROR_REASON_CERTIFICATE_MISMATCH),
 		denied(lease.ErrClosed, errorv1.ErrorReason_ERROR_REASON_LEASE_CLOSED),
 		row(grant.ErrUnknown, codes.Unauthenticated, errorv1.ErrorReason_ERROR_REASON_GRANT_UNKNOWN),
+		{
+			Target: delivery.ErrTooManyCalls, Code: codes.ResourceExhausted,
+			Reason: rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_RATE_LIMITED), Details: waitOf,
+		},
 		row(delivery.ErrTooManyStreams, codes.ResourceExhausted, errorv1.ErrorReason_ERROR_REASON_RATE_LIMITED, rpcerr.Retry(retryAfter)),
 		row(lease.ErrTooMany, codes.ResourceExhausted, errorv1.ErrorReason_ERROR_REASON_TOO_MANY_LEASES),
 		{
@@ -118,6 +121,13 @@ func audienceOf(err error) []proto.Message {
 func materialDetails(err error) []proto.Message {
 	if refusal := (*delivery.MaterialError)(nil); errors.As(err, &refusal) {
 		return []proto.Message{rpcerr.Metadata("material", string(refusal.Material))}
+	}
+	return nil
+}
+
+func waitOf(err error) []proto.Message {
+	if refusal := (*delivery.RateError)(nil); errors.As(err, &refusal) {
+		return []proto.Message{rpcerr.Retry(refusal.Wait)}
 	}
 	return nil
 }

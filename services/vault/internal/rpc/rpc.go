@@ -16,6 +16,7 @@ import (
 	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
 	"phasekey.dev/pkg/grpcserver"
+	"phasekey.dev/pkg/limit"
 	"phasekey.dev/pkg/mtls"
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/delivery"
@@ -129,6 +130,15 @@ func certificateOf(ctx context.Context) string {
 	}
 	sum := sha256.Sum256(info.State.PeerCertificates[0].Raw)
 	return hex.EncodeToString(sum[:])
+}
+
+// sourceOf is what the caller's address counts as.
+func sourceOf(ctx context.Context) string {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return ""
+	}
+	return limit.Source(p.Addr.String())
 }
 
 func tlsOf(ctx context.Context) (credentials.TLSInfo, bool) {

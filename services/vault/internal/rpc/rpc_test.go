@@ -572,13 +572,13 @@ func TestCredentials_Fetch(t *testing.T) {
 			return show(v.t.Context(), token.Expose())
 		}, code: codes.Unauthenticated, reason: "GRANT_UNKNOWN"},
 		{name: "no instance", request: &vaultv1.FetchCredentialRequest{}, code: codes.InvalidArgument, reason: "INVALID_FIELDS"},
-		{name: "bound, no certificate", create: bound, code: codes.PermissionDenied, reason: "CERTIFICATE_MISMATCH"},
+		{name: "bound, no certificate", create: bound, code: codes.Unauthenticated, reason: "GRANT_UNKNOWN"},
 		{
 			name: "bound, its certificate", create: bound, client: func(v *vault) vaultv1.CredentialServiceClient { return v.other },
 			audit: []string{"LeaseOpened " + runnerID + " instance-1", "CredentialDelivered " + runnerID + " instance-1"},
 		},
 		{name: "bound to another certificate", create: func(r *vaultv1.CreateGrantRequest) { r.Grant.CertificateSha256 = strings.Repeat("0", 64) },
-			client: func(v *vault) vaultv1.CredentialServiceClient { return v.other }, code: codes.PermissionDenied, reason: "CERTIFICATE_MISMATCH"},
+			client: func(v *vault) vaultv1.CredentialServiceClient { return v.other }, code: codes.Unauthenticated, reason: "GRANT_UNKNOWN"},
 		{name: "revoked", prepare: func(v *vault, g *vaultv1.Grant) {
 			if _, err := v.platform.RevokeGrant(v.t.Context(), &vaultv1.RevokeGrantRequest{Name: g.GetName()}); err != nil {
 				v.t.Error(err)
