@@ -422,6 +422,14 @@ func TestTiming_Validate(t *testing.T) {
 	if err := impatient.Validate(false); err == nil || !strings.Contains(err.Error(), "proofs") {
 		t.Errorf("seven proofs are taken: %v", err)
 	}
+	wide := credential.Production()
+	if wide.HoldMargin = 15 * time.Minute; wide.Validate(false) != nil {
+		t.Errorf("a margin of a quarter of an hour is refused: %v", wide.Validate(false))
+	}
+	wide.HoldMargin++
+	if err := wide.Validate(true); err == nil || !strings.Contains(err.Error(), "hold_margin: must be at most 15m0s") {
+		t.Errorf("a wider margin is taken: %v", err)
+	}
 }
 
 func TestAllowed_LetsNothingReturn(t *testing.T) {

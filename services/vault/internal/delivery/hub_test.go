@@ -46,6 +46,8 @@ type fakeStore struct {
 	used       int
 	reads      int
 	goneOnce   bool // the next delivery finds its version gone
+	// compromised is up to which version somebody said so.
+	compromised int64
 }
 
 func (f *fakeStore) GrantByToken(_ context.Context, token grant.Hash) (grant.Grant, error) {
@@ -76,7 +78,7 @@ func (f *fakeStore) Entitlement(context.Context, string, string) (store.Entitlem
 		return store.Entitlement{}, sqldb.ErrUnavailable
 	}
 	e := store.Entitlement{
-		Standing: f.standing, Versions: slices.Clone(f.versions),
+		Standing: f.standing, Versions: slices.Clone(f.versions), Compromised: f.compromised,
 		Integration: store.Integration{UID: "uid", TenantID: "tenant", Cloud: "public", AllowedAudiences: f.audiences, DeliveryMaterials: f.materials},
 	}
 	if f.closed {

@@ -121,6 +121,30 @@ func TestHub_StreamsOfSecretsFollowWhatChanges(t *testing.T) {
 			{name: "what is held stays", do: versions(replaced(1)), wait: 5 * time.Hour},
 			{name: "there is one", do: versions(active(2), replaced(1)), wait: pollInterval, took: []string{"ROTATED v2 2"}},
 		}},
+		{"a successor that was refused", []step{
+			initial,
+			{name: "what is held stays", do: func(w *world) {
+				w.store.change("uid", "", func(f *fakeStore) {
+					f.versions = []store.Live{live(2), retiring(1)}
+					f.versions[0].Refusals = 1
+				})
+			}, wait: time.Hour},
+			{name: "extended meanwhile", do: extend(11 * time.Hour), wait: time.Hour},
+			{name: "it works again, without a change", do: func(w *world) { w.store.do(func(f *fakeStore) { f.versions[0].Refusals = 0 }) }, wait: 10 * time.Second, took: []string{"ROTATED v2 2"}},
+			{name: "at the new end", wait: 11 * time.Hour, end: grant.ErrExpired},
+		}},
+		{"compromised", []step{
+			initial,
+			{name: "new version", do: func(w *world) {
+				w.store.change("uid", "", func(f *fakeStore) { f.versions, f.compromised = []store.Live{live(2)}, 1 })
+			}, wait: pollInterval, took: []string{"COMPROMISED v2 2"}},
+			{name: "another one", do: versions(active(3), replaced(2)), wait: pollInterval, took: []string{"ROTATED v3 3"}},
+		}},
+		{"compromised, with a gap", []step{
+			initial,
+			{name: "gone", do: func(w *world) { w.store.change("uid", "", func(f *fakeStore) { f.versions, f.compromised = nil, 1 }) }, wait: time.Hour},
+			{name: "new version", do: versions(active(2)), wait: pollInterval, took: []string{"COMPROMISED v2 2"}},
+		}},
 		{"what is held is gone", []step{
 			initial,
 			{name: "gone", do: versions(replaced(2)), wait: pollInterval, end: issuer.ErrNotReady},
@@ -170,6 +194,20 @@ func TestHub_StreamsOfSecretsFollowWhatChanges(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestHub_NobodyIsGivenASecretThatWasRefused(t *testing.T) {
+	inBubble(t, func(w *world) {
+		w.whole()
+		w.store.versions = []store.Live{live(2), retiring(1)}
+		w.store.versions[0].Refusals = 1
+		if _, err := w.hub.Fetch(t.Context(), w.request); !errors.Is(err, issuer.ErrNotReady) {
+			t.Errorf("refused with %v", err)
+		}
+		if len(w.store.delivered) != 0 {
+			t.Errorf("recorded are %+v", w.store.delivered)
+		}
+	})
 }
 
 func TestHub_NoSecretLeavesUnrecorded(t *testing.T) {

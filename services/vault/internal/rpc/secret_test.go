@@ -111,6 +111,32 @@ func TestCredentials_FetchOfASecret(t *testing.T) {
 	}
 }
 
+// TestCredentials_ASecretIsHeldForADay has a grant extended again and again.
+func TestCredentials_ASecretIsHeldForADay(t *testing.T) {
+	inBubble(t, func(v *vault) {
+		v.gives(both)
+		v.exec(`UPDATE credential_versions SET end_time = $1`, time.Now().Add(90*24*time.Hour).UnixMicro())
+		began := time.Now()
+		g, ctx := v.grant()
+		if _, err := v.runner.FetchCredential(ctx, whole("instance-1")); err != nil {
+			v.t.Fatal(err)
+		}
+		extend := func(end time.Time) error {
+			_, err := v.platform.ExtendGrant(v.t.Context(), &vaultv1.ExtendGrantRequest{Name: g.GetName(), ExpireTime: timestamppb.New(end)})
+			return err
+		}
+		time.Sleep(30 * time.Minute)
+		if err := extend(began.Add(24 * time.Hour)); err != nil {
+			v.t.Errorf("to a day: %v", err)
+		}
+		err := extend(began.Add(24*time.Hour + time.Microsecond))
+		refused(v.t, "beyond", err, codes.FailedPrecondition, "HOLD_TOO_LONG")
+		if latest := detail(err, "latest_expire_time"); latest != began.Add(24*time.Hour).UTC().Format(time.RFC3339) {
+			v.t.Errorf("may be extended until %q", latest)
+		}
+	})
+}
+
 func TestCredentials_StreamOfASecret(t *testing.T) {
 	created, opened, sent := "GrantCreated platform", "LeaseOpened  instance-1", "CredentialDelivered  instance-1"
 	for _, tt := range []struct {

@@ -197,6 +197,33 @@ func TestHoldings_AreRaisedOnceAndReleasedExactly(t *testing.T) {
 	})
 }
 
+func TestHoldings_NotOfAVersionThatWasRefused(t *testing.T) {
+	overTheCounter(t, func(c *counter) {
+		m := c.master()
+		c.grant("g1")
+		refusals := func(n int) {
+			c.t.Helper()
+			if err := c.commit(m, func(f store.Facts) credential.Change {
+				move := to(f, "v2", credential.Active)
+				move.Version.Refusals = n
+				return credential.Change{Moves: []credential.Move{move}}
+			}); err != nil {
+				c.t.Fatal(err)
+			}
+		}
+		refusals(1)
+		if _, err := c.store.Deliver(c.t.Context(), start, whole("g1", "a", "v2")); !errors.Is(err, lease.ErrVersionGone) {
+			c.t.Errorf("refused a moment ago: %v", err)
+		}
+		c.holders("refused a moment ago")
+		refusals(0)
+		if _, err := c.store.Deliver(c.t.Context(), start, whole("g1", "a", "v2")); err != nil {
+			c.t.Errorf("when it works again: %v", err)
+		}
+		c.holders("when it works again", "v2 1")
+	})
+}
+
 func TestHoldings_LastNoLongerThanTheSecret(t *testing.T) {
 	overTheCounter(t, func(c *counter) {
 		ctx := c.t.Context()
