@@ -174,6 +174,60 @@ var mistakes = []mistake{
 		test: []string{"./services/vault/internal/issuer"},
 	},
 	{
+		name: "what is compromised goes before there is another one",
+		file: vault + "credential/order.go",
+		from: `			if atOnce {
+				next.State`,
+		to: `			if ok {
+				next.State`,
+		test: []string{"./services/vault/internal/credential"},
+	},
+	{
+		name: "what is compromised stays while somebody holds it",
+		file: vault + "credential/order.go",
+		from: `				c.Moves[0].DespiteHolders = true
+`,
+		to:   ``,
+		test: []string{"./services/vault/internal/rotation", "-run=Compromised"},
+	},
+	{
+		name: "a rotation is said to be over while an old password is there",
+		file: vault + "credential/order.go",
+		from: `return v.Number <= r.UpTo })
+	if gone`,
+		to: `return v.Number <= r.UpTo && v.State == Active })
+	if gone`,
+		test: []string{"./services/vault/internal/credential"},
+	},
+	{
+		name: "a pause outlasts the last secret",
+		file: vault + "credential/order.go",
+		from: `at = latest(at, earliest(f.PauseEndTime, last))`,
+		to:   `at = latest(at, f.PauseEndTime)`,
+		test: []string{"./services/vault/internal/rotation", "-run=Pauses"},
+	},
+	{
+		name: "a batch begins with everything at once",
+		file: vault + "store/batches.go",
+		from: `batchWindow-waiting)`,
+		to:   `1000*batchWindow-waiting)`,
+		test: []string{"./services/vault/internal/store", "-run=Batches"},
+	},
+	{
+		name: "a secret is given away that was refused",
+		file: vault + "store/holdings.go",
+		from: `AND state = 'ACTIVE' AND refusals = 0`,
+		to:   `AND state = 'ACTIVE'`,
+		test: []string{"./services/vault/internal/store", "-run=Holdings"},
+	},
+	{
+		name: "a secret is held for as long as it lives",
+		file: vault + "delivery/stream.go",
+		from: `longest.Before(limit) {`,
+		to:   `limit.IsZero() {`,
+		test: []string{"./services/vault/internal/rpc", "-run=ForADay"},
+	},
+	{
 		name: "a secret is in the log",
 		file: vault + "rotation/turn.go",
 		from: `	sealed, err := t.w.config.Keyring.Seal(`,
