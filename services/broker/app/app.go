@@ -191,7 +191,7 @@ func (a *App) listenPages(ctx context.Context, links consent.Links, look *roles.
 	}
 	a.follow = follow.New(follow.Config{Store: a.store, Interval: a.cfg.WatchInterval, Log: a.log})
 	site, err := web.New(web.Config{
-		Store: a.store, Follow: a.follow, Roles: look, Proxies: proxies(a.cfg.TrustedProxies), Links: links, Origins: a.cfg.ReturnOrigins, Platform: a.cfg.PlatformName, AttemptLife: a.cfg.AttemptLife,
+		Store: a.store, Follow: a.follow, Roles: look, Proxies: proxies(a.cfg.TrustedProxies), Links: links, Origins: a.cfg.ReturnOrigins, Platform: a.cfg.PlatformName, Brand: a.cfg.Pages, AttemptLife: a.cfg.AttemptLife,
 		Log: a.log, Metrics: metrics,
 	})
 	if err != nil {

@@ -3,8 +3,10 @@ package app
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -15,6 +17,7 @@ import (
 	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/services/broker/internal/consent"
+	"phasekey.dev/services/broker/internal/web"
 )
 
 // Config is a broker's configuration.
@@ -36,6 +39,8 @@ type Config struct {
 	PublicURL string `yaml:"public_url"`
 	// PlatformName is what customers know the platform as: 1 to 60 characters. The pages show it.
 	PlatformName string `yaml:"platform_name"`
+	// Pages are what the pages have of the platform's own: a logo, texts and links.
+	Pages web.Brand `yaml:"pages"`
 	// ReturnOrigins are the https origins to which pages may lead in the end, for example "https://app.example.com"; none of
 	// them means that no page does.
 	ReturnOrigins []string `yaml:"return_origins"`
@@ -155,6 +160,10 @@ func (c Config) Validate() error {
 	for i, origin := range c.ReturnOrigins {
 		add(fmt.Sprintf("return_origins[%d]", i), checkOrigin(origin))
 	}
+	brand := c.Pages.Problems()
+	for _, key := range slices.Sorted(maps.Keys(brand)) {
+		add("pages."+key, brand[key])
+	}
 	for i, network := range c.TrustedProxies {
 		_, err := parseNetwork(network)
 		add(fmt.Sprintf("trusted_proxies[%d]", i), err)
@@ -231,7 +240,7 @@ func checkName(text string) error {
 	case strings.TrimSpace(text) != text, strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }):
 		return errors.New("must be printable, without space around it")
 	}
-	return nil
+	return consent.CheckName(text)
 }
 
 // parseNetwork reads a proxy's network. Whoever trusts everybody trusts what anybody writes.

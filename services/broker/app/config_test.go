@@ -51,10 +51,19 @@ func TestConfig_Validate(t *testing.T) {
 		{"a name too long", func(c *app.Config) { c.PlatformName = strings.Repeat("é", 61) }, []string{"platform_name"}},
 		{"a name of 60", func(c *app.Config) { c.PlatformName = strings.Repeat("é", 60) }, nil},
 		{"a name that turns its text around", func(c *app.Config) { c.PlatformName = "a\u202eb" }, []string{"platform_name"}},
+		{"a name that looks like another", func(c *app.Config) { c.PlatformName = "Micr\u043esoft" }, []string{"platform_name"}},
 		{"a name with space around it", func(c *app.Config) { c.PlatformName = "a " }, []string{"platform_name"}},
 		{"return origins that are none", func(c *app.Config) {
 			c.ReturnOrigins = []string{"https://app.example.com", "http://app.example.com", "https://app.example.com/path"}
 		}, []string{"return_origins[1]", "return_origins[2]"}},
+		{"pages that cannot be", func(c *app.Config) {
+			c.Pages.LogoFile, c.Pages.Introduction, c.Pages.Support = "config_test.go", strings.Repeat("é", 501), "a\u202eb"
+			c.Pages.SupportURL, c.Pages.PrivacyURL, c.Pages.TermsURL = "http://example.com", "javascript:alert(1)", "https://u:p@example.com"
+		}, []string{"pages.introduction", "pages.logo_file", "pages.privacy_url", "pages.support", "pages.support_url", "pages.terms_url"}},
+		{"pages that can be", func(c *app.Config) {
+			c.Pages.Introduction, c.Pages.Support, c.Pages.SupportURL = "Hello,\nyou.", "Ask us.", "https://example.com/support?a=b"
+		}, nil},
+		{"a logo that is not there", func(c *app.Config) { c.Pages.LogoFile = "/nowhere.svg" }, []string{"pages.logo_file"}},
 		{"proxies that are none", func(c *app.Config) {
 			c.TrustedProxies = []string{"10.0.0.0/8", "2001:db8::/32", "10.0.0.1", "10.0.0.1/8", "0.0.0.0/0"}
 		}, []string{"trusted_proxies[2]", "trusted_proxies[3]", "trusted_proxies[4]"}},

@@ -35,7 +35,7 @@ const (
 type ConsentServiceClient interface {
 	// Opens a session. While it is open the broker asks for proof of consent again and again.
 	// Caller: the platform or an operator, within the accounts of its identity.
-	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND (the integration), INTEGRATION_DELETING, REQUEST_ID_REUSED,
+	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND (the integration), INTEGRATION_DELETING, MISLEADING_NAME, REQUEST_ID_REUSED,
 	// TOO_MANY_CONSENT_SESSIONS.
 	// A repeat with the same request_id and contents returns what the first one created.
 	CreateConsentSession(ctx context.Context, in *CreateConsentSessionRequest, opts ...grpc.CallOption) (*ConsentSession, error)
@@ -141,7 +141,7 @@ func (c *consentServiceClient) VerifyConsent(ctx context.Context, in *VerifyCons
 type ConsentServiceServer interface {
 	// Opens a session. While it is open the broker asks for proof of consent again and again.
 	// Caller: the platform or an operator, within the accounts of its identity.
-	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND (the integration), INTEGRATION_DELETING, REQUEST_ID_REUSED,
+	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND (the integration), INTEGRATION_DELETING, MISLEADING_NAME, REQUEST_ID_REUSED,
 	// TOO_MANY_CONSENT_SESSIONS.
 	// A repeat with the same request_id and contents returns what the first one created.
 	CreateConsentSession(context.Context, *CreateConsentSessionRequest) (*ConsentSession, error)

@@ -122,6 +122,11 @@ const (
 	ErrorReason_ERROR_REASON_ACCOUNT_FROZEN ErrorReason = 58
 	// RESOURCE_EXHAUSTED. Too many consent sessions of the integration are open. Use one of them, or wait for one to end.
 	ErrorReason_ERROR_REASON_TOO_MANY_CONSENT_SESSIONS ErrorReason = 60
+	// FAILED_PRECONDITION. The integration's display name would mislead the administrator who reads it on the consent page; `metadata.problem`
+	// says how: it has characters that turn text around or cannot be seen, letters that look like those of another alphabet, or an address.
+	// Rename the integration.
+	// Example: {"reason": "MISLEADING_NAME", "domain": "phasekey", "metadata": {"name": "accounts/a/integrations/b", "problem": "mixes alphabets in one word"}}
+	ErrorReason_ERROR_REASON_MISLEADING_NAME ErrorReason = 62
 	// RESOURCE_EXHAUSTED. The account has as many of these as it may have; `metadata.quota` says of what, `metadata.limit` how
 	// many, and the QuotaFailure detail says it for people. Delete some, or have the operator raise the quota.
 	// Example: {"reason": "QUOTA_EXCEEDED", "domain": "phasekey", "metadata": {"quota": "integrations", "limit": "1000"}}
@@ -180,6 +185,7 @@ var (
 		57: "ERROR_REASON_HOLD_TOO_LONG",
 		58: "ERROR_REASON_ACCOUNT_FROZEN",
 		60: "ERROR_REASON_TOO_MANY_CONSENT_SESSIONS",
+		62: "ERROR_REASON_MISLEADING_NAME",
 		61: "ERROR_REASON_QUOTA_EXCEEDED",
 		70: "ERROR_REASON_ROTATION_PAUSED",
 		90: "ERROR_REASON_INTERNAL",
@@ -227,6 +233,7 @@ var (
 		"ERROR_REASON_HOLD_TOO_LONG":             57,
 		"ERROR_REASON_ACCOUNT_FROZEN":            58,
 		"ERROR_REASON_TOO_MANY_CONSENT_SESSIONS": 60,
+		"ERROR_REASON_MISLEADING_NAME":           62,
 		"ERROR_REASON_QUOTA_EXCEEDED":            61,
 		"ERROR_REASON_ROTATION_PAUSED":           70,
 		"ERROR_REASON_INTERNAL":                  90,
@@ -264,7 +271,7 @@ var File_phasekey_error_v1_error_reason_proto protoreflect.FileDescriptor
 
 const file_phasekey_error_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
-	"$phasekey/error/v1/error_reason.proto\x12\x11phasekey.error.v1*\x91\f\n" +
+	"$phasekey/error/v1/error_reason.proto\x12\x11phasekey.error.v1*\xb3\f\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1f\n" +
 	"\x1bERROR_REASON_INVALID_FIELDS\x10\x01\x12#\n" +
@@ -308,7 +315,8 @@ const file_phasekey_error_v1_error_reason_proto_rawDesc = "" +
 	"\x18ERROR_REASON_STREAM_IDLE\x108\x12\x1e\n" +
 	"\x1aERROR_REASON_HOLD_TOO_LONG\x109\x12\x1f\n" +
 	"\x1bERROR_REASON_ACCOUNT_FROZEN\x10:\x12*\n" +
-	"&ERROR_REASON_TOO_MANY_CONSENT_SESSIONS\x10<\x12\x1f\n" +
+	"&ERROR_REASON_TOO_MANY_CONSENT_SESSIONS\x10<\x12 \n" +
+	"\x1cERROR_REASON_MISLEADING_NAME\x10>\x12\x1f\n" +
 	"\x1bERROR_REASON_QUOTA_EXCEEDED\x10=\x12 \n" +
 	"\x1cERROR_REASON_ROTATION_PAUSED\x10F\x12\x19\n" +
 	"\x15ERROR_REASON_INTERNAL\x10ZB,Z*phasekey.dev/gen/phasekey/error/v1;errorv1b\x06proto3"

@@ -61,6 +61,9 @@ func (s *Service) create(ctx context.Context, now time.Time, request consent.Req
 	if found.Deleting {
 		return consent.Session{}, consent.ErrIntegrationDeleting
 	}
+	if err := consent.CheckName(found.DisplayName); err != nil {
+		return consent.Session{}, fmt.Errorf("create session of %s: %w", integration, &nameError{err})
+	}
 	if _, ok := s.cfg.Links.Clouds[found.Cloud]; !ok {
 		return consent.Session{}, fmt.Errorf("create session of %s: %w: %q", integration, consent.ErrUnknownCloud, found.Cloud)
 	}

@@ -2,8 +2,10 @@ package rpc
 
 import (
 	"errors"
+	"strings"
 	"time"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 
@@ -30,11 +32,16 @@ func table(name string) rpcerr.Table {
 		}}
 	}
 	deleting := rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_INTEGRATION_DELETING)
+	misleading := rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_MISLEADING_NAME)
 	return rpcerr.Table{
 		{Target: consent.ErrNotFound, Code: codes.NotFound, Reason: rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_RESOURCE_NOT_FOUND), Details: about},
 		{Target: consent.ErrIntegrationNotFound, Code: codes.NotFound, Reason: rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_RESOURCE_NOT_FOUND), Details: about},
 		{Target: consent.ErrIntegrationDeleting, Code: codes.FailedPrecondition, Reason: deleting, Details: func(error) []proto.Message {
 			return []proto.Message{rpcerr.Precondition(deleting, name, "create another integration")}
+		}},
+		{Target: consent.ErrName, Code: codes.FailedPrecondition, Reason: misleading, Details: func(err error) []proto.Message {
+			why := problemOf(err)
+			return []proto.Message{&errdetails.ErrorInfo{Metadata: map[string]string{"name": name, "problem": why}}, rpcerr.Precondition(misleading, name, "rename the integration: its name "+why)}
 		}},
 		{Target: consent.ErrRequestIDReused, Code: codes.AlreadyExists, Reason: rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_REQUEST_ID_REUSED)},
 		{Target: consent.ErrTooManyOpen, Code: codes.ResourceExhausted, Reason: rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_TOO_MANY_CONSENT_SESSIONS), Details: func(error) []proto.Message {
@@ -44,6 +51,20 @@ func table(name string) rpcerr.Table {
 		later(consent.ErrEntra, errorv1.ErrorReason_ERROR_REASON_ENTRA_UNAVAILABLE),
 		later(consent.ErrUnavailable, errorv1.ErrorReason_ERROR_REASON_DEPENDENCY_UNAVAILABLE),
 	}
+}
+
+// nameError marks what is wrong with a name, which its caller is told.
+type nameError struct{ error }
+
+func (e *nameError) Unwrap() error { return e.error }
+
+// problemOf is what is wrong with a name, in words for its caller.
+func problemOf(err error) string {
+	named, ok := errors.AsType[*nameError](err)
+	if !ok {
+		return ""
+	}
+	return strings.TrimPrefix(named.Error(), consent.ErrName.Error()+": ")
 }
 
 // problem turns an error about a resource into a status.

@@ -143,9 +143,10 @@ func inBubble(t *testing.T, test func(t *testing.T, w *world)) {
 					TenantID: "3fe2a1c4-0000-4000-8000-000000000001", Cloud: "public", ClientID: "client", Ready: true},
 				"accounts/acme/integrations/new": {Name: "accounts/acme/integrations/new", UID: "uid-new",
 					TenantID: "3fe2a1c4-0000-4000-8000-000000000001", Cloud: "public"},
-				"accounts/acme/integrations/deleting":  {Name: "accounts/acme/integrations/deleting", UID: "uid-deleting", Cloud: "public", Deleting: true},
-				"accounts/acme/integrations/elsewhere": {Name: "accounts/acme/integrations/elsewhere", UID: "uid-elsewhere", Cloud: "elsewhere"},
-				"accounts/umbrella/integrations/ready": {Name: "accounts/umbrella/integrations/ready", UID: "uid-umbrella", Cloud: "public"},
+				"accounts/acme/integrations/deleting":   {Name: "accounts/acme/integrations/deleting", UID: "uid-deleting", Cloud: "public", Deleting: true},
+				"accounts/acme/integrations/misleading": {Name: "accounts/acme/integrations/misleading", UID: "uid-misleading", Cloud: "public", DisplayName: "Micr\u043esoft"},
+				"accounts/acme/integrations/elsewhere":  {Name: "accounts/acme/integrations/elsewhere", UID: "uid-elsewhere", Cloud: "elsewhere"},
+				"accounts/umbrella/integrations/ready":  {Name: "accounts/umbrella/integrations/ready", UID: "uid-umbrella", Cloud: "public"},
 			}},
 			links: consent.Links{
 				Key:       key,
@@ -327,6 +328,9 @@ func TestCreateConsentSession_Refusals(t *testing.T) {
 		{name: "integration being deleted", change: func(r *brokerv1.CreateConsentSessionRequest) {
 			r.ConsentSession.Integration = "accounts/acme/integrations/deleting"
 		}, code: codes.FailedPrecondition, reason: "INTEGRATION_DELETING"},
+		{name: "integration whose name misleads", change: func(r *brokerv1.CreateConsentSessionRequest) {
+			r.ConsentSession.Integration = "accounts/acme/integrations/misleading"
+		}, code: codes.FailedPrecondition, reason: "MISLEADING_NAME"},
 		{name: "integration in a cloud that is not configured", change: func(r *brokerv1.CreateConsentSessionRequest) {
 			r.ConsentSession.Integration = "accounts/acme/integrations/elsewhere"
 		}, code: codes.Internal, reason: "INTERNAL"},
@@ -363,6 +367,22 @@ func TestCreateConsentSession_Refusals(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestCreateConsentSession_SaysWhatIsWrongWithAName(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		_, err := w.client(t, platform).CreateConsentSession(t.Context(), create("misleading"))
+		for _, d := range status.Convert(err).Details() {
+			if info, ok := d.(*errdetails.ErrorInfo); ok {
+				want := map[string]string{"name": "accounts/acme/integrations/misleading", "problem": "mixes alphabets in one word"}
+				if diff := cmp.Diff(want, info.GetMetadata()); diff != "" {
+					t.Errorf("metadata (-want +got):\n%s", diff)
+				}
+				return
+			}
+		}
+		t.Errorf("no word on it: %v", err)
+	})
 }
 
 func TestCreateConsentSession_LimitsOpenOnes(t *testing.T) {

@@ -51,6 +51,9 @@ func parse() (templates, error) {
 // view is what templates show.
 type view struct {
 	Title, Platform, Stylesheet, Script string
+	Brand                               Brand
+	// Logo is where the platform's picture is; empty for none.
+	Logo string
 	// Page is the page's name, for scripts; empty for one of no session.
 	Page string
 	// Link is the path of the session's page; empty on pages that must not tell it. Live is where a script is told what becomes of the
@@ -86,7 +89,10 @@ type view struct {
 
 // render writes a page, whole or not at all.
 func (s *Site) render(w http.ResponseWriter, status int, name string, v view) error {
-	v.Platform, v.Stylesheet, v.Script = s.cfg.Platform, stylesheetPath, scriptPath
+	v.Platform, v.Brand, v.Stylesheet, v.Script = s.cfg.Platform, s.cfg.Brand, stylesheetPath, scriptPath
+	if s.logo != nil {
+		v.Logo = s.logo.path
+	}
 	var page bytes.Buffer
 	if err := s.templates[name].ExecuteTemplate(&page, "layout", v); err != nil {
 		return fmt.Errorf("render page %s: %w", name, err)

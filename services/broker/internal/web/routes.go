@@ -58,6 +58,9 @@ func (s *Site) routes() (http.Handler, error) {
 	handle("GET "+consent.CallbackPath, s.callback)
 	handle("GET "+stylesheetPath, stylesheet)
 	handle("GET "+scriptPath, script)
+	if s.logo != nil {
+		handle("GET "+s.logo.path, func(w http.ResponseWriter, _ *http.Request) error { return asset(w, s.logo.kind, s.logo.data) })
+	}
 	s.streams = http.NewServeMux()
 	s.streams.HandleFunc("GET "+eventsPattern, func(w http.ResponseWriter, r *http.Request) {
 		if err := s.events(w, r); err != nil {

@@ -45,6 +45,8 @@ type Config struct {
 	Origins consent.Origins
 	// Platform is the platform's name, as its customers know it.
 	Platform string
+	// Brand is what the pages have of the platform's own.
+	Brand Brand
 	// Proxies are whose word on whom they speak for is taken.
 	Proxies Proxies
 	// AttemptLife is how long a browser may take at Entra ID.
@@ -60,6 +62,7 @@ type Site struct {
 	handler   http.Handler
 	streams   *http.ServeMux
 	templates templates
+	logo      *logo // nil: none
 	sources   *limit.Buckets[string]
 	presses   *limit.Buckets[string]
 	going     chan struct{}
@@ -116,6 +119,9 @@ func New(cfg Config) (*Site, error) {
 	var err error
 	if s.templates, err = parse(); err != nil {
 		return nil, err
+	}
+	if s.logo, err = cfg.Brand.logo(); err != nil {
+		return nil, fmt.Errorf("logo: %w", err)
 	}
 	handler, err := s.routes()
 	if err != nil {
