@@ -94,6 +94,9 @@ var scaleCalls = []struct {
 		}
 		return err
 	}},
+	// One in twenty, and none: to find them all of the account's integrations are read.
+	{"rpc/ListIntegrations/by label", listsBy(`labels:"team:7"`, storetest.PerAccount/20)},
+	{"rpc/ListIntegrations/by state", listsBy(`state = ACTIVE`, 0)},
 	{"rpc/ListAttachments", func(ctx context.Context, s *scaled) error {
 		account, n := s.any()
 		_, err := s.clients.attachments.ListAttachments(ctx, &registryv1.ListAttachmentsRequest{Parent: storetest.Project(account, n).String()})
@@ -149,6 +152,18 @@ var scaleCalls = []struct {
 		}, nil)
 		return err
 	}},
+}
+
+// listsBy lists an account's integrations that pass the filter, which are so many.
+func listsBy(filter string, many int) func(ctx context.Context, s *scaled) error {
+	return func(ctx context.Context, s *scaled) error {
+		account, _ := s.any()
+		got, err := s.clients.integrations.ListIntegrations(ctx, &registryv1.ListIntegrationsRequest{Parent: "accounts/" + storetest.Account(account), Filter: filter})
+		if err == nil && (len(got.GetIntegrations()) != many || got.GetNextPageToken() != "") {
+			err = fmt.Errorf("a page of %d, and then %q", len(got.GetIntegrations()), got.GetNextPageToken())
+		}
+		return err
+	}
 }
 
 func resolvesBy(phase typev1.Phase) func(ctx context.Context, s *scaled) error {

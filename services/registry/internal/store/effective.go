@@ -13,32 +13,31 @@ import (
 	"phasekey.dev/services/registry/internal/resource"
 )
 
-// rivals are what may come before a project's other candidates: its explicit attachments, of which there are at most two, and
-// the first integration that is attached by itself.
-func rivals(ctx context.Context, v view, to project.Project) (explicit []attachment.Attachment, of []integration.Integration, err error) {
+// explicitly reads a project's explicit attachments, of which there are at most two, and their integrations.
+func explicitly(ctx context.Context, v view, to project.Project) (explicit []attachment.Attachment, of []integration.Integration, err error) {
 	explicit, err = sqldb.Collect(ctx, v.Tx, scanAttachment(v.at.Incarnation), `SELECT `+attachmentColumns+` FROM attachments WHERE project_uid = $1 ORDER BY name`, to.UID)
-	if err != nil {
+	if err != nil || len(explicit) == 0 {
 		return nil, nil, err
 	}
 	of, err = sqldb.Collect(ctx, v.Tx, scanIntegration(v.at.Incarnation),
 		`SELECT `+integrationColumns+` FROM integrations WHERE uid IN (SELECT integration_uid FROM attachments WHERE project_uid = $1)`, to.UID)
-	if err != nil {
-		return nil, nil, err
-	}
-	first, err := automatic(ctx, v, to, "", 1)
-	return explicit, append(of, first...), err
+	return explicit, of, err
 }
 
 // automatic reads the integrations that are attached to a project by themselves, at most limit of those after a name, in the
-// order of their names. The names' bounds keep the database to one account's.
+// order of their names. It goes from each name to the next, which of each label of the project is one step in an index: there may be a thousand
+// integrations with fifty labels each, of which the first one is wanted.
 func automatic(ctx context.Context, v view, to project.Project, after string, limit int) ([]integration.Integration, error) {
-	names := spanBelow("accounts/" + to.Name.Account + "/").after(after)
-	return sqldb.Collect(ctx, v.Tx, scanIntegration(v.at.Incarnation), `SELECT `+integrationColumns+` FROM integrations
-		WHERE name > $1 AND name < $2 AND delete_time = 0
-			AND uid IN (SELECT a.integration_uid FROM project_labels p JOIN auto_labels a ON a.account = p.account AND a.label = p.label
-				WHERE p.project_uid = $3)
-			AND uid NOT IN (SELECT integration_uid FROM attachments WHERE project_uid = $3)
-		ORDER BY name LIMIT $4`, names.from, names.to, to.UID, limit)
+	next := func(after string) string {
+		return `(SELECT MIN(first) FROM (SELECT (SELECT a.integration_name FROM auto_labels a
+			WHERE a.account = p.account AND a.label = p.label AND a.integration_name > ` + after + `
+				AND a.integration_uid NOT IN (SELECT integration_uid FROM attachments WHERE project_uid = $1)
+				AND EXISTS (SELECT 1 FROM integrations i WHERE i.uid = a.integration_uid AND i.delete_time = 0)
+			ORDER BY a.integration_name LIMIT 1) AS first FROM project_labels p WHERE p.project_uid = $1) AS firsts)`
+	}
+	return sqldb.Collect(ctx, v.Tx, scanIntegration(v.at.Incarnation), `WITH RECURSIVE attached (name, place) AS (
+			SELECT `+next("$2")+`, 1 UNION ALL SELECT `+next("attached.name")+`, place + 1 FROM attached WHERE name IS NOT NULL AND place < $3)
+		SELECT `+integrationColumns+` FROM integrations WHERE name IN (SELECT name FROM attached) ORDER BY name`, to.UID, after, limit)
 }
 
 // matchedProjects counts the projects to which the integration is attached by itself.
@@ -57,9 +56,17 @@ func (s *Store) ResolveAccess(ctx context.Context, name project.Name, access att
 		if err != nil {
 			return err
 		}
-		explicit, of, err := rivals(ctx, v, to)
+		explicit, of, err := explicitly(ctx, v, to)
 		if err != nil {
 			return err
+		}
+		// Explicit ones come first.
+		if !slices.ContainsFunc(attachment.Candidates(to, explicit, of), func(c attachment.Candidate) bool { return slices.Contains(c.Accesses(), access) }) {
+			first, err := automatic(ctx, v, to, "", 1)
+			if err != nil {
+				return err
+			}
+			of = append(of, first...)
 		}
 		resolved, err = attachment.Resolve(access, to, attachment.Candidates(to, explicit, of))
 		return err
@@ -80,10 +87,16 @@ func (s *Store) EffectiveAttachments(ctx context.Context, name project.Name, pag
 		if err != nil {
 			return err
 		}
-		explicit, of, err := rivals(ctx, v, to)
+		explicit, of, err := explicitly(ctx, v, to)
 		if err != nil {
 			return err
 		}
+		// What the others come after, whatever page they are on.
+		first, err := automatic(ctx, v, to, "", 1)
+		if err != nil {
+			return err
+		}
+		of = append(of, first...)
 		next, err := automatic(ctx, v, to, attachment.AutomaticAfter(after), page.Size+1)
 		if err != nil {
 			return err

@@ -76,7 +76,7 @@ var integrations = kind[integration.Name, integration.Integration, integration.S
 			return err
 		}
 		w.record(change.Change{Integration: &after})
-		return w.replaceLabels(ctx, autoLabels, after.UID, after.Name.Account, before.Spec.AutoLabels(), after.Spec.AutoLabels())
+		return w.replaceLabels(ctx, autoLabels, integrationOwner(after), before.Spec.AutoLabels(), after.Spec.AutoLabels())
 	},
 }
 
@@ -101,7 +101,12 @@ func (w *writing) insertIntegration(ctx context.Context, i integration.Integrati
 		return err
 	}
 	w.record(change.Change{Integration: &i})
-	return w.insertLabels(ctx, autoLabels, i.UID, i.Name.Account, i.Spec.AutoLabels())
+	return w.insertLabels(ctx, autoLabels, integrationOwner(i), i.Spec.AutoLabels())
+}
+
+// integrationOwner is an integration as its labels name it.
+func integrationOwner(i integration.Integration) []any {
+	return []any{i.UID, i.Name.Account, i.Name.String()}
 }
 
 // lists are the parts of an integration that stand in JSON.
@@ -249,7 +254,7 @@ func (s *Store) DeleteIntegration(ctx context.Context, now time.Time, name integ
 			return err
 		}
 		w.record(change.Change{Integration: &deleted})
-		return w.replaceLabels(ctx, autoLabels, deleted.UID, name.Account, deleted.Spec.AutoLabels(), nil)
+		return w.replaceLabels(ctx, autoLabels, integrationOwner(deleted), deleted.Spec.AutoLabels(), nil)
 	})
 	if err != nil {
 		return integration.Integration{}, fmt.Errorf("delete %s: %w", name, err)

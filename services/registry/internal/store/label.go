@@ -3,34 +3,41 @@ package store
 import (
 	"context"
 	"slices"
+	"strings"
 )
 
-// labelTable is a table of labels, and its column for what has them.
-type labelTable struct{ name, uid string }
+// labelTable is a table of labels, and its columns besides the label: what has it, the UID first.
+type labelTable struct {
+	name  string
+	owner []string
+}
 
 var (
-	autoLabels    = labelTable{name: "auto_labels", uid: "integration_uid"}
-	projectLabels = labelTable{name: "project_labels", uid: "project_uid"}
+	autoLabels    = labelTable{name: "auto_labels", owner: []string{"integration_uid", "account", "integration_name"}}
+	projectLabels = labelTable{name: "project_labels", owner: []string{"project_uid", "account"}}
 )
 
 // insertLabels gives a new resource its labels.
-func (w *writing) insertLabels(ctx context.Context, table labelTable, uid, account string, labels []string) error {
-	for _, label := range labels {
-		_, err := w.Exec(ctx, `INSERT INTO `+table.name+` (`+table.uid+`, account, label) VALUES ($1, $2, $3)`, uid, account, label)
-		if err != nil {
-			return err
-		}
+func (w *writing) insertLabels(ctx context.Context, table labelTable, owner []any, labels []string) error {
+	if len(labels) == 0 {
+		return nil
 	}
-	return nil
+	rows := make([][]any, len(labels))
+	for i, label := range labels {
+		rows[i] = append(slices.Clip(owner), label)
+	}
+	places, args := rowsOf(rows)
+	_, err := w.Exec(ctx, `INSERT INTO `+table.name+` (`+strings.Join(table.owner, ", ")+`, label) VALUES `+places, args...)
+	return err
 }
 
 // replaceLabels gives a resource that this transaction has locked its new labels.
-func (w *writing) replaceLabels(ctx context.Context, table labelTable, uid, account string, before, after []string) error {
+func (w *writing) replaceLabels(ctx context.Context, table labelTable, owner []any, before, after []string) error {
 	if slices.Equal(before, after) {
 		return nil
 	}
-	if _, err := w.Exec(ctx, `DELETE FROM `+table.name+` WHERE `+table.uid+` = $1`, uid); err != nil {
+	if _, err := w.Exec(ctx, `DELETE FROM `+table.name+` WHERE `+table.owner[0]+` = $1`, owner[0]); err != nil {
 		return err
 	}
-	return w.insertLabels(ctx, table, uid, account, after)
+	return w.insertLabels(ctx, table, owner, after)
 }

@@ -10,6 +10,7 @@ import (
 
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/pkg/sqldbtest"
+	"phasekey.dev/services/registry/internal/attachment"
 	"phasekey.dev/services/registry/internal/integration"
 	"phasekey.dev/services/registry/internal/project"
 	"phasekey.dev/services/registry/internal/quota"
@@ -17,6 +18,102 @@ import (
 	"phasekey.dev/services/registry/internal/store"
 	"phasekey.dev/services/registry/internal/store/storetest"
 )
+
+func TestStore_ListsByNameInPages(t *testing.T) {
+	suite(t, func(t *testing.T, s *store.Store) {
+		ctx := t.Context()
+		// acme-b sorts, as a string, before acme/…, which must not confuse pages of acme.
+		for _, account := range []string{"acme", "acme-b", "b"} {
+			for _, id := range []string{"a", "a-1", "a1", "b"} {
+				if _, err := s.CreateIntegration(ctx, start, integration.Name{Account: account, ID: id}, spec(id), ""); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := s.CreateProject(ctx, start, project.Name{Account: account, ID: id}, project.Spec{Kind: project.Stack}, ""); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, p := range []string{"a", "a1"} {
+				if _, err := s.CreateAttachment(ctx, start, attachment.Name{Account: account, Project: p, ID: "b"}, attachment.Spec{}, ""); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		lists := map[string]func(page resource.Page) ([]string, resource.Position, error){
+			"integrations": func(page resource.Page) ([]string, resource.Position, error) {
+				found, _, at, err := s.Integrations(ctx, page, nil)
+				return names(found, func(i integration.Integration) string { return i.Name.String() }), at, err
+			},
+			"projects": func(page resource.Page) ([]string, resource.Position, error) {
+				found, _, at, err := s.Projects(ctx, page, nil)
+				return names(found, func(p project.Project) string { return p.Name.String() }), at, err
+			},
+			"attachments": func(page resource.Page) ([]string, resource.Position, error) {
+				found, _, at, err := s.Attachments(ctx, page, nil)
+				return names(found, func(a attachment.Attachment) string { return a.Name.String() }), at, err
+			},
+		}
+		for _, tt := range []struct {
+			list, parent string
+			want         []string
+		}{
+			{"integrations", "accounts/acme", below("accounts/acme/integrations/", "a", "a-1", "a1", "b")},
+			{"integrations", "accounts/none", nil},
+			{"projects", "accounts/acme-b", below("accounts/acme-b/projects/", "a", "a-1", "a1", "b")},
+			{
+				"projects", "accounts/-",
+				slices.Concat(below("accounts/acme-b/projects/", "a", "a-1", "a1", "b"), below("accounts/acme/projects/", "a", "a-1", "a1", "b"), below("accounts/b/projects/", "a", "a-1", "a1", "b")),
+			},
+			{"attachments", "accounts/acme/projects/a", below("accounts/acme/projects/", "a/attachments/b")},
+			{"attachments", "accounts/acme/projects/-", below("accounts/acme/projects/", "a/attachments/b", "a1/attachments/b")},
+			{"attachments", "accounts/-/projects/a1", below("accounts/", "acme-b/projects/a1/attachments/b", "acme/projects/a1/attachments/b", "b/projects/a1/attachments/b")},
+			{
+				"attachments", "accounts/-/projects/-",
+				below("accounts/", "acme-b/projects/a/attachments/b", "acme-b/projects/a1/attachments/b", "acme/projects/a/attachments/b", "acme/projects/a1/attachments/b", "b/projects/a/attachments/b", "b/projects/a1/attachments/b"),
+			},
+		} {
+			for _, size := range []int{1, 3, 100} {
+				t.Run(fmt.Sprintf("%s of %s by %d", tt.list, strings.ReplaceAll(tt.parent, "/", "_"), size), func(t *testing.T) {
+					var all []string
+					page := resource.Page{Parent: tt.parent, Size: size}
+					for {
+						found, at, err := lists[tt.list](page)
+						if err != nil {
+							t.Fatal(err)
+						}
+						if at.Revision != 30 {
+							t.Fatalf("at revision %d", at.Revision)
+						}
+						if len(found) <= size {
+							all = append(all, found...)
+							break
+						}
+						all = append(all, found[:size]...)
+						page.After = resource.Place{found[size-1]}
+					}
+					if diff := cmp.Diff(tt.want, all); diff != "" {
+						t.Fatalf("(-want +got):\n%s", diff)
+					}
+				})
+			}
+		}
+	})
+}
+
+func names[T any](found []T, name func(T) string) []string {
+	var all []string
+	for _, one := range found {
+		all = append(all, name(one))
+	}
+	return all
+}
+
+func below(prefix string, rest ...string) []string {
+	var all []string
+	for _, r := range rest {
+		all = append(all, prefix+r)
+	}
+	return all
+}
 
 // TestStore_ReadsSoManyForAPage: a filter that few pass, in the largest of databases, makes short pages and not long reads.
 func TestStore_ReadsSoManyForAPage(t *testing.T) {

@@ -72,7 +72,7 @@ var projects = kind[project.Name, project.Project, project.Spec]{
 			return err
 		}
 		w.record(change.Change{Project: &after})
-		return w.replaceLabels(ctx, projectLabels, after.UID, after.Name.Account, before.Spec.Labels, after.Spec.Labels)
+		return w.replaceLabels(ctx, projectLabels, projectOwner(after), before.Spec.Labels, after.Spec.Labels)
 	},
 }
 
@@ -94,8 +94,11 @@ func (w *writing) insertProject(ctx context.Context, p project.Project) error {
 		return err
 	}
 	w.record(change.Change{Project: &p})
-	return w.insertLabels(ctx, projectLabels, p.UID, p.Name.Account, p.Spec.Labels)
+	return w.insertLabels(ctx, projectLabels, projectOwner(p), p.Spec.Labels)
 }
+
+// projectOwner is a project as its labels name it.
+func projectOwner(p project.Project) []any { return []any{p.UID, p.Name.Account} }
 
 // lockProject makes all other writers of the project wait, and reads it.
 func (w *writing) lockProject(ctx context.Context, name project.Name) (project.Project, error) {

@@ -34,9 +34,14 @@ var previousSQL string
 // previousMigrations are those that the previous release knows.
 func previousMigrations(t *testing.T) fs.FS {
 	t.Helper()
+	return someMigrations(t, "0001_registry.sql", "0002_delivery_materials.sql")
+}
+
+func someMigrations(t *testing.T, names ...string) fs.FS {
+	t.Helper()
 	known := fstest.MapFS{}
 	for _, driver := range []string{sqldb.DriverSQLite, sqldb.DriverPostgres} {
-		for _, name := range []string{"0001_registry.sql", "0002_delivery_materials.sql"} {
+		for _, name := range names {
 			text, err := fs.ReadFile(store.Migrations(), driver+"/"+name)
 			if err != nil {
 				t.Fatal(err)
@@ -404,6 +409,39 @@ func TestUpgrade_PreviousReleaseStartsAgain(t *testing.T) {
 		}
 		if _, err := newPrevious(db).createProject(t, "old"); err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// TestUpgrade_NamesWhatLabelsAttach: integrations that were attached by labels before their names stood there are attached still.
+func TestUpgrade_NamesWhatLabelsAttach(t *testing.T) {
+	upgrade(t, func(t *testing.T, config sqldb.Config) {
+		before := openDB(t, config, someMigrations(t, "0001_registry.sql", "0002_delivery_materials.sql", "0003_labels.sql", "0004_accounts.sql"))
+		err := before.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error {
+			for _, id := range []string{"b", "a"} {
+				_, err := tx.Exec(ctx, `INSERT INTO integrations (uid, name, display_name, tenant_id, cloud, default_subscription_id, credential_kind, allowed_audiences,
+					rotation_period, application_display_name, client_id, service_principal_object_id, conditions, ever_active, generation,
+					create_time, update_time, delete_time, labels, auto_attach, writes)
+					VALUES ($1, $2, 'auto', $3, 'public', $4, 'CLIENT_SECRET', 'null', 86400000000, '', '', '', '[]', $5, 1, 1, 1, 0, '["autoattach:prod"]', $6, 1)`,
+					id, integrationName(id).String(), tenant, subscription, false, true)
+				if err != nil {
+					return err
+				}
+				if _, err := tx.Exec(ctx, `INSERT INTO auto_labels (integration_uid, account, label) VALUES ($1, 'acme', 'prod')`, id); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err := errors.Join(err, before.Close()); err != nil {
+			t.Fatal(err)
+		}
+		db := openDB(t, config, store.Migrations())
+		defer func() { _ = db.Close() }()
+		s := open(t, db)
+		label(t, s, projectName("stack"), "prod")
+		if got := giver(t, s, "stack", attachment.Write); got != "a[prod]" {
+			t.Errorf("WRITE is given by %s", got)
 		}
 	})
 }

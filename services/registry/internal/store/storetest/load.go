@@ -69,7 +69,7 @@ func load(ctx context.Context, tx sqldb.Tx, account int) error {
 		labels := fmt.Sprintf(`["team:%d"]`, n%teams)
 		if n < automatics {
 			labels = fmt.Sprintf(`["%sauto:%d","team:%d"]`, resource.AutoAttachPrefix, n, n%teams)
-			l.add("auto_labels", "integration_uid, account, label", iUID, i.Account, "auto:"+strconv.Itoa(n))
+			l.add("auto_labels", "integration_uid, account, integration_name, label", iUID, i.Account, i.String(), "auto:"+strconv.Itoa(n))
 		}
 		l.add("integrations", `uid, name, display_name, tenant_id, cloud, default_subscription_id, credential_kind, allowed_audiences, rotation_period,
 			application_display_name, client_id, service_principal_object_id, conditions, ever_active, generation, create_time, update_time, delete_time,
