@@ -119,7 +119,7 @@ func found[T any](p *player, what string, there map[string]*T, nameOf func(*T) s
 		if err != nil {
 			p.t.Fatalf("%s that pass %s by %q: %v", what, filter.text, order.text, err)
 		}
-		if got = append(got, names...); next == "" {
+		if got = append(got, names...); next == "" || len(got) > len(want) {
 			break
 		}
 		if token = next; len(names) != int(size) {
