@@ -113,7 +113,7 @@ func found[T any](p *player, what string, there map[string]*T, nameOf func(*T) s
 		want = append(want, nameOf(one))
 	}
 	var got []string
-	size, token := int32(1+p.dice.IntN(4)), "" //nolint:gosec // small
+	size, token := int32(1+p.dice.IntN(4)), ""
 	for {
 		names, next, err := list(filter.text, order.text, token, size)
 		if err != nil {
