@@ -131,7 +131,7 @@ func columnOfUID(table string) string {
 // Bounds of what is promised in docs/architecture.md.
 var (
 	hourBound     = map[string]int{"Entra: find": 1, "Entra: token": 1, "Redis": 2, "turn: SQL": 100, "sweep: SQL": 4 * 3600} //nolint:gochecknoglobals // constants
-	rotationBound = map[string]int{"Entra: add": 1, "Entra: token": 8, "Entra: remove": 1, "Redis": 4, "turn: SQL": 450}         //nolint:gochecknoglobals // constants
+	rotationBound = map[string]int{"Entra: add": 1, "Entra: token": 8, "Entra: remove": 1, "Redis": 4, "turn: SQL": 450}      //nolint:gochecknoglobals // constants
 )
 
 // TestWorker_CostsTheSameAmongMany counts what an hour in which nothing happens and what a rotation take, alone and among thousands.

@@ -1,0 +1,350 @@
+package rotation_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/uuid"
+
+	"phasekey.dev/pkg/secret"
+	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/vault/internal/budget"
+	"phasekey.dev/services/vault/internal/credential"
+	"phasekey.dev/services/vault/internal/directory"
+	"phasekey.dev/services/vault/internal/election"
+	"phasekey.dev/services/vault/internal/fence"
+	"phasekey.dev/services/vault/internal/rotation"
+)
+
+const (
+	manyIntegrations = 100_000
+	manyShards       = 16
+	// idleTime is for how long nothing is due, swept how long the integrations are then worked on as they come due.
+	idleTime, sweptTime = 10 * time.Minute, 30 * time.Minute
+	// latency is a request's.
+	latency = 150 * time.Millisecond
+
+	// What is promised.
+	maxSweep  = 0.05             // of a core, to find that nothing is due
+	maxLate   = 30 * time.Second // between the time for a new version and its password
+	maxMemory = 64               // MiB of heap, whatever there is
+)
+
+// manyDirectory is an Entra ID with a hundred thousand applications, which all have consent. It has no lag.
+type manyDirectory struct {
+	*fakeDirectory
+	mu   sync.Mutex
+	apps map[string]*manyApp // by object ID, and by unique name
+	// late is the longest that a password was asked for after it was due.
+	late          time.Duration
+	added, asked  int
+	writes, reads map[int64]int // by the windows of Graph's limits
+}
+
+type manyApp struct {
+	directory.Application
+	due time.Time // when a new version shall be begun
+}
+
+func (d *manyDirectory) request(writes, reads int) {
+	time.Sleep(latency)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := time.Now().Unix()
+	d.writes[now/150] += writes
+	d.reads[now/10] += reads
+}
+
+// EnsureApplication finds that all is as it should be.
+func (d *manyDirectory) EnsureApplication(_ context.Context, spec directory.Spec) (directory.Application, error) {
+	d.request(1, 1)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.apps[spec.UniqueName].Application, nil
+}
+
+// FindApplication reads one.
+func (d *manyDirectory) FindApplication(_ context.Context, uniqueName string) (directory.Application, error) {
+	d.request(0, 1)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	app := d.apps[uniqueName].Application
+	app.Passwords = append([]directory.Password(nil), app.Passwords...)
+	return app, nil
+}
+
+// AddPassword makes one.
+func (d *manyDirectory) AddPassword(_ context.Context, objectID, name string, end time.Time) (directory.Password, secret.Text, error) {
+	d.request(1, 0)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	app := d.apps[objectID]
+	p := directory.Password{KeyID: uuid.NewString(), DisplayName: name, StartTime: time.Now(), EndTime: end}
+	app.Passwords = append(app.Passwords, p)
+	d.added++
+	d.late = max(d.late, time.Since(app.due))
+	return p, secret.New(canary), nil
+}
+
+// Token gives one.
+func (d *manyDirectory) Token(context.Context, directory.TokenRequest) (directory.Token, error) {
+	time.Sleep(latency)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.asked++
+	return directory.Token{Text: secret.New(canary), IssueTime: time.Now(), ExpireTime: time.Now().Add(time.Hour), PrincipalObjectID: "principal"}, nil
+}
+
+// silentRegistry takes every report.
+type silentRegistry struct{}
+
+// Report takes a report.
+func (silentRegistry) Report(context.Context, election.Mastership, rotation.Report) error { return nil }
+
+func sum(v any) string {
+	text, err := json.Marshal(v)
+	if err != nil {
+		return err.Error()
+	}
+	digest := sha256.Sum256(text)
+	return hex.EncodeToString(digest[:])
+}
+
+// populate makes of the one integration there is a hundred thousand, in the middle of their lives: what is done to each once in a while (an hour, a day) was done
+// last at any moment of that while. Until idle is over nothing is due.
+func (s *stage) populate(d *manyDirectory, idle time.Duration) {
+	s.t.Helper()
+	template := s.facts()
+	now := time.Now()
+	after := now.Add(idle)
+	ago := func(while time.Duration) time.Time { return after.Add(-time.Duration(rand.Int64N(int64(while)))) }
+	conditions := credential.Conditions(now, template.Facts, s.config.Timing)
+	period := template.Integration.RotationPeriod
+	s.tx(func(ctx context.Context, tx sqldb.Tx) error {
+		columns := map[string][]string{}
+		for _, table := range []string{"integrations", "applications", "credential_versions"} {
+			found, err := sqldb.Collect(ctx, tx, func(row sqldb.Row) (name string, err error) {
+				err = row.Scan(&name)
+				return name, err
+			}, `SELECT name FROM pragma_table_info('`+table+`')`)
+			if err != nil {
+				return err
+			}
+			columns[table] = found
+		}
+		copied := func(table string, changed map[string]any) error {
+			values, args := make([]string, len(columns[table])), []any{uid}
+			for i, c := range columns[table] {
+				values[i] = c
+				if v, ok := changed[c]; ok {
+					args = append(args, v)
+					values[i] = fmt.Sprint("$", len(args))
+				}
+			}
+			_, err := tx.Exec(ctx, `INSERT INTO `+table+` (`+strings.Join(columns[table], ", ")+`) SELECT `+strings.Join(values, ", ")+
+				` FROM `+table+` WHERE `+columnOfUID(table)+` = $1`, args...)
+			return err
+		}
+		for range manyIntegrations {
+			id := uuid.NewString()
+			spec := directory.Spec{
+				UniqueName: "phasekey-test-" + id, DisplayName: fmt.Sprintf("Phasekey %s (%s)", template.Integration.DisplayName, id[:8]), RedirectURI: s.config.RedirectURI,
+			}
+			app := &manyApp{Application: directory.Application{ObjectID: uuid.NewString(), ClientID: uuid.NewString(), DisplayName: spec.DisplayName}}
+			v := template.Versions[0]
+			v.ID, v.KeyID, v.ActivateTime = uuid.NewString(), uuid.NewString(), now
+			app.due = after.Add(time.Duration(rand.Int64N(int64(period))))
+			v.ActivateTime = now.Add(app.due.Sub(v.RotateTime(period, s.config.Timing)))
+			v.AddTime = v.ActivateTime.Add(-s.config.Timing.Settling)
+			v.EndTime = v.AddTime.Add(s.config.Timing.Life(period, 0))
+			v.Name = credential.PasswordName("test", v.ID)
+			sealed, err := s.config.Keyring.Seal(credential.SealedAs(v.ID), secret.New(canary))
+			if err != nil {
+				return err
+			}
+			app.Passwords = []directory.Password{{KeyID: v.KeyID, DisplayName: v.Name, StartTime: v.AddTime, EndTime: v.EndTime}}
+			d.apps[spec.UniqueName], d.apps[app.ObjectID] = app, app
+			ensured, read, observed := ago(s.config.Timing.EnsureInterval), ago(s.config.Timing.ReconcileInterval), ago(s.config.Timing.ConsentInterval)
+			next := earliest(ensured.Add(s.config.Timing.EnsureInterval), read.Add(s.config.Timing.ReconcileInterval), observed.Add(s.config.Timing.ConsentInterval*9/10), app.due)
+			if next.Before(after) {
+				next = after
+			}
+			report := rotation.Report{
+				IntegrationUID: id, Conditions: conditions, ApplicationDisplayName: spec.DisplayName, ClientID: app.ClientID, PrincipalObjectID: template.Application.PrincipalObjectID,
+			}
+			if err := errors.Join(
+				copied("integrations", map[string]any{"uid": id, "name": "accounts/acme/integrations/" + id}),
+				copied("applications", map[string]any{
+					"integration_uid": id, "object_id": app.ObjectID, "client_id": app.ClientID, "display_name": spec.DisplayName, "spec_digest": sum(spec),
+					"ensure_time": sqldb.Micros(ensured), "read_time": sqldb.Micros(read), "observe_time": sqldb.Micros(observed), "next_time": sqldb.Micros(next),
+					"report_digest": sum([]any{template.Incarnation, report}),
+				}),
+				copied("credential_versions", map[string]any{
+					"id": v.ID, "integration_uid": id, "key_id": v.KeyID, "name": v.Name, "sealed": sealed, "add_time": sqldb.Micros(v.AddTime),
+					"start_time": sqldb.Micros(v.AddTime), "prove_time": sqldb.Micros(v.ActivateTime), "activate_time": sqldb.Micros(v.ActivateTime), "end_time": sqldb.Micros(v.EndTime),
+				}),
+			); err != nil {
+				return err
+			}
+		}
+		for _, table := range []string{"credential_versions", "applications", "integrations"} {
+			if _, err := tx.Exec(ctx, `DELETE FROM `+table+` WHERE `+columnOfUID(table)+` = $1`, uid); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func earliest(all ...time.Time) time.Time {
+	first := all[0]
+	for _, t := range all {
+		if t.Before(first) {
+			first = t
+		}
+	}
+	return first
+}
+
+// used is the CPU time that this process has used.
+func used(t *testing.T) time.Duration {
+	t.Helper()
+	var usage syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
+}
+
+func heap() float64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return float64(m.HeapAlloc) / (1 << 20)
+}
+
+// BenchmarkWorker_Sweep has one replica see to a hundred thousand integrations, each of which rotates once a day. Time is a bubble's; the CPU is this machine's, SQLite's
+// included.
+func BenchmarkWorker_Sweep(b *testing.B) {
+	for range b.N {
+		metrics := map[string]float64{}
+		// A bubble wants a test.
+		ok := testing.RunTests(func(string, string) (bool, error) { return true, nil }, []testing.InternalTest{{Name: b.Name(), F: func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { sweep(t, metrics) })
+		}}})
+		if !ok {
+			b.Fatal("see above")
+		}
+		for name, value := range metrics {
+			b.ReportMetric(value, name)
+		}
+	}
+}
+
+func sweep(t *testing.T, metrics map[string]float64) {
+	s := newStage(t)
+	s.config.Poll = time.Second
+	s.serve()
+	s.live()
+	time.Sleep(10 * time.Minute)
+	if err := s.end(); err != nil {
+		t.Fatal(err)
+	}
+	d := &manyDirectory{fakeDirectory: s.entra, apps: map[string]*manyApp{}, writes: map[int64]int{}, reads: map[int64]int{}}
+	s.populate(d, idleTime)
+	s.tx(func(ctx context.Context, tx sqldb.Tx) error {
+		_, err := fence.Reshard(ctx, tx, manyShards, time.Now())
+		return err
+	})
+	limits := budget.DefaultLimits()
+	limits.AloneShare = 1
+	s.config.Log = slog.New(slog.DiscardHandler)
+	var err error
+	if s.config.Budget, err = budget.New(budget.Config{Limits: limits, Log: s.config.Log}); err != nil {
+		t.Fatal(err)
+	}
+	s.config.Clouds, s.config.Reporter = rotation.Clouds{"public": d}, silentRegistry{}
+	w, err := rotation.New(s.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := heap()
+	ctx, stop := context.WithCancel(t.Context())
+	var shards sync.WaitGroup
+	for shard := range manyShards {
+		shards.Go(func() {
+			var m election.Mastership
+			s.tx(func(ctx context.Context, tx sqldb.Tx) (err error) {
+				m, err = fence.Take(ctx, tx, shard, time.Now())
+				return err
+			})
+			if err := w.Serve(ctx, m); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	time.Sleep(time.Minute) // until all shards were taken, and what is new to their masters was adopted
+	at := used(t)
+	time.Sleep(idleTime - 2*time.Minute)
+	idle := (used(t) - at).Seconds() / (idleTime - 2*time.Minute).Seconds()
+	time.Sleep(time.Minute)
+	at = used(t)
+	time.Sleep(sweptTime)
+	all := (used(t) - at).Seconds() / sweptTime.Seconds()
+	memory := heap() - before
+	late := s.overdue()
+	stop()
+	shards.Wait()
+
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	most := func(windows map[int64]int) (n int) {
+		for _, count := range windows {
+			n = max(n, count)
+		}
+		return n
+	}
+	writes, reads := most(d.writes), most(d.reads)
+	metrics["%-of-a-core-idle"], metrics["%-of-a-core"] = 100*idle, 100*all
+	metrics["MiB-heap"], metrics["s-late"], metrics["rotations/h"] = memory, d.late.Seconds(), float64(d.added)/sweptTime.Hours()
+	metrics["writes/150s"], metrics["reads/10s"] = float64(writes), float64(reads)
+	if idle > maxSweep {
+		t.Errorf("finding that nothing is due takes %.1f %% of a core", 100*idle)
+	}
+	if d.late > maxLate || late > maxLate {
+		t.Errorf("a version was begun %s late, and an integration is overdue for %s", d.late, late)
+	}
+	if memory > maxMemory {
+		t.Errorf("the rotator needs %.0f MiB", memory)
+	}
+	if writes > limits.Writes || reads > limits.Reads {
+		t.Errorf("%d writes in a window, %d reads: more than Graph's share", writes, reads)
+	}
+	if want := sweptTime.Hours() / 24 * manyIntegrations; float64(d.added) < 0.9*want {
+		t.Errorf("%d versions were begun, of about %.0f", d.added, want)
+	}
+}
+
+// overdue is for how long the integration that is due longest has been.
+func (s *stage) overdue() time.Duration {
+	s.t.Helper()
+	now := time.Now()
+	var first int64
+	s.tx(func(ctx context.Context, tx sqldb.Tx) error {
+		return tx.QueryRow(ctx, `SELECT MIN(next_time) FROM applications`).Scan(&first)
+	})
+	return now.Sub(sqldb.Time(first))
+}
