@@ -33,7 +33,7 @@ const (
 	manyIntegrations = 100_000
 	manyShards       = 16
 	// idleTime is for how long nothing is due, swept how long the integrations are then worked on as they come due.
-	idleTime, sweptTime = 10 * time.Minute, 30 * time.Minute
+	idleTime, sweptTime = 10 * time.Minute, 20 * time.Minute
 	// latency is a request's.
 	latency = 150 * time.Millisecond
 
