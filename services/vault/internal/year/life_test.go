@@ -98,10 +98,10 @@ func (r *replica) live(ctx context.Context) error {
 		return err
 	}
 	l.hub = delivery.New(delivery.Config{
-			LongestHold: 24 * time.Hour,
-		Store:   l.store,
-		Issuer:  issuer.New(issuer.Config{Minter: entra.Clouds{"public": directory}, Keyring: w.keyring, Prober: l.store, Log: log}),
-		Keyring: w.keyring, HoldMargin: w.timing.HoldMargin,
+		LongestHold: 24 * time.Hour,
+		Store:       l.store,
+		Issuer:      issuer.New(issuer.Config{Minter: entra.Clouds{"public": directory}, Keyring: w.keyring, Prober: l.store, Log: log}),
+		Keyring:     w.keyring, HoldMargin: w.timing.HoldMargin,
 		Clouds: map[string]delivery.Cloud{"public": {ResourceManager: directory.ResourceManager(), Environment: "public"}},
 		Poll:   poll, Log: log,
 	})
