@@ -110,7 +110,7 @@ planted: setup ## Break the rotator in one way after another, and see that the t
 	go run ./test/cmd/planted
 
 # The packages that promise something about speed or memory.
-BENCHES := ./pkg/entrasim ./services/registry/internal/rpc ./services/vault/internal/rotation
+BENCHES := ./pkg/entrasim ./services/registry/internal/rpc ./services/vault/internal/rotation ./services/broker/internal/web
 .PHONY: bench
 bench: build ## Measure what the documentation promises, and fail if a ratio or a bound of memory is not kept
 	@tools/bench.sh $(BENCHES)

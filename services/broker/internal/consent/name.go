@@ -11,7 +11,7 @@ import (
 const maxMarks = 4
 
 // address is what leads elsewhere, or looks as if it did.
-var address = regexp.MustCompile(`(?i)[a-z][a-z0-9+.-]*://|\bwww\.|[\pL\pN-]+\.[\pL]{2,}[/?#:]|\S@\S+\.\S`)
+var address = regexp.MustCompile(`(?i)://|\bwww\.|[\pL\pN-]+\.[\pL]{2,}[/?#:]|\S@\S+\.\S`)
 
 // alphabets are those whose letters look like each other's.
 var alphabets = map[string]*unicode.RangeTable{

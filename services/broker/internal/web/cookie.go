@@ -18,6 +18,23 @@ func give(w http.ResponseWriter, id string, browser secret.Text, life time.Durat
 	http.SetCookie(w, cookie(id, browser.Expose(), int(life/time.Second)))
 }
 
+// maxCookies is how many of our cookies a browser keeps: more would not fit into a request's headers some day, and then nothing would.
+const maxCookies = 20
+
+// makeRoom has the browser forget its oldest cookies of ours, so that one more fits. Browsers send those first that they have had for the longest.
+func makeRoom(w http.ResponseWriter, r *http.Request) {
+	var ours []string
+	for _, c := range r.Cookies() {
+		if id, is := strings.CutPrefix(c.Name, cookiePrefix); is {
+			ours = append(ours, id)
+		}
+	}
+	for len(ours) >= maxCookies {
+		forget(w, ours[0])
+		ours = ours[1:]
+	}
+}
+
 // forget has the browser forget it.
 func forget(w http.ResponseWriter, id string) { http.SetCookie(w, cookie(id, "", -1)) }
 

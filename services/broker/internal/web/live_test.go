@@ -17,7 +17,7 @@ import (
 
 // stream is a browser that is told what becomes of a session.
 type stream struct {
-	t        *testing.T
+	t        testing.TB
 	response *http.Response
 	lines    *bufio.Reader
 	cancel   func()
@@ -25,11 +25,20 @@ type stream struct {
 
 func (b *browser) follow(link string) *stream {
 	b.w.t.Helper()
+	return b.followFrom(link, "")
+}
+
+// followFrom is follow behind a proxy that says so, for a browser at an address.
+func (b *browser) followFrom(link, address string) *stream {
+	b.w.t.Helper()
 	ctx, cancel := context.WithCancel(b.w.t.Context())
 	b.w.t.Cleanup(cancel)
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, link+"/events", nil)
 	if err != nil {
 		b.w.t.Fatal(err)
+	}
+	if address != "" {
+		r.Header.Set("X-Forwarded-For", address)
 	}
 	patient := *b.http
 	patient.Timeout = 0

@@ -190,6 +190,7 @@ func (s *Site) begin(w http.ResponseWriter, r *http.Request) error {
 	}
 	s.cfg.Log.InfoContext(r.Context(), "an administrator goes to Entra ID",
 		slog.String(obs.KeyResource, session.Name.String()), slog.String(keyAttempt, attempt.ID))
+	makeRoom(w, r)
 	give(w, attempt.ID, browser, s.cfg.AttemptLife)
 	return s.render(w, http.StatusOK, "leaving", view{Title: "To Microsoft", To: to})
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"path"
 
 	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/secret"
@@ -73,6 +74,10 @@ func (s *Site) routes() (http.Handler, error) {
 		mux.HandleFunc(method+" "+consent.CallbackPath, func(w http.ResponseWriter, r *http.Request) { s.notAllowed(w, r, "GET") })
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !tidy(r) {
+			s.problem(w, r, consent.ErrNotFound)
+			return
+		}
 		serve, pattern := mux.Handler(r)
 		if pattern != "" {
 			mux.ServeHTTP(w, r)
@@ -91,12 +96,15 @@ func (s *Site) routes() (http.Handler, error) {
 
 // follows reports whether a request is one that goes on.
 func (s *Site) follows(r *http.Request) bool {
-	if r.Method != http.MethodGet {
+	if r.Method != http.MethodGet || !tidy(r) {
 		return false
 	}
 	_, pattern := s.streams.Handler(r)
 	return pattern != ""
 }
+
+// tidy reports whether a path is as it would be written. The mux would send others elsewhere, in words of its own.
+func tidy(r *http.Request) bool { return r.URL.Path == path.Clean(r.URL.Path) }
 
 func (s *Site) notAllowed(w http.ResponseWriter, r *http.Request, allowed string) {
 	w.Header().Set("Allow", allowed)

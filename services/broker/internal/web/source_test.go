@@ -10,6 +10,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"phasekey.dev/services/broker/internal/consent"
 	"phasekey.dev/services/broker/internal/web"
 )
 
@@ -86,6 +87,26 @@ func TestTask_AProxyOpensConnectionsForOthers(t *testing.T) {
 	}
 	if response, err := s.ask(t, "GET / HTTP/1.1\r\nHost: consent.example.com\r\n\r\n"); err != nil || response.StatusCode != http.StatusNotFound {
 		t.Errorf("one more: %v, error %v", response, err)
+	}
+}
+
+func TestSite_ABrowserDoesNotDrownInItsCookies(t *testing.T) {
+	w := newWorld(t, func(c *web.Config) { c.Proxies = web.Proxies{netip.MustParsePrefix("127.0.0.0/8")} })
+	w.entraSays(approved)
+	b := w.browser()
+	var link, entra string
+	// So many that their cookies would be more than a request may have in its headers.
+	for i := range 200 {
+		_, link = w.open(func(s *consent.Session) {
+			s.IntegrationUID, s.Name.Account = fmt.Sprint("uid-", i), fmt.Sprint("account-", i)
+		})
+		p := b.do(http.MethodPost, link, func(r *http.Request) { r.Header.Set("X-Forwarded-For", fmt.Sprintf("203.0.113.%d", i)) })
+		if entra = p.to(); p.status != http.StatusOK {
+			t.Fatalf("press %d: %d", i, p.status)
+		}
+	}
+	if p := b.get(b.through(entra)); p.status != http.StatusSeeOther || p.to() != link {
+		t.Errorf("the newest: %d to %s", p.status, p.to())
 	}
 }
 

@@ -35,7 +35,10 @@ import (
 	"phasekey.dev/services/broker/internal/web"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	// Of the server that the benchmarks' databases are in, which ends with the process.
+	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("database/sql.(*DB).connectionOpener"))
+}
 
 const (
 	tenant       = "3fe2a1c4-0000-4000-8000-000000000001"
@@ -64,7 +67,7 @@ func (l *transcript) String() string {
 
 // world is a served site, with a database, and a simulated Entra to which it sends browsers.
 type world struct {
-	t       *testing.T
+	t       testing.TB
 	db      *sqldb.DB
 	roles   *fakeRoles
 	store   *store.Store
@@ -102,15 +105,20 @@ func (f *fakeRoles) finds(p consent.Permissions) {
 }
 
 // newWorld serves a site whose configuration a test may have changed.
-func newWorld(t *testing.T, change func(*web.Config)) *world {
+func newWorld(t testing.TB, change func(*web.Config)) *world {
+	t.Helper()
+	return newWorldOn(t, sqldbtest.SQLite(t, store.Migrations()), 20*time.Millisecond, change)
+}
+
+// newWorldOn is one with a database, which is asked so often what has become of the sessions that are looked at.
+func newWorldOn(t testing.TB, db *sqldb.DB, interval time.Duration, change func(*web.Config)) *world {
 	t.Helper()
 	key, err := consent.NewKey([]byte(strings.Repeat("k", consent.KeySize)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	db := sqldbtest.SQLite(t, store.Migrations())
 	w := &world{t: t, db: db, store: store.New(db), roles: &fakeRoles{store: store.New(db)}, log: &transcript{}, metrics: prometheus.NewRegistry()}
-	hub := follow.New(follow.Config{Store: w.store, Interval: 20 * time.Millisecond, Log: slog.New(slog.DiscardHandler)})
+	hub := follow.New(follow.Config{Store: w.store, Interval: interval, Log: slog.New(slog.DiscardHandler)})
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	ended := make(chan error, 1)
 	go func() { ended <- hub.Run(ctx) }()
@@ -764,6 +772,8 @@ func TestSite_ProtectsEveryAnswer(t *testing.T) {
 		{"the button of nobody", "POST", public + "/consent/short", nil, 404, nil},
 		{"the root", "GET", public + "/", nil, 404, nil},
 		{"more than a link", "GET", link + "/more", nil, 404, nil},
+		{"a path that goes up", "GET", public + "/consent/x/../y", nil, 404, nil},
+		{"a path with nothing in it", "GET", public + "//consent", nil, 404, nil},
 		{"another method", "DELETE", link, nil, 405, map[string]string{"Allow": "GET, HEAD, POST"}},
 		{"another method of the callback", "POST", public + "/consent/callback", nil, 405, map[string]string{"Allow": "GET"}},
 		{"the callback's headers alone", "HEAD", public + "/consent/callback?state=x", nil, 405, map[string]string{"Allow": "GET"}},
