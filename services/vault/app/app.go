@@ -190,7 +190,7 @@ func (a *App) deliver(clouds entra.Clouds) {
 		Meter:   a.meter,
 		Store:   a.store,
 		Issuer:  a.tokens,
-		Keyring: a.keyring, HoldMargin: a.cfg.Timing.HoldMargin, LongestHold: a.cfg.Timing.LongestHold,
+		Keyring: a.keyring, Signer: a.signer(), HoldMargin: a.cfg.Timing.HoldMargin, LongestHold: a.cfg.Timing.LongestHold,
 		Clouds: known, Log: a.log, Metrics: a.metrics,
 	}
 	if a.hints != nil {

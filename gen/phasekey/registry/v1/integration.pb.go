@@ -238,8 +238,9 @@ type Integration struct {
 	// How often the credential is replaced, one hour to 30 days, jittered by a tenth either way. Absent means 24 hours.
 	// Servers in development mode accept seconds.
 	RotationPeriod *durationpb.Duration `protobuf:"bytes,9,opt,name=rotation_period,json=rotationPeriod,proto3" json:"rotation_period,omitempty"`
-	// The forms in which runners may be given the credential; any other is refused. Empty means MATERIAL_ACCESS_TOKEN alone,
-	// which keeps the secret in the vault.
+	// The forms in which runners may be given the credential; any other is refused. With CREDENTIAL_KIND_CLIENT_SECRET empty means
+	// MATERIAL_ACCESS_TOKEN alone, which keeps the secret in the vault, and MATERIAL_FEDERATED_TOKEN is refused; with CREDENTIAL_KIND_FEDERATED empty means
+	// both MATERIAL_ACCESS_TOKEN and MATERIAL_FEDERATED_TOKEN, and MATERIAL_CLIENT_SECRET is refused.
 	DeliveryMaterials []v1.Material `protobuf:"varint,10,rep,packed,name=delivery_materials,json=deliveryMaterials,proto3,enum=phasekey.type.v1.Material" json:"delivery_materials,omitempty"`
 	// What the platform tells integrations apart by: at most 50, each 1 to 80 characters without control characters, and
 	// without spaces at its ends; upper and lower case are different. `autoattach:` and a project's label, which follows at

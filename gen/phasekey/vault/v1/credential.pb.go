@@ -122,6 +122,7 @@ type Credential struct {
 	//
 	//	*Credential_AccessToken
 	//	*Credential_ClientSecret
+	//	*Credential_FederatedToken
 	Material isCredential_Material `protobuf_oneof:"material"`
 	// What a Terraform provider wants in its environment, besides what the runner's own loopback endpoint adds. No value
 	// is a secret.
@@ -283,6 +284,15 @@ func (x *Credential) GetClientSecret() *ClientSecret {
 	return nil
 }
 
+func (x *Credential) GetFederatedToken() *FederatedToken {
+	if x != nil {
+		if x, ok := x.Material.(*Credential_FederatedToken); ok {
+			return x.FederatedToken
+		}
+	}
+	return nil
+}
+
 func (x *Credential) GetEnvironment() map[string]string {
 	if x != nil {
 		return x.Environment
@@ -304,9 +314,16 @@ type Credential_ClientSecret struct {
 	ClientSecret *ClientSecret `protobuf:"bytes,21,opt,name=client_secret,json=clientSecret,proto3,oneof"`
 }
 
+type Credential_FederatedToken struct {
+	// An assertion that Entra ID exchanges for tokens.
+	FederatedToken *FederatedToken `protobuf:"bytes,22,opt,name=federated_token,json=federatedToken,proto3,oneof"`
+}
+
 func (*Credential_AccessToken) isCredential_Material() {}
 
 func (*Credential_ClientSecret) isCredential_Material() {}
+
+func (*Credential_FederatedToken) isCredential_Material() {}
 
 // A bearer token for one audience.
 type AccessToken struct {
@@ -411,11 +428,59 @@ func (x *ClientSecret) GetSecret() string {
 	return ""
 }
 
+// An assertion that the vault signed for this lease alone, to be exchanged at Entra ID for tokens in client_id's name, as a client assertion of the type
+// `jwt-bearer`. Its claims name the lease, the run, the phase and the project; its subject is the integration and the access.
+type FederatedToken struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The assertion, a JSON Web Token signed by RS256. Entra ID takes it until Credential.expire_time, ten minutes at most; tokens that were issued for it by then
+	// live on to their own end.
+	Token         string `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FederatedToken) Reset() {
+	*x = FederatedToken{}
+	mi := &file_phasekey_vault_v1_credential_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FederatedToken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FederatedToken) ProtoMessage() {}
+
+func (x *FederatedToken) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_vault_v1_credential_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FederatedToken.ProtoReflect.Descriptor instead.
+func (*FederatedToken) Descriptor() ([]byte, []int) {
+	return file_phasekey_vault_v1_credential_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *FederatedToken) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
 var File_phasekey_vault_v1_credential_proto protoreflect.FileDescriptor
 
 const file_phasekey_vault_v1_credential_proto_rawDesc = "" +
 	"\n" +
-	"\"phasekey/vault/v1/credential.proto\x12\x11phasekey.vault.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dphasekey/type/v1/access.proto\"\xa9\b\n" +
+	"\"phasekey/vault/v1/credential.proto\x12\x11phasekey.vault.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dphasekey/type/v1/access.proto\"\xf7\b\n" +
 	"\n" +
 	"Credential\x12\x14\n" +
 	"\x05lease\x18\x01 \x01(\tR\x05lease\x12\x1e\n" +
@@ -438,7 +503,8 @@ const file_phasekey_vault_v1_credential_proto_rawDesc = "" +
 	"\tclient_id\x18\r \x01(\tR\bclientId\x12'\n" +
 	"\x0fsubscription_id\x18\x0e \x01(\tR\x0esubscriptionId\x12C\n" +
 	"\faccess_token\x18\x14 \x01(\v2\x1e.phasekey.vault.v1.AccessTokenH\x00R\vaccessToken\x12F\n" +
-	"\rclient_secret\x18\x15 \x01(\v2\x1f.phasekey.vault.v1.ClientSecretH\x00R\fclientSecret\x12P\n" +
+	"\rclient_secret\x18\x15 \x01(\v2\x1f.phasekey.vault.v1.ClientSecretH\x00R\fclientSecret\x12L\n" +
+	"\x0ffederated_token\x18\x16 \x01(\v2!.phasekey.vault.v1.FederatedTokenH\x00R\x0efederatedToken\x12P\n" +
 	"\venvironment\x18\x1e \x03(\v2..phasekey.vault.v1.Credential.EnvironmentEntryR\venvironment\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -455,7 +521,9 @@ const file_phasekey_vault_v1_credential_proto_rawDesc = "" +
 	"\baudience\x18\x01 \x01(\tR\baudience\x12\x19\n" +
 	"\x05token\x18\x02 \x01(\tB\x03\x80\x01\x01R\x05token\"+\n" +
 	"\fClientSecret\x12\x1b\n" +
-	"\x06secret\x18\x01 \x01(\tB\x03\x80\x01\x01R\x06secretB,Z*phasekey.dev/gen/phasekey/vault/v1;vaultv1b\x06proto3"
+	"\x06secret\x18\x01 \x01(\tB\x03\x80\x01\x01R\x06secret\"+\n" +
+	"\x0eFederatedToken\x12\x19\n" +
+	"\x05token\x18\x01 \x01(\tB\x03\x80\x01\x01R\x05tokenB,Z*phasekey.dev/gen/phasekey/vault/v1;vaultv1b\x06proto3"
 
 var (
 	file_phasekey_vault_v1_credential_proto_rawDescOnce sync.Once
@@ -470,33 +538,35 @@ func file_phasekey_vault_v1_credential_proto_rawDescGZIP() []byte {
 }
 
 var file_phasekey_vault_v1_credential_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_phasekey_vault_v1_credential_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_phasekey_vault_v1_credential_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_phasekey_vault_v1_credential_proto_goTypes = []any{
 	(Credential_Reason)(0),        // 0: phasekey.vault.v1.Credential.Reason
 	(*Credential)(nil),            // 1: phasekey.vault.v1.Credential
 	(*AccessToken)(nil),           // 2: phasekey.vault.v1.AccessToken
 	(*ClientSecret)(nil),          // 3: phasekey.vault.v1.ClientSecret
-	nil,                           // 4: phasekey.vault.v1.Credential.EnvironmentEntry
-	(v1.Phase)(0),                 // 5: phasekey.type.v1.Phase
-	(v1.Access)(0),                // 6: phasekey.type.v1.Access
-	(*timestamppb.Timestamp)(nil), // 7: google.protobuf.Timestamp
+	(*FederatedToken)(nil),        // 4: phasekey.vault.v1.FederatedToken
+	nil,                           // 5: phasekey.vault.v1.Credential.EnvironmentEntry
+	(v1.Phase)(0),                 // 6: phasekey.type.v1.Phase
+	(v1.Access)(0),                // 7: phasekey.type.v1.Access
+	(*timestamppb.Timestamp)(nil), // 8: google.protobuf.Timestamp
 }
 var file_phasekey_vault_v1_credential_proto_depIdxs = []int32{
-	5,  // 0: phasekey.vault.v1.Credential.phase:type_name -> phasekey.type.v1.Phase
-	6,  // 1: phasekey.vault.v1.Credential.access:type_name -> phasekey.type.v1.Access
+	6,  // 0: phasekey.vault.v1.Credential.phase:type_name -> phasekey.type.v1.Phase
+	7,  // 1: phasekey.vault.v1.Credential.access:type_name -> phasekey.type.v1.Access
 	0,  // 2: phasekey.vault.v1.Credential.reason:type_name -> phasekey.vault.v1.Credential.Reason
-	7,  // 3: phasekey.vault.v1.Credential.issue_time:type_name -> google.protobuf.Timestamp
-	7,  // 4: phasekey.vault.v1.Credential.refresh_time:type_name -> google.protobuf.Timestamp
-	7,  // 5: phasekey.vault.v1.Credential.expire_time:type_name -> google.protobuf.Timestamp
-	7,  // 6: phasekey.vault.v1.Credential.grant_expire_time:type_name -> google.protobuf.Timestamp
+	8,  // 3: phasekey.vault.v1.Credential.issue_time:type_name -> google.protobuf.Timestamp
+	8,  // 4: phasekey.vault.v1.Credential.refresh_time:type_name -> google.protobuf.Timestamp
+	8,  // 5: phasekey.vault.v1.Credential.expire_time:type_name -> google.protobuf.Timestamp
+	8,  // 6: phasekey.vault.v1.Credential.grant_expire_time:type_name -> google.protobuf.Timestamp
 	2,  // 7: phasekey.vault.v1.Credential.access_token:type_name -> phasekey.vault.v1.AccessToken
 	3,  // 8: phasekey.vault.v1.Credential.client_secret:type_name -> phasekey.vault.v1.ClientSecret
-	4,  // 9: phasekey.vault.v1.Credential.environment:type_name -> phasekey.vault.v1.Credential.EnvironmentEntry
-	10, // [10:10] is the sub-list for method output_type
-	10, // [10:10] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	4,  // 9: phasekey.vault.v1.Credential.federated_token:type_name -> phasekey.vault.v1.FederatedToken
+	5,  // 10: phasekey.vault.v1.Credential.environment:type_name -> phasekey.vault.v1.Credential.EnvironmentEntry
+	11, // [11:11] is the sub-list for method output_type
+	11, // [11:11] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_phasekey_vault_v1_credential_proto_init() }
@@ -507,6 +577,7 @@ func file_phasekey_vault_v1_credential_proto_init() {
 	file_phasekey_vault_v1_credential_proto_msgTypes[0].OneofWrappers = []any{
 		(*Credential_AccessToken)(nil),
 		(*Credential_ClientSecret)(nil),
+		(*Credential_FederatedToken)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -514,7 +585,7 @@ func file_phasekey_vault_v1_credential_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_phasekey_vault_v1_credential_proto_rawDesc), len(file_phasekey_vault_v1_credential_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   4,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

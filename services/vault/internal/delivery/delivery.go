@@ -97,7 +97,7 @@ type Delivery struct {
 	ClientID        string
 	SubscriptionID  string
 	Material        lease.Material
-	// Audience and Token are an access token's, Secret is a client secret's.
+	// Audience and Token are an access token's or an assertion's, Secret is a client secret's.
 	Audience string
 	Token    secret.Text
 	Secret   secret.Text

@@ -29,6 +29,7 @@ import (
 	"phasekey.dev/services/vault/internal/grant"
 	"phasekey.dev/services/vault/internal/issuer"
 	"phasekey.dev/services/vault/internal/lease"
+	"phasekey.dev/services/vault/internal/signer"
 	"phasekey.dev/services/vault/internal/store"
 )
 
@@ -71,6 +72,8 @@ type Config struct {
 	Issuer tokens
 	// Keyring opens the sealed secrets of versions, see credential.SealedAs.
 	Keyring opener
+	// Signer signs assertions; nil where the vault is no issuer.
+	Signer *signer.Signer
 	// HoldMargin lies at least between the end of a grant that holds a client secret and the secret's own.
 	HoldMargin time.Duration
 	// Meter counts deliveries by account; nil counts none.

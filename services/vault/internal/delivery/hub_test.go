@@ -24,6 +24,8 @@ import (
 	"phasekey.dev/services/vault/internal/grant"
 	"phasekey.dev/services/vault/internal/issuer"
 	"phasekey.dev/services/vault/internal/lease"
+	"phasekey.dev/services/vault/internal/signer"
+	"phasekey.dev/services/vault/internal/signing"
 	"phasekey.dev/services/vault/internal/store"
 )
 
@@ -48,6 +50,9 @@ type fakeStore struct {
 	goneOnce   bool // the next delivery finds its version gone
 	// compromised is up to which version somebody said so.
 	compromised int64
+	federated   bool
+	leaseUID    string // of the one lease, where the delivery chose it
+	keys        []signing.Key
 }
 
 func (f *fakeStore) GrantByToken(_ context.Context, token grant.Hash) (grant.Grant, error) {
@@ -79,7 +84,8 @@ func (f *fakeStore) Entitlement(context.Context, string, string) (store.Entitlem
 	}
 	e := store.Entitlement{
 		Standing: f.standing, Versions: slices.Clone(f.versions), Compromised: f.compromised,
-		Integration: store.Integration{UID: "uid", TenantID: "tenant", Cloud: "public", AllowedAudiences: f.audiences, DeliveryMaterials: f.materials},
+		Integration: store.Integration{UID: "uid", TenantID: "tenant", Cloud: "public", AllowedAudiences: f.audiences, DeliveryMaterials: f.materials, Federated: f.federated},
+		Lease:       lease.Lease{UID: f.leaseUID},
 	}
 	if f.closed {
 		e.Lease.CloseTime = time.Now()
@@ -106,9 +112,15 @@ func (f *fakeStore) Deliver(_ context.Context, now time.Time, d store.Delivery) 
 			return lease.Lease{}, err
 		}
 	}
+	if f.leaseUID == "" {
+		f.leaseUID = d.LeaseUID
+	}
+	if d.LeaseUID != "" && d.LeaseUID != f.leaseUID {
+		return lease.Lease{}, lease.ErrVersionGone
+	}
 	f.generation++
 	f.delivered = append(f.delivered, d)
-	return lease.Lease{UID: "lease", Generation: f.generation}, nil
+	return lease.Lease{UID: first(f.leaseUID, "lease"), Generation: f.generation}, nil
 }
 
 func (f *fakeStore) Acknowledge(context.Context, time.Time, string, string, int64, grant.Caller) ([]int64, error) {
@@ -271,6 +283,7 @@ func inBubble(t *testing.T, test func(w *world)) {
 			Store:       w.store, Issuer: w.issuer, Hints: w.hints, Log: obs.NewLogger(w.log, slog.LevelDebug, obs.FormatText),
 			Clouds:  map[string]delivery.Cloud{"public": {ResourceManager: arm, Environment: "public"}},
 			Keyring: fakeKeyring{}, HoldMargin: 5 * time.Minute,
+			Signer: signer.New(signer.Config{Issuer: "https://issuer.example", Store: w.store, Keyring: fakeKeyring{}, Log: slog.New(slog.DiscardHandler)}),
 		})
 		ctx, stop := context.WithCancel(t.Context())
 		w.stop = stop

@@ -10,6 +10,7 @@ import (
 	"phasekey.dev/pkg/secret"
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/services/vault/internal/credential"
+	"phasekey.dev/services/vault/internal/directory"
 	"phasekey.dev/services/vault/internal/grant"
 	"phasekey.dev/services/vault/internal/issuer"
 	"phasekey.dev/services/vault/internal/lease"
@@ -258,7 +259,8 @@ func (h *Hub) renew(ctx context.Context, r Request, s *stream, held *holding) (h
 		return holding{}, err
 	}
 	extended := !e.Grant.ExpireTime.Equal(held.GrantExpireTime)
-	rotated := len(e.Versions) == 0 || e.Versions[0].ID != held.versionID
+	fit := versionsFor(e, r.Material)
+	rotated := len(fit) == 0 || fit[0].ID != held.versionID
 	due := !now.Before(held.renewTime)
 	if !extended && !rotated && !due {
 		return holding{}, nil
@@ -311,11 +313,15 @@ func (h *Hub) choose(e store.Entitlement, r Request) (Cloud, string, error) {
 	if !ok {
 		return Cloud{}, "", fmt.Errorf("%w: %s", ErrCloudUnknown, e.Integration.Cloud)
 	}
-	if !lease.Allowed(e.Integration.DeliveryMaterials, r.Material) {
+	if !lease.Allowed(e.Integration.DeliveryMaterials, e.Integration.Federated, r.Material) {
 		return Cloud{}, "", &MaterialError{Material: r.Material}
 	}
-	if r.Material != lease.AccessToken {
+	switch r.Material {
+	case lease.ClientSecret:
 		return cloud, "", nil
+	case lease.FederatedToken:
+		return cloud, directory.AssertionAudience, nil
+	case lease.AccessToken:
 	}
 	chosen, err := audience(r.Audience, cloud, e.Integration.AllowedAudiences)
 	return cloud, chosen, err
@@ -326,8 +332,8 @@ type made struct {
 	versionID     string
 	versionNumber int64
 	clientID      string
-	// requestID tells tokens of one version apart; empty for a secret.
-	requestID                        string
+	// requestID tells tokens of one version apart; empty for a secret. leaseUID is what an assertion names.
+	requestID, leaseUID              string
 	token, secret                    secret.Text
 	issueTime, renewTime, expireTime time.Time
 	// holdLimit is when a grant that holds the secret must have ended.
@@ -336,8 +342,12 @@ type made struct {
 
 // make makes what the request wants of what there is: a token that is minted or kept, or the secret itself.
 func (h *Hub) make(ctx context.Context, r Request, e store.Entitlement) (made, error) {
-	if r.Material == lease.ClientSecret {
+	switch r.Material {
+	case lease.ClientSecret:
 		return h.open(ctx, time.Now(), e)
+	case lease.FederatedToken:
+		return h.assert(ctx, e)
+	case lease.AccessToken:
 	}
 	_, chosen, err := h.choose(e, r)
 	if err != nil {
@@ -365,7 +375,7 @@ func (h *Hub) make(ctx context.Context, r Request, e store.Entitlement) (made, e
 // when it was last asked with. It is good until the grant's end; Entra is not asked.
 func (h *Hub) open(ctx context.Context, now time.Time, e store.Entitlement) (made, error) {
 	v, ok := e.Active()
-	if !ok {
+	if !ok || v.Federated() {
 		return made{}, issuer.ErrNotReady
 	}
 	if v.Refusals > 0 {
@@ -413,7 +423,7 @@ func (h *Hub) attempt(ctx context.Context, r Request, e store.Entitlement, reaso
 	}
 	now := time.Now()
 	l, err := h.config.Store.Deliver(ctx, now, store.Delivery{
-		GrantUID: e.Grant.UID, InstanceID: r.InstanceID, VersionID: m.versionID, Material: r.Material, HoldLimit: m.holdLimit,
+		GrantUID: e.Grant.UID, InstanceID: r.InstanceID, VersionID: m.versionID, Material: r.Material, HoldLimit: m.holdLimit, LeaseUID: m.leaseUID,
 		Reason: string(reason), Audience: chosen, ClientRequestID: m.requestID, ExpireTime: m.expireTime, Caller: r.Caller,
 	})
 	if errors.Is(err, lease.ErrVersionGone) {

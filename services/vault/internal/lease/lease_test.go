@@ -62,10 +62,10 @@ func TestAllowed(t *testing.T) {
 		{name: "one that is not known", policy: []lease.Material{"OF_THE_FUTURE"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if token, secret := lease.Allowed(tt.policy, lease.AccessToken), lease.Allowed(tt.policy, lease.ClientSecret); token != tt.token || secret != tt.secret {
+			if token, secret := lease.Allowed(tt.policy, false, lease.AccessToken), lease.Allowed(tt.policy, false, lease.ClientSecret); token != tt.token || secret != tt.secret {
 				t.Errorf("token %t, secret %t", token, secret)
 			}
-			if lease.Allowed(tt.policy, "") {
+			if lease.Allowed(tt.policy, false, "") || lease.Allowed(tt.policy, true, "") {
 				t.Error("no material is allowed")
 			}
 		})
@@ -81,5 +81,34 @@ func TestCheckHold(t *testing.T) {
 		if refusal := (*lease.HoldError)(nil); errors.As(err, &refusal) && !refusal.Latest.Equal(now) {
 			t.Errorf("latest %s", refusal.Latest)
 		}
+	}
+}
+
+func TestAllowed_ByKind(t *testing.T) {
+	both := []lease.Material{lease.AccessToken, lease.FederatedToken, lease.ClientSecret}
+	for _, tt := range []struct {
+		name      string
+		policy    []lease.Material
+		federated bool
+		want      []lease.Material
+	}{
+		{"federated, nothing said", nil, true, []lease.Material{lease.AccessToken, lease.FederatedToken}},
+		{"federated, tokens alone", []lease.Material{lease.AccessToken}, true, []lease.Material{lease.AccessToken}},
+		{"federated, assertions alone", []lease.Material{lease.FederatedToken}, true, []lease.Material{lease.FederatedToken}},
+		{"federated, what was allowed of a secret", both, true, []lease.Material{lease.AccessToken, lease.FederatedToken}},
+		{"a secret, what was allowed of a trust", both, false, []lease.Material{lease.AccessToken, lease.ClientSecret}},
+		{"a secret, nothing said", nil, false, []lease.Material{lease.AccessToken}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var got []lease.Material
+			for _, m := range both {
+				if lease.Allowed(tt.policy, tt.federated, m) {
+					got = append(got, m)
+				}
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Error(diff)
+			}
+		})
 	}
 }

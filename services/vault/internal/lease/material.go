@@ -16,12 +16,18 @@ const (
 	AccessToken Material = "ACCESS_TOKEN"
 	// ClientSecret: the secret itself, which the lease then holds.
 	ClientSecret Material = "CLIENT_SECRET"
+	// FederatedToken: an assertion that the vault signed for this lease, which Entra exchanges for tokens.
+	FederatedToken Material = "FEDERATED_TOKEN"
 )
 
-// Allowed reports whether an integration of this policy gives the material away. An empty policy gives access tokens alone.
-func Allowed(policy []Material, m Material) bool {
+// Allowed reports whether an integration of this policy gives the material away, which is federated or has a client secret. An empty policy
+// gives access tokens alone, and federated tokens where there are such; no policy gives what the other kind has.
+func Allowed(policy []Material, federated bool, m Material) bool {
+	if federated && m == ClientSecret || !federated && m == FederatedToken {
+		return false
+	}
 	if len(policy) == 0 {
-		return m == AccessToken
+		return m == AccessToken || m == FederatedToken
 	}
 	return slices.Contains(policy, m)
 }

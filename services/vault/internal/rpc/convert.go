@@ -110,6 +110,8 @@ func messageOfDelivery(d delivery.Delivery) *vaultv1.Credential {
 		message.Material = &vaultv1.Credential_AccessToken{AccessToken: &vaultv1.AccessToken{Audience: d.Audience, Token: d.Token.Expose()}}
 	case lease.ClientSecret:
 		message.Material = &vaultv1.Credential_ClientSecret{ClientSecret: &vaultv1.ClientSecret{Secret: d.Secret.Expose()}}
+	case lease.FederatedToken:
+		message.Material = &vaultv1.Credential_FederatedToken{FederatedToken: &vaultv1.FederatedToken{Token: d.Token.Expose()}}
 	}
 	return message
 }

@@ -189,7 +189,9 @@ type Claims struct {
 
 // Assertion is a signed statement by which Entra ID issues tokens. It cannot be revoked.
 type Assertion struct {
-	Text                  secret.Text
+	Text secret.Text
+	// ID is its `jti`.
+	ID                    string
 	IssueTime, ExpireTime time.Time
 }
 
@@ -222,10 +224,10 @@ func (s *Signer) Assert(ctx context.Context, keyID string, claims Claims) (Asser
 		return Assertion{}, fmt.Errorf("sign with key %s: %w", keyID, ErrKeyGone)
 	}
 	now = now.Truncate(time.Second) // as an assertion has it
-	end := now.Add(signing.AssertionLife)
+	end, id := now.Add(signing.AssertionLife), uuid.NewString()
 	token := jwt.NewWithClaims(jwt.SigningMethodRS256, tokenClaims{
 		RegisteredClaims: jwt.RegisteredClaims{
-			Issuer: s.config.Issuer, Subject: claims.Subject, Audience: jwt.ClaimStrings{directory.AssertionAudience}, ID: uuid.NewString(),
+			Issuer: s.config.Issuer, Subject: claims.Subject, Audience: jwt.ClaimStrings{directory.AssertionAudience}, ID: id,
 			IssuedAt: jwt.NewNumericDate(now), NotBefore: jwt.NewNumericDate(now.Add(-skew)), ExpiresAt: jwt.NewNumericDate(end),
 		},
 		Run: claims.Run, Phase: claims.Phase, Project: claims.Project, Lease: claims.Lease,
@@ -237,5 +239,5 @@ func (s *Signer) Assert(ctx context.Context, keyID string, claims Claims) (Asser
 		return Assertion{}, fmt.Errorf("sign with key %s: %w", keyID, err)
 	}
 	s.signed.WithLabelValues("ok").Inc()
-	return Assertion{Text: secret.New(text), IssueTime: now, ExpireTime: end}, nil
+	return Assertion{Text: secret.New(text), ID: id, IssueTime: now, ExpireTime: end}, nil
 }

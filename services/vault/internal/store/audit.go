@@ -100,7 +100,7 @@ func (s *Store) audit(ctx context.Context, tx sqldb.Tx, e AuditEvent) error {
 
 // auditDelivery records a delivery only where it finds, at this very moment, everything that entitles to it: the grant
 // live, its account not frozen, the lease open at this generation, the version usable (for its secret: ACTIVE), integration and project there, the
-// integration one that gives the material, an attachment or labels that give the access, and a copy of the registry that is
+// integration one that gives the material, the version one that has it, an attachment or labels that give the access, and a copy of the registry that is
 // fresh and no older than the grant. It reports whether it did.
 func (s *Store) auditDelivery(ctx context.Context, tx sqldb.Tx, now time.Time, leaseUID string, generation int64, d Delivery, fresh time.Time) (bool, error) {
 	seq, err := s.nextAudit(ctx, tx)
@@ -109,7 +109,7 @@ func (s *Store) auditDelivery(ctx context.Context, tx sqldb.Tx, now time.Time, l
 	}
 	// What else than ACTIVE the version may be, and what else than a policy that names the material will do.
 	orState, orMaterials := "ACTIVE", "none"
-	if d.Material == lease.AccessToken {
+	if d.Material == lease.AccessToken || d.Material == lease.FederatedToken {
 		orState, orMaterials = "RETIRING", "[]"
 	}
 	n, err := tx.Exec(ctx, `INSERT INTO audit_events (`+auditColumns+`)
@@ -122,6 +122,8 @@ func (s *Store) auditDelivery(ctx context.Context, tx sqldb.Tx, now time.Time, l
 			AND v.id = $14 AND v.integration_uid = g.integration_uid AND v.state IN ('ACTIVE', $17)
 			AND i.uid = g.integration_uid AND i.deleting = 0
 			AND (i.delivery_materials LIKE $18 OR i.delivery_materials = $19)
+			AND ($16 = 'ACCESS_TOKEN' OR ($16 = 'FEDERATED_TOKEN') = (i.credential_kind = 'FEDERATED'))
+			AND ($16 = 'ACCESS_TOKEN' OR ($16 = 'FEDERATED_TOKEN') = (v.signing_key <> ''))
 			AND p.uid = g.project_uid
 			AND r.singleton = 1 AND r.bookmark_time > $15 AND r.incarnation <> ''
 			AND (r.incarnation <> g.incarnation OR r.revision >= g.revision)

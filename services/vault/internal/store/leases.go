@@ -111,7 +111,9 @@ type Delivery struct {
 	Material lease.Material
 	// HoldLimit is when the grant must have ended that holds the version's secret; without meaning for a token.
 	HoldLimit time.Time
-	// Reason is why it is sent; of a token, Audience is what it opens and ClientRequestID what the request for it carried.
+	// LeaseUID is what the lease must have for UID, or is given if it is opened by this; empty for any. An assertion names its lease.
+	LeaseUID string
+	// Reason is why it is sent; of a token, Audience is what it opens and ClientRequestID what the request for it carried, or an assertion's own ID.
 	Reason          string
 	Audience        string
 	ClientRequestID string
@@ -130,7 +132,10 @@ type Delivery struct {
 // the version is no longer usable, or the material no longer allowed: read the entitlement again.
 func (s *Store) Deliver(ctx context.Context, now time.Time, d Delivery) (lease.Lease, error) {
 	var delivered lease.Lease
-	uid := uuid.NewString()
+	uid := d.LeaseUID
+	if uid == "" {
+		uid = uuid.NewString()
+	}
 	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
 		g, err := lockGrant(ctx, tx, `uid = $1`, d.GrantUID)
 		if err != nil {
@@ -147,6 +152,9 @@ func (s *Store) Deliver(ctx context.Context, now time.Time, d Delivery) (lease.L
 		if refusal != nil {
 			// That the grant is over says more than that it has many leases.
 			return errors.Join(g.Check(now), refusal)
+		}
+		if d.LeaseUID != "" && admitted.UID != d.LeaseUID {
+			return lease.ErrVersionGone // another delivery opened it meanwhile
 		}
 		if err := putLease(ctx, tx, admitted, opened); err != nil {
 			return err
