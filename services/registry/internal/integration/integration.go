@@ -41,16 +41,22 @@ func (n Name) String() string { return "accounts/" + n.Account + "/integrations/
 // CredentialKind is how the application proves who it is.
 type CredentialKind string
 
-// ClientSecret is the kind of an application with a secret that the vault rotates.
-const ClientSecret CredentialKind = "CLIENT_SECRET"
+// The kinds there are.
+const (
+	// ClientSecret is of an application with a secret that the vault rotates.
+	ClientSecret CredentialKind = "CLIENT_SECRET"
+	// Federated is of an application that trusts assertions of the vault's.
+	Federated CredentialKind = "FEDERATED"
+)
 
 // Material is a form in which runners may be given the credential.
 type Material string
 
 // The materials there are.
 const (
-	MaterialAccessToken  Material = "ACCESS_TOKEN"
-	MaterialClientSecret Material = "CLIENT_SECRET"
+	MaterialAccessToken    Material = "ACCESS_TOKEN"
+	MaterialClientSecret   Material = "CLIENT_SECRET"
+	MaterialFederatedToken Material = "FEDERATED_TOKEN"
 )
 
 // The values of fields that are left empty.
@@ -76,7 +82,7 @@ type Spec struct {
 	CredentialKind        CredentialKind
 	AllowedAudiences      []string
 	RotationPeriod        time.Duration
-	// DeliveryMaterials are the forms that are allowed; none stands for MaterialAccessToken alone.
+	// DeliveryMaterials are the forms that are allowed; none stands for those of the kind but the secret itself.
 	DeliveryMaterials []Material
 	Labels            []string
 	// AutoAttach attaches it to all projects that have one of AutoLabels.
@@ -92,7 +98,7 @@ func (s Spec) AutoLabels() []string {
 }
 
 // Normal is the one form of all specs that mean the same: empty fields have their defaults, UUIDs are lower case, the
-// audiences, the materials and the labels are sorted, durations are whole microseconds. MaterialAccessToken alone is no materials.
+// audiences, the materials and the labels are sorted, durations are whole microseconds. The kind's usual materials are no materials.
 func (s Spec) Normal() Spec {
 	s.TenantID = strings.ToLower(s.TenantID)
 	s.DefaultSubscriptionID = strings.ToLower(s.DefaultSubscriptionID)
@@ -109,10 +115,23 @@ func (s Spec) Normal() Spec {
 	s.AllowedAudiences = resource.Set(s.AllowedAudiences)
 	s.DeliveryMaterials = resource.Set(s.DeliveryMaterials)
 	s.Labels = resource.Set(s.Labels)
-	if slices.Equal(s.DeliveryMaterials, []Material{MaterialAccessToken}) {
+	if slices.Equal(s.DeliveryMaterials, s.CredentialKind.usual()) {
 		s.DeliveryMaterials = nil
 	}
 	return s
+}
+
+// usual are the materials that are meant when none is named, in order.
+func (k CredentialKind) usual() []Material {
+	if k == Federated {
+		return []Material{MaterialAccessToken, MaterialFederatedToken}
+	}
+	return []Material{MaterialAccessToken}
+}
+
+// lacks reports whether an integration of the kind has no such material to give.
+func (k CredentialKind) lacks(m Material) bool {
+	return k == Federated && m == MaterialClientSecret || k == ClientSecret && m == MaterialFederatedToken
 }
 
 // Equal tells whether two normal specs want the same.
@@ -168,6 +187,11 @@ func (r Rules) CheckChange(before, s Spec) []resource.Violation {
 	}
 	if s.AutoAttach && s.DefaultSubscriptionID == "" {
 		add("default_subscription_id", "is required with auto_attach")
+	}
+	for _, m := range s.DeliveryMaterials {
+		if s.CredentialKind.lacks(m) {
+			add("delivery_materials", "must not have "+string(m)+", which integrations of kind "+string(s.CredentialKind)+" do not give: take it out, in the same update where the kind is changed")
+		}
 	}
 	// Labels that stay as they are may be from before there were such rules.
 	relabelled := !slices.Equal(s.Labels, before.Labels)

@@ -171,6 +171,14 @@ func TestSpec_Normal(t *testing.T) {
 			t.Fatalf("%#v became %#v", none, got)
 		}
 	}
+	for _, usual := range [][]integration.Material{nil, {"FEDERATED_TOKEN", "ACCESS_TOKEN"}} {
+		if got := (integration.Spec{CredentialKind: "FEDERATED", DeliveryMaterials: usual}).Normal().DeliveryMaterials; got != nil {
+			t.Fatalf("of a federated one %#v became %#v", usual, got)
+		}
+	}
+	if got := (integration.Spec{CredentialKind: "FEDERATED", DeliveryMaterials: []integration.Material{"ACCESS_TOKEN"}}).Normal().DeliveryMaterials; len(got) != 1 {
+		t.Fatalf("of a federated one tokens alone became %#v", got)
+	}
 	secret := integration.Spec{DeliveryMaterials: []integration.Material{"CLIENT_SECRET"}}.Normal()
 	if len(secret.DeliveryMaterials) != 1 || secret.Equal(integration.Spec{}.Normal()) {
 		t.Fatalf("the secret alone became %#v", secret.DeliveryMaterials)
@@ -203,6 +211,15 @@ func TestRules_Check(t *testing.T) {
 		{name: "less in development", spec: with(func(s *integration.Spec) { s.RotationPeriod = time.Second - 1 }), development: true, want: []string{"rotation_period"}},
 		{name: "another cloud", spec: with(func(s *integration.Spec) { s.Cloud = "china" })},
 		{name: "no such cloud", spec: with(func(s *integration.Spec) { s.Cloud = "pubic" }), want: []string{"cloud"}},
+		{name: "federated", spec: with(func(s *integration.Spec) {
+			s.CredentialKind, s.DeliveryMaterials = integration.Federated, []integration.Material{integration.MaterialFederatedToken}
+		})},
+		{name: "the secret of a federated one", spec: with(func(s *integration.Spec) {
+			s.CredentialKind, s.DeliveryMaterials = integration.Federated, []integration.Material{integration.MaterialAccessToken, integration.MaterialClientSecret}
+		}), want: []string{"delivery_materials"}},
+		{name: "the assertions of a secret", spec: with(func(s *integration.Spec) {
+			s.CredentialKind, s.DeliveryMaterials = integration.ClientSecret, []integration.Material{integration.MaterialFederatedToken}
+		}), want: []string{"delivery_materials"}},
 		{name: "attached by itself", spec: with(automatic("team", "autoattach:prod"))},
 		{name: "attached by itself, without a subscription", spec: with(func(s *integration.Spec) {
 			automatic("autoattach:prod")(s)

@@ -253,6 +253,9 @@ func TestRefusals(t *testing.T) {
 		{"update integration: no material", updateIntegration(reader, "", paths("delivery_materials"), func(i *registryv1.Integration) {
 			i.DeliveryMaterials = []typev1.Material{typev1.Material_MATERIAL_UNSPECIFIED}
 		}), invalidFields("integration.delivery_materials[0]")},
+		{"update integration: a kind that the materials do not fit", updateIntegration(reader, "", paths("credential_kind", "delivery_materials"), func(i *registryv1.Integration) {
+			i.CredentialKind, i.DeliveryMaterials = typev1.CredentialKind_CREDENTIAL_KIND_FEDERATED, []typev1.Material{typev1.Material_MATERIAL_CLIENT_SECRET}
+		}), invalidFields("integration.delivery_materials")},
 		{"update integration: only spaces", updateIntegration(reader, "", paths("display_name"), func(i *registryv1.Integration) { i.DisplayName = " " }), invalidFields("integration.display_name")},
 		{"update integration: limited", func(ctx context.Context) error {
 			_, err := w.limited.integrations.UpdateIntegration(ctx, &registryv1.UpdateIntegrationRequest{Integration: changed(func(i *registryv1.Integration) { i.Name = alien })})

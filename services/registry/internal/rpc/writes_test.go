@@ -385,7 +385,7 @@ func TestUpdate_RefusedPaths(t *testing.T) {
 			_, err := w.platform.integrations.UpdateIntegration(ctx, &registryv1.UpdateIntegrationRequest{Integration: integration, UpdateMask: paths("display_name", path)})
 			return err
 		}, []string{
-			"name", "uid", "tenant_id", "cloud", "credential_kind", "state", "conditions", "conditions.status", "client_id", "create_time", "create_time.seconds",
+			"name", "uid", "tenant_id", "cloud", "state", "conditions", "conditions.status", "client_id", "create_time", "create_time.seconds",
 			"update_time", "delete_time", "application_display_name", "service_principal_object_id",
 			"", "*", "nothing", "displayName", "display_name.x", "labels.0", "labels[0]", "allowed_audiences.*", "rotation_period.minutes", "rotation_period.seconds.x",
 		}},

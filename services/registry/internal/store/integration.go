@@ -142,11 +142,11 @@ func (w *writing) updateIntegration(ctx context.Context, i integration.Integrati
 	_, err = w.Exec(ctx, `UPDATE integrations SET display_name = $2, default_subscription_id = $3, allowed_audiences = $4,
 		rotation_period = $5, application_display_name = $6, client_id = $7, service_principal_object_id = $8, conditions = $9,
 		ever_active = $10, generation = $11, update_time = $12, delete_time = $13, delivery_materials = $14, labels = $15,
-		auto_attach = $16
+		auto_attach = $16, credential_kind = $17
 		WHERE uid = $1`,
 		i.UID, i.Spec.DisplayName, i.Spec.DefaultSubscriptionID, l.audiences, i.Spec.RotationPeriod.Microseconds(),
 		i.ApplicationDisplayName, i.ClientID, i.ServicePrincipalObjectID, l.conditions, i.EverActive, i.Generation,
-		sqldb.Micros(i.UpdateTime), sqldb.Micros(i.DeleteTime), l.materials, l.labels, i.Spec.AutoAttach)
+		sqldb.Micros(i.UpdateTime), sqldb.Micros(i.DeleteTime), l.materials, l.labels, i.Spec.AutoAttach, string(i.Spec.CredentialKind))
 	return err
 }
 

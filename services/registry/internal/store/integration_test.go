@@ -119,10 +119,10 @@ func TestStore_UpdateIntegration(t *testing.T) {
 		_, err = s.UpdateIntegration(ctx, later, created.Name, created.ETag(), wantDisplayName("again"), nil)
 		wantError(t, err, resource.ErrETagMismatch, "")
 		tokensOnly, err := s.UpdateIntegration(ctx, later, created.Name, "", func(i integration.Integration) (integration.Spec, error) {
-			i.Spec.DeliveryMaterials = nil
+			i.Spec.DeliveryMaterials, i.Spec.CredentialKind = nil, integration.Federated
 			return i.Spec, nil
 		}, nil)
-		if err != nil || tokensOnly.Spec.DeliveryMaterials != nil || tokensOnly.ETag() == updated.ETag() {
+		if err != nil || tokensOnly.Spec.DeliveryMaterials != nil || tokensOnly.Spec.CredentialKind != integration.Federated || tokensOnly.ETag() == updated.ETag() {
 			t.Fatalf("without materials: %+v, %v", tokensOnly, err)
 		}
 		found, err := s.Integration(ctx, created.Name)
