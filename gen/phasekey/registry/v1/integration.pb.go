@@ -247,7 +247,8 @@ type Integration struct {
 	// What the platform tells integrations apart by: at most 50, each 1 to 80 characters without control characters, and
 	// without spaces at its ends; upper and lower case are different. `autoattach:` and a project's label, which follows at
 	// once, says to which projects the integration is attached by itself; see auto_attach. Nothing or a space after
-	// `autoattach:` is refused, since it would never attach anything.
+	// `autoattach:` is refused, since it would never attach anything. A project's label of more than 69 characters cannot be
+	// named so.
 	Labels []string `protobuf:"bytes,11,rep,name=labels,proto3" json:"labels,omitempty"`
 	// Attaches the integration by itself, for READ and WRITE, to every project of the account that has one of the labels
 	// that its own labels name after `autoattach:`. Needs default_subscription_id, and at least one such label: who takes the

@@ -245,7 +245,8 @@ type isEvent_Resource interface {
 }
 
 type Event_Integration struct {
-	// An integration changed, its conditions included.
+	// An integration changed, its conditions included. That nothing but a condition's message did is no change; see
+	// Condition.message.
 	Integration *Integration `protobuf:"bytes,3,opt,name=integration,proto3,oneof"`
 }
 
