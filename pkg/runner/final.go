@@ -2,6 +2,7 @@ package runner
 
 import (
 	"errors"
+	"maps"
 
 	"google.golang.org/grpc/codes"
 
@@ -47,6 +48,9 @@ var finalReasons = map[string]codes.Code{
 	rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_LEASE_CLOSED):         codes.PermissionDenied,
 	rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_GRANT_UNKNOWN):        codes.Unauthenticated,
 }
+
+// FinalReasons returns the reasons after which a grant delivers nothing any more, each with the one code that it counts with.
+func FinalReasons() map[string]codes.Code { return maps.Clone(finalReasons) }
 
 // asFinal returns the FinalError for an error of the vault's, nil for every other error. A refusal without a reason of
 // our domain comes from something in between, a proxy say, and decides nothing.

@@ -74,7 +74,7 @@ func Main(p Process) int {
 	root.SetOut(p.Stdout)
 	root.SetErr(p.Stderr)
 	run := newExec(p)
-	root.AddCommand(run, newVersion())
+	root.AddCommand(run, newConformance(p), newProbe(p), newVersion())
 	root.AddCommand(operator.Commands(lookup(p.Env))...)
 
 	c, err := root.ExecuteContextC(context.Background())

@@ -1,0 +1,329 @@
+package conformance_test
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
+	"phasekey.dev/pkg/rpcerr"
+	"phasekey.dev/pkg/runner"
+	"phasekey.dev/pkg/secret"
+	"phasekey.dev/services/phasekey/internal/command"
+	"phasekey.dev/services/phasekey/internal/conformance"
+)
+
+// The arguments that make this test binary another program.
+const (
+	asPhasekey = "as-phasekey"
+	asWrong    = "as-wrong"
+)
+
+func TestMain(m *testing.M) {
+	switch {
+	case len(os.Args) > 1 && os.Args[1] == asPhasekey:
+		os.Exit(command.Main(command.Process{Args: os.Args[2:], Env: os.Environ(), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}))
+	case len(os.Args) > 2 && os.Args[1] == asWrong:
+		code, err := runWrong(os.Args[2], os.Args[3:])
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+		os.Exit(code)
+	}
+	os.Exit(m.Run())
+}
+
+// judge has a runner judged.
+func judge(t *testing.T, only []string, runner ...string) []conformance.Result {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	results, err := conformance.Run(t.Context(), conformance.Config{
+		Runner: append([]string{self}, runner...), Probe: []string{self, asPhasekey, "conformance-probe"},
+		Env: os.Environ(), Only: only, Parallel: 12,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return results
+}
+
+func TestConformance_OursGetsAllRight(t *testing.T) {
+	t.Parallel()
+	results := judge(t, nil, asPhasekey, "exec", "--debug")
+	if len(results) < 30 {
+		t.Errorf("%d situations", len(results))
+	}
+	for _, r := range results {
+		if r.Wrong != "" {
+			t.Errorf("%s: %s", r.Situation, r.Wrong)
+		}
+	}
+}
+
+// Each mistake is found in the situations that are there for it, and in no other of those that are played.
+func TestConformance_FindsMistakes(t *testing.T) {
+	bystanders := []string{"first-delivery", "refresh"}
+	for mistake, wrong := range map[string][]string{
+		"none":                    {},
+		"comes-back-at-once":      {"unavailable", "storm-of-ends"},
+		"proxy-is-final":          {"proxy-403", "not-final"},
+		"nothing-is-final":        {"final-grant-revoked", "final-grant-unknown", "final-detached"},
+		"another-instance":        {"drain", "first-delivery"},
+		"one-instance-for-all":    {"new-instance", "first-delivery"},
+		"newest-by-arrival":       {"order"},
+		"expired-is-used":         {"expiry"},
+		"lease-left-open":         {"first-delivery", "terminated"},
+		"no-trust-needed":         {"wrong-identity", "wrong-ca"},
+		"unknown-material-ends":   {"unknown-material"},
+		"grant-in-environment":    {"environment"},
+		"grant-in-log":            {"first-delivery", "refresh"},
+		"fetches-as-another":      {"other-audience"},
+		"hides-the-exit-code":     {"first-delivery"},
+		"starts-without-delivery": {"first-delivery"},
+	} {
+		t.Run(mistake, func(t *testing.T) {
+			t.Parallel()
+			for _, r := range judge(t, append(slices.Clone(wrong), bystanders...), asWrong, mistake) {
+				if want := slices.Contains(wrong, r.Situation); (r.Wrong != "") != want {
+					t.Errorf("%s: wrong %q, want it wrong: %t", r.Situation, r.Wrong, want)
+				}
+			}
+		})
+	}
+}
+
+// The protocol's page names every situation and every final reason.
+func TestProtocolPage(t *testing.T) {
+	page, err := os.ReadFile("../../../../docs/runner-protocol.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for reason, code := range runner.FinalReasons() {
+		if !strings.Contains(string(page), "`"+reason+"`") {
+			t.Errorf("it does not name %s (%s)", reason, code)
+		}
+	}
+	for _, s := range conformance.Names() {
+		if !strings.HasPrefix(s.Situation, "final-") && !strings.Contains(string(page), "`"+s.Situation+"`") {
+			t.Errorf("it does not name %s", s.Situation)
+		}
+	}
+}
+
+func TestRun_RefusesUnknownSituations(t *testing.T) {
+	_, err := conformance.Run(t.Context(), conformance.Config{Runner: []string{"true"}, Only: []string{"no-such"}})
+	if err == nil || !strings.Contains(err.Error(), "no-such") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestConformance_JudgesWhatIsNoRunner(t *testing.T) {
+	t.Parallel()
+	results, err := conformance.Run(t.Context(), conformance.Config{Runner: []string{"false"}, Probe: []string{"false"}, Only: []string{"refresh"}})
+	if err != nil || len(results) != 1 || !strings.Contains(results[0].Wrong, "no stream was opened") {
+		t.Errorf("got %+v, %v", results, err)
+	}
+}
+
+// runWrong is a runner with one mistake: ours, with a connection that lies to it.
+func runWrong(mistake string, args []string) (int, error) {
+	if len(args) < 10 {
+		return 1, errors.New("arguments")
+	}
+	vault, ca, child := args[1], args[5], args[9:]
+	raw, err := io.ReadAll(os.NewFile(3, "grant"))
+	if err != nil {
+		return 1, err
+	}
+	pem, err := os.ReadFile(ca)
+	if err != nil {
+		return 1, err
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(pem)
+	w := &wrong{mistake: mistake, instance: rand.Text(), others: rand.Text()}
+	transport := &tls.Config{
+		MinVersion: tls.VersionTLS13, RootCAs: roots, ServerName: "localhost",
+		VerifyConnection: func(c tls.ConnectionState) error {
+			if id := c.PeerCertificates[0].URIs; len(id) != 1 || id[0].String() != conformance.VaultID {
+				return errors.New("another identity")
+			}
+			return nil
+		},
+	}
+	if mistake == "no-trust-needed" {
+		transport = &tls.Config{MinVersion: tls.VersionTLS13, InsecureSkipVerify: true}
+	}
+	conn, err := grpc.NewClient("passthrough:///"+vault, grpc.WithTransportCredentials(credentials.NewTLS(transport)),
+		grpc.WithStreamInterceptor(w.stream), grpc.WithUnaryInterceptor(w.unary),
+		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: time.Second}))
+	if err != nil {
+		return 1, err
+	}
+	defer func() { _ = conn.Close() }()
+	if mistake == "grant-in-log" {
+		fmt.Println("the grant is", string(raw))
+	}
+	r, err := runner.New(runner.Config{Conn: conn, Grant: secret.New(string(raw)), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		return 1, err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	following, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	ran := make(chan error, 2)
+	go func() { ran <- r.Run(following) }()
+	loopback, err := runner.Listen(ctx, runner.LoopbackConfig{Runner: r, Wait: time.Second, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		return 1, err
+	}
+	go func() { ran <- loopback.Run(following) }()
+	defer func() {
+		cancel()
+		<-ran
+		<-ran
+	}()
+	var held runner.Credential
+	if mistake != "starts-without-delivery" {
+		if held, err = r.Credential(ctx); err != nil {
+			return 1, err
+		}
+	}
+	command := exec.CommandContext(ctx, child[0], child[1:]...)
+	command.Cancel = func() error { return command.Process.Signal(syscall.SIGTERM) }
+	command.Env = loopback.Environment(os.Environ(), held)
+	if mistake == "grant-in-environment" {
+		command.Env = append(command.Env, "GRANT="+string(raw))
+	}
+	err = command.Run()
+	var exit *exec.ExitError
+	switch {
+	case mistake == "hides-the-exit-code":
+		return 0, nil
+	case errors.As(err, &exit):
+		return exit.ExitCode(), nil
+	default:
+		return 0, err
+	}
+}
+
+// wrong makes the mistakes.
+type wrong struct {
+	mistake, instance, others string
+}
+
+// lie makes of the vault's error what the mistake takes it for.
+func (w *wrong) lie(err error) error {
+	final := rpcerr.New(codes.PermissionDenied, "GRANT_REVOKED", "taken for final")
+	code := codes.OK
+	if st, ok := rpcerr.FromError(err); ok {
+		code = st.Code()
+	}
+	switch refused := code == codes.PermissionDenied || code == codes.Unauthenticated; {
+	case w.mistake == "nothing-is-final" && refused:
+		return rpcerr.New(codes.Unavailable, "", "taken for an outage")
+	case w.mistake == "proxy-is-final" && refused:
+		return final
+	default:
+		return err
+	}
+}
+
+func (w *wrong) unary(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	if w.mistake == "lease-left-open" && strings.HasSuffix(method, "CloseLease") {
+		return nil
+	}
+	if fetch, ok := req.(*vaultv1.FetchCredentialRequest); ok && w.mistake == "fetches-as-another" {
+		fetch.InstanceId = w.others
+	}
+	return w.lie(invoke(ctx, method, req, reply, conn, opts...))
+}
+
+func (w *wrong) stream(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	again := func() (grpc.ClientStream, error) { return open(ctx, desc, conn, method, opts...) }
+	s, err := again()
+	return &wrongStream{ClientStream: s, wrong: w, again: again, over: ctx.Done()}, w.lie(err)
+}
+
+type wrongStream struct {
+	grpc.ClientStream
+	*wrong
+	again   func() (grpc.ClientStream, error)
+	over    <-chan struct{}
+	request any
+}
+
+func (s *wrongStream) SendMsg(m any) error {
+	if req, ok := m.(*vaultv1.StreamCredentialsRequest); ok {
+		switch s.mistake {
+		case "another-instance":
+			req.InstanceId = rand.Text()
+		case "one-instance-for-all":
+			req.InstanceId = "always-the-same"
+		}
+	}
+	s.request = m
+	return s.ClientStream.SendMsg(m)
+}
+
+// arrivals counts the messages of all streams.
+var arrivals int64
+
+func (s *wrongStream) RecvMsg(m any) error {
+	err := s.ClientStream.RecvMsg(m)
+	// It opens the next stream itself, without a pause, until somebody answers.
+	for n := 0; err != nil && s.mistake == "comes-back-at-once" && n < 1000; n++ {
+		select {
+		case <-s.over:
+			return err
+		default:
+		}
+		next, opened := s.again()
+		if opened != nil || next.SendMsg(s.request) != nil || next.CloseSend() != nil {
+			continue
+		}
+		s.ClientStream = next
+		err = next.RecvMsg(m)
+	}
+	if err != nil {
+		return s.lie(err)
+	}
+	resp, ok := m.(*vaultv1.StreamCredentialsResponse)
+	if !ok {
+		return nil
+	}
+	switch s.mistake {
+	case "newest-by-arrival":
+		arrivals++
+		resp.GetCredential().Generation = arrivals
+	case "expired-is-used":
+		resp.GetCredential().ExpireTime = timestamppb.New(time.Now().Add(time.Hour))
+	case "unknown-material-ends":
+		if resp.GetCredential().GetMaterial() == nil {
+			return rpcerr.New(codes.PermissionDenied, "GRANT_REVOKED", "taken for final")
+		}
+	}
+	return nil
+}
