@@ -2,10 +2,10 @@
 // change of them in the order in which the changes were committed.
 //
 // It guarantees that a write and the changes it makes are one transaction; that revisions have no gaps, and that who has
-// read all changes up to a revision will never see one of a lower revision appear; that a write which changes nothing
-// makes no revision; and that what a rule forbids stays forbidden when two do it at once.
+// read all changes up to a revision will never see one of a lower revision appear; that a write which changes nothing,
+// or nothing but the message of a condition, makes no revision; and that what a rule forbids stays forbidden when two do it at once.
 //
-// The tricky ideas are two. The revision is one row, updated as the last thing before the changes are inserted: PostgreSQL
+// The tricky ideas are two. The revision is one row, updated as the last thing before the changes get their revisions: PostgreSQL
 // holds its lock until the commit is visible, so whoever gets the next revision commits after. And every write locks the
 // rows that its rules rest on before it reads them, by counting up their column writes: to attach locks project, then
 // integration, and so cannot pass by a deletion that has just counted the attachments. To create anything locks the account
