@@ -219,3 +219,40 @@ func TestPages_OfLinksThatAreOver(t *testing.T) {
 		browser.noComplaints()
 	}
 }
+
+// Consent that was lost is given again as it was given first: by a link.
+func TestPages_ConsentAgain(t *testing.T) {
+	t.Parallel()
+	c := newCustomer(t)
+	browser := openChromium(t, c.d)
+	consent := func() *brokerv1.ConsentSession {
+		t.Helper()
+		session := c.session()
+		browser.open(session.GetConsentUri())
+		browser.await(landingText)
+		c.signIn(browser)
+		browser.click("button[value=accept]")
+		browser.await(resultText)
+		return c.now(session)
+	}
+	first := consent()
+	verify := func() *brokerv1.VerifyConsentResponse {
+		t.Helper()
+		got, err := c.consent.VerifyConsent(t.Context(), &brokerv1.VerifyConsentRequest{Integration: integration})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	if got := verify(); !got.GetConsented() || got.GetServicePrincipalObjectId() != first.GetServicePrincipalObjectId() {
+		t.Errorf("after consent: %v", got)
+	}
+	c.admin(http.MethodPost, "/principals", map[string]any{"tenant": c.world.CustomerTenant, "clientId": c.clientID, "removed": true})
+	c.until("the tenant to refuse", func() bool { return !verify().GetConsented() })
+	again := consent()
+	if again.GetServicePrincipalObjectId() == first.GetServicePrincipalObjectId() || again.GetState() != brokerv1.ConsentSession_STATE_COMPLETED {
+		t.Errorf("again: %v, and first %v", again, first)
+	}
+	c.until("the tenant to take it again", func() bool { return verify().GetServicePrincipalObjectId() == again.GetServicePrincipalObjectId() })
+	browser.noComplaints()
+}
