@@ -97,7 +97,7 @@ func (db *DB) attempt(ctx context.Context, options sql.TxOptions, fn func(ctx co
 	// For errors and panics of fn; after a commit it does nothing.
 	defer func() { _ = tx.Rollback() }()
 
-	if err := fn(fnCtx, Tx{tx: tx, answers: answers}); err != nil {
+	if err := fn(fnCtx, Tx{tx: tx, answers: answers, driver: db.driver}); err != nil {
 		if missed := answers.missed(err); missed != nil {
 			return false, missed
 		}
@@ -180,6 +180,7 @@ func (a *answers) missed(consequence error) error {
 type Tx struct {
 	tx      *sql.Tx
 	answers *answers
+	driver  string
 }
 
 // Exec runs a statement and says how many rows it inserted, changed or deleted.

@@ -103,6 +103,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *App, err error) 
 	if err := a.openKeys(ctx); err != nil {
 		return nil, err
 	}
+	a.store = store.New(a.db, a.keyring)
 	if a.tls, err = mtls.Open(ctx, cfg.TLS, log); err != nil {
 		return nil, err
 	}
@@ -149,7 +150,6 @@ func (a *App) openStore(ctx context.Context) error {
 		return err
 	}
 	a.held.Own("database", a.db.Close)
-	a.store = store.New(a.db)
 	for _, name := range a.db.NewerMigrations() {
 		a.log.WarnContext(ctx, "the database has a migration of a newer release", slog.String("migration", name))
 	}

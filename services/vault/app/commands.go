@@ -74,7 +74,7 @@ func Rewrap(ctx context.Context, cfg Config, log *slog.Logger) error {
 // Rekey adds a data key and has it seal everything; or goes on doing so if that was interrupted. Replicas may run.
 func Rekey(ctx context.Context, cfg Config, log *slog.Logger) error {
 	return cfg.withDatabase(ctx, func(db *sqldb.DB) error {
-		keys, records := keystore.New(db), store.New(db)
+		keys, records := keystore.New(db), store.New(db, nil)
 		ring, err := keyring.Open(ctx, keys, cfg.keks()...)
 		if err != nil {
 			return err
@@ -103,7 +103,7 @@ func Rekey(ctx context.Context, cfg Config, log *slog.Logger) error {
 // from before. It tells how far that is until all have rotated, or ctx ends, which stops the telling alone: the replicas do the work.
 func Recover(ctx context.Context, cfg Config, log *slog.Logger) error {
 	return cfg.withDatabase(ctx, func(db *sqldb.DB) error {
-		s := store.New(db)
+		s := store.New(db, nil)
 		r, err := s.BeginRecovery(ctx, time.Now())
 		if err != nil {
 			return err
@@ -131,7 +131,7 @@ func Recover(ctx context.Context, cfg Config, log *slog.Logger) error {
 // RecoverStatus tells how far the last recovery is.
 func RecoverStatus(ctx context.Context, cfg Config, log *slog.Logger) error {
 	return cfg.withDatabase(ctx, func(db *sqldb.DB) error {
-		_, err := tellRecovery(ctx, cfg, store.New(db), log)
+		_, err := tellRecovery(ctx, cfg, store.New(db, nil), log)
 		return err
 	})
 }

@@ -24,6 +24,7 @@ import (
 	"phasekey.dev/pkg/secret"
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/services/vault/app"
+	"phasekey.dev/services/vault/internal/audit/audittest"
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/keyring"
 	"phasekey.dev/services/vault/internal/keyring/keystore"
@@ -206,14 +207,14 @@ func (p *place) withRecord(t *testing.T) (check func(t *testing.T)) {
 	return func(t *testing.T) {
 		t.Helper()
 		open(t, func(db *sqldb.DB, ring *keyring.Keyring) {
-			all, err := store.New(db).Sealed(t.Context(), "", 10)
+			all, err := store.New(db, audittest.Keys(1)).Sealed(t.Context(), "", 10)
 			if err != nil || len(all) != 1 {
 				t.Fatalf("%v, %v", all, err)
 			}
 			if text, err := ring.Open(t.Context(), all[0].Identity, all[0].Sealed); err != nil || text.Expose() != "text" {
 				t.Errorf("after all the text is %d bytes, %v", len(text.Expose()), err)
 			}
-			if outdated, err := ring.Outdated(t.Context(), store.New(db)); err != nil || outdated {
+			if outdated, err := ring.Outdated(t.Context(), store.New(db, audittest.Keys(1))); err != nil || outdated {
 				t.Errorf("an older key seals it: %v", err)
 			}
 		})

@@ -11,6 +11,7 @@ import (
 
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/pkg/sqldbtest"
+	"phasekey.dev/services/vault/internal/audit/audittest"
 	"phasekey.dev/services/vault/internal/delivery"
 	"phasekey.dev/services/vault/internal/fence"
 	"phasekey.dev/services/vault/internal/grant"
@@ -41,7 +42,7 @@ func withLabels(t *testing.T, test func(l *labelled)) {
 		if err := db.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error { return fence.Configure(ctx, tx, 1) }); err != nil {
 			t.Fatal(err)
 		}
-		l := &labelled{t: t, store: store.New(db), hints: make(chan string), ended: map[grant.Phase]chan error{}}
+		l := &labelled{t: t, store: store.New(db, audittest.Keys(1)), hints: make(chan string), ended: map[grant.Phase]chan error{}}
 		all := store.Wanted{
 			Integrations: []store.Integration{l.integration("uid", "prod"), l.integration("zzz")},
 			Projects:     []store.Project{l.project("prod")},

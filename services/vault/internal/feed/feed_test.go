@@ -23,6 +23,7 @@ import (
 	typev1 "phasekey.dev/gen/phasekey/type/v1"
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/pkg/sqldbtest"
+	"phasekey.dev/services/vault/internal/audit/audittest"
 	"phasekey.dev/services/vault/internal/feed"
 	"phasekey.dev/services/vault/internal/fence"
 	"phasekey.dev/services/vault/internal/lease"
@@ -162,7 +163,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w := &world{t: t, registry: newRegistry(), stop: func() {}}
-	w.store = &copies{Store: store.New(db), t: t, db: db, registry: w.registry}
+	w.store = &copies{Store: store.New(db, audittest.Keys(1)), t: t, db: db, registry: w.registry}
 	return w
 }
 

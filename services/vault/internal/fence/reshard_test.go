@@ -9,6 +9,7 @@ import (
 
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/pkg/sqldbtest"
+	"phasekey.dev/services/vault/internal/audit/audittest"
 	"phasekey.dev/services/vault/internal/election"
 	"phasekey.dev/services/vault/internal/fence"
 	"phasekey.dev/services/vault/internal/store"
@@ -43,7 +44,7 @@ func onPostgres(t *testing.T) *deployment {
 // deploy divides a database by three, and has it know forty integrations, all of which are adopted.
 func deploy(t *testing.T, db *sqldb.DB) *deployment {
 	t.Helper()
-	d := &deployment{t: t, db: db, store: store.New(db)}
+	d := &deployment{t: t, db: db, store: store.New(db, audittest.Keys(1))}
 	d.tx(func(ctx context.Context, tx sqldb.Tx) error { return fence.Configure(ctx, tx, 3) })
 	var all []store.Integration
 	for i := range 40 {

@@ -334,3 +334,20 @@ func recordKey(dataKey []byte, identity string) (cipher.AEAD, error) {
 func associated(header []byte, identity string) []byte {
 	return append(slices.Clone(header), identity...)
 }
+
+// Derive gives 32 bytes that belong to a purpose of a data key alone, for what is not sealed: to authenticate, or as the seed of a signing key. A
+// purpose never is a record's identity. Errors are Open's.
+func (k *Keyring) Derive(ctx context.Context, id uint32, purpose string) ([]byte, error) {
+	if purpose == "" {
+		return nil, ErrNoIdentity
+	}
+	dataKey, err := k.key(ctx, id)
+	if err != nil {
+		return nil, fmt.Errorf("derive key for %s: %w", purpose, err)
+	}
+	key, err := hkdf.Key(sha256.New, dataKey, nil, "phasekey vault derived 1\x00"+purpose, keySize)
+	if err != nil {
+		return nil, fmt.Errorf("derive key for %s: %w", purpose, err)
+	}
+	return key, nil
+}

@@ -21,6 +21,7 @@ import (
 	"phasekey.dev/pkg/secret"
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/pkg/sqldbtest"
+	"phasekey.dev/services/vault/internal/audit/audittest"
 	"phasekey.dev/services/vault/internal/budget"
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/directory"
@@ -451,7 +452,7 @@ func newStage(t *testing.T) *stage {
 	s := &stage{
 		t: t, db: sqldbtest.SQLite(t, migrations), entra: newFakeDirectory(), registry: &fakeRegistry{}, log: &syncBuffer{}, look: 15 * time.Second,
 	}
-	s.store = store.New(s.db)
+	s.store = store.New(s.db, audittest.Keys(1))
 	s.tx(func(ctx context.Context, tx sqldb.Tx) error { return fence.Configure(ctx, tx, 1) })
 	s.config = rotation.Config{
 		Store: s.store, Clouds: rotation.Clouds{"public": s.entra}, Keyring: fakeKeyring{}, Reporter: s.registry,

@@ -36,6 +36,7 @@ import (
 	"phasekey.dev/pkg/secret"
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/pkg/sqldbtest"
+	"phasekey.dev/services/vault/internal/audit/audittest"
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/delivery"
 	"phasekey.dev/services/vault/internal/directory"
@@ -172,7 +173,7 @@ func inBubble(t *testing.T, test func(v *vault)) {
 		if err := v.db.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error { return fence.Configure(ctx, tx, 1) }); err != nil {
 			t.Fatal(err)
 		}
-		v.store = store.New(v.db)
+		v.store = store.New(v.db, audittest.Keys(1))
 		v.fill()
 		log := obs.NewLogger(v.log, slog.LevelDebug, obs.FormatText)
 		meter := delivery.NewMeter(v.store, log)

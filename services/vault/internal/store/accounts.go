@@ -93,8 +93,7 @@ func (s *Store) ReleaseFrozen(ctx context.Context, now time.Time, account, after
 		for i, uid := range found {
 			args[i] = uid
 		}
-		grants, err := sqldb.Collect(ctx, tx, grantListing.scan,
-			`UPDATE grants SET turn = turn + 1 WHERE uid IN (`+placeholders(1, len(found))+`) RETURNING `+grantColumns, args...)
+		grants, err := lockGrants(ctx, tx, placeholders(1, len(found)), args...)
 		if err != nil {
 			return err
 		}

@@ -12,6 +12,7 @@ import (
 
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/pkg/sqldbtest"
+	"phasekey.dev/services/vault/internal/audit/audittest"
 	"phasekey.dev/services/vault/internal/grant"
 	"phasekey.dev/services/vault/internal/store"
 )
@@ -264,7 +265,7 @@ func TestMigrations_CopyWithoutLabels(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer func() { _ = db.Close() }()
-			m.db, m.store = db, store.New(db)
+			m.db, m.store = db, store.New(db, audittest.Keys(1))
 			m.oldBrings(6, "q")
 			if got, err := m.store.Projection(t.Context()); err != nil || got.Cursor != "" {
 				t.Errorf("position %+v, %v", got, err)

@@ -2,10 +2,15 @@ package store
 
 import (
 	"context"
+	"encoding/hex"
+	"errors"
 	"fmt"
+	"strings"
 	"time"
 
+	"phasekey.dev/pkg/chain"
 	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/vault/internal/audit"
 	"phasekey.dev/services/vault/internal/grant"
 	"phasekey.dev/services/vault/internal/lease"
 )
@@ -37,23 +42,27 @@ const (
 	RotationResumed AuditKind = "RotationResumed"
 )
 
-// AuditEvent is one record. It never holds a secret.
+// AuditEvent is something that is recorded. It never holds a secret.
 type AuditEvent struct {
-	// Writer is the process that recorded it, Seq its place among that writer's records, from 1, without gaps. Both are
-	// given when it is stored.
+	// Writer is the process that recorded it, Seq the number of its record among that writer's, from 1, without gaps; Place, from 0, tells events of one
+	// record apart, which a credential is that went to many leases at once. They are given when it is stored.
 	Writer string
 	Seq    int64
+	Place  int64
 
 	Time   time.Time
 	Kind   AuditKind
 	Caller grant.Caller
-	// Account is the account's ID.
+	// Account is the account's ID; Integration and Project are resource names, empty where only the UID is known.
 	Account        string
 	GrantUID       string
+	Run            string
 	LeaseUID       string
 	InstanceID     string
 	Generation     int64
+	Integration    string
 	IntegrationUID string
+	Project        string
 	ProjectUID     string
 	// VersionID, Material, Reason, Audience and ClientRequestID are a delivery's: the credential version it was made from, its
 	// form, why it was sent, and of a token what it opens and the ID that the token request carried. Reason is also why a
@@ -67,72 +76,182 @@ type AuditEvent struct {
 	ExpireTime time.Time
 }
 
-// nextAudit numbers the next record. The writer's row stays locked until the commit, so that a record which is rolled back
-// leaves no gap.
-func (s *Store) nextAudit(ctx context.Context, tx sqldb.Tx) (seq int64, err error) {
-	err = tx.QueryRow(ctx, `INSERT INTO audit_writers (writer, seq) VALUES ($1, 1)
-		ON CONFLICT (writer) DO UPDATE SET seq = audit_writers.seq + 1 RETURNING seq`, s.writer).Scan(&seq)
-	if err != nil {
-		return 0, fmt.Errorf("number audit event: %w", err)
+// entry is the event as it is hashed and stored.
+func (e AuditEvent) entry() audit.Entry {
+	return audit.Entry{
+		Time: sqldb.Micros(e.Time), Kind: string(e.Kind), Actor: e.Caller.Identity, RequestID: e.Caller.RequestID, Account: e.Account,
+		GrantUID: e.GrantUID, Run: e.Run, LeaseUID: e.LeaseUID, InstanceID: e.InstanceID, Generation: e.Generation,
+		Integration: e.Integration, IntegrationUID: e.IntegrationUID, Project: e.Project, ProjectUID: e.ProjectUID, VersionID: e.VersionID,
+		Material: string(e.Material), Reason: e.Reason, Audience: e.Audience, ClientRequestID: e.ClientRequestID,
+		ExpireTime: sqldb.Micros(e.ExpireTime),
 	}
-	return seq, nil
 }
 
-const auditColumns = `writer, seq, time, kind, actor, request_id, account, grant_uid, lease_uid, instance_id, generation,
-	integration_uid, project_uid, version_id, reason, audience, client_request_id, expire_time, material`
-
-// audit records an event in the transaction that makes it true.
-func (s *Store) audit(ctx context.Context, tx sqldb.Tx, e AuditEvent) error {
-	seq, err := s.nextAudit(ctx, tx)
-	if err != nil {
-		return err
+// auditEvent is the reverse, of an entry of a record.
+func auditEvent(r audit.Record, place int64, e audit.Entry) AuditEvent {
+	return AuditEvent{
+		Writer: r.Writer, Seq: r.Seq, Place: place, Time: sqldb.Time(e.Time), Kind: AuditKind(e.Kind),
+		Caller: grant.Caller{Identity: e.Actor, RequestID: e.RequestID}, Account: e.Account, GrantUID: e.GrantUID, Run: e.Run,
+		LeaseUID: e.LeaseUID, InstanceID: e.InstanceID, Generation: e.Generation, Integration: e.Integration, IntegrationUID: e.IntegrationUID,
+		Project: e.Project, ProjectUID: e.ProjectUID, VersionID: e.VersionID, Material: lease.Material(e.Material), Reason: e.Reason,
+		Audience: e.Audience, ClientRequestID: e.ClientRequestID, ExpireTime: sqldb.Time(e.ExpireTime),
 	}
-	_, err = tx.Exec(ctx, `INSERT INTO audit_events (`+auditColumns+`)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)`,
-		s.writer, seq, sqldb.Micros(e.Time), string(e.Kind), e.Caller.Identity, e.Caller.RequestID, e.Account, e.GrantUID, e.LeaseUID,
-		e.InstanceID, e.Generation, e.IntegrationUID, e.ProjectUID, e.VersionID, e.Reason, e.Audience, e.ClientRequestID,
-		sqldb.Micros(e.ExpireTime), string(e.Material))
+}
+
+var errNoAuditKeys = errors.New("there are no keys to record by")
+
+// trail is this process's chain while its row is locked, and what is to be appended to it.
+type trail struct {
+	store *Store
+	seq   int64
+	hash  chain.Hash
+}
+
+// lockTrail takes the writer's row until the commit, so that a record which is rolled back leaves no gap.
+func (s *Store) lockTrail(ctx context.Context, tx sqldb.Tx) (*trail, error) {
+	if s.keys == nil {
+		return nil, errNoAuditKeys
+	}
+	t := &trail{store: s}
+	var hash string
+	err := tx.QueryRow(ctx, `INSERT INTO audit_writers (writer, seq, hash, time) VALUES ($1, 0, '', 0)
+		ON CONFLICT (writer) DO UPDATE SET seq = audit_writers.seq RETURNING seq, hash`, s.writer).Scan(&t.seq, &hash)
+	if err == nil && hash != "" {
+		err = t.hash.UnmarshalText([]byte(hash))
+	}
 	if err != nil {
-		return fmt.Errorf("record %s: %w", e.Kind, err)
+		return nil, fmt.Errorf("find the end of the audit trail: %w", err)
+	}
+	return t, nil
+}
+
+// next makes the next record of the entries.
+func (t *trail) next(ctx context.Context, entries []audit.Entry) (audit.Record, error) {
+	content, err := audit.Content(entries)
+	if err != nil {
+		return audit.Record{}, err
+	}
+	t.seq++
+	t.hash = chain.Next(t.hash, t.store.writer, t.seq, content)
+	r := audit.Record{Writer: t.store.writer, Seq: t.seq, Hash: t.hash, Entries: entries}
+	r.KeyID, r.MAC, err = audit.Authenticate(ctx, t.store.keys, t.hash)
+	return r, err
+}
+
+// end writes where the chain ends now.
+func (t *trail) end(ctx context.Context, tx sqldb.Tx, now time.Time) error {
+	_, err := tx.Exec(ctx, `UPDATE audit_writers SET seq = $2, hash = $3, time = $4 WHERE writer = $1`, t.store.writer, t.seq, t.hash.String(), sqldb.Micros(now))
+	if err != nil {
+		return fmt.Errorf("end the audit trail: %w", err)
 	}
 	return nil
 }
 
-// auditDelivery records a delivery only where it finds, at this very moment, everything that entitles to it: the grant
-// live, its account not frozen, the lease open at this generation, the version usable (for its secret: ACTIVE), integration and project there, the
-// integration one that gives the material, the version one that has it, an attachment or labels that give the access, and a copy of the registry that is
-// fresh and no older than the grant. It reports whether it did.
-func (s *Store) auditDelivery(ctx context.Context, tx sqldb.Tx, now time.Time, leaseUID string, generation int64, d Delivery, fresh time.Time) (bool, error) {
-	seq, err := s.nextAudit(ctx, tx)
+const auditColumns = `writer, seq, place, time, kind, actor, request_id, account, grant_uid, run, lease_uid, instance_id, generation,
+	integration, integration_uid, project, project_uid, version_id, material, reason, audience, client_request_id, expire_time, hash, mac, key_id`
+
+// auditArgs are a record's entry in the order of auditColumns. The first entry has the record's hash and MAC.
+func auditArgs(r audit.Record, place int, e audit.Entry) []any {
+	hash, mac, keyID := "", "", int64(0)
+	if place == 0 {
+		hash, mac, keyID = r.Hash.String(), hex.EncodeToString(r.MAC), int64(r.KeyID)
+	}
+	return []any{
+		r.Writer, r.Seq, place, e.Time, e.Kind, e.Actor, e.RequestID, e.Account, e.GrantUID, e.Run, e.LeaseUID, e.InstanceID, e.Generation,
+		e.Integration, e.IntegrationUID, e.Project, e.ProjectUID, e.VersionID, e.Material, e.Reason, e.Audience, e.ClientRequestID, e.ExpireTime,
+		hash, mac, keyID,
+	}
+}
+
+// insertRecords stores records as they are.
+func insertRecords(ctx context.Context, tx sqldb.Tx, records []audit.Record) error {
+	t := tuples{casts: auditCasts}
+	for _, r := range records {
+		for place, e := range r.Entries {
+			t.add(auditArgs(r, place, e)...)
+		}
+	}
+	if t.n == 0 {
+		return nil
+	}
+	_, err := tx.Exec(ctx, `INSERT INTO audit_events (`+auditColumns+`) SELECT * FROM (`+t.values()+`) v WHERE v.column1 <> ''`, t.args...)
 	if err != nil {
-		return false, err
+		return fmt.Errorf("record %s: %w", records[0].Entries[0].Kind, err)
 	}
-	// What else than ACTIVE the version may be, and what else than a policy that names the material will do.
-	orState, orMaterials := "ACTIVE", "none"
-	if d.Material == lease.AccessToken || d.Material == lease.FederatedToken {
-		orState, orMaterials = "RETIRING", "[]"
-	}
-	n, err := tx.Exec(ctx, `INSERT INTO audit_events (`+auditColumns+`)
-		SELECT w.writer, w.seq, CAST($3 AS BIGINT), $4, $5, $6, g.account, g.uid, l.uid, l.instance_id, l.generation,
-			g.integration_uid, g.project_uid, v.id, $7, $8, $9, CAST($10 AS BIGINT), $16
-		FROM audit_writers w, grants g, leases l, credential_versions v, integrations i, projects p, projection r
-		WHERE w.writer = $1 AND w.seq = $2
-			AND g.uid = $11 AND g.revoke_time = 0 AND g.expire_time > $3
-			AND l.uid = $12 AND l.grant_uid = g.uid AND l.close_time = 0 AND l.generation = $13
-			AND v.id = $14 AND v.integration_uid = g.integration_uid AND v.state IN ('ACTIVE', $17)
-			AND i.uid = g.integration_uid AND i.deleting = 0
-			AND (i.delivery_materials LIKE $18 OR i.delivery_materials = $19)
-			AND ($16 = 'ACCESS_TOKEN' OR ($16 = 'FEDERATED_TOKEN') = (i.credential_kind = 'FEDERATED'))
-			AND ($16 = 'ACCESS_TOKEN' OR ($16 = 'FEDERATED_TOKEN') = (v.signing_key <> ''))
-			AND p.uid = g.project_uid
-			AND r.singleton = 1 AND r.bookmark_time > $15 AND r.incarnation <> ''
-			AND (r.incarnation <> g.incarnation OR r.revision >= g.revision)
-			AND NOT `+frozen+` AND `+attached,
-		s.writer, seq, sqldb.Micros(now), string(CredentialDelivered), d.Caller.Identity, d.Caller.RequestID, d.Reason, d.Audience,
-		d.ClientRequestID, sqldb.Micros(d.ExpireTime), d.GrantUID, leaseUID, generation, d.VersionID, sqldb.Micros(fresh),
-		string(d.Material), orState, `%"`+string(d.Material)+`"%`, orMaterials)
+	return nil
+}
+
+// auditCasts are the types of auditColumns.
+const auditCasts = "tiiitttttttt" + "i" + "ttttttttt" + "i" + "tt" + "i"
+
+// audit records an event in the transaction that makes it true.
+func (s *Store) audit(ctx context.Context, tx sqldb.Tx, e AuditEvent) error {
+	t, err := s.lockTrail(ctx, tx)
 	if err != nil {
-		return false, fmt.Errorf("record %s: %w", CredentialDelivered, err)
+		return err
 	}
-	return n == 1, nil
+	r, err := t.next(ctx, []audit.Entry{e.entry()})
+	if err != nil {
+		return err
+	}
+	if err := insertRecords(ctx, tx, []audit.Record{r}); err != nil {
+		return err
+	}
+	return t.end(ctx, tx, e.Time)
+}
+
+// tuples are rows of values in a statement. Their number is filled up to a power of two by rows whose texts are empty and whose numbers are 0, so that there
+// are few texts of a statement, which a connection prepares once.
+type tuples struct {
+	// casts has a letter a column: t for text, i for an integer.
+	casts string
+	args  []any
+	n     int
+}
+
+func (t *tuples) add(row ...any) {
+	t.args = append(t.args, row...)
+	t.n++
+}
+
+// values is the VALUES clause, whose columns are called column1 and so on by both engines. It completes args.
+func (t *tuples) values() string {
+	size := 1
+	for size < t.n {
+		size *= 2
+	}
+	for ; t.n < size; t.n++ {
+		for _, c := range t.casts {
+			if c == 'i' {
+				t.args = append(t.args, int64(0))
+			} else {
+				t.args = append(t.args, "")
+			}
+		}
+	}
+	var b strings.Builder
+	b.WriteString("VALUES ")
+	at := 0
+	for i := range size {
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		for j, c := range t.casts {
+			at++
+			separator := ", "
+			if j == 0 {
+				separator = "("
+			}
+			switch {
+			case i > 0: // as the first row
+				fmt.Fprintf(&b, "%s$%d", separator, at)
+			case c == 'i':
+				fmt.Fprintf(&b, "%sCAST($%d AS BIGINT)", separator, at)
+			default:
+				fmt.Fprintf(&b, "%sCAST($%d AS TEXT)", separator, at)
+			}
+		}
+		b.WriteString(")")
+	}
+	return b.String()
 }

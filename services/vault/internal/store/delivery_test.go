@@ -14,6 +14,7 @@ import (
 	"phasekey.dev/pkg/secret"
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/pkg/sqldbtest"
+	"phasekey.dev/services/vault/internal/audit/audittest"
 	"phasekey.dev/services/vault/internal/grant"
 	"phasekey.dev/services/vault/internal/lease"
 	"phasekey.dev/services/vault/internal/page"
@@ -25,7 +26,7 @@ var platform = grant.Caller{Identity: "spiffe://phasekey.dev/platform", RequestI
 // counter is a vault's database in which the integration "uid" with ACTIVE version v2 and RETIRING version v1 is attached
 // to the project "network" for READ, as of revision 5 of the registry "registry". It gives tokens and secrets.
 type counter struct {
-	t     *testing.T
+	t     testing.TB
 	db    *sqldb.DB
 	store *store.Store
 }
@@ -38,7 +39,7 @@ func overTheCounter(t *testing.T, test func(c *counter)) {
 	}
 	sqldbtest.Run(t, migrations, func(t *testing.T, db *sqldb.DB) {
 		divide(t, db, 1)
-		c := &counter{t: t, db: db, store: store.New(db)}
+		c := &counter{t: t, db: db, store: store.New(db, audittest.Keys(1))}
 		c.furnish()
 		test(c)
 	})
@@ -127,13 +128,16 @@ func (c *counter) audit() []string {
 		next := map[string]int64{}
 		out, err = sqldb.Collect(ctx, tx, func(row sqldb.Row) (string, error) {
 			var writer, kind, instance, version string
-			var seq, generation int64
-			err := row.Scan(&writer, &seq, &kind, &instance, &generation, &version)
-			if next[writer]++; seq != next[writer] {
+			var seq, place, generation int64
+			err := row.Scan(&writer, &seq, &place, &kind, &instance, &generation, &version)
+			if place == 0 {
+				next[writer]++
+			}
+			if seq != next[writer] {
 				c.t.Errorf("writer %s: record %d where %d was due", writer, seq, next[writer])
 			}
 			return fmt.Sprintf("%s %s %d %s", kind, instance, generation, version), err
-		}, `SELECT writer, seq, kind, instance_id, generation, version_id FROM audit_events ORDER BY writer, seq`)
+		}, `SELECT writer, seq, place, kind, instance_id, generation, version_id FROM audit_events ORDER BY writer, seq, place`)
 		return err
 	})
 	if err != nil {
@@ -591,14 +595,14 @@ func TestStore_RevocationWaitsForADeliveryThatWasEntitled(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := &counter{t: t, db: sqldbtest.Postgres(t, migrations)}
-	c.store = store.New(c.db)
+	c.store = store.New(c.db, audittest.Keys(1))
 	divide(t, c.db, 1)
 	c.furnish()
 	c.grant("g1")
 	if _, err := c.store.Deliver(t.Context(), start, order("g1", "instance", "v2")); err != nil {
 		t.Fatal(err)
 	}
-	other := store.New(c.db) // another replica, with records of its own
+	other := store.New(c.db, audittest.Keys(1)) // another replica, with records of its own
 
 	var delivered, revoked error
 	var group sync.WaitGroup

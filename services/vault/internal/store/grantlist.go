@@ -96,6 +96,10 @@ func revokeAll(ctx context.Context, tx sqldb.Tx, now time.Time, uids []string) (
 	for _, uid := range uids {
 		args = append(args, uid)
 	}
+	// In order first: the update takes them in whatever order its plan has.
+	if _, err := lockGrants(ctx, tx, placeholders(1, len(uids)), args[1:]...); err != nil {
+		return nil, err
+	}
 	grants, err := sqldb.Collect(ctx, tx, grantListing.scan, `UPDATE grants SET turn = turn + 1, revoke_time = $1
 		WHERE revoke_time = 0 AND uid IN (`+placeholders(2, len(uids))+`) RETURNING `+grantColumns, args...)
 	if err != nil {

@@ -221,7 +221,7 @@ func TestRevokeGrants_ManyAtOnceLeaveNone(t *testing.T) {
 	})
 }
 
-func refusedWith(t *testing.T, what string, err, want error) {
+func refusedWith(t testing.TB, what string, err, want error) {
 	t.Helper()
 	if !errors.Is(err, want) {
 		t.Errorf("%s: %v, want %v", what, err, want)

@@ -203,6 +203,12 @@ func lockGrant(ctx context.Context, tx sqldb.Tx, where string, key ...any) (gran
 	return g, err
 }
 
+// lockGrants locks and reads grants as lockGrant does, many at once, in the order of their UIDs.
+func lockGrants(ctx context.Context, tx sqldb.Tx, which string, args ...any) ([]grant.Grant, error) {
+	return sqldb.Collect(ctx, tx, grantListing.scan,
+		`SELECT `+grantColumns+` FROM grants WHERE uid IN (`+which+`) ORDER BY uid`+tx.ForUpdate(), args...)
+}
+
 func (s *Store) findGrant(ctx context.Context, where string, key ...any) (grant.Grant, error) {
 	var g grant.Grant
 	err := s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
@@ -240,7 +246,7 @@ func scanGrant(row sqldb.Row, more ...any) (grant.Grant, error) {
 
 func grantEvent(now time.Time, kind AuditKind, g grant.Grant, caller grant.Caller) AuditEvent {
 	return AuditEvent{
-		Time: now, Kind: kind, Caller: caller, Account: g.Account, GrantUID: g.UID, IntegrationUID: g.IntegrationUID,
-		ProjectUID: g.ProjectUID, ExpireTime: g.ExpireTime,
+		Time: now, Kind: kind, Caller: caller, Account: g.Account, GrantUID: g.UID, Run: g.Run, Integration: g.Integration,
+		IntegrationUID: g.IntegrationUID, Project: g.Project, ProjectUID: g.ProjectUID, ExpireTime: g.ExpireTime,
 	}
 }

@@ -14,33 +14,49 @@ import (
 	"phasekey.dev/services/vault/internal/lease"
 )
 
-// hold notes that the lease is given the version's secret: the first time it raises the version's holders, which it can only while
-// that is ACTIVE and was not refused when it was last asked with. The caller has the grant's row, so nobody else holds or releases by the grant. Errors: lease.ErrVersionGone, and
-// a lease.HoldError when the grant lasts longer than the secret may be held.
-func hold(ctx context.Context, tx sqldb.Tx, g grant.Grant, leaseUID string, d Delivery) error {
-	if err := lease.CheckHold(g.ExpireTime, d.HoldLimit); err != nil {
-		return err
+// hold notes that the leases are given the version's secret: each that did not have it raises the version's holders, which it can only
+// while that is ACTIVE and was not refused when it was last asked with. The caller has the grants' rows, so nobody else holds or releases by them, and has checked that none lasts longer than the
+// secret may be held. lease.ErrVersionGone when the version is not ACTIVE.
+func hold(ctx context.Context, tx sqldb.Tx, versionID, integrationUID string, holds []holding) error {
+	leases := tuples{casts: "t"}
+	for _, h := range holds {
+		leases.add(h.leaseUID)
 	}
-	var held int64
-	if err := tx.QueryRow(ctx, `SELECT COUNT(*) FROM holdings WHERE lease_uid = $1 AND version_id = $2`, leaseUID, d.VersionID).Scan(&held); err != nil {
-		return fmt.Errorf("read holding: %w", err)
+	values := leases.values()
+	have, err := sqldb.Collect(ctx, tx, scanUID, fmt.Sprintf(`SELECT lease_uid FROM holdings WHERE lease_uid IN (%s) AND version_id = $%d`, values, len(leases.args)+1),
+		append(leases.args, versionID)...)
+	if err != nil {
+		return fmt.Errorf("read holdings: %w", err)
 	}
-	if held > 0 {
+	fresh := tuples{casts: "tttii"}
+	for _, h := range holds {
+		if !slices.Contains(have, h.leaseUID) {
+			fresh.add(h.leaseUID, versionID, h.grantUID, sqldb.Micros(h.latest), sqldb.Micros(h.end))
+		}
+	}
+	raise := fresh.n
+	if raise == 0 {
 		return nil
 	}
-	raised, err := tx.Exec(ctx, `UPDATE credential_versions SET holders = holders + 1 WHERE id = $1 AND integration_uid = $2 AND state = 'ACTIVE' AND refusals = 0`,
-		d.VersionID, g.IntegrationUID)
+	raised, err := tx.Exec(ctx, `UPDATE credential_versions SET holders = holders + $3 WHERE id = $1 AND integration_uid = $2 AND state = 'ACTIVE' AND refusals = 0`,
+		versionID, integrationUID, raise)
 	if err != nil {
 		return fmt.Errorf("raise holders: %w", err)
 	}
 	if raised == 0 {
 		return lease.ErrVersionGone
 	}
-	if _, err := tx.Exec(ctx, `INSERT INTO holdings (lease_uid, version_id, grant_uid, latest_time, expire_time) VALUES ($1, $2, $3, $4, $5)`,
-		leaseUID, d.VersionID, g.UID, sqldb.Micros(d.HoldLimit), sqldb.Micros(g.ExpireTime)); err != nil {
-		return fmt.Errorf("note holding: %w", err)
+	if _, err := tx.Exec(ctx, `INSERT INTO holdings (lease_uid, version_id, grant_uid, latest_time, expire_time)
+		SELECT * FROM (`+fresh.values()+`) v WHERE v.column1 <> ''`, fresh.args...); err != nil {
+		return fmt.Errorf("note holdings: %w", err)
 	}
 	return nil
+}
+
+// holding is that a lease of a grant has a version's secret: until the grant's end, which must not come after latest.
+type holding struct {
+	leaseUID, grantUID string
+	latest, end        time.Time
 }
 
 // release ends the holdings of one of the grant's leases, or with an empty leaseUID of all: it lowers each version's holders by
@@ -202,15 +218,11 @@ func (tx masterTx) lockGrantsWithLeases(ctx context.Context, integrationUID stri
 		holding = `SELECT grant_uid FROM holdings WHERE version_id IN (SELECT id FROM credential_versions WHERE integration_uid = $1)`
 		leased  = `SELECT grant_uid FROM leases WHERE close_time = 0 AND grant_uid IN (` + live + `) UNION ` + holding
 	)
-	lock := func(which string, args ...any) ([]grant.Grant, error) {
-		return sqldb.Collect(ctx, tx.Tx, func(row sqldb.Row) (grant.Grant, error) { return scanGrant(row) },
-			`UPDATE grants SET turn = turn + 1 WHERE uid IN (`+which+`) RETURNING `+grantColumns, args...)
-	}
-	grants, err = lock(leased+` ORDER BY 1 LIMIT $3`, integrationUID, sqldb.Micros(now), endLimit)
+	grants, err = lockGrants(ctx, tx.Tx, leased+` ORDER BY 1 LIMIT $3`, integrationUID, sqldb.Micros(now), endLimit)
 	if err != nil || len(grants) == endLimit {
 		return grants, false, err
 	}
-	if grants, err = lock(live+` UNION `+holding, integrationUID, sqldb.Micros(now)); err != nil {
+	if grants, err = lockGrants(ctx, tx.Tx, live+` UNION `+holding, integrationUID, sqldb.Micros(now)); err != nil {
 		return nil, false, err
 	}
 	uids, err := sqldb.Collect(ctx, tx.Tx, func(row sqldb.Row) (uid string, err error) {

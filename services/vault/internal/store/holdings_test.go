@@ -14,6 +14,7 @@ import (
 
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/pkg/sqldbtest"
+	"phasekey.dev/services/vault/internal/audit/audittest"
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/election"
 	"phasekey.dev/services/vault/internal/fence"
@@ -464,7 +465,7 @@ func TestHoldings_WhoeverComesAtOnce(t *testing.T) {
 func (c *counter) meetAtOnce() {
 	ctx, m := c.t.Context(), c.master()
 	const grants, rotations = 6, 12
-	other := store.New(c.db) // another replica
+	other := store.New(c.db, audittest.Keys(1)) // another replica
 	for i := range grants {
 		c.grant(fmt.Sprint("g", i))
 	}
@@ -565,7 +566,7 @@ func onPostgres(t *testing.T, settings ...string) *counter {
 	}
 	t.Cleanup(func() { _ = db.Close() })
 	divide(t, db, 1)
-	c := &counter{t: t, db: db, store: store.New(db)}
+	c := &counter{t: t, db: db, store: store.New(db, audittest.Keys(1))}
 	c.furnish()
 	return c
 }
@@ -610,7 +611,7 @@ func TestEndLeases_WaitsForADeliveryThatWasEntitled(t *testing.T) {
 			if _, err := c.store.Deliver(t.Context(), start, order("g1", "instance", "v2")); err != nil {
 				t.Fatal(err)
 			}
-			other := store.New(c.db) // another replica, with records of its own
+			other := store.New(c.db, audittest.Keys(1)) // another replica, with records of its own
 			var delivered, ended error
 			var n int
 			var group sync.WaitGroup

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/google/uuid"
-
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/grant"
@@ -122,100 +120,10 @@ type Delivery struct {
 	Caller     grant.Caller
 }
 
-// Deliver opens or resumes the instance's lease, counts its generation up, and records the delivery where it finds
-// everything that entitles to it, in one transaction. Only what it returned without an error for may leave the vault: after
-// an error nothing was recorded, except that after a sqldb.ErrUnknownOutcome a delivery may be on record that never was.
-//
-// A client secret is held from then on: the first delivery of a version to a lease raises the version's holders.
-//
-// Errors: those of grant.Standing.Check, lease.ErrClosed, lease.ErrTooMany, a lease.HoldError, and lease.ErrVersionGone when only
-// the version is no longer usable, or the material no longer allowed: read the entitlement again.
-func (s *Store) Deliver(ctx context.Context, now time.Time, d Delivery) (lease.Lease, error) {
-	var delivered lease.Lease
-	uid := d.LeaseUID
-	if uid == "" {
-		uid = uuid.NewString()
-	}
-	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
-		g, err := lockGrant(ctx, tx, `uid = $1`, d.GrantUID)
-		if err != nil {
-			return err
-		}
-		// Whoever has the grant can open and close leases all day: those that are over must not make the others slow.
-		held, err := sqldb.Collect(ctx, tx, scanLease, `SELECT `+leaseColumns+` FROM leases WHERE grant_uid = $1 AND close_time = 0
-			UNION ALL SELECT `+leaseColumns+` FROM leases WHERE grant_uid = $1 AND instance_id = $2 AND close_time <> 0`,
-			d.GrantUID, d.InstanceID)
-		if err != nil {
-			return err
-		}
-		admitted, opened, refusal := lease.Admit(now, held, uid, d.GrantUID, d.InstanceID)
-		if refusal != nil {
-			// That the grant is over says more than that it has many leases.
-			return errors.Join(g.Check(now), refusal)
-		}
-		if d.LeaseUID != "" && admitted.UID != d.LeaseUID {
-			return lease.ErrVersionGone // another delivery opened it meanwhile
-		}
-		if err := putLease(ctx, tx, admitted, opened); err != nil {
-			return err
-		}
-		if d.Material == lease.ClientSecret {
-			err := hold(ctx, tx, g, admitted.UID, d)
-			if errors.Is(err, lease.ErrVersionGone) || errors.Is(err, lease.ErrHoldTooLong) {
-				return refused(ctx, tx, now, d.GrantUID, err)
-			}
-			if err != nil {
-				return err
-			}
-		}
-		if opened {
-			if err := s.audit(ctx, tx, leaseEvent(now, LeaseOpened, g, lease.Lease{UID: admitted.UID, InstanceID: d.InstanceID}, d.Caller)); err != nil {
-				return err
-			}
-		}
-		recorded, err := s.auditDelivery(ctx, tx, now, admitted.UID, admitted.Generation, d, now.Add(-grant.MaxSilence))
-		if err != nil {
-			return err
-		}
-		if !recorded {
-			// The lease was written in this transaction, so the version and the material are all that is left.
-			return refused(ctx, tx, now, d.GrantUID, lease.ErrVersionGone)
-		}
-		delivered = admitted
-		return nil
-	})
-	if err != nil {
-		return lease.Lease{}, fmt.Errorf("deliver by grant %s: %w", d.GrantUID, err)
-	}
-	return delivered, nil
-}
-
-func putLease(ctx context.Context, tx sqldb.Tx, l lease.Lease, opened bool) (err error) {
-	if opened {
-		_, err = tx.Exec(ctx, `INSERT INTO leases (`+leaseColumns+`) VALUES ($1, $2, $3, $4, $5, $6, 0)`,
-			l.UID, l.GrantUID, l.InstanceID, l.Generation, sqldb.Micros(l.OpenTime), sqldb.Micros(l.DeliverTime))
-	} else {
-		_, err = tx.Exec(ctx, `UPDATE leases SET generation = $1, deliver_time = $2 WHERE uid = $3`, l.Generation, sqldb.Micros(l.DeliverTime), l.UID)
-	}
-	return err
-}
-
 func leaseEvent(now time.Time, kind AuditKind, g grant.Grant, l lease.Lease, caller grant.Caller) AuditEvent {
 	event := grantEvent(now, kind, g, caller)
 	event.LeaseUID, event.InstanceID, event.Generation = l.UID, l.InstanceID, l.Generation
 	return event
-}
-
-// refused says why a delivery is not recorded: that the grant does not entitle to it, or else why.
-func refused(ctx context.Context, tx sqldb.Tx, now time.Time, grantUID string, why error) error {
-	found, err := standing(ctx, tx, grantUID)
-	if err != nil {
-		return err
-	}
-	if err := found.Check(now); err != nil {
-		return err
-	}
-	return why
 }
 
 // CloseLease closes the instance's lease and releases what it holds. One that never was, or is closed, is closed.

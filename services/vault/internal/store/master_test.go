@@ -13,6 +13,7 @@ import (
 
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/pkg/sqldbtest"
+	"phasekey.dev/services/vault/internal/audit/audittest"
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/election"
 	"phasekey.dev/services/vault/internal/fence"
@@ -39,7 +40,7 @@ func onBoth(t *testing.T, test func(b *bench)) {
 		t.Fatal(err)
 	}
 	sqldbtest.Run(t, migrations, func(t *testing.T, db *sqldb.DB) {
-		b := &bench{t: t, db: db, store: store.New(db)}
+		b := &bench{t: t, db: db, store: store.New(db, audittest.Keys(1))}
 		divide(t, db, 3)
 		b.master = b.take()
 		b.want(1, store.Integration{UID: "uid", Name: "accounts/a/integrations/i", TenantID: "tenant", Cloud: "public", RotationPeriod: time.Hour, Revision: 1})

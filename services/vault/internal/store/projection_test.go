@@ -13,13 +13,14 @@ import (
 
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/pkg/sqldbtest"
+	"phasekey.dev/services/vault/internal/audit/audittest"
 	"phasekey.dev/services/vault/internal/lease"
 	"phasekey.dev/services/vault/internal/store"
 )
 
 // mirror is a vault's database that has been told nothing yet.
 type mirror struct {
-	t     *testing.T
+	t     testing.TB
 	db    *sqldb.DB
 	store *store.Store
 	heard int64
@@ -33,7 +34,7 @@ func withMirror(t *testing.T, test func(m *mirror)) {
 	}
 	sqldbtest.Run(t, migrations, func(t *testing.T, db *sqldb.DB) {
 		divide(t, db, 3)
-		test(&mirror{t: t, db: db, store: store.New(db)})
+		test(&mirror{t: t, db: db, store: store.New(db, audittest.Keys(1))})
 	})
 }
 

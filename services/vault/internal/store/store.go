@@ -8,7 +8,8 @@
 //
 // Rows are locked in one order, everywhere: the shard's fence; the projection and its copies; a grant, its leases, its holdings; the
 // application; versions, the older first; rotations; an audit writer; the counter of changes. So PostgreSQL never finds two transactions that
-// wait for each other. A grant's row stands for its leases and holdings: whoever has it finds them as they stay. Whoever
+// wait for each other. Several grants are taken in the order of their UIDs. A grant's row stands for its leases and holdings: whoever has it
+// finds them as they stay. Whoever
 // lowers a version's holders, and every master's step, takes the application's row before any version's.
 //
 // The tricky idea is touches. Whoever learns something that a master should act on, on any replica, brings the integration's
@@ -26,6 +27,7 @@ import (
 	"github.com/google/uuid"
 
 	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/vault/internal/audit"
 	"phasekey.dev/services/vault/internal/election"
 	"phasekey.dev/services/vault/internal/fence"
 )
@@ -42,12 +44,16 @@ var ErrHeld = errors.New("credential version is held")
 // Store is the vault's database. It is safe for concurrent use.
 type Store struct {
 	db *sqldb.DB
-	// writer names this process in the audit records: each process numbers its own.
-	writer string
+	// keys authenticate audit records; writer names this process in them: each process numbers and chains its own.
+	keys       audit.Keys
+	writer     string
+	deliveries deliveries
 }
 
-// New returns a store on an open database that has Migrations.
-func New(db *sqldb.DB) *Store { return &Store{db: db, writer: uuid.NewString()} }
+// New returns a store on an open database that has Migrations. Without keys nothing can be recorded, and so nothing done that has to be.
+func New(db *sqldb.DB, keys audit.Keys) *Store {
+	return &Store{db: db, keys: keys, writer: uuid.NewString()}
+}
 
 // Migrations are the schema's, for sqldb.Open.
 func Migrations() (fs.FS, error) {

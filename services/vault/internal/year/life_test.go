@@ -15,6 +15,7 @@ import (
 	"phasekey.dev/pkg/redistest"
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/pkg/sqldbtest"
+	"phasekey.dev/services/vault/internal/audit/audittest"
 	"phasekey.dev/services/vault/internal/budget"
 	"phasekey.dev/services/vault/internal/delivery"
 	"phasekey.dev/services/vault/internal/election/redislock"
@@ -87,7 +88,7 @@ type life struct {
 
 func (r *replica) live(ctx context.Context) error {
 	w := r.w
-	l := &life{r: r, store: store.New(w.db), silent: make(chan struct{})}
+	l := &life{r: r, store: store.New(w.db, audittest.Keys(1)), silent: make(chan struct{})}
 	l.ctx, l.end = context.WithCancel(ctx)
 	defer l.end()
 	l.ctx = sqldbtest.WithHook(l.ctx, l.atSQL)

@@ -20,6 +20,7 @@ import (
 	"phasekey.dev/pkg/redistest"
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/pkg/sqldbtest"
+	"phasekey.dev/services/vault/internal/audit/audittest"
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/election"
 	"phasekey.dev/services/vault/internal/entra"
@@ -116,7 +117,7 @@ func newWorld(t *testing.T, set settings) *world {
 	migrations, err := store.Migrations()
 	must(t, err)
 	w.db = sqldbtest.SQLite(t, migrations)
-	w.store = store.New(w.db)
+	w.store = store.New(w.db, audittest.Keys(1))
 	must(t, w.db.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error { return fence.Configure(ctx, tx, shards) }))
 	kek := "file://" + filepath.Join(t.TempDir(), "kek")
 	must(t, keyring.Init(t.Context(), kek, keystore.New(w.db)))

@@ -1,0 +1,15 @@
+package store
+
+// Waiting is how many deliveries have been ordered and not begun.
+func (s *Store) Waiting() int {
+	s.deliveries.mu.Lock()
+	defer s.deliveries.mu.Unlock()
+	return len(s.deliveries.waiting)
+}
+
+// Busy tells whether deliveries are under way, and none waits.
+func (s *Store) Busy() bool {
+	s.deliveries.mu.Lock()
+	defer s.deliveries.mu.Unlock()
+	return s.deliveries.running && len(s.deliveries.waiting) == 0
+}
