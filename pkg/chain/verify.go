@@ -71,6 +71,8 @@ type Report struct {
 	// SignedUntil is the newest checkpoint's time, zero without one; Unsigned counts records that it does not cover.
 	SignedUntil time.Time
 	Unsigned    int64
+	// Unchained counts records without a hash, of before records were chained: nothing is known of them.
+	Unchained int64
 	// Problems are at most the first 100; Found is how many there were.
 	Problems []Problem
 	Found    int64
@@ -86,7 +88,8 @@ type Verifier struct {
 	// lag is how much older than the newest checkpoint a record may be that no checkpoint covers.
 	lag    time.Duration
 	key    ed25519.PublicKey
-	begun  bool // something came
+	begun  bool      // something came
+	first  time.Time // of the first checkpoint
 	number int64
 	digest Hash
 	report Report
@@ -126,6 +129,9 @@ func (v *Verifier) Checkpoint(s Signed) {
 	}
 	v.report.Checkpoints++
 	v.report.SignedUntil = c.Time
+	if v.first.IsZero() {
+		v.first = c.Time
+	}
 	if len(c.NextKey) > 0 {
 		v.key = c.NextKey
 	}
@@ -183,6 +189,13 @@ func (v *Verifier) cover(c Checkpoint, named Head) {
 func (v *Verifier) Record(r Record) {
 	v.begun = true
 	v.report.Records++
+	if r.Hash == (Hash{}) {
+		v.report.Unchained++
+		if !v.first.IsZero() && r.Time.After(v.first) {
+			v.problem(Problem{Kind: Foreign, Writer: r.Writer, Seq: r.Seq, Checkpoint: v.number, Detail: "it has no hash, and is of a time when all had one"})
+		}
+		return
+	}
 	have := v.heads[r.Writer]
 	if have == nil {
 		have = &head{}

@@ -41,6 +41,7 @@ import (
 	"phasekey.dev/services/vault/internal/hint"
 	"phasekey.dev/services/vault/internal/issuer"
 	"phasekey.dev/services/vault/internal/keyring"
+	"phasekey.dev/services/vault/internal/notary"
 	"phasekey.dev/services/vault/internal/rolecheck"
 	"phasekey.dev/services/vault/internal/rotation"
 	"phasekey.dev/services/vault/internal/rpc"
@@ -70,6 +71,7 @@ type App struct {
 	hints    *hint.Hints // nil without Redis
 	hub      *delivery.Hub
 	releaser *delivery.Releaser
+	notary   *notary.Notary
 	meter    *delivery.Meter
 	server   *grpcserver.Server
 	runners  *grpcserver.Server
@@ -132,6 +134,10 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *App, err error) 
 		return nil, err
 	}
 	a.deliver(clouds)
+	a.notary = notary.New(notary.Config{
+		Store: a.store, Keys: a.keyring, Taken: store.ErrChanged, Retention: cfg.Audit.Retention, File: cfg.Audit.CheckpointFile,
+		Log: log, Metrics: a.metrics,
+	})
 	if err := a.work(clouds, client); err != nil {
 		return nil, err
 	}
@@ -355,6 +361,7 @@ func (a *App) Run(ctx context.Context) error {
 		}},
 		task.Task{Name: "keyring", Run: func(ctx context.Context) error { return a.keyring.Run(ctx, a.log) }},
 		task.Task{Name: "own credentials", Run: a.watch.Run},
+		task.Task{Name: "notary", Run: a.notary.Run},
 		task.Task{Name: "hub", Run: a.hub.Run},
 		task.Task{Name: "permissions", Run: a.checker.Run},
 		task.Task{Name: "releaser", Run: a.releaser.Run},

@@ -65,6 +65,7 @@ type Config struct {
 	Timing   credential.Timing `yaml:"timing"`
 	// Graph is how much all replicas together ask of Microsoft Graph, in each cloud.
 	Graph budget.Limits `yaml:"graph"`
+	Audit Audit         `yaml:"audit"`
 	// Drain bounds the graceful stop.
 	Drain time.Duration `yaml:"drain"`
 }
@@ -121,6 +122,18 @@ type CloudCredential struct {
 	ClientSecretFile string `yaml:"client_secret_file"`
 }
 
+// Audit says what becomes of audit records.
+type Audit struct {
+	// Retention is for how long they are kept at least; what is older goes a day at a time.
+	Retention time.Duration `yaml:"retention"`
+	// CheckpointFile gets every signed checkpoint of the trail, a line of JSON each, to be brought where the database's administrators cannot
+	// change it; empty writes none.
+	CheckpointFile string `yaml:"checkpoint_file"`
+}
+
+// minRetention is a month: a trail that is shorter serves nobody.
+const minRetention = 30 * 24 * time.Hour
+
 // DefaultConfig is what holds unless it is configured otherwise. It is not complete.
 func DefaultConfig() Config {
 	return Config{
@@ -129,6 +142,7 @@ func DefaultConfig() Config {
 		Timing:            credential.Production(),
 		Graph:             budget.DefaultLimits(),
 		Issuer:            Issuer{Keys: signing.Production()},
+		Audit:             Audit{Retention: 400 * 24 * time.Hour},
 		Drain:             10 * time.Second,
 	}
 }
@@ -231,6 +245,9 @@ func (c Config) Validate() error {
 		add("issuer."+key, wrong[key])
 	}
 	add("graph", c.Graph.Validate(c.Development))
+	if c.Audit.Retention < minRetention {
+		add("audit.retention", fmt.Errorf("must be at least %s", minRetention))
+	}
 	if c.Drain <= 0 {
 		add("drain", errors.New("must be positive"))
 	}

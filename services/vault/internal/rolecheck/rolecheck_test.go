@@ -16,6 +16,7 @@ import (
 	"phasekey.dev/pkg/secret"
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/pkg/sqldbtest"
+	"phasekey.dev/services/vault/internal/audit/audittest"
 	"phasekey.dev/services/vault/internal/fence"
 	"phasekey.dev/services/vault/internal/issuer"
 	"phasekey.dev/services/vault/internal/permission"
@@ -100,7 +101,7 @@ func inBubble(t *testing.T, test func(s *stage)) {
 			t.Fatal(err)
 		}
 		s := &stage{t: t, db: sqldbtest.SQLite(t, migrations), azure: &azure{}}
-		s.store = store.New(s.db)
+		s.store = store.New(s.db, audittest.Keys(1))
 		if err := s.db.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error { return fence.Configure(ctx, tx, 1) }); err != nil {
 			t.Fatal(err)
 		}

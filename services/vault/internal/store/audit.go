@@ -11,12 +11,10 @@ import (
 	"phasekey.dev/pkg/chain"
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/services/vault/internal/audit"
-	"phasekey.dev/services/vault/internal/grant"
-	"phasekey.dev/services/vault/internal/lease"
 )
 
 // AuditKind is what an audit event records.
-type AuditKind string
+type AuditKind = audit.Kind
 
 // The kinds there are.
 const (
@@ -42,61 +40,8 @@ const (
 	RotationResumed AuditKind = "RotationResumed"
 )
 
-// AuditEvent is something that is recorded. It never holds a secret.
-type AuditEvent struct {
-	// Writer is the process that recorded it, Seq the number of its record among that writer's, from 1, without gaps; Place, from 0, tells events of one
-	// record apart, which a credential is that went to many leases at once. They are given when it is stored.
-	Writer string
-	Seq    int64
-	Place  int64
-
-	Time   time.Time
-	Kind   AuditKind
-	Caller grant.Caller
-	// Account is the account's ID; Integration and Project are resource names, empty where only the UID is known.
-	Account        string
-	GrantUID       string
-	Run            string
-	LeaseUID       string
-	InstanceID     string
-	Generation     int64
-	Integration    string
-	IntegrationUID string
-	Project        string
-	ProjectUID     string
-	// VersionID, Material, Reason, Audience and ClientRequestID are a delivery's: the credential version it was made from, its
-	// form, why it was sent, and of a token what it opens and the ID that the token request carried. Reason is also why a
-	// lease was revoked.
-	VersionID       string
-	Material        lease.Material
-	Reason          string
-	Audience        string
-	ClientRequestID string
-	// ExpireTime is when what was delivered stops working, or the grant's end.
-	ExpireTime time.Time
-}
-
-// entry is the event as it is hashed and stored.
-func (e AuditEvent) entry() audit.Entry {
-	return audit.Entry{
-		Time: sqldb.Micros(e.Time), Kind: string(e.Kind), Actor: e.Caller.Identity, RequestID: e.Caller.RequestID, Account: e.Account,
-		GrantUID: e.GrantUID, Run: e.Run, LeaseUID: e.LeaseUID, InstanceID: e.InstanceID, Generation: e.Generation,
-		Integration: e.Integration, IntegrationUID: e.IntegrationUID, Project: e.Project, ProjectUID: e.ProjectUID, VersionID: e.VersionID,
-		Material: string(e.Material), Reason: e.Reason, Audience: e.Audience, ClientRequestID: e.ClientRequestID,
-		ExpireTime: sqldb.Micros(e.ExpireTime),
-	}
-}
-
-// auditEvent is the reverse, of an entry of a record.
-func auditEvent(r audit.Record, place int64, e audit.Entry) AuditEvent {
-	return AuditEvent{
-		Writer: r.Writer, Seq: r.Seq, Place: place, Time: sqldb.Time(e.Time), Kind: AuditKind(e.Kind),
-		Caller: grant.Caller{Identity: e.Actor, RequestID: e.RequestID}, Account: e.Account, GrantUID: e.GrantUID, Run: e.Run,
-		LeaseUID: e.LeaseUID, InstanceID: e.InstanceID, Generation: e.Generation, Integration: e.Integration, IntegrationUID: e.IntegrationUID,
-		Project: e.Project, ProjectUID: e.ProjectUID, VersionID: e.VersionID, Material: lease.Material(e.Material), Reason: e.Reason,
-		Audience: e.Audience, ClientRequestID: e.ClientRequestID, ExpireTime: sqldb.Time(e.ExpireTime),
-	}
-}
+// AuditEvent is something that is recorded.
+type AuditEvent = audit.Event
 
 var errNoAuditKeys = errors.New("there are no keys to record by")
 
@@ -190,7 +135,7 @@ func (s *Store) audit(ctx context.Context, tx sqldb.Tx, e AuditEvent) error {
 	if err != nil {
 		return err
 	}
-	r, err := t.next(ctx, []audit.Entry{e.entry()})
+	r, err := t.next(ctx, []audit.Entry{e.Entry()})
 	if err != nil {
 		return err
 	}

@@ -362,7 +362,7 @@ func (s *Store) recordDeliveries(ctx context.Context, tx sqldb.Tx, made []delive
 			continue
 		}
 		l := lease.Lease{UID: d.lease.UID, InstanceID: d.InstanceID}
-		r, err := t.next(ctx, []audit.Entry{leaseEvent(d.now, LeaseOpened, d.grant, l, d.Caller).entry()})
+		r, err := t.next(ctx, []audit.Entry{leaseEvent(d.now, LeaseOpened, d.grant, l, d.Caller).Entry()})
 		if err != nil {
 			return err
 		}
@@ -381,7 +381,7 @@ func (s *Store) recordDeliveries(ctx context.Context, tx sqldb.Tx, made []delive
 	for _, c := range kinds {
 		entries := make([]audit.Entry, len(groups[c]))
 		for i, d := range groups[c] {
-			entries[i] = d.event().entry()
+			entries[i] = d.event().Entry()
 		}
 		r, err := t.next(ctx, entries)
 		if err != nil {
