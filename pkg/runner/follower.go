@@ -247,6 +247,11 @@ func (f *follower) take(ctx context.Context, now time.Time, id int, s *stream, m
 	log.DebugContext(ctx, "credential delivered",
 		slog.Int64("generation", c.Generation), slog.Int64("version", c.Version),
 		slog.String("sent_because", m.GetReason().String()), slog.Time("expire_time", c.ExpireTime))
+	if m.GetReason() == vaultv1.Credential_REASON_COMPROMISED {
+		// A program that was started with a secret goes on with it, and is refused.
+		log.WarnContext(ctx, "credential was replaced because the one before may be in other hands; what used that is refused from now on, or soon",
+			slog.Int64("version", c.Version))
+	}
 }
 
 // expect sets the timer for when the vault will be overdue. It owes nothing more after a credential that is good until the

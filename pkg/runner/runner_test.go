@@ -964,3 +964,24 @@ func TestRunner_OtherAudiences(t *testing.T) {
 		}
 	})
 }
+
+func TestRunner_SaysThatACredentialWasCompromised(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.stop()
+		warned := func(want bool) step {
+			return step{fmt.Sprint("warned: ", want), func(w *world) {
+				if strings.Contains(w.log.String(), "other hands") != want {
+					w.t.Errorf("log:\n%s", w.log)
+				}
+			}}
+		}
+		because := func(r vaultv1.Credential_Reason) func(*vaultv1.Credential) {
+			return func(c *vaultv1.Credential) { c.Reason = r }
+		}
+		w.walk([]step{
+			accept(), send(1), sendThis("a rotated one", because(vaultv1.Credential_REASON_ROTATED)), warned(false),
+			sendThis("one after a compromise", because(vaultv1.Credential_REASON_COMPROMISED)), warned(true),
+		})
+	})
+}
