@@ -66,7 +66,7 @@ func conditions(i *registryv1.Integration) string {
 
 func integrations(o *options) *cobra.Command {
 	return noun("integrations", "One Entra application, and its principal in one customer's tenant, each",
-		o.listIntegrations(), o.getIntegration(), o.waitForIntegration(), o.createIntegration(), o.updateIntegration(), o.deleteIntegration())
+		o.listIntegrations(), o.getIntegration(), o.waitForIntegration(), o.checkPermissions(), o.createIntegration(), o.updateIntegration(), o.deleteIntegration())
 }
 
 func (s *session) integrations() (registryv1.IntegrationServiceClient, error) {

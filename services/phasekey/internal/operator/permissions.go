@@ -1,0 +1,68 @@
+package operator
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
+)
+
+var permissionsView = view[*vaultv1.ScopePermissions]{
+	{label: "Scope", cell: (*vaultv1.ScopePermissions).GetScope},
+	{label: "Roles", cell: func(p *vaultv1.ScopePermissions) string {
+		var roles []string
+		for _, r := range p.GetRoles() {
+			role := r.GetRole()
+			if r.GetScope() != p.GetScope() {
+				role += " at " + r.GetScope()
+			}
+			if r.GetConditional() {
+				role += ", under a condition"
+			}
+			roles = append(roles, role)
+		}
+		return strings.Join(roles, "\n")
+	}},
+	{label: "Reading", cell: func(p *vaultv1.ScopePermissions) string { return word(p.GetRead()) }},
+	{label: "Writing", cell: func(p *vaultv1.ScopePermissions) string { return word(p.GetWrite()) }},
+	{label: "Seen by", cell: func(p *vaultv1.ScopePermissions) string { return word(p.GetVisibility()) }},
+	{label: "To read", cell: (*vaultv1.ScopePermissions).GetReadCommand},
+	{label: "To write", cell: (*vaultv1.ScopePermissions).GetWriteCommand},
+}
+
+func (o *options) checkPermissions() *cobra.Command {
+	var scopes []string
+	c := o.verb("permissions NAME", "Show which Azure roles the principal holds, and what gives it those it lacks", cobra.ExactArgs(1), func(ctx context.Context, s *session, args []string) error {
+		name, err := s.in("integrations", args[0])
+		if err != nil {
+			return err
+		}
+		conn, err := s.vault()
+		if err != nil {
+			return err
+		}
+		answer, err := vaultv1.NewAccessServiceClient(conn).CheckPermissions(ctx, &vaultv1.CheckPermissionsRequest{Integration: name, Scopes: scopes})
+		if err != nil {
+			return err
+		}
+		if s.json {
+			return s.document(answer)
+		}
+		for i, scope := range answer.GetScopes() {
+			if i > 0 {
+				if _, err := fmt.Fprintln(s.out); err != nil {
+					return err
+				}
+			}
+			if err := card(s.printer, permissionsView, scope); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	c.Flags().StringArrayVar(&scopes, "scope", nil, "a subscription, resource group or management group, as an Azure ID; repeatable; the default subscription otherwise")
+	return c
+}
