@@ -203,6 +203,8 @@ func (c *tour) visits(t *testing.T) []visit {
 		{vault + "RotationService/ListRotations", "platform", is(&vaultv1.ListRotationsRequest{Parent: integration}), nil},
 		{vault + "RotationService/RotateAllIntegrations", "operator", is(&vaultv1.RotateAllIntegrationsRequest{Parent: account, Reason: vaultv1.Rotation_REASON_SCHEDULED}), nil},
 		{vault + "RotationService/GetRotationBatch", "operator", func() proto.Message { return &vaultv1.GetRotationBatchRequest{Name: c.batch} }, nil},
+		{vault + "RotationService/RotateSigningKeys", "operator", is(&vaultv1.RotateSigningKeysRequest{Reason: vaultv1.Rotation_REASON_SCHEDULED}), nil},
+		{vault + "RotationService/ListSigningKeys", "operator", is(&vaultv1.ListSigningKeysRequest{}), nil},
 		{vault + "RotationService/ListRotationBatches", "operator", is(&vaultv1.ListRotationBatchesRequest{Parent: account}), nil},
 		{vault + "CredentialService/StreamCredentials", "runner", is(&vaultv1.StreamCredentialsRequest{InstanceId: instance}), nil},
 		{vault + "LeaseService/ListLeases", "operator", func() proto.Message { return &vaultv1.ListLeasesRequest{Parent: c.grant.GetName()} }, nil},

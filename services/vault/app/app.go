@@ -303,7 +303,7 @@ func (a *App) changed() {
 // listen binds the addresses and makes the servers.
 func (a *App) listen(ctx context.Context) error {
 	services := rpc.Config{
-		Grants: a.store, Leases: a.store, Accounts: a.store, Versions: a.store, Rotations: a.store, Pauses: a.store, Hub: a.hub, Changed: a.changed, Prober: a.prober, Checker: a.checker,
+		Grants: a.store, Leases: a.store, Accounts: a.store, Versions: a.store, Rotations: a.store, Pauses: a.store, SigningKeys: a.store, SigningTiming: a.cfg.Issuer.Keys, Hub: a.hub, Changed: a.changed, Prober: a.prober, Checker: a.checker,
 		Resolver: registryv1.NewAttachmentServiceClient(a.registry),
 	}
 	policy := grpcserver.OptionPolicy(optionsv1.E_Callers)

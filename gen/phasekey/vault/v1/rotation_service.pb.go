@@ -1034,11 +1034,222 @@ func (x *ListRotationPausesResponse) GetNextPageToken() string {
 	return ""
 }
 
+// Says why, and which key.
+type RotateSigningKeysRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Why.
+	Reason Rotation_Reason `protobuf:"varint,1,opt,name=reason,proto3,enum=phasekey.vault.v1.Rotation_Reason" json:"reason,omitempty"`
+	// For a compromise: the key that somebody may have, `signingKeys/{signing_key}`. Empty otherwise.
+	SigningKey    string `protobuf:"bytes,2,opt,name=signing_key,json=signingKey,proto3" json:"signing_key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateSigningKeysRequest) Reset() {
+	*x = RotateSigningKeysRequest{}
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateSigningKeysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateSigningKeysRequest) ProtoMessage() {}
+
+func (x *RotateSigningKeysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateSigningKeysRequest.ProtoReflect.Descriptor instead.
+func (*RotateSigningKeysRequest) Descriptor() ([]byte, []int) {
+	return file_phasekey_vault_v1_rotation_service_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *RotateSigningKeysRequest) GetReason() Rotation_Reason {
+	if x != nil {
+		return x.Reason
+	}
+	return Rotation_REASON_UNSPECIFIED
+}
+
+func (x *RotateSigningKeysRequest) GetSigningKey() string {
+	if x != nil {
+		return x.SigningKey
+	}
+	return ""
+}
+
+// What there is now.
+type RotateSigningKeysResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// All keys that are not removed, the newest first.
+	SigningKeys   []*SigningKey `protobuf:"bytes,1,rep,name=signing_keys,json=signingKeys,proto3" json:"signing_keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateSigningKeysResponse) Reset() {
+	*x = RotateSigningKeysResponse{}
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateSigningKeysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateSigningKeysResponse) ProtoMessage() {}
+
+func (x *RotateSigningKeysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateSigningKeysResponse.ProtoReflect.Descriptor instead.
+func (*RotateSigningKeysResponse) Descriptor() ([]byte, []int) {
+	return file_phasekey_vault_v1_rotation_service_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *RotateSigningKeysResponse) GetSigningKeys() []*SigningKey {
+	if x != nil {
+		return x.SigningKeys
+	}
+	return nil
+}
+
+// Asks for a page of signing keys.
+type ListSigningKeysRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most so many, 1 to 1,000; 0 means 100, and more than 1,000 is taken as 1,000.
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// From the previous page, with otherwise the same request.
+	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSigningKeysRequest) Reset() {
+	*x = ListSigningKeysRequest{}
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSigningKeysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSigningKeysRequest) ProtoMessage() {}
+
+func (x *ListSigningKeysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSigningKeysRequest.ProtoReflect.Descriptor instead.
+func (*ListSigningKeysRequest) Descriptor() ([]byte, []int) {
+	return file_phasekey_vault_v1_rotation_service_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ListSigningKeysRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListSigningKeysRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// A page of signing keys.
+type ListSigningKeysResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The newest first.
+	SigningKeys []*SigningKey `protobuf:"bytes,1,rep,name=signing_keys,json=signingKeys,proto3" json:"signing_keys,omitempty"`
+	// For the next page; empty on the last.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSigningKeysResponse) Reset() {
+	*x = ListSigningKeysResponse{}
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSigningKeysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSigningKeysResponse) ProtoMessage() {}
+
+func (x *ListSigningKeysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_vault_v1_rotation_service_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSigningKeysResponse.ProtoReflect.Descriptor instead.
+func (*ListSigningKeysResponse) Descriptor() ([]byte, []int) {
+	return file_phasekey_vault_v1_rotation_service_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ListSigningKeysResponse) GetSigningKeys() []*SigningKey {
+	if x != nil {
+		return x.SigningKeys
+	}
+	return nil
+}
+
+func (x *ListSigningKeysResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
 var File_phasekey_vault_v1_rotation_service_proto protoreflect.FileDescriptor
 
 const file_phasekey_vault_v1_rotation_service_proto_rawDesc = "" +
 	"\n" +
-	"(phasekey/vault/v1/rotation_service.proto\x12\x11phasekey.vault.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/api/field_info.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a!phasekey/options/v1/callers.proto\x1a*phasekey/vault/v1/credential_version.proto\x1a phasekey/vault/v1/rotation.proto\"\x9d\x02\n" +
+	"(phasekey/vault/v1/rotation_service.proto\x12\x11phasekey.vault.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/api/field_info.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a!phasekey/options/v1/callers.proto\x1a*phasekey/vault/v1/credential_version.proto\x1a phasekey/vault/v1/rotation.proto\x1a#phasekey/vault/v1/signing_key.proto\"\x9d\x02\n" +
 	"\x1dListCredentialVersionsRequest\x12\xa4\x01\n" +
 	"\x06parent\x18\x01 \x01(\tB\x8b\x01\xe2A\x01\x02\xfaA&\x12$vault.phasekey.dev/CredentialVersion\xbaH[rY2W^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/integrations/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x06parent\x12(\n" +
 	"\tpage_size\x18\x02 \x01(\x05B\v\xe2A\x01\x01\xbaH\x04\x1a\x02(\x00R\bpageSize\x12+\n" +
@@ -1107,7 +1318,21 @@ const file_phasekey_vault_v1_rotation_service_proto_rawDesc = "" +
 	"page_token\x18\x03 \x01(\tB\f\xe2A\x01\x01\xbaH\x05r\x03\x18\xe8\aR\tpageToken\"\x8f\x01\n" +
 	"\x1aListRotationPausesResponse\x12I\n" +
 	"\x0frotation_pauses\x18\x01 \x03(\v2 .phasekey.vault.v1.RotationPauseR\x0erotationPauses\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken2\xaa\t\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xda\x01\n" +
+	"\x18RotateSigningKeysRequest\x12J\n" +
+	"\x06reason\x18\x01 \x01(\x0e2\".phasekey.vault.v1.Rotation.ReasonB\x0e\xe2A\x01\x02\xbaH\a\x82\x01\x04\x10\x01 \x00R\x06reason\x12r\n" +
+	"\vsigning_key\x18\x02 \x01(\tBQ\xe2A\x01\x01\xfaA\x1f\n" +
+	"\x1dvault.phasekey.dev/SigningKey\xbaH(r&2$^(signingKeys/[A-Za-z0-9_-]{1,64})?$R\n" +
+	"signingKey\"]\n" +
+	"\x19RotateSigningKeysResponse\x12@\n" +
+	"\fsigning_keys\x18\x01 \x03(\v2\x1d.phasekey.vault.v1.SigningKeyR\vsigningKeys\"o\n" +
+	"\x16ListSigningKeysRequest\x12(\n" +
+	"\tpage_size\x18\x01 \x01(\x05B\v\xe2A\x01\x01\xbaH\x04\x1a\x02(\x00R\bpageSize\x12+\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tB\f\xe2A\x01\x01\xbaH\x05r\x03\x18\xe8\aR\tpageToken\"\x83\x01\n" +
+	"\x17ListSigningKeysResponse\x12@\n" +
+	"\fsigning_keys\x18\x01 \x03(\v2\x1d.phasekey.vault.v1.SigningKeyR\vsigningKeys\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken2\x95\v\n" +
 	"\x0fRotationService\x12\x88\x01\n" +
 	"\x16ListCredentialVersions\x120.phasekey.vault.v1.ListCredentialVersionsRequest\x1a1.phasekey.vault.v1.ListCredentialVersionsResponse\"\t\x8a\x94#\x02\x01\x02\x90\x02\x01\x12v\n" +
 	"\x11RotateIntegration\x12+.phasekey.vault.v1.RotateIntegrationRequest\x1a,.phasekey.vault.v1.RotateIntegrationResponse\"\x06\x8a\x94#\x02\x01\x02\x12\\\n" +
@@ -1118,7 +1343,9 @@ const file_phasekey_vault_v1_rotation_service_proto_rawDesc = "" +
 	"\x13ListRotationBatches\x12-.phasekey.vault.v1.ListRotationBatchesRequest\x1a..phasekey.vault.v1.ListRotationBatchesResponse\"\b\x8a\x94#\x01\x02\x90\x02\x01\x12j\n" +
 	"\rPauseRotation\x12'.phasekey.vault.v1.PauseRotationRequest\x1a(.phasekey.vault.v1.PauseRotationResponse\"\x06\x8a\x94#\x02\x01\x02\x12m\n" +
 	"\x0eResumeRotation\x12(.phasekey.vault.v1.ResumeRotationRequest\x1a).phasekey.vault.v1.ResumeRotationResponse\"\x06\x8a\x94#\x02\x01\x02\x12|\n" +
-	"\x12ListRotationPauses\x12,.phasekey.vault.v1.ListRotationPausesRequest\x1a-.phasekey.vault.v1.ListRotationPausesResponse\"\t\x8a\x94#\x02\x01\x02\x90\x02\x01B,Z*phasekey.dev/gen/phasekey/vault/v1;vaultv1b\x06proto3"
+	"\x12ListRotationPauses\x12,.phasekey.vault.v1.ListRotationPausesRequest\x1a-.phasekey.vault.v1.ListRotationPausesResponse\"\t\x8a\x94#\x02\x01\x02\x90\x02\x01\x12u\n" +
+	"\x11RotateSigningKeys\x12+.phasekey.vault.v1.RotateSigningKeysRequest\x1a,.phasekey.vault.v1.RotateSigningKeysResponse\"\x05\x8a\x94#\x01\x02\x12r\n" +
+	"\x0fListSigningKeys\x12).phasekey.vault.v1.ListSigningKeysRequest\x1a*.phasekey.vault.v1.ListSigningKeysResponse\"\b\x8a\x94#\x01\x02\x90\x02\x01B,Z*phasekey.dev/gen/phasekey/vault/v1;vaultv1b\x06proto3"
 
 var (
 	file_phasekey_vault_v1_rotation_service_proto_rawDescOnce sync.Once
@@ -1132,7 +1359,7 @@ func file_phasekey_vault_v1_rotation_service_proto_rawDescGZIP() []byte {
 	return file_phasekey_vault_v1_rotation_service_proto_rawDescData
 }
 
-var file_phasekey_vault_v1_rotation_service_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_phasekey_vault_v1_rotation_service_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_phasekey_vault_v1_rotation_service_proto_goTypes = []any{
 	(*ListCredentialVersionsRequest)(nil),  // 0: phasekey.vault.v1.ListCredentialVersionsRequest
 	(*ListCredentialVersionsResponse)(nil), // 1: phasekey.vault.v1.ListCredentialVersionsResponse
@@ -1152,49 +1379,61 @@ var file_phasekey_vault_v1_rotation_service_proto_goTypes = []any{
 	(*ResumeRotationResponse)(nil),         // 15: phasekey.vault.v1.ResumeRotationResponse
 	(*ListRotationPausesRequest)(nil),      // 16: phasekey.vault.v1.ListRotationPausesRequest
 	(*ListRotationPausesResponse)(nil),     // 17: phasekey.vault.v1.ListRotationPausesResponse
-	(*CredentialVersion)(nil),              // 18: phasekey.vault.v1.CredentialVersion
-	(Rotation_Reason)(0),                   // 19: phasekey.vault.v1.Rotation.Reason
-	(*Rotation)(nil),                       // 20: phasekey.vault.v1.Rotation
-	(*RotationBatch)(nil),                  // 21: phasekey.vault.v1.RotationBatch
-	(*durationpb.Duration)(nil),            // 22: google.protobuf.Duration
-	(*RotationPause)(nil),                  // 23: phasekey.vault.v1.RotationPause
+	(*RotateSigningKeysRequest)(nil),       // 18: phasekey.vault.v1.RotateSigningKeysRequest
+	(*RotateSigningKeysResponse)(nil),      // 19: phasekey.vault.v1.RotateSigningKeysResponse
+	(*ListSigningKeysRequest)(nil),         // 20: phasekey.vault.v1.ListSigningKeysRequest
+	(*ListSigningKeysResponse)(nil),        // 21: phasekey.vault.v1.ListSigningKeysResponse
+	(*CredentialVersion)(nil),              // 22: phasekey.vault.v1.CredentialVersion
+	(Rotation_Reason)(0),                   // 23: phasekey.vault.v1.Rotation.Reason
+	(*Rotation)(nil),                       // 24: phasekey.vault.v1.Rotation
+	(*RotationBatch)(nil),                  // 25: phasekey.vault.v1.RotationBatch
+	(*durationpb.Duration)(nil),            // 26: google.protobuf.Duration
+	(*RotationPause)(nil),                  // 27: phasekey.vault.v1.RotationPause
+	(*SigningKey)(nil),                     // 28: phasekey.vault.v1.SigningKey
 }
 var file_phasekey_vault_v1_rotation_service_proto_depIdxs = []int32{
-	18, // 0: phasekey.vault.v1.ListCredentialVersionsResponse.credential_versions:type_name -> phasekey.vault.v1.CredentialVersion
-	19, // 1: phasekey.vault.v1.RotateIntegrationRequest.reason:type_name -> phasekey.vault.v1.Rotation.Reason
-	20, // 2: phasekey.vault.v1.RotateIntegrationResponse.rotation:type_name -> phasekey.vault.v1.Rotation
-	20, // 3: phasekey.vault.v1.ListRotationsResponse.rotations:type_name -> phasekey.vault.v1.Rotation
-	19, // 4: phasekey.vault.v1.RotateAllIntegrationsRequest.reason:type_name -> phasekey.vault.v1.Rotation.Reason
-	21, // 5: phasekey.vault.v1.RotateAllIntegrationsResponse.rotation_batch:type_name -> phasekey.vault.v1.RotationBatch
-	21, // 6: phasekey.vault.v1.ListRotationBatchesResponse.rotation_batches:type_name -> phasekey.vault.v1.RotationBatch
-	22, // 7: phasekey.vault.v1.PauseRotationRequest.ttl:type_name -> google.protobuf.Duration
-	23, // 8: phasekey.vault.v1.PauseRotationResponse.rotation_pause:type_name -> phasekey.vault.v1.RotationPause
-	23, // 9: phasekey.vault.v1.ListRotationPausesResponse.rotation_pauses:type_name -> phasekey.vault.v1.RotationPause
-	0,  // 10: phasekey.vault.v1.RotationService.ListCredentialVersions:input_type -> phasekey.vault.v1.ListCredentialVersionsRequest
-	2,  // 11: phasekey.vault.v1.RotationService.RotateIntegration:input_type -> phasekey.vault.v1.RotateIntegrationRequest
-	4,  // 12: phasekey.vault.v1.RotationService.GetRotation:input_type -> phasekey.vault.v1.GetRotationRequest
-	5,  // 13: phasekey.vault.v1.RotationService.ListRotations:input_type -> phasekey.vault.v1.ListRotationsRequest
-	7,  // 14: phasekey.vault.v1.RotationService.RotateAllIntegrations:input_type -> phasekey.vault.v1.RotateAllIntegrationsRequest
-	9,  // 15: phasekey.vault.v1.RotationService.GetRotationBatch:input_type -> phasekey.vault.v1.GetRotationBatchRequest
-	10, // 16: phasekey.vault.v1.RotationService.ListRotationBatches:input_type -> phasekey.vault.v1.ListRotationBatchesRequest
-	12, // 17: phasekey.vault.v1.RotationService.PauseRotation:input_type -> phasekey.vault.v1.PauseRotationRequest
-	14, // 18: phasekey.vault.v1.RotationService.ResumeRotation:input_type -> phasekey.vault.v1.ResumeRotationRequest
-	16, // 19: phasekey.vault.v1.RotationService.ListRotationPauses:input_type -> phasekey.vault.v1.ListRotationPausesRequest
-	1,  // 20: phasekey.vault.v1.RotationService.ListCredentialVersions:output_type -> phasekey.vault.v1.ListCredentialVersionsResponse
-	3,  // 21: phasekey.vault.v1.RotationService.RotateIntegration:output_type -> phasekey.vault.v1.RotateIntegrationResponse
-	20, // 22: phasekey.vault.v1.RotationService.GetRotation:output_type -> phasekey.vault.v1.Rotation
-	6,  // 23: phasekey.vault.v1.RotationService.ListRotations:output_type -> phasekey.vault.v1.ListRotationsResponse
-	8,  // 24: phasekey.vault.v1.RotationService.RotateAllIntegrations:output_type -> phasekey.vault.v1.RotateAllIntegrationsResponse
-	21, // 25: phasekey.vault.v1.RotationService.GetRotationBatch:output_type -> phasekey.vault.v1.RotationBatch
-	11, // 26: phasekey.vault.v1.RotationService.ListRotationBatches:output_type -> phasekey.vault.v1.ListRotationBatchesResponse
-	13, // 27: phasekey.vault.v1.RotationService.PauseRotation:output_type -> phasekey.vault.v1.PauseRotationResponse
-	15, // 28: phasekey.vault.v1.RotationService.ResumeRotation:output_type -> phasekey.vault.v1.ResumeRotationResponse
-	17, // 29: phasekey.vault.v1.RotationService.ListRotationPauses:output_type -> phasekey.vault.v1.ListRotationPausesResponse
-	20, // [20:30] is the sub-list for method output_type
-	10, // [10:20] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	22, // 0: phasekey.vault.v1.ListCredentialVersionsResponse.credential_versions:type_name -> phasekey.vault.v1.CredentialVersion
+	23, // 1: phasekey.vault.v1.RotateIntegrationRequest.reason:type_name -> phasekey.vault.v1.Rotation.Reason
+	24, // 2: phasekey.vault.v1.RotateIntegrationResponse.rotation:type_name -> phasekey.vault.v1.Rotation
+	24, // 3: phasekey.vault.v1.ListRotationsResponse.rotations:type_name -> phasekey.vault.v1.Rotation
+	23, // 4: phasekey.vault.v1.RotateAllIntegrationsRequest.reason:type_name -> phasekey.vault.v1.Rotation.Reason
+	25, // 5: phasekey.vault.v1.RotateAllIntegrationsResponse.rotation_batch:type_name -> phasekey.vault.v1.RotationBatch
+	25, // 6: phasekey.vault.v1.ListRotationBatchesResponse.rotation_batches:type_name -> phasekey.vault.v1.RotationBatch
+	26, // 7: phasekey.vault.v1.PauseRotationRequest.ttl:type_name -> google.protobuf.Duration
+	27, // 8: phasekey.vault.v1.PauseRotationResponse.rotation_pause:type_name -> phasekey.vault.v1.RotationPause
+	27, // 9: phasekey.vault.v1.ListRotationPausesResponse.rotation_pauses:type_name -> phasekey.vault.v1.RotationPause
+	23, // 10: phasekey.vault.v1.RotateSigningKeysRequest.reason:type_name -> phasekey.vault.v1.Rotation.Reason
+	28, // 11: phasekey.vault.v1.RotateSigningKeysResponse.signing_keys:type_name -> phasekey.vault.v1.SigningKey
+	28, // 12: phasekey.vault.v1.ListSigningKeysResponse.signing_keys:type_name -> phasekey.vault.v1.SigningKey
+	0,  // 13: phasekey.vault.v1.RotationService.ListCredentialVersions:input_type -> phasekey.vault.v1.ListCredentialVersionsRequest
+	2,  // 14: phasekey.vault.v1.RotationService.RotateIntegration:input_type -> phasekey.vault.v1.RotateIntegrationRequest
+	4,  // 15: phasekey.vault.v1.RotationService.GetRotation:input_type -> phasekey.vault.v1.GetRotationRequest
+	5,  // 16: phasekey.vault.v1.RotationService.ListRotations:input_type -> phasekey.vault.v1.ListRotationsRequest
+	7,  // 17: phasekey.vault.v1.RotationService.RotateAllIntegrations:input_type -> phasekey.vault.v1.RotateAllIntegrationsRequest
+	9,  // 18: phasekey.vault.v1.RotationService.GetRotationBatch:input_type -> phasekey.vault.v1.GetRotationBatchRequest
+	10, // 19: phasekey.vault.v1.RotationService.ListRotationBatches:input_type -> phasekey.vault.v1.ListRotationBatchesRequest
+	12, // 20: phasekey.vault.v1.RotationService.PauseRotation:input_type -> phasekey.vault.v1.PauseRotationRequest
+	14, // 21: phasekey.vault.v1.RotationService.ResumeRotation:input_type -> phasekey.vault.v1.ResumeRotationRequest
+	16, // 22: phasekey.vault.v1.RotationService.ListRotationPauses:input_type -> phasekey.vault.v1.ListRotationPausesRequest
+	18, // 23: phasekey.vault.v1.RotationService.RotateSigningKeys:input_type -> phasekey.vault.v1.RotateSigningKeysRequest
+	20, // 24: phasekey.vault.v1.RotationService.ListSigningKeys:input_type -> phasekey.vault.v1.ListSigningKeysRequest
+	1,  // 25: phasekey.vault.v1.RotationService.ListCredentialVersions:output_type -> phasekey.vault.v1.ListCredentialVersionsResponse
+	3,  // 26: phasekey.vault.v1.RotationService.RotateIntegration:output_type -> phasekey.vault.v1.RotateIntegrationResponse
+	24, // 27: phasekey.vault.v1.RotationService.GetRotation:output_type -> phasekey.vault.v1.Rotation
+	6,  // 28: phasekey.vault.v1.RotationService.ListRotations:output_type -> phasekey.vault.v1.ListRotationsResponse
+	8,  // 29: phasekey.vault.v1.RotationService.RotateAllIntegrations:output_type -> phasekey.vault.v1.RotateAllIntegrationsResponse
+	25, // 30: phasekey.vault.v1.RotationService.GetRotationBatch:output_type -> phasekey.vault.v1.RotationBatch
+	11, // 31: phasekey.vault.v1.RotationService.ListRotationBatches:output_type -> phasekey.vault.v1.ListRotationBatchesResponse
+	13, // 32: phasekey.vault.v1.RotationService.PauseRotation:output_type -> phasekey.vault.v1.PauseRotationResponse
+	15, // 33: phasekey.vault.v1.RotationService.ResumeRotation:output_type -> phasekey.vault.v1.ResumeRotationResponse
+	17, // 34: phasekey.vault.v1.RotationService.ListRotationPauses:output_type -> phasekey.vault.v1.ListRotationPausesResponse
+	19, // 35: phasekey.vault.v1.RotationService.RotateSigningKeys:output_type -> phasekey.vault.v1.RotateSigningKeysResponse
+	21, // 36: phasekey.vault.v1.RotationService.ListSigningKeys:output_type -> phasekey.vault.v1.ListSigningKeysResponse
+	25, // [25:37] is the sub-list for method output_type
+	13, // [13:25] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_phasekey_vault_v1_rotation_service_proto_init() }
@@ -1204,13 +1443,14 @@ func file_phasekey_vault_v1_rotation_service_proto_init() {
 	}
 	file_phasekey_vault_v1_credential_version_proto_init()
 	file_phasekey_vault_v1_rotation_proto_init()
+	file_phasekey_vault_v1_signing_key_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_phasekey_vault_v1_rotation_service_proto_rawDesc), len(file_phasekey_vault_v1_rotation_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

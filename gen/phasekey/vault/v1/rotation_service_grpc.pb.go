@@ -29,6 +29,8 @@ const (
 	RotationService_PauseRotation_FullMethodName          = "/phasekey.vault.v1.RotationService/PauseRotation"
 	RotationService_ResumeRotation_FullMethodName         = "/phasekey.vault.v1.RotationService/ResumeRotation"
 	RotationService_ListRotationPauses_FullMethodName     = "/phasekey.vault.v1.RotationService/ListRotationPauses"
+	RotationService_RotateSigningKeys_FullMethodName      = "/phasekey.vault.v1.RotationService/RotateSigningKeys"
+	RotationService_ListSigningKeys_FullMethodName        = "/phasekey.vault.v1.RotationService/ListSigningKeys"
 )
 
 // RotationServiceClient is the client API for RotationService service.
@@ -89,6 +91,20 @@ type RotationServiceClient interface {
 	// Caller: the platform or an operator, within the accounts of its identity.
 	// Errors: INVALID_FIELDS, INVALID_PAGE_TOKEN; UNAVAILABLE, DEPENDENCY_UNAVAILABLE.
 	ListRotationPauses(ctx context.Context, in *ListRotationPausesRequest, opts ...grpc.CallOption) (*ListRotationPausesResponse, error)
+	// Has the key replaced by which the vault signs for federated integrations. SCHEDULED: the next key, which is published already, signs for new credential
+	// versions once it has been so for a day; each federated integration then proves a version under it before the one before goes, and nobody notices.
+	// COMPROMISED: the named key is dropped at once: within seconds no replica signs with it, and what it signed is refused as soon as Entra ID reads the issuer's
+	// keys again, for which there is no promise. If it was the one that signs, the next key takes its place without waiting, and all federated
+	// integrations have no credential until each has proven a version under it: minutes where that key was published for a day, and else as long as Entra ID takes to read
+	// it. Whoever may have the whole database names each key.
+	// Caller: an operator of all accounts.
+	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND (the key; or there is none, for the vault is no issuer); UNAVAILABLE, DEPENDENCY_UNAVAILABLE.
+	// Idempotent: a key that is to be replaced already stays so, and one that was removed stays removed.
+	RotateSigningKeys(ctx context.Context, in *RotateSigningKeysRequest, opts ...grpc.CallOption) (*RotateSigningKeysResponse, error)
+	// Returns the signing keys, the newest first, a page at a time. Those that were removed more than 90 days ago are forgotten.
+	// Caller: an operator of all accounts.
+	// Errors: INVALID_FIELDS, INVALID_PAGE_TOKEN; UNAVAILABLE, DEPENDENCY_UNAVAILABLE.
+	ListSigningKeys(ctx context.Context, in *ListSigningKeysRequest, opts ...grpc.CallOption) (*ListSigningKeysResponse, error)
 }
 
 type rotationServiceClient struct {
@@ -199,6 +215,26 @@ func (c *rotationServiceClient) ListRotationPauses(ctx context.Context, in *List
 	return out, nil
 }
 
+func (c *rotationServiceClient) RotateSigningKeys(ctx context.Context, in *RotateSigningKeysRequest, opts ...grpc.CallOption) (*RotateSigningKeysResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RotateSigningKeysResponse)
+	err := c.cc.Invoke(ctx, RotationService_RotateSigningKeys_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *rotationServiceClient) ListSigningKeys(ctx context.Context, in *ListSigningKeysRequest, opts ...grpc.CallOption) (*ListSigningKeysResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListSigningKeysResponse)
+	err := c.cc.Invoke(ctx, RotationService_ListSigningKeys_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // RotationServiceServer is the server API for RotationService service.
 // All implementations must embed UnimplementedRotationServiceServer
 // for forward compatibility.
@@ -257,6 +293,20 @@ type RotationServiceServer interface {
 	// Caller: the platform or an operator, within the accounts of its identity.
 	// Errors: INVALID_FIELDS, INVALID_PAGE_TOKEN; UNAVAILABLE, DEPENDENCY_UNAVAILABLE.
 	ListRotationPauses(context.Context, *ListRotationPausesRequest) (*ListRotationPausesResponse, error)
+	// Has the key replaced by which the vault signs for federated integrations. SCHEDULED: the next key, which is published already, signs for new credential
+	// versions once it has been so for a day; each federated integration then proves a version under it before the one before goes, and nobody notices.
+	// COMPROMISED: the named key is dropped at once: within seconds no replica signs with it, and what it signed is refused as soon as Entra ID reads the issuer's
+	// keys again, for which there is no promise. If it was the one that signs, the next key takes its place without waiting, and all federated
+	// integrations have no credential until each has proven a version under it: minutes where that key was published for a day, and else as long as Entra ID takes to read
+	// it. Whoever may have the whole database names each key.
+	// Caller: an operator of all accounts.
+	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND (the key; or there is none, for the vault is no issuer); UNAVAILABLE, DEPENDENCY_UNAVAILABLE.
+	// Idempotent: a key that is to be replaced already stays so, and one that was removed stays removed.
+	RotateSigningKeys(context.Context, *RotateSigningKeysRequest) (*RotateSigningKeysResponse, error)
+	// Returns the signing keys, the newest first, a page at a time. Those that were removed more than 90 days ago are forgotten.
+	// Caller: an operator of all accounts.
+	// Errors: INVALID_FIELDS, INVALID_PAGE_TOKEN; UNAVAILABLE, DEPENDENCY_UNAVAILABLE.
+	ListSigningKeys(context.Context, *ListSigningKeysRequest) (*ListSigningKeysResponse, error)
 	mustEmbedUnimplementedRotationServiceServer()
 }
 
@@ -296,6 +346,12 @@ func (UnimplementedRotationServiceServer) ResumeRotation(context.Context, *Resum
 }
 func (UnimplementedRotationServiceServer) ListRotationPauses(context.Context, *ListRotationPausesRequest) (*ListRotationPausesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListRotationPauses not implemented")
+}
+func (UnimplementedRotationServiceServer) RotateSigningKeys(context.Context, *RotateSigningKeysRequest) (*RotateSigningKeysResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RotateSigningKeys not implemented")
+}
+func (UnimplementedRotationServiceServer) ListSigningKeys(context.Context, *ListSigningKeysRequest) (*ListSigningKeysResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListSigningKeys not implemented")
 }
 func (UnimplementedRotationServiceServer) mustEmbedUnimplementedRotationServiceServer() {}
 func (UnimplementedRotationServiceServer) testEmbeddedByValue()                         {}
@@ -498,6 +554,42 @@ func _RotationService_ListRotationPauses_Handler(srv interface{}, ctx context.Co
 	return interceptor(ctx, in, info, handler)
 }
 
+func _RotationService_RotateSigningKeys_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RotateSigningKeysRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RotationServiceServer).RotateSigningKeys(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RotationService_RotateSigningKeys_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RotationServiceServer).RotateSigningKeys(ctx, req.(*RotateSigningKeysRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _RotationService_ListSigningKeys_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListSigningKeysRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RotationServiceServer).ListSigningKeys(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RotationService_ListSigningKeys_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RotationServiceServer).ListSigningKeys(ctx, req.(*ListSigningKeysRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // RotationService_ServiceDesc is the grpc.ServiceDesc for RotationService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -544,6 +636,14 @@ var RotationService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListRotationPauses",
 			Handler:    _RotationService_ListRotationPauses_Handler,
+		},
+		{
+			MethodName: "RotateSigningKeys",
+			Handler:    _RotationService_RotateSigningKeys_Handler,
+		},
+		{
+			MethodName: "ListSigningKeys",
+			Handler:    _RotationService_ListSigningKeys_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -22,6 +22,7 @@ import (
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/directory"
 	"phasekey.dev/services/vault/internal/election"
+	"phasekey.dev/services/vault/internal/grant"
 	"phasekey.dev/services/vault/internal/signer"
 	"phasekey.dev/services/vault/internal/signing"
 	"phasekey.dev/services/vault/internal/store"
@@ -243,7 +244,7 @@ func TestFederated_ANewKeyIsProvenBeforeTheOldOneGoesAndGraphIsNotAsked(t *testi
 		first, _ := s.live().ByState(credential.Active)
 		time.Sleep(48 * time.Hour)
 		trusts := s.entra.count("trust")
-		if err := s.store.WantSigningKey(t.Context(), time.Now()); err != nil {
+		if err := s.store.WantSigningKey(t.Context(), time.Now(), grant.Caller{}); err != nil {
 			t.Fatal(err)
 		}
 		f := s.until("proven under the new key", 6*time.Hour, func(f store.Facts) bool {
@@ -285,7 +286,7 @@ func TestFederated_ADroppedKeyIsOverAtOnce(t *testing.T) {
 		s.serveFederated()
 		first, _ := s.live().ByState(credential.Active)
 		time.Sleep(48 * time.Hour)
-		if err := s.store.DropSigningKeys(t.Context(), time.Now(), first.SigningKey); err != nil {
+		if err := s.store.DropSigningKey(t.Context(), time.Now(), first.SigningKey, grant.Caller{}); err != nil {
 			t.Fatal(err)
 		}
 		dropped := time.Now()

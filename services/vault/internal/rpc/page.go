@@ -31,6 +31,8 @@ const (
 	rotationsList list = "rotations"
 	batchesList   list = "rotation batches"
 	pausesList    list = "rotation pauses"
+
+	signingKeysList list = "signing keys"
 )
 
 // pageToken says where a list of the parent's goes on.

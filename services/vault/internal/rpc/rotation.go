@@ -5,6 +5,7 @@ import (
 	"strconv"
 
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
+	"phasekey.dev/services/vault/internal/signing"
 )
 
 // rotationService implements vaultv1.RotationServiceServer.
@@ -13,11 +14,13 @@ type rotationService struct {
 	versions  versions
 	rotations rotations
 	pauses    pauses
+	keys      signingKeys
+	timing    signing.Timing
 }
 
 func (s rotationService) ListCredentialVersions(ctx context.Context, req *vaultv1.ListCredentialVersionsRequest) (*vaultv1.ListCredentialVersionsResponse, error) {
 	size := pageSize(req.GetPageSize())
-	before, err := parseVersionsToken(req.GetParent(), req.GetPageToken())
+	before, err := parseNumberToken(versionsList, req.GetParent(), req.GetPageToken())
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -36,9 +39,9 @@ func (s rotationService) ListCredentialVersions(ctx context.Context, req *vaultv
 	return resp, nil
 }
 
-// parseVersionsToken is the number before which a list of versions goes on; 0 for the newest.
-func parseVersionsToken(parent, token string) (int64, error) {
-	after, err := parsePageToken(versionsList, parent, token)
+// parseNumberToken is the number before which a list goes on that is ordered by numbers, the highest first; 0 for its beginning.
+func parseNumberToken(of list, parent, token string) (int64, error) {
+	after, err := parsePageToken(of, parent, token)
 	if err != nil || after == "" {
 		return 0, err
 	}

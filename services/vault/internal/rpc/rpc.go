@@ -23,6 +23,7 @@ import (
 	"phasekey.dev/services/vault/internal/grant"
 	"phasekey.dev/services/vault/internal/lease"
 	"phasekey.dev/services/vault/internal/page"
+	"phasekey.dev/services/vault/internal/signing"
 )
 
 // grants keeps grants; see store.Store.
@@ -84,10 +85,13 @@ type Config struct {
 	Versions  versions
 	Rotations rotations
 	Pauses    pauses
-	Hub       hub
-	Resolver  resolver
-	Prober    prober
-	Checker   checker
+	// SigningKeys are by what the vault signs for federated integrations, SigningTiming how long they take.
+	SigningKeys   signingKeys
+	SigningTiming signing.Timing
+	Hub           hub
+	Resolver      resolver
+	Prober        prober
+	Checker       checker
 	// Changed is called after something was changed that streams must hear of, so that they hear sooner.
 	Changed func()
 }
@@ -99,7 +103,7 @@ func Register(cfg Config) func(grpc.ServiceRegistrar) {
 		vaultv1.RegisterLeaseServiceServer(to, leaseService{leases: cfg.Leases, changed: cfg.Changed})
 		vaultv1.RegisterAccountServiceServer(to, accountService{accounts: cfg.Accounts, hub: cfg.Hub, changed: cfg.Changed})
 		vaultv1.RegisterAccessServiceServer(to, accessService{prober: cfg.Prober, checker: cfg.Checker})
-		vaultv1.RegisterRotationServiceServer(to, rotationService{versions: cfg.Versions, rotations: cfg.Rotations, pauses: cfg.Pauses})
+		vaultv1.RegisterRotationServiceServer(to, rotationService{versions: cfg.Versions, rotations: cfg.Rotations, pauses: cfg.Pauses, keys: cfg.SigningKeys, timing: cfg.SigningTiming})
 		RegisterRunners(cfg)(to)
 	}
 }

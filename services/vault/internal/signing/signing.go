@@ -12,6 +12,7 @@
 package signing
 
 import (
+	"errors"
 	"slices"
 	"time"
 )
@@ -67,6 +68,9 @@ type Key struct {
 	// Reason says why it was removed, in one CamelCase word; empty for the ordinary course.
 	Reason string
 }
+
+// ErrNotFound means that there is no such key, or none that signs.
+var ErrNotFound = errors.New("no such signing key")
 
 // Compromised is the Reason of a key that was dropped because somebody may have it.
 const Compromised = "Compromised"

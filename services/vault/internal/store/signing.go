@@ -9,14 +9,15 @@ import (
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/election"
+	"phasekey.dev/services/vault/internal/grant"
 	"phasekey.dev/services/vault/internal/signing"
 )
 
 // keepSigningKeys is how long the rows of removed signing keys are kept, for people.
 const keepSigningKeys = 90 * 24 * time.Hour
 
-// ErrNoSigningKey means that there is no signing key of that ID which is not removed.
-var ErrNoSigningKey = errors.New("no such signing key")
+// SigningKeysRotated: somebody wants the signing key replaced, or dropped it as compromised; Reason says which.
+const SigningKeysRotated AuditKind = "SigningKeysRotated"
 
 // SigningKeys returns all signing keys that are known, the newest first; those that were removed long ago are forgotten.
 func (s *Store) SigningKeys(ctx context.Context) ([]signing.Key, error) {
@@ -110,13 +111,19 @@ func (s *Store) MoveSigningKey(ctx context.Context, m election.Mastership, move 
 	return nil
 }
 
-// WantSigningKey notes that the newest key that signs is to be replaced by the next one, from any replica. It does nothing while none signs, or one that is to
-// be replaced already.
-func (s *Store) WantSigningKey(ctx context.Context, now time.Time) error {
+// WantSigningKey notes that the newest key that signs is to be replaced by the next one, from any replica. One that is to be replaced already stays so;
+// signing.ErrNotFound while none signs.
+func (s *Store) WantSigningKey(ctx context.Context, now time.Time, caller grant.Caller) error {
 	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
-		_, err := tx.Exec(ctx, `UPDATE signing_keys SET replace_time = $1 WHERE state = 'SIGNING' AND replace_time = 0
+		n, err := tx.Exec(ctx, `UPDATE signing_keys SET replace_time = CASE WHEN replace_time = 0 THEN $1 ELSE replace_time END WHERE state = 'SIGNING'
 			AND number = (SELECT MAX(number) FROM signing_keys WHERE state = 'SIGNING')`, sqldb.Micros(now))
-		return err
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return signing.ErrNotFound
+		}
+		return s.audit(ctx, tx, AuditEvent{Time: now, Kind: SigningKeysRotated, Caller: caller, Reason: "Scheduled"})
 	})
 	if err != nil {
 		return fmt.Errorf("have the signing key replaced: %w", err)
@@ -124,19 +131,23 @@ func (s *Store) WantSigningKey(ctx context.Context, now time.Time) error {
 	return nil
 }
 
-// DropSigningKeys removes keys at once, from any replica, because somebody may have them: the one of that ID, or all when it is empty.
-// ErrNoSigningKey when there is none.
-func (s *Store) DropSigningKeys(ctx context.Context, now time.Time, id string) error {
+// DropSigningKey removes a key at once, from any replica, because somebody may have it. One that is removed stays so; signing.ErrNotFound when there
+// never was one of that ID.
+func (s *Store) DropSigningKey(ctx context.Context, now time.Time, id string, caller grant.Caller) error {
 	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
-		n, err := tx.Exec(ctx, `UPDATE signing_keys SET state = 'REMOVED', sealed = NULL, remove_time = $1, reason = $2
-			WHERE state <> 'REMOVED' AND ($3 = '' OR id = $3)`, sqldb.Micros(now), signing.Compromised, id)
-		if err == nil && n == 0 {
-			return ErrNoSigningKey
+		n, err := tx.Exec(ctx, `UPDATE signing_keys SET sealed = NULL, reason = CASE WHEN state = 'REMOVED' THEN reason ELSE $3 END,
+				remove_time = CASE WHEN state = 'REMOVED' THEN remove_time ELSE $2 END, state = 'REMOVED'
+			WHERE id = $1`, id, sqldb.Micros(now), signing.Compromised)
+		if err != nil {
+			return err
 		}
-		return err
+		if n == 0 {
+			return signing.ErrNotFound
+		}
+		return s.audit(ctx, tx, AuditEvent{Time: now, Kind: SigningKeysRotated, Caller: caller, Reason: signing.Compromised + " " + id})
 	})
 	if err != nil {
-		return fmt.Errorf("drop signing keys: %w", err)
+		return fmt.Errorf("drop signing key %s: %w", id, err)
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -10,8 +11,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/election"
+	"phasekey.dev/services/vault/internal/grant"
 	"phasekey.dev/services/vault/internal/keyring"
 	"phasekey.dev/services/vault/internal/signing"
 	"phasekey.dev/services/vault/internal/store"
@@ -99,38 +102,40 @@ func with(k signing.Key, s signing.State) signing.Key {
 
 func TestSigningKeys_AreWantedAndDroppedByAnybody(t *testing.T) {
 	onBoth(t, func(b *bench) {
-		ctx := b.t.Context()
-		if err := b.store.WantSigningKey(ctx, start); err != nil {
+		ctx, caller := b.t.Context(), grant.Caller{Identity: "spiffe://example.org/operator", RequestID: "r"}
+		if err := b.store.WantSigningKey(ctx, start, caller); !errors.Is(err, signing.ErrNotFound) {
 			b.t.Errorf("wanted while there is none: %v", err)
 		}
-		if err := b.store.DropSigningKeys(ctx, start, ""); !errors.Is(err, store.ErrNoSigningKey) {
+		if err := b.store.DropSigningKey(ctx, start, "a", caller); !errors.Is(err, signing.ErrNotFound) {
 			b.t.Errorf("dropped while there is none: %v", err)
 		}
 		a := signingKey("a", 1)
 		b.addKey(a)
 		b.moveKey(a, signing.Signing)
-		n := signingKey("n", 2)
-		b.addKey(n)
+		b.addKey(signingKey("n", 2))
 		for _, at := range []time.Time{start, start.Add(time.Hour)} {
-			if err := b.store.WantSigningKey(ctx, at); err != nil {
+			if err := b.store.WantSigningKey(ctx, at, caller); err != nil {
 				b.t.Fatal(err)
 			}
 		}
 		if got := b.keys(); !got[1].ReplaceTime.Equal(start) || !got[0].ReplaceTime.IsZero() {
 			b.t.Errorf("wanted since %s; the next one since %s", got[1].ReplaceTime, got[0].ReplaceTime)
 		}
-		if err := b.store.DropSigningKeys(ctx, start, "a"); err != nil {
-			b.t.Fatal(err)
+		for _, at := range []time.Time{start.Add(time.Minute), start.Add(time.Hour)} {
+			if err := b.store.DropSigningKey(ctx, at, "a", caller); err != nil {
+				b.t.Fatal(err)
+			}
 		}
 		got := b.keys()
-		if got[1].State != signing.Removed || got[1].Sealed != nil || got[1].Reason != signing.Compromised || got[0].State != signing.Published {
+		if got[1].State != signing.Removed || got[1].Sealed != nil || got[1].Reason != signing.Compromised || !got[1].RemoveTime.Equal(start.Add(time.Minute)) ||
+			got[0].State != signing.Published {
 			b.t.Errorf("after one was dropped: %+v", got)
 		}
-		if err := b.store.DropSigningKeys(ctx, start, "a"); !errors.Is(err, store.ErrNoSigningKey) {
-			b.t.Errorf("dropped twice: %v", err)
-		}
-		if err := b.store.DropSigningKeys(ctx, start, ""); err != nil || b.keys()[0].State != signing.Removed {
-			b.t.Errorf("all: %v, %+v", err, b.keys()[0])
+		var records, reasons int
+		if err := b.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+			return tx.QueryRow(ctx, `SELECT COUNT(*), COUNT(DISTINCT reason) FROM audit_events WHERE kind = 'SigningKeysRotated' AND actor = $1`, caller.Identity).Scan(&records, &reasons)
+		}); err != nil || records != 4 || reasons != 2 {
+			b.t.Errorf("%d records of %d kinds, %v", records, reasons, err)
 		}
 	})
 }
