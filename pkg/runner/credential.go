@@ -15,7 +15,7 @@ import (
 // errUnusable is why a message of the vault was not taken: there is nothing in it that could be served.
 var errUnusable = errors.New("unusable credential")
 
-// Credential is what a runner holds at one moment: an access token for one audience, or a client secret, and what it
+// Credential is what a runner holds at one moment: an access token for one audience, an assertion, or a client secret, and what it
 // belongs to.
 type Credential struct {
 	// Lease is the lease's ID in the vault. Generation grows with every delivery of the lease.
@@ -26,11 +26,13 @@ type Credential struct {
 	// Phase is what the run is doing, Access what it may do.
 	Phase  typev1.Phase
 	Access typev1.Access
-	// Audience is the resource that takes the token. Both are empty where a client secret was asked for.
+	// Audience is the resource that takes the token. Both are empty where something else was asked for.
 	Audience string
 	Token    secret.Text
 	// ClientSecret is the application's secret, empty unless it was asked for.
 	ClientSecret secret.Text
+	// Assertion is what Entra ID exchanges for tokens, empty unless it was asked for.
+	Assertion secret.Text
 	// What is held was made at IssueTime, is renewed by RefreshTime, and works until ExpireTime. A client secret is not
 	// renewed: its times are the grant's end.
 	IssueTime   time.Time
@@ -53,11 +55,13 @@ func (c Credential) valid(now time.Time) bool { return now.Before(c.ExpireTime) 
 // newCredential takes a message of the vault apart. It is errUnusable if the material that was asked for is not in it, or
 // does not work at now.
 func newCredential(now time.Time, material typev1.Material, m *vaultv1.Credential) (Credential, error) {
-	token, clientSecret := m.GetAccessToken(), m.GetClientSecret()
+	token, clientSecret, assertion := m.GetAccessToken(), m.GetClientSecret(), m.GetFederatedToken()
 	switch {
 	case material == typev1.Material_MATERIAL_CLIENT_SECRET && clientSecret.GetSecret() == "":
 		return Credential{}, fmt.Errorf("%w: no client secret in it", errUnusable)
-	case material != typev1.Material_MATERIAL_CLIENT_SECRET && (token.GetToken() == "" || token.GetAudience() == ""):
+	case material == typev1.Material_MATERIAL_FEDERATED_TOKEN && assertion.GetToken() == "":
+		return Credential{}, fmt.Errorf("%w: no assertion in it", errUnusable)
+	case material == typev1.Material_MATERIAL_ACCESS_TOKEN && (token.GetToken() == "" || token.GetAudience() == ""):
 		return Credential{}, fmt.Errorf("%w: no access token in it", errUnusable)
 	case m.GetExpireTime().CheckValid() != nil:
 		return Credential{}, fmt.Errorf("%w: no expire_time", errUnusable)
@@ -73,6 +77,7 @@ func newCredential(now time.Time, material typev1.Material, m *vaultv1.Credentia
 		Audience:       token.GetAudience(),
 		Token:          secret.New(token.GetToken()),
 		ClientSecret:   secret.New(clientSecret.GetSecret()),
+		Assertion:      secret.New(assertion.GetToken()),
 		ExpireTime:     m.GetExpireTime().AsTime(),
 		Cloud:          m.GetCloud(),
 		TenantID:       m.GetTenantId(),

@@ -33,12 +33,21 @@ func (l *Loopback) Environment(inherited []string, c Credential) []string {
 	inherited = l.cfg.Runner.harmless(inherited)
 	own := identity(c)
 	base := "http://" + l.addr.String()
+	maps.Copy(own, noProxy(inherited, l.addr.Addr().String()))
+	if l.federated() {
+		set(own, "true", "ARM_USE_OIDC")
+		set(own, "false", "ARM_USE_MSI")
+		set(own, base+pathOIDC, "ARM_OIDC_REQUEST_URL")
+		set(own, l.secret.Expose(), "ARM_OIDC_REQUEST_TOKEN")
+		// Azure's SDKs take an assertion from a file alone, and there is none: they are not to find another way.
+		set(own, "WorkloadIdentityCredential", "AZURE_TOKEN_CREDENTIALS")
+		return overlay(inherited, own)
+	}
 	set(own, "true", "ARM_USE_MSI")
 	set(own, "ManagedIdentityCredential", "AZURE_TOKEN_CREDENTIALS")
 	set(own, base+pathVM, "ARM_MSI_ENDPOINT")
 	set(own, base+pathApp, "MSI_ENDPOINT", "IDENTITY_ENDPOINT")
 	set(own, l.secret.Expose(), "MSI_SECRET", "IDENTITY_HEADER")
-	maps.Copy(own, noProxy(inherited, l.addr.Addr().String()))
 	return overlay(inherited, own)
 }
 
@@ -52,14 +61,21 @@ func (r *Runner) ClientSecretEnvironment(inherited []string, c Credential) []str
 	return overlay(r.harmless(inherited), own)
 }
 
-// TokenEnvironment returns the environment of a child that is given c's access token itself, which is not renewed, by the same
+// TokenEnvironment returns the environment of a child that is given c's access token or assertion itself, which is not renewed, by the same
 // rules as Loopback.Environment. AZURE_ACCESS_TOKEN_EXPIRES_ON is in seconds since 1970. The result is a secret: everything that can
 // read the child's environment has it.
 func (r *Runner) TokenEnvironment(inherited []string, c Credential) []string {
 	own := identity(c)
-	set(own, c.Token.Expose(), "AZURE_ACCESS_TOKEN")
-	set(own, strconv.FormatInt(c.ExpireTime.Unix(), 10), "AZURE_ACCESS_TOKEN_EXPIRES_ON")
 	set(own, "false", "ARM_USE_MSI")
+	// Azure's SDKs take neither, and are not to find the machine's own identity.
+	set(own, "EnvironmentCredential", "AZURE_TOKEN_CREDENTIALS")
+	if c.Token.IsZero() {
+		set(own, c.Assertion.Expose(), "ARM_OIDC_TOKEN")
+		set(own, "true", "ARM_USE_OIDC")
+	} else {
+		set(own, c.Token.Expose(), "AZURE_ACCESS_TOKEN")
+		set(own, strconv.FormatInt(c.ExpireTime.Unix(), 10), "AZURE_ACCESS_TOKEN_EXPIRES_ON")
+	}
 	return overlay(r.harmless(inherited), own)
 }
 

@@ -27,8 +27,8 @@ var (
 	ErrAudience = errors.New("not an audience: want https://host or api://name")
 	// ErrTooManyAudiences is returned when a child asks for more different ones than it can have a use for.
 	ErrTooManyAudiences = errors.New("too many different audiences")
-	// ErrNoTokens is returned by a runner whose material is the client secret: there are no access tokens under its lease.
-	ErrNoTokens = errors.New("this runner holds a client secret, and no access tokens")
+	// ErrNoTokens is returned by a runner whose material is not access tokens: there are none under its lease.
+	ErrNoTokens = errors.New("this runner holds no access tokens")
 )
 
 // audiencePattern is the vault's own constraint, so that nonsense stays on this machine.

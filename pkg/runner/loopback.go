@@ -26,9 +26,14 @@ import (
 )
 
 const (
-	// pathVM and pathApp are where the two shapes of managed identity are served, named as Azure names them.
-	pathVM  = "/metadata/identity/oauth2/token"
-	pathApp = "/msi/token"
+	// pathVM and pathApp are where the two shapes of managed identity are served, named as Azure names them; pathOIDC is where
+	// assertions are, as GitHub gives them.
+	pathVM   = "/metadata/identity/oauth2/token"
+	pathApp  = "/msi/token"
+	pathOIDC = "/oidc/token"
+
+	// exchange begins the audiences of assertions that Entra ID exchanges, in all clouds.
+	exchange = "api://AzureADTokenExchange"
 
 	// defaultWait is how long a request waits for a credential before it is told to come again.
 	defaultWait = 30 * time.Second
@@ -46,7 +51,7 @@ var guardHeaders = []string{"X-Identity-Header", "X-Ms-Identity"}
 
 // LoopbackConfig is what a Loopback is made from.
 type LoopbackConfig struct {
-	// Runner has the credentials, access tokens.
+	// Runner has the credentials, access tokens or assertions.
 	Runner *Runner
 	// Wait is how long a request waits for a credential; zero means 30 s.
 	Wait time.Duration
@@ -54,7 +59,8 @@ type LoopbackConfig struct {
 	Log *slog.Logger
 }
 
-// Loopback serves a Runner's tokens on 127.0.0.1 in the shapes of Azure's managed identities.
+// Loopback serves a Runner's tokens on 127.0.0.1 in the shapes of Azure's managed identities, or its assertions in the shape of GitHub's
+// OpenID provider, which go-azure-sdk asks again whenever it needs a token.
 type Loopback struct {
 	cfg    LoopbackConfig
 	ln     net.Listener
@@ -70,7 +76,7 @@ func Listen(ctx context.Context, cfg LoopbackConfig) (*Loopback, error) {
 	switch {
 	case cfg.Runner == nil || cfg.Log == nil:
 		return nil, errors.New("listen on loopback: no runner, or no log")
-	case cfg.Runner.cfg.Material != typev1.Material_MATERIAL_ACCESS_TOKEN:
+	case cfg.Runner.cfg.Material == typev1.Material_MATERIAL_CLIENT_SECRET:
 		return nil, fmt.Errorf("listen on loopback: %w", ErrNoTokens)
 	}
 	if cfg.Wait == 0 {
@@ -147,6 +153,17 @@ type tokenResponse struct {
 	TokenType   string `json:"token_type"`
 }
 
+// assertionResponse is an answer with an assertion.
+type assertionResponse struct {
+	Count int    `json:"count"`
+	Value string `json:"value"`
+}
+
+// federated reports whether what is served is assertions.
+func (l *Loopback) federated() bool {
+	return l.cfg.Runner.cfg.Material == typev1.Material_MATERIAL_FEDERATED_TOKEN
+}
+
 // serve answers one request.
 func (l *Loopback) serve(w http.ResponseWriter, r *http.Request) {
 	header := w.Header()
@@ -174,9 +191,12 @@ func (l *Loopback) serve(w http.ResponseWriter, r *http.Request) {
 }
 
 // answer decides on a request.
-func (l *Loopback) answer(r *http.Request) (*tokenResponse, *refusal) {
+func (l *Loopback) answer(r *http.Request) (any, *refusal) {
 	if refused := l.guard(r); refused != nil {
 		return nil, refused
+	}
+	if l.federated() {
+		return l.assertion(r)
 	}
 	resource, clientID, refused := parseQuery(r.URL.RawQuery)
 	if refused != nil {
@@ -206,6 +226,25 @@ func (l *Loopback) answer(r *http.Request) (*tokenResponse, *refusal) {
 	}, nil
 }
 
+// assertion answers a request for one. Its audience is the vault's choice, and the one that Entra ID takes.
+func (l *Loopback) assertion(r *http.Request) (any, *refusal) {
+	q, refused := parsePairs(r.URL.RawQuery)
+	switch {
+	case refused != nil:
+		return nil, refused
+	case q.Has("audience") && !strings.HasPrefix(q.Get("audience"), exchange):
+		return nil, &refusal{http.StatusBadRequest, "invalid_request", "audience must be that of an exchange, " + exchange}
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), l.cfg.Wait)
+	defer cancel()
+	c, err := l.cfg.Runner.Credential(ctx)
+	if err != nil {
+		return nil, explain(err)
+	}
+	value := c.Assertion.Expose()
+	return &assertionResponse{Count: len(value), Value: value}, nil
+}
+
 // guard refuses whoever may not ask.
 func (l *Loopback) guard(r *http.Request) *refusal {
 	switch {
@@ -213,12 +252,15 @@ func (l *Loopback) guard(r *http.Request) *refusal {
 		return &refusal{http.StatusForbidden, "access_denied", "the Host header is not this endpoint's address"}
 	case r.Method != http.MethodGet:
 		return &refusal{http.StatusMethodNotAllowed, "invalid_request", "only GET"}
-	case r.URL.Path != pathVM && r.URL.Path != pathApp:
+	case l.federated() != (r.URL.Path == pathOIDC) || r.URL.Path != pathVM && r.URL.Path != pathApp && r.URL.Path != pathOIDC:
 		return &refusal{http.StatusNotFound, "invalid_request", "no such path"}
 	case r.Header.Get("Origin") != "" || r.Header.Get("X-Forwarded-For") != "" || r.Header.Get("Forwarded") != "":
 		return &refusal{http.StatusForbidden, "access_denied", "neither pages nor proxies may ask"}
 	case r.ContentLength != 0:
 		return &refusal{http.StatusBadRequest, "invalid_request", "a GET has no body"}
+	}
+	if r.URL.Path == pathOIDC {
+		return l.bearer(r)
 	}
 	shown := false
 	for _, name := range guardHeaders {
@@ -252,6 +294,19 @@ func (l *Loopback) guard(r *http.Request) *refusal {
 	}
 }
 
+// bearer refuses whoever does not show the secret as a bearer token.
+func (l *Loopback) bearer(r *http.Request) *refusal {
+	values := r.Header.Values("Authorization")
+	if len(values) != 1 {
+		return &refusal{http.StatusUnauthorized, "access_denied", "no bearer token, or several"}
+	}
+	shown, ok := strings.CutPrefix(values[0], "Bearer ")
+	if !ok || !l.secret.Equal(secret.New(shown)) {
+		return &refusal{http.StatusUnauthorized, "access_denied", "wrong bearer token"}
+	}
+	return nil
+}
+
 // mayAsk reports whether a process of uid is answered without the secret: our own user's, and root's, who could read the
 // secret anyway.
 func mayAsk(owner, uid int) bool { return uid == owner || uid == 0 }
@@ -261,18 +316,12 @@ func parseQuery(raw string) (resource, clientID string, refused *refusal) {
 	invalid := func(description string) (string, string, *refusal) {
 		return "", "", &refusal{http.StatusBadRequest, "invalid_request", description}
 	}
-	if len(raw) > maxQuery {
-		return invalid("the query is too long")
+	q, refused := parsePairs(raw)
+	if refused != nil {
+		return "", "", refused
 	}
-	q, err := url.ParseQuery(raw)
-	if err != nil {
-		return invalid("the query is malformed")
-	}
-	for name, values := range q {
-		switch {
-		case len(values) != 1:
-			return invalid("a parameter is repeated")
-		case slices.Contains([]string{"object_id", "principal_id", "mi_res_id", "msi_res_id"}, name):
+	for name := range q {
+		if slices.Contains([]string{"object_id", "principal_id", "mi_res_id", "msi_res_id"}, name) {
 			return invalid("Identity not found: this run's identity is named by client_id alone")
 		}
 	}
@@ -283,6 +332,26 @@ func parseQuery(raw string) (resource, clientID string, refused *refusal) {
 		return invalid("resource is missing")
 	}
 	return q.Get("resource"), q.Get("client_id"), nil
+}
+
+// parsePairs takes a query apart in which nothing may be repeated.
+func parsePairs(raw string) (url.Values, *refusal) {
+	invalid := func(description string) (url.Values, *refusal) {
+		return nil, &refusal{http.StatusBadRequest, "invalid_request", description}
+	}
+	if len(raw) > maxQuery {
+		return invalid("the query is too long")
+	}
+	q, err := url.ParseQuery(raw)
+	if err != nil {
+		return invalid("the query is malformed")
+	}
+	for _, values := range q {
+		if len(values) != 1 {
+			return invalid("a parameter is repeated")
+		}
+	}
+	return q, nil
 }
 
 // explain turns an error of the runner's into an answer: 503 where it is worth coming again, else one that SDKs do not repeat.

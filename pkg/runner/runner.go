@@ -29,10 +29,10 @@ type Config struct {
 	Conn grpc.ClientConnInterface
 	// Grant is the bearer token that the platform made.
 	Grant secret.Text
-	// Material is the form wanted: access tokens, which is what zero means, or the client secret, which is delivered only
-	// where the integration allows it.
+	// Material is the form wanted: access tokens, which is what zero means; assertions (federated tokens), of integrations without a
+	// secret; or the client secret, which is delivered only where the integration allows it.
 	Material typev1.Material
-	// Audience is what the streamed token is for; empty means the cloud's Resource Manager. A client secret has none.
+	// Audience is what the streamed token is for; empty means the cloud's Resource Manager. Client secrets and assertions have none.
 	Audience string
 	// Log gets what goes wrong and what changes; never a secret.
 	Log *slog.Logger
@@ -70,6 +70,10 @@ func New(cfg Config) (*Runner, error) {
 	case typev1.Material_MATERIAL_CLIENT_SECRET:
 		if cfg.Audience != "" {
 			errs = append(errs, errors.New("an audience for a client secret, which has none"))
+		}
+	case typev1.Material_MATERIAL_FEDERATED_TOKEN:
+		if cfg.Audience != "" {
+			errs = append(errs, errors.New("an audience for an assertion, which has none to choose"))
 		}
 	default:
 		errs = append(errs, fmt.Errorf("unknown material %d", cfg.Material))

@@ -32,14 +32,16 @@ const (
 
 // What --material may say.
 const (
-	materialAccessToken  = "access-token"
-	materialClientSecret = "client-secret"
+	materialAccessToken    = "access-token"
+	materialFederatedToken = "federated-token"
+	materialClientSecret   = "client-secret"
 )
 
 // materials are the vault's names for them.
 var materials = map[string]typev1.Material{
-	materialAccessToken:  typev1.Material_MATERIAL_ACCESS_TOKEN,
-	materialClientSecret: typev1.Material_MATERIAL_CLIENT_SECRET,
+	materialAccessToken:    typev1.Material_MATERIAL_ACCESS_TOKEN,
+	materialFederatedToken: typev1.Material_MATERIAL_FEDERATED_TOKEN,
+	materialClientSecret:   typev1.Material_MATERIAL_CLIENT_SECRET,
 }
 
 // defaultVaultID is the vault's identity where nobody has chosen another.
@@ -71,6 +73,9 @@ taken out of the command's environment, and so are other Azure identities. Whate
 tokens of this phase's access. It cannot get the grant; that holds for a grant file only if it cannot read that file, so
 prefer --grant-fd.
 
+With --material federated-token, for integrations that are federated and have no secret, Terraform's providers ask an OpenID
+endpoint (ARM_OIDC_REQUEST_URL) for assertions instead, which they exchange at Entra ID for tokens of any audience.
+
 With --material client-secret the command finds the client secret of the integration's application in its environment
 instead (ARM_CLIENT_SECRET, AZURE_CLIENT_SECRET), where the integration allows that. Whatever runs below the command can then
 take the secret away and use it anywhere, for any audience, with all that the application may do. The secret works at least
@@ -78,8 +83,8 @@ until the command or the grant has ended; after that, until the vault has replac
 nothing else; access-token is what is recommended.
 
 With --env-only there is no endpoint: the command finds the access token itself in its environment (AZURE_ACCESS_TOKEN,
-AZURE_ACCESS_TOKEN_EXPIRES_ON), as it was when the command was started. It is not renewed, and no Terraform provider takes it. This is for scripts,
-and for containers from which 127.0.0.1 is another machine.
+AZURE_ACCESS_TOKEN_EXPIRES_ON; ARM_OIDC_TOKEN for an assertion), as it was when the command was started. It is not renewed, and no Terraform
+provider takes the access token. This is for scripts, and for containers from which 127.0.0.1 is another machine.
 
 Every flag can be given as an environment variable (--vault-id: PHASEKEY_VAULT_ID). The grant itself is never an argument or an
 environment variable.
@@ -104,7 +109,7 @@ found. A signal that ends the command ends phasekey too (a shell says 128 plus i
 	flags.StringVar(&f.key, "key", "", "PEM file with the client certificate's key")
 	flags.StringVar(&f.grantFile, "grant-file", "", "file with the grant; others must not be able to read it")
 	flags.IntVar(&f.grantFD, "grant-fd", -1, "open descriptor (3 or higher) to read the grant from")
-	flags.StringVar(&f.material, "material", materialAccessToken, "what the command gets: access-token (recommended), or client-secret, the secret itself")
+	flags.StringVar(&f.material, "material", materialAccessToken, "what the command gets: access-token (recommended), federated-token, or client-secret, the secret itself")
 	flags.BoolVar(&f.envOnly, "env-only", false, "give the command what it gets in its environment, once; a client secret always is")
 	flags.StringVar(&f.onRevoke, "on-revoke", onRevokeContinue, "when the grant ends for good: continue without new credentials, or terminate the command")
 	flags.DurationVar(&f.wait, "wait", 2*time.Minute, "how long to wait for the first credential")
@@ -126,7 +131,7 @@ func (f *execFlags) validate(env, args []string) error {
 	bad(f.grantFile == "" && f.grantFD < 0, "--grant-file or --grant-fd is missing")
 	bad(f.grantFile != "" && f.grantFD >= 0, "--grant-file and --grant-fd exclude each other")
 	bad(f.grantFD >= 0 && f.grantFD < 3, "--grant-fd: 0, 1 and 2 are the command's own")
-	bad(materials[f.material] == typev1.Material_MATERIAL_UNSPECIFIED, "--material is access-token or client-secret")
+	bad(materials[f.material] == typev1.Material_MATERIAL_UNSPECIFIED, "--material is access-token, federated-token or client-secret")
 	bad(f.onRevoke != onRevokeContinue && f.onRevoke != onRevokeTerminate, "--on-revoke is continue or terminate")
 	bad(f.wait <= 0, "--wait must be positive")
 	bad(len(args) == 0, "no command: put it after --")
@@ -176,9 +181,10 @@ func runExec(ctx context.Context, p Process, f *execFlags, args []string) error 
 	x := &execution{p: p, f: f, log: log, runner: r, environment: r.ClientSecretEnvironment, path: path, args: args}
 	tasks := []task.Task{{Name: "tls", Run: source.Run}, {Name: "runner", Run: x.follow}}
 	switch {
-	case f.material == materialAccessToken && f.envOnly:
+	case f.material == materialClientSecret:
+	case f.envOnly:
 		x.environment = r.TokenEnvironment
-	case f.material == materialAccessToken:
+	default:
 		loopback, err := runner.Listen(ctx, runner.LoopbackConfig{Runner: r, Log: log})
 		if err != nil {
 			return err

@@ -202,8 +202,11 @@ func runWrong(mistake string, args []string) (int, error) {
 	go func() { ran <- loopback.Run(following) }()
 	defer func() {
 		cancel()
-		<-ran
-		<-ran
+		for range cap(ran) {
+			if err := <-ran; err != nil {
+				fmt.Fprintln(os.Stderr, err)
+			}
+		}
 	}()
 	var held runner.Credential
 	if mistake != "starts-without-delivery" {

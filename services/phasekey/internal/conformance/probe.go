@@ -49,14 +49,14 @@ func Probe(ctx context.Context, address string, env []string) (int, error) {
 	for in := json.NewDecoder(conn); ; {
 		var q question
 		if err := in.Decode(&q); err != nil {
-			return ProbeExit, nil //nolint:nilerr // it was let go
+			return ProbeExit, nil // it was let go
 		}
 		a := answer{Environment: env}
 		if q.Audience != "" {
 			a = askEndpoint(ctx, client, values, q.Audience)
 		}
 		if err := out.Encode(a); err != nil {
-			return ProbeExit, nil //nolint:nilerr // it was let go
+			return ProbeExit, nil // it was let go
 		}
 	}
 }

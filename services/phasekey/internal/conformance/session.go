@@ -175,17 +175,17 @@ func (r *process) end() {
 }
 
 // start runs the runner, told of vault, CA and grant as `phasekey exec` is.
-func (s *session) start() *process {
+func (s *session) start() {
 	reader, writer, err := os.Pipe()
 	if err != nil {
 		s.wrong("start the runner: %w", err)
-		return nil
+		return
 	}
 	defer func() { _ = reader.Close() }()
 	_, err = writer.WriteString(s.vault.grant)
 	if err = errors.Join(err, writer.Close()); err != nil {
 		s.wrong("start the runner: %w", err)
-		return nil
+		return
 	}
 	args := slices.Concat(s.config.Runner[1:],
 		[]string{"--vault", s.vault.address(), "--vault-id", VaultID, "--ca", s.ca, "--grant-fd", "3", "--"},
@@ -199,14 +199,13 @@ func (s *session) start() *process {
 	r.command.WaitDelay = time.Second
 	if err := r.command.Start(); err != nil {
 		s.wrong("start the runner: %w", err)
-		return nil
+		return
 	}
 	go func() {
 		_ = r.command.Wait()
 		close(r.ended)
 	}()
 	s.runners = append(s.runners, r)
-	return r
 }
 
 // credential is what the vault delivers as generation n: a token for Resource Manager that lives for an hour.
