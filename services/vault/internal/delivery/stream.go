@@ -40,6 +40,8 @@ type holding struct {
 	renewTime time.Time
 	// end is the grant's, as far as is known; the reader may have yet to be told of a later one.
 	end time.Time
+	// consentLost is since when consent was lost at the time of the delivery.
+	consentLost time.Time
 }
 
 // retry puts off the next look, but not beyond the end of what is held.
@@ -258,6 +260,10 @@ func (h *Hub) renew(ctx context.Context, r Request, s *stream, held *holding) (h
 	if _, _, err := h.choose(e, r); err != nil {
 		return holding{}, err
 	}
+	if !e.ConsentLostTime.IsZero() && !e.ConsentLostTime.Equal(held.consentLost) {
+		// Told once, by the stream's end: what is held may be good for a while yet, and whoever comes back is given what there is.
+		return holding{}, issuer.ErrConsentMissing
+	}
 	extended := !e.Grant.ExpireTime.Equal(held.GrantExpireTime)
 	fit := versionsFor(e, r.Material)
 	rotated := len(fit) == 0 || fit[0].ID != held.versionID
@@ -453,5 +459,7 @@ func (h *Hub) attempt(ctx context.Context, r Request, e store.Entitlement, reaso
 		requestID: m.requestID,
 		renewTime: refresh,
 		end:       e.Grant.ExpireTime,
+
+		consentLost: e.ConsentLostTime,
 	}, nil
 }

@@ -21,6 +21,8 @@ type Entitlement struct {
 	Integration Integration
 	// Versions are the ACTIVE one, if there is one, and after it those that are RETIRING, the newest first.
 	Versions []Live
+	// ConsentLostTime is since when the customer's tenant does not let the application in any more; zero while it does, or never did.
+	ConsentLostTime time.Time
 	// Compromised is the number of the newest version that was said to be compromised; 0 when none was.
 	Compromised int64
 }
@@ -64,8 +66,11 @@ func (s *Store) Entitlement(ctx context.Context, grantUID, instanceID string) (E
 		if out.Versions, err = liveVersions(ctx, tx, uid); err != nil {
 			return err
 		}
-		return tx.QueryRow(ctx, `SELECT COALESCE(MAX(up_to), 0) FROM rotations WHERE integration_uid = $1 AND reason = 'COMPROMISED'`, uid).
-			Scan(&out.Compromised)
+		var lost int64
+		err = tx.QueryRow(ctx, `SELECT COALESCE((SELECT MAX(up_to) FROM rotations WHERE integration_uid = $1 AND reason = 'COMPROMISED'), 0),
+			COALESCE((SELECT consent_time FROM applications WHERE integration_uid = $1 AND consented = 0), 0)`, uid).Scan(&out.Compromised, &lost)
+		out.ConsentLostTime = sqldb.Time(lost)
+		return err
 	})
 	if err != nil {
 		return Entitlement{}, fmt.Errorf("read entitlement of grant %s: %w", grantUID, err)
