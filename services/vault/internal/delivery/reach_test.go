@@ -13,6 +13,7 @@ import (
 	"phasekey.dev/pkg/redistest"
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/pkg/sqldbtest"
+	"phasekey.dev/services/vault/internal/audit/audittest"
 	"phasekey.dev/services/vault/internal/delivery"
 	"phasekey.dev/services/vault/internal/fence"
 	"phasekey.dev/services/vault/internal/grant"
@@ -92,7 +93,7 @@ func withReplicas(t *testing.T, hinted bool, test func(r *reach)) {
 			})
 		}
 		for range replicas {
-			s := store.New(r.db)
+			s := store.New(r.db, audittest.Keys(1))
 			one := &replica{}
 			cfg := delivery.Config{
 				LongestHold: 24 * time.Hour,
