@@ -199,7 +199,7 @@ func TestEvents_DoNotHoldUpTheStop(t *testing.T) {
 	s.expect(`{"page":"landing","version":1}`)
 	began := time.Now()
 	stop()
-	if took := time.Since(began); took > 900*time.Millisecond { // of the second that requests have
+	if took := time.Since(began); took > 15*time.Second { // of the half minute that requests have
 		t.Errorf("the stop took %s", took)
 	}
 	if told, err := s.next(); !errors.Is(err, io.EOF) {

@@ -168,7 +168,7 @@ func (w *world) serveUntil(cfg web.Config) (origin string, stop func()) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(w.t.Context()))
 	ended := make(chan error, 1)
 	go func() {
-		ended <- site.Task(ln, &tls.Config{MinVersion: tls.VersionTLS13, Certificates: w.entra.TLS.Certificates, NextProtos: []string{"h2", "http/1.1"}}, time.Second).Run(ctx)
+		ended <- site.Task(ln, &tls.Config{MinVersion: tls.VersionTLS13, Certificates: w.entra.TLS.Certificates, NextProtos: []string{"h2", "http/1.1"}}, 30*time.Second).Run(ctx)
 	}()
 	return origin, func() {
 		w.t.Helper()
