@@ -112,5 +112,8 @@ func canonicalAudience(audience string) string {
 	if name, ok := resourceManagerAliases[strings.ToLower(a)]; ok {
 		return name
 	}
+	if id := strings.ToLower(a); audiencePattern.MatchString(id) && !strings.Contains(id, "://") {
+		return id // an application's, which are the same in both cases
+	}
 	return a
 }

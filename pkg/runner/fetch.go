@@ -24,7 +24,7 @@ const (
 // The errors for audiences.
 var (
 	// ErrAudience is returned for an audience that no vault would take.
-	ErrAudience = errors.New("not an audience: want https://host or api://name")
+	ErrAudience = errors.New("not an audience: want https://host, api://name or an application's ID")
 	// ErrTooManyAudiences is returned when a child asks for more different ones than it can have a use for.
 	ErrTooManyAudiences = errors.New("too many different audiences")
 	// ErrNoTokens is returned by a runner whose material is not access tokens: there are none under its lease.
@@ -32,7 +32,7 @@ var (
 )
 
 // audiencePattern is the vault's own constraint, so that nonsense stays on this machine.
-var audiencePattern = regexp.MustCompile(`^(https|api)://[A-Za-z0-9][A-Za-z0-9.-]*$`)
+var audiencePattern = regexp.MustCompile(`^((https|api)://[A-Za-z0-9][A-Za-z0-9.-]*|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})$`)
 
 // other is the token for one more audience.
 type other struct {

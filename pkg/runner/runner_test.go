@@ -830,6 +830,20 @@ func TestRunner_OtherAudiences(t *testing.T) {
 		return strings.TrimPrefix(c.Token.Expose(), tokenCanary)
 	}
 
+	bubble("an application's ID, in letters of either case", func(t *testing.T, w *world) {
+		w.vault.OnFetch(func(req *vaultv1.FetchCredentialRequest) (*vaultv1.Credential, error) { return fetched(req, "aks", time.Hour), nil })
+		for _, name := range []string{"6dae42f8-4368-4678-94ff-3960e28e3630", "6DAE42F8-4368-4678-94FF-3960E28E3630"} {
+			if got := get(t, w, name); got != "aks" {
+				t.Errorf("%s: %s", name, got)
+			}
+		}
+		if fetches := w.vault.Fetches(); len(fetches) != 1 || fetches[0].GetAudience() != "6dae42f8-4368-4678-94ff-3960e28e3630" {
+			t.Errorf("asked for %v", fetches)
+		}
+		if _, err := w.runner.CredentialFor(t.Context(), "6dae42f8-4368-4678-94ff"); !errors.Is(err, runner.ErrAudience) {
+			t.Errorf("half an ID: %v", err)
+		}
+	})
 	bubble("the streamed one by all of its names", func(t *testing.T, w *world) {
 		for _, name := range []string{resourceManager, resourceManager + "/", "https://management.core.windows.net/"} {
 			if got := get(t, w, name); got != "1" {

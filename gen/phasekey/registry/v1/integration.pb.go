@@ -234,8 +234,8 @@ type Integration struct {
 	// the old one goes; delivery_materials must fit the new kind. Streams of a material that the new kind does not give end at once with
 	// MATERIAL_NOT_ALLOWED; a client secret that a lease holds stays until the lease ends.
 	CredentialKind v1.CredentialKind `protobuf:"varint,7,opt,name=credential_kind,json=credentialKind,proto3,enum=phasekey.type.v1.CredentialKind" json:"credential_kind,omitempty"`
-	// Audiences besides Azure Resource Manager for which access tokens may be minted: `https://` or `api://` and no path.
-	// At most 20.
+	// Audiences besides Azure Resource Manager for which access tokens may be minted: `https://` or `api://` and no path,
+	// or the ID, in lower case, of the application that the service is at Entra ID (AKS: `6dae42f8-4368-4678-94ff-3960e28e3630`). At most 20.
 	AllowedAudiences []string `protobuf:"bytes,8,rep,name=allowed_audiences,json=allowedAudiences,proto3" json:"allowed_audiences,omitempty"`
 	// How often the credential is replaced, one hour to 30 days, jittered by a tenth either way. Absent means 24 hours.
 	// Servers in development mode accept seconds.
@@ -545,7 +545,7 @@ var File_phasekey_registry_v1_integration_proto protoreflect.FileDescriptor
 
 const file_phasekey_registry_v1_integration_proto_rawDesc = "" +
 	"\n" +
-	"&phasekey/registry/v1/integration.proto\x12\x14phasekey.registry.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/api/field_info.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dphasekey/type/v1/access.proto\"\x83\r\n" +
+	"&phasekey/registry/v1/integration.proto\x12\x14phasekey.registry.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/api/field_info.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dphasekey/type/v1/access.proto\"\xb0\r\n" +
 	"\vIntegration\x12 \n" +
 	"\x04name\x18\x01 \x01(\tB\f\xe2A\x01\b\xbaH\x05r\x03\x18\xc8\x01R\x04name\x12\x1e\n" +
 	"\x03uid\x18\x02 \x01(\tB\f\xe2A\x01\x03\xe2\x8c\xcf\xd7\b\x02\b\x01R\x03uid\x12J\n" +
@@ -553,8 +553,8 @@ const file_phasekey_registry_v1_integration_proto_rawDesc = "" +
 	"\ttenant_id\x18\x04 \x01(\tB\x10\xe2A\x02\x02\x05\xbaH\b\xd8\x01\x01r\x03\xb0\x01\x01R\btenantId\x128\n" +
 	"\x05cloud\x18\x05 \x01(\tB\"\xe2A\x02\x01\x05\xbaH\x1ar\x18\x18\x1e2\x14^([a-z][a-z0-9-]*)?$R\x05cloud\x12G\n" +
 	"\x17default_subscription_id\x18\x06 \x01(\tB\x0f\xe2A\x01\x01\xbaH\b\xd8\x01\x01r\x03\xb0\x01\x01R\x15defaultSubscriptionId\x12W\n" +
-	"\x0fcredential_kind\x18\a \x01(\x0e2 .phasekey.type.v1.CredentialKindB\f\xe2A\x01\x01\xbaH\x05\x82\x01\x02\x10\x01R\x0ecredentialKind\x12n\n" +
-	"\x11allowed_audiences\x18\b \x03(\tBA\xe2A\x02\x01\x06\xbaH9\x92\x016\x10\x14\x18\x01\"0r.\x18\xc8\x012)^(https|api)://[A-Za-z0-9][A-Za-z0-9.-]*$R\x10allowedAudiences\x12Y\n" +
+	"\x0fcredential_kind\x18\a \x01(\x0e2 .phasekey.type.v1.CredentialKindB\f\xe2A\x01\x01\xbaH\x05\x82\x01\x02\x10\x01R\x0ecredentialKind\x12\x9a\x01\n" +
+	"\x11allowed_audiences\x18\b \x03(\tBm\xe2A\x02\x01\x06\xbaHe\x92\x01b\x10\x14\x18\x01\"\\rZ\x18\xc8\x012U^((https|api)://[A-Za-z0-9][A-Za-z0-9.-]*|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})$R\x10allowedAudiences\x12Y\n" +
 	"\x0frotation_period\x18\t \x01(\v2\x19.google.protobuf.DurationB\x15\xe2A\x01\x01\xbaH\x0e\xaa\x01\v\"\x05\b\x80\x9a\x9e\x012\x02\b\x01R\x0erotationPeriod\x12c\n" +
 	"\x12delivery_materials\x18\n" +
 	" \x03(\x0e2\x1a.phasekey.type.v1.MaterialB\x18\xe2A\x02\x01\x06\xbaH\x10\x92\x01\r\x10\x03\x18\x01\"\a\x82\x01\x04\x10\x01 \x00R\x11deliveryMaterials\x12e\n" +

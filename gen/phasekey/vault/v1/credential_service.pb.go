@@ -32,7 +32,8 @@ type StreamCredentialsRequest struct {
 	InstanceId string `protobuf:"bytes,1,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
 	// The form wanted; empty means MATERIAL_ACCESS_TOKEN.
 	Material v1.Material `protobuf:"varint,2,opt,name=material,proto3,enum=phasekey.type.v1.Material" json:"material,omitempty"`
-	// The audience of an access token; empty means the cloud's Resource Manager. No other material has one.
+	// The audience of an access token: `https://` or `api://` and no path, or an application's ID, in lower case, which is how some services are
+	// known (AKS: `6dae42f8-4368-4678-94ff-3960e28e3630`); empty means the cloud's Resource Manager. No other material has one.
 	Audience      string `protobuf:"bytes,3,opt,name=audience,proto3" json:"audience,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -142,7 +143,8 @@ type FetchCredentialRequest struct {
 	InstanceId string `protobuf:"bytes,1,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
 	// The form wanted; empty means MATERIAL_ACCESS_TOKEN.
 	Material v1.Material `protobuf:"varint,2,opt,name=material,proto3,enum=phasekey.type.v1.Material" json:"material,omitempty"`
-	// The audience of an access token; empty means the cloud's Resource Manager. No other material has one.
+	// The audience of an access token: `https://` or `api://` and no path, or an application's ID, in lower case, which is how some services are
+	// known (AKS: `6dae42f8-4368-4678-94ff-3960e28e3630`); empty means the cloud's Resource Manager. No other material has one.
 	Audience      string `protobuf:"bytes,3,opt,name=audience,proto3" json:"audience,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -433,21 +435,21 @@ var File_phasekey_vault_v1_credential_service_proto protoreflect.FileDescriptor
 
 const file_phasekey_vault_v1_credential_service_proto_rawDesc = "" +
 	"\n" +
-	"*phasekey/vault/v1/credential_service.proto\x12\x11phasekey.vault.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a!phasekey/options/v1/callers.proto\x1a\x1dphasekey/type/v1/access.proto\x1a\"phasekey/vault/v1/credential.proto\"\xfd\x01\n" +
+	"*phasekey/vault/v1/credential_service.proto\x12\x11phasekey.vault.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a!phasekey/options/v1/callers.proto\x1a\x1dphasekey/type/v1/access.proto\x1a\"phasekey/vault/v1/credential.proto\"\xa8\x02\n" +
 	"\x18StreamCredentialsRequest\x12A\n" +
 	"\vinstance_id\x18\x01 \x01(\tB \xe2A\x01\x02\xbaH\x19r\x172\x15^[A-Za-z0-9_-]{8,64}$R\n" +
 	"instanceId\x12D\n" +
-	"\bmaterial\x18\x02 \x01(\x0e2\x1a.phasekey.type.v1.MaterialB\f\xe2A\x01\x01\xbaH\x05\x82\x01\x02\x10\x01R\bmaterial\x12X\n" +
-	"\baudience\x18\x03 \x01(\tB<\xe2A\x01\x01\xbaH5r3\x18\xc8\x012.^((https|api)://[A-Za-z0-9][A-Za-z0-9.-]*/?)?$R\baudience\"Z\n" +
+	"\bmaterial\x18\x02 \x01(\x0e2\x1a.phasekey.type.v1.MaterialB\f\xe2A\x01\x01\xbaH\x05\x82\x01\x02\x10\x01R\bmaterial\x12\x82\x01\n" +
+	"\baudience\x18\x03 \x01(\tBf\xe2A\x01\x01\xbaH_r]\x18\xc8\x012X^((https|api)://[A-Za-z0-9][A-Za-z0-9.-]*/?|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})?$R\baudience\"Z\n" +
 	"\x19StreamCredentialsResponse\x12=\n" +
 	"\n" +
 	"credential\x18\x01 \x01(\v2\x1d.phasekey.vault.v1.CredentialR\n" +
-	"credential\"\xfb\x01\n" +
+	"credential\"\xa6\x02\n" +
 	"\x16FetchCredentialRequest\x12A\n" +
 	"\vinstance_id\x18\x01 \x01(\tB \xe2A\x01\x02\xbaH\x19r\x172\x15^[A-Za-z0-9_-]{8,64}$R\n" +
 	"instanceId\x12D\n" +
-	"\bmaterial\x18\x02 \x01(\x0e2\x1a.phasekey.type.v1.MaterialB\f\xe2A\x01\x01\xbaH\x05\x82\x01\x02\x10\x01R\bmaterial\x12X\n" +
-	"\baudience\x18\x03 \x01(\tB<\xe2A\x01\x01\xbaH5r3\x18\xc8\x012.^((https|api)://[A-Za-z0-9][A-Za-z0-9.-]*/?)?$R\baudience\"X\n" +
+	"\bmaterial\x18\x02 \x01(\x0e2\x1a.phasekey.type.v1.MaterialB\f\xe2A\x01\x01\xbaH\x05\x82\x01\x02\x10\x01R\bmaterial\x12\x82\x01\n" +
+	"\baudience\x18\x03 \x01(\tBf\xe2A\x01\x01\xbaH_r]\x18\xc8\x012X^((https|api)://[A-Za-z0-9][A-Za-z0-9.-]*/?|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})?$R\baudience\"X\n" +
 	"\x17FetchCredentialResponse\x12=\n" +
 	"\n" +
 	"credential\x18\x01 \x01(\v2\x1d.phasekey.vault.v1.CredentialR\n" +

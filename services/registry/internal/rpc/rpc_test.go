@@ -581,9 +581,9 @@ func TestUpdate_NeedsNoMoreThanItsMask(t *testing.T) {
 	ctx := t.Context()
 
 	i, err := w.platform.integrations.UpdateIntegration(ctx, &registryv1.UpdateIntegrationRequest{
-		Integration: &registryv1.Integration{Name: integration.GetName(), AllowedAudiences: []string{"https://vault.azure.net"}}, UpdateMask: paths("allowed_audiences"),
+		Integration: &registryv1.Integration{Name: integration.GetName(), AllowedAudiences: []string{"https://vault.azure.net", "6dae42f8-4368-4678-94ff-3960e28e3630"}}, UpdateMask: paths("allowed_audiences"),
 	})
-	if err != nil || len(i.GetAllowedAudiences()) != 1 || i.GetDisplayName() != integration.GetDisplayName() {
+	if err != nil || len(i.GetAllowedAudiences()) != 2 || i.GetDisplayName() != integration.GetDisplayName() {
 		t.Errorf("integration: %v, %v", i, err)
 	}
 	p, err := w.platform.projects.UpdateProject(ctx, &registryv1.UpdateProjectRequest{
