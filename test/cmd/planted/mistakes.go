@@ -228,6 +228,13 @@ var mistakes = []mistake{
 		test: []string{"./services/vault/internal/rpc", "-run=ForADay"},
 	},
 	{
+		name: "who has what is in other hands is not told why it is replaced",
+		file: vault + "delivery/stream.go",
+		from: `held.versionID && compromised:`,
+		to:   `held.versionID && compromised && due && extended:`,
+		test: []string{"./services/vault/internal/delivery"},
+	},
+	{
 		name: "a secret is in the log",
 		file: vault + "rotation/turn.go",
 		from: `	sealed, err := t.w.config.Keyring.Seal(`,

@@ -32,6 +32,8 @@ type judge struct {
 	seq      uint64
 	secrets  map[string]*secretLife // by key ID
 	consents map[string][]turn      // by integration UID
+	// compromises are by integration UID.
+	compromises map[string][]compromise
 	// left is since when integrations are being deleted, by UID; removed are those that the vault says are gone for good.
 	left    map[string]time.Time
 	removed map[string]bool
@@ -56,6 +58,8 @@ type secretLife struct {
 type hold struct {
 	job   *job
 	until time.Time
+	// number is the version's.
+	number int64
 }
 
 // turn is a change of a customer's mind.
@@ -66,7 +70,7 @@ type turn struct {
 
 func newJudge(w *world) *judge {
 	return &judge{
-		w: w, counts: map[string]int{}, kills: map[string]int{}, secrets: map[string]*secretLife{}, consents: map[string][]turn{},
+		w: w, counts: map[string]int{}, kills: map[string]int{}, secrets: map[string]*secretLife{}, consents: map[string][]turn{}, compromises: map[string][]compromise{},
 		left: map[string]time.Time{}, removed: map[string]bool{}, purged: map[string]bool{},
 	}
 }
@@ -176,7 +180,7 @@ func (j *judge) follow() {
 			}
 			j.counts["passwords removed"]++
 			for _, h := range s.holds {
-				if left := j.left[h.job.integration.UID]; e.Time.Before(h.until) && (left.IsZero() || e.Time.Before(left)) {
+				if left := j.left[h.job.integration.UID]; e.Time.Before(h.until) && (left.IsZero() || e.Time.Before(left)) && !j.excused(h.job.integration.UID, h.number, e.Time) {
 					j.w.fail("I3: secret %s was removed at %s, and %s may use it until %s", e.KeyID, e.Time.UTC(), h.job.name, h.until.UTC())
 				}
 			}
@@ -234,7 +238,8 @@ func (j *judge) receive(ctx context.Context, b *job, d delivery.Delivery) {
 	if left := j.leftAt(b.integration.UID); !left.IsZero() && sqldb.Time(at).After(left) {
 		j.w.fail("%s was given something of %s, which was deleted %s before", b.name, b.integration.Name, sqldb.Time(at).Sub(left))
 	}
-	j.gap(b, now)
+	j.gap(ctx, b, now)
+	j.told(b, d)
 	all := j.rows(ctx, `integration_uid = $1 AND number <= $2`, b.integration.UID, d.Version)
 	if len(all) == 0 {
 		return
@@ -253,7 +258,7 @@ func (j *judge) receive(ctx context.Context, b *job, d delivery.Delivery) {
 		j.w.fail("I2: %s was given version %d of %s %s after it was made", b.name, d.Version, b.integration.Name, now.Sub(v.add))
 	}
 	if d.Material == lease.ClientSecret {
-		s.holds = append(s.holds, &hold{job: b, until: d.GrantExpireTime})
+		s.holds = append(s.holds, &hold{job: b, until: d.GrantExpireTime, number: d.Version})
 	}
 }
 
@@ -283,13 +288,13 @@ func (j *judge) release(b *job) {
 }
 
 // gap judges that a runner which reads, and whose job goes on, always has a token that is valid.
-func (j *judge) gap(b *job, now time.Time) {
+func (j *judge) gap(ctx context.Context, b *job, now time.Time) {
 	if b.held == nil || b.slow || !j.leftAt(b.integration.UID).IsZero() || b.request.Material != lease.AccessToken || !b.held.ExpireTime.Before(now) {
 		return
 	}
 	j.count("runners without a token")
 	window := span{b.held.IssueTime, now}
-	if j.w.weather.overlap(window, noEntra, noSQL, noRegistry) > 10*time.Minute || !j.consented(b.integration.UID, window) {
+	if j.w.weather.overlap(window, noEntra, noSQL, noRegistry) > 10*time.Minute || !j.consented(b.integration.UID, window) || j.gapped(ctx, b.integration.UID, window) {
 		return
 	}
 	j.w.fail("%s had no token from %s to %s", b.name, b.held.ExpireTime.UTC(), now.UTC())
@@ -354,7 +359,8 @@ func (j *judge) day() {
 func (j *judge) integration(ctx context.Context, i *integration, now time.Time) {
 	rows := j.rows(ctx, `integration_uid = $1`, i.UID)
 	j.oneActive(i, rows)
-	j.oneWorks(i, rows, now)
+	j.oneWorks(ctx, i, rows, now)
+	j.compromised(ctx, i, rows, now)
 	j.noneUnknown(i, rows, now)
 }
 
@@ -372,7 +378,7 @@ func (j *judge) oneActive(i *integration, rows []row) {
 }
 
 // oneWorks judges that at every moment which counts a version that the vault holds works at every replica.
-func (j *judge) oneWorks(i *integration, rows []row, now time.Time) {
+func (j *judge) oneWorks(ctx context.Context, i *integration, rows []row, now time.Time) {
 	var first time.Time
 	var works []span
 	j.mu.Lock()
@@ -402,7 +408,12 @@ func (j *judge) oneWorks(i *integration, rows []row, now time.Time) {
 		return
 	}
 	slices.SortFunc(works, func(a, b span) int { return a.from.Compare(b.from) })
+	var demanded []span
+	gaps := j.gaps(ctx, i.UID, now)
 	for _, d := range j.demanded(i.UID, first, now) {
+		demanded = append(demanded, without(d, gaps)...)
+	}
+	for _, d := range demanded {
 		at := d.from
 		for _, s := range works {
 			if s.from.After(at) {

@@ -172,6 +172,7 @@ func (w *world) run(ctx context.Context, progress func(day int)) {
 	all.Go(func() { w.policies(ctx) })
 	all.Go(func() { w.customers(ctx) })
 	all.Go(func() { w.comeAndGo(ctx) })
+	all.Go(func() { w.operators(ctx) })
 	for i := range w.set.leases {
 		all.Go(func() { w.runner(ctx, fmt.Sprintf("runner-%d", i)) })
 	}
