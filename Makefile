@@ -38,7 +38,7 @@ test: setup proto-check generate-check lint modules model ## Everything that CI 
 unit: build ## Run the tests; RUN=pattern selects
 	go test -race -shuffle=on -timeout 20m -run '$(RUN)' work
 	@# What the race detector has too little time for: a whole month.
-	go test -timeout 10m -run '$(RUN)' ./services/vault/internal/year
+	go test -timeout 20m -run '$(RUN)' ./services/vault/internal/year
 
 .PHONY: model
 model: ## Check the models of mastership in every state
