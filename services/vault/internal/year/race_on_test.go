@@ -2,4 +2,4 @@
 
 package year_test
 
-const defaultDays = 1
+const defaultDays = 3
