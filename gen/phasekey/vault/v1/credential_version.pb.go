@@ -100,7 +100,8 @@ func (CredentialVersion_State) EnumDescriptor() ([]byte, []int) {
 	return file_phasekey_vault_v1_credential_version_proto_rawDescGZIP(), []int{0, 0}
 }
 
-// A CredentialVersion is one client secret of an integration, through its life. The secret itself is never in it.
+// A CredentialVersion is one client secret of an integration, through its life; or, of an integration whose kind is CREDENTIAL_KIND_FEDERATED, its trust in one of
+// the vault's signing keys. The secret itself is never in it.
 type CredentialVersion struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The resource name, `accounts/{account}/integrations/{integration}/credentialVersions/{credential_version}`. The last
@@ -128,8 +129,10 @@ type CredentialVersion struct {
 	RetireTime *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=retire_time,json=retireTime,proto3" json:"retire_time,omitempty"`
 	// When it was removed at Entra ID; absent before. Tokens that were made from it live on until they expire.
 	RemoveTime *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=remove_time,json=removeTime,proto3" json:"remove_time,omitempty"`
-	// When the secret expires by itself; absent before there is one.
-	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// When the secret expires by itself; absent before there is one, and of a federated version.
+	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// The key that a federated version's assertions are signed with, `signingKeys/{signing_key}`; empty for a client secret.
+	SigningKey    string `protobuf:"bytes,14,opt,name=signing_key,json=signingKey,proto3" json:"signing_key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -255,11 +258,18 @@ func (x *CredentialVersion) GetExpireTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *CredentialVersion) GetSigningKey() string {
+	if x != nil {
+		return x.SigningKey
+	}
+	return ""
+}
+
 var File_phasekey_vault_v1_credential_version_proto protoreflect.FileDescriptor
 
 const file_phasekey_vault_v1_credential_version_proto_rawDesc = "" +
 	"\n" +
-	"*phasekey/vault/v1/credential_version.proto\x12\x11phasekey.vault.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9d\b\n" +
+	"*phasekey/vault/v1/credential_version.proto\x12\x11phasekey.vault.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe6\b\n" +
 	"\x11CredentialVersion\x12\x18\n" +
 	"\x04name\x18\x01 \x01(\tB\x04\xe2A\x01\bR\x04name\x12F\n" +
 	"\x05state\x18\x02 \x01(\x0e2*.phasekey.vault.v1.CredentialVersion.StateB\x04\xe2A\x01\x03R\x05state\x12\x1c\n" +
@@ -278,7 +288,10 @@ const file_phasekey_vault_v1_credential_version_proto_rawDesc = "" +
 	"\vremove_time\x18\f \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x03R\n" +
 	"removeTime\x12A\n" +
 	"\vexpire_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x03R\n" +
-	"expireTime\"\xbd\x01\n" +
+	"expireTime\x12G\n" +
+	"\vsigning_key\x18\x0e \x01(\tB&\xe2A\x01\x03\xfaA\x1f\n" +
+	"\x1dvault.phasekey.dev/SigningKeyR\n" +
+	"signingKey\"\xbd\x01\n" +
 	"\x05State\x12\x15\n" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eSTATE_INTENDED\x10\x01\x12\x10\n" +

@@ -118,7 +118,7 @@ func messageOfDelivery(d delivery.Delivery) *vaultv1.Credential {
 
 // messageOfVersion is a version of the integration of that resource name. Its secret is not in it.
 func messageOfVersion(integration string, v credential.Version) *vaultv1.CredentialVersion {
-	return &vaultv1.CredentialVersion{
+	message := &vaultv1.CredentialVersion{
 		Name:             fmt.Sprint(integration, "/credentialVersions/", v.Number),
 		State:            vaultv1.CredentialVersion_State(vaultv1.CredentialVersion_State_value[prefixState+string(v.State)]),
 		Reason:           v.Reason,
@@ -133,6 +133,10 @@ func messageOfVersion(integration string, v credential.Version) *vaultv1.Credent
 		RemoveTime:       timestamp(v.RemoveTime),
 		ExpireTime:       timestamp(v.EndTime),
 	}
+	if v.Federated() {
+		message.SigningKey = signingKeyPrefix + v.SigningKey
+	}
+	return message
 }
 
 // timestamp is absent for the zero time.

@@ -90,3 +90,15 @@ func TestSigningKeys_Refusals(t *testing.T) {
 		v.audit()
 	})
 }
+
+func TestCredentialVersions_NameTheirKey(t *testing.T) {
+	inBubble(t, func(v *vault) {
+		for key, want := range map[string]string{"": "", "k1": "signingKeys/k1"} {
+			v.exec(`UPDATE credential_versions SET signing_key = $1, end_time = 0`, key)
+			listed, err := v.rotation.ListCredentialVersions(v.t.Context(), &vaultv1.ListCredentialVersionsRequest{Parent: integration})
+			if err != nil || listed.GetCredentialVersions()[0].GetSigningKey() != want || listed.GetCredentialVersions()[0].GetExpireTime() != nil {
+				v.t.Errorf("under key %q: %v, %v", key, listed, err)
+			}
+		}
+	})
+}
