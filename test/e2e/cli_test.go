@@ -32,6 +32,7 @@ var varying = []struct {
 	{regexp.MustCompile(`127\.0\.0\.1:\d+`), "<address>"},
 	{regexp.MustCompile(`/consent/[A-Za-z0-9_-]{43}`), "/consent/<link>"},
 	{regexp.MustCompile(`phasekey \S+ \(.*\)`), "phasekey <version>"},
+	{regexp.MustCompile(`(?m)^[A-Za-z0-9_-]{22,43}  `), "<key>  "},
 	{regexp.MustCompile(`\b[A-Z0-9]{26}\b`), "<instance>"},
 	{regexp.MustCompile(`consentSessions/[a-z0-9]+`), "consentSessions/<id>"},
 	{regexp.MustCompile(`pkg_[0-9A-Za-z]+`), "<token>"},
