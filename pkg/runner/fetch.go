@@ -19,6 +19,9 @@ const (
 	fetchTimeout = 15 * time.Second
 	// maxAudiences bounds what one runner remembers: whoever asks invents the names.
 	maxAudiences = 32
+	// refusalKept is how long a refusal is repeated without a call. With maxAudiences it bounds how often a child that invents names can have
+	// the vault asked.
+	refusalKept = 10 * time.Second
 )
 
 // The errors for audiences.
@@ -41,6 +44,14 @@ type other struct {
 	cred Credential
 	// The version that was streamed when cred was fetched. What was fetched before a rotation is fetched again.
 	streamed int64
+	// refusal is what the vault said last, and when, if that was a refusal that does not pass.
+	refusal   error
+	refusedAt time.Time
+}
+
+// useless reports whether nothing is held, and nothing but a refusal was got, some time ago. The caller has o's turn.
+func (o *other) useless(now time.Time) bool {
+	return o.refusal != nil && now.Sub(o.refusedAt) >= refusalKept && !o.cred.valid(now)
 }
 
 // CredentialFor returns a credential for an audience: the streamed one, or one fetched under the same lease and kept until
@@ -68,6 +79,9 @@ func (r *Runner) CredentialFor(ctx context.Context, audience string) (Credential
 	case <-ctx.Done():
 		return Credential{}, fmt.Errorf("wait for a credential for %s: %w", key, ctx.Err())
 	}
+	if o.refusal != nil && time.Since(o.refusedAt) < refusalKept && !o.cred.valid(time.Now()) {
+		return Credential{}, o.refusal
+	}
 	for fails := 0; ; fails++ {
 		if o.streamed == streamed.Version && time.Now().Before(o.cred.RefreshTime) {
 			return o.cred, nil
@@ -84,7 +98,8 @@ func (r *Runner) CredentialFor(ctx context.Context, audience string) (Credential
 			// Late, but it works. Whoever asks next tries again.
 			return o.cred, nil
 		case !passing(err):
-			return Credential{}, fmt.Errorf("fetch a credential for %s: %w", key, err)
+			o.refusal, o.refusedAt = fmt.Errorf("fetch a credential for %s: %w", key, err), time.Now()
+			return Credential{}, o.refusal
 		}
 		retry := time.NewTimer(max(backoffDelay(fails), min(rpcerr.RetryDelay(err), backoffMax)))
 		select {
@@ -118,7 +133,7 @@ func (r *Runner) fetch(ctx context.Context, key string, o *other, streamed int64
 	if canonicalAudience(c.Audience) != key {
 		return fmt.Errorf("%w: it is for %s", errUnusable, c.Audience)
 	}
-	o.cred, o.streamed = c, streamed
+	o.cred, o.streamed, o.refusal = c, streamed, nil
 	return nil
 }
 
@@ -128,13 +143,31 @@ func (r *Runner) other(key string) (*other, error) {
 	defer r.mu.Unlock()
 	o, ok := r.others[key]
 	if !ok {
-		if len(r.others) >= maxAudiences {
+		if len(r.others) >= maxAudiences && !r.makeRoom(time.Now()) {
 			return nil, ErrTooManyAudiences
 		}
 		o = &other{turn: make(chan struct{}, 1)}
 		r.others[key] = o
 	}
 	return o, nil
+}
+
+// makeRoom forgets one audience that was only refused, and reports whether there was one. The caller holds mu.
+func (r *Runner) makeRoom(now time.Time) bool {
+	for key, o := range r.others {
+		select {
+		case o.turn <- struct{}{}:
+		default:
+			continue // somebody is asking
+		}
+		useless := o.useless(now)
+		<-o.turn
+		if useless {
+			delete(r.others, key)
+			return true
+		}
+	}
+	return false
 }
 
 // passing reports whether an error may go away by itself: everything but a refusal that the vault gives a reason for.

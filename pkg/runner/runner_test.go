@@ -968,6 +968,39 @@ func TestRunner_OtherAudiences(t *testing.T) {
 			t.Errorf("%d fetches", n)
 		}
 	})
+	bubble("a refusal is repeated without a call for a while", func(t *testing.T, w *world) {
+		for range 100 {
+			if _, err := w.runner.CredentialFor(t.Context(), keyVault); rpcerr.Reason(err) != "AUDIENCE_NOT_ALLOWED" {
+				t.Fatalf("got %v", err)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		if n := len(w.vault.Fetches()); n != 1 {
+			t.Errorf("%d fetches in ten seconds", n)
+		}
+		w.vault.OnFetch(func(req *vaultv1.FetchCredentialRequest) (*vaultv1.Credential, error) {
+			return fetched(req, "kv", time.Hour), nil
+		})
+		if got := get(t, w, keyVault); got != "kv" {
+			t.Errorf("after it was allowed: %s", got)
+		}
+	})
+	bubble("a child that invents names does not have the vault asked without end, nor keep others out", func(t *testing.T, w *world) {
+		for n := range 1000 {
+			_, _ = w.runner.CredentialFor(t.Context(), fmt.Sprintf("https://n%d.example", n))
+			time.Sleep(100 * time.Millisecond)
+		}
+		if n := len(w.vault.Fetches()); n > 400 {
+			t.Errorf("%d fetches in a hundred seconds", n)
+		}
+		time.Sleep(time.Minute)
+		w.vault.OnFetch(func(req *vaultv1.FetchCredentialRequest) (*vaultv1.Credential, error) {
+			return fetched(req, "kv", time.Hour), nil
+		})
+		if got := get(t, w, keyVault); got != "kv" {
+			t.Errorf("an allowed one: %s", got)
+		}
+	})
 	bubble("a child cannot fill the memory", func(t *testing.T, w *world) {
 		var err error
 		for n := 0; n < 100 && !errors.Is(err, runner.ErrTooManyAudiences); n++ {
