@@ -32,6 +32,8 @@ var advice = map[string]string{
 	"NOTHING_ATTACHED":          "attach an integration for that access: `phasekey attachments create PROJECT INTEGRATION`",
 	"NO_SUBSCRIPTION":           "give the attachment a subscription, or the integration a default one",
 	"CURSOR_OUT_OF_RANGE":       "list again, and watch from there",
+	"ROTATION_PAUSED":           "resume rotation first, or say --compromised if the credential is in other hands",
+	"MISLEADING_NAME":           "choose another display name: administrators of customers see it when they consent",
 	"REPORT_FENCED":             "a newer master reports; nothing is to be done",
 	"GRANT_IN_USE":              "the grant was used already: make another one, with another request ID",
 	"GRANT_REVOKED":             "make a new grant",
