@@ -69,9 +69,10 @@ func (a *RoleAssignment) view() map[string]any {
 // atScope() only at and above.
 func (s *Simulator) listAssignments(c *call, t armTarget, sub *subscriptionRecord) reply {
 	text := c.URL.Query().Get("$filter")
+	principal, assignedTo := assigned(text)
 	atScope := strings.EqualFold(strings.ReplaceAll(text, " ", ""), "atScope()")
 	keep := odata.Filter(func(func(string) ([]string, bool)) (bool, error) { return true, nil })
-	if !atScope {
+	if !atScope && !assignedTo {
 		var bad *reply
 		if keep, bad = armFilter(c); bad != nil {
 			return *bad
@@ -82,17 +83,31 @@ func (s *Simulator) listAssignments(c *call, t armTarget, sub *subscriptionRecor
 		if !covers(a.Scope, t.scope) && (atScope || !covers(t.scope, a.Scope)) {
 			continue
 		}
+		if assignedTo && !strings.EqualFold(a.PrincipalID, principal) {
+			continue
+		}
 		ok, err := keep(func(name string) ([]string, bool) {
 			return []string{a.PrincipalID}, strings.EqualFold(name, "principalId") || strings.EqualFold(name, "assignedTo")
 		})
 		if err != nil {
-			return c.fail(http.StatusBadRequest, "UnsupportedQuery", "The filter '"+clip(text, 128)+"' is not supported. Supported filters are atScope(), principalId eq '{value}'.")
+			return c.fail(http.StatusBadRequest, "UnsupportedQuery", "The filter '"+clip(text, 128)+"' is not supported. Supported filters are atScope(), assignedTo('{value}'), principalId eq '{value}'.")
 		}
 		if ok {
 			found = append(found, a.view())
 		}
 	}
 	return armJSON(c, http.StatusOK, map[string]any{"value": found, "nextLink": nil})
+}
+
+// assigned is the principal of assignedTo('{id}'), which has what is assigned to
+// its groups too; nobody here is in any.
+func assigned(filter string) (principal string, ok bool) {
+	rest, ok := strings.CutPrefix(filter, "assignedTo('")
+	if !ok {
+		return "", false
+	}
+	principal, ok = strings.CutSuffix(rest, "')")
+	return principal, ok && !strings.Contains(principal, "'")
 }
 
 // armFilter reads $filter, one that keeps all when there is none.

@@ -82,9 +82,14 @@ func TestARM_ScopesInherit(t *testing.T) {
 			t.Errorf("%s: %d, want %d", path, got.status, want)
 		}
 	}
-	mine := w.send(http.MethodGet, "https://management.azure.com"+scope+"/providers/Microsoft.Authorization/roleAssignments?api-version=2022-04-01&$filter=principalId%20eq%20'"+p.ID+"'", boss, "")
-	if list, _ := mine.at("value").([]any); len(list) != 1 {
-		t.Errorf("assignments of one principal, from above: %s", mine.body)
+	for filter, want := range map[string]int{"principalId%20eq%20'" + p.ID + "'": 1, "assignedTo('" + p.ID + "')": 1, "assignedTo('" + customerID + "')": 0} {
+		mine := w.send(http.MethodGet, "https://management.azure.com"+scope+"/providers/Microsoft.Authorization/roleAssignments?api-version=2022-04-01&$filter="+filter, boss, "")
+		if list, _ := mine.at("value").([]any); mine.status != 200 || len(list) != want {
+			t.Errorf("assignments by %s, from above: %d %s", filter, mine.status, mine.body)
+		}
+	}
+	if got := w.send(http.MethodGet, "https://management.azure.com"+scope+"/providers/Microsoft.Authorization/roleAssignments?api-version=2022-04-01&$filter=assignedTo('a'b')", boss, ""); got.status != 400 {
+		t.Errorf("a filter that cannot be read: %d %s", got.status, got.body)
 	}
 	if got := w.send(http.MethodGet, "https://management.azure.com"+scope+"/providers/Microsoft.Authorization/roleAssignments?api-version=2022-04-01&$filter=atScope()", boss, ""); strings.Contains(got.body, p.ID) {
 		t.Errorf("atScope() shows what is below: %s", got.body)
