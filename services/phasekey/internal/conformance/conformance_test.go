@@ -41,6 +41,9 @@ func TestMain(m *testing.M) {
 	switch {
 	case len(os.Args) > 1 && os.Args[1] == asPhasekey:
 		os.Exit(command.Main(command.Process{Args: os.Args[2:], Env: os.Environ(), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}))
+	case len(os.Args) > 1 && os.Args[1] == "conformance-probe":
+		// As the command itself has it run.
+		os.Exit(command.Main(command.Process{Args: os.Args[1:], Env: os.Environ(), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}))
 	case len(os.Args) > 2 && os.Args[1] == asWrong:
 		code, err := runWrong(os.Args[2], os.Args[3:])
 		if err != nil {
@@ -107,6 +110,42 @@ func TestConformance_FindsMistakes(t *testing.T) {
 			for _, r := range judge(t, append(slices.Clone(wrong), bystanders...), asWrong, mistake) {
 				if want := slices.Contains(wrong, r.Situation); (r.Wrong != "") != want {
 					t.Errorf("%s: wrong %q, want it wrong: %t", r.Situation, r.Wrong, want)
+				}
+			}
+		})
+	}
+}
+
+func TestCommand(t *testing.T) {
+	t.Parallel()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name string
+		code int
+		args []string
+		want []string
+	}{
+		{"right", 0, []string{"--only", "refresh", "--", self, asPhasekey, "exec"}, []string{"SITUATION", "refresh", "ok"}},
+		{"right, for programs", 0, []string{"-o", "json", "--only", "refresh", "--", self, asPhasekey, "exec"}, []string{`"situation": "refresh"`}},
+		{"wrong", 1, []string{"--only", "drain,refresh", "--", self, asWrong, "another-instance"}, []string{"WRONG", "another instance", "1 of 2 situations wrong"}},
+		{"list", 0, []string{"--list"}, []string{"ABOUT", "proxy-403", "final-grant-revoked"}},
+		{"no runner", 1, nil, []string{"put its command after --"}},
+		{"no such situation", 1, []string{"--only", "party", "--", "true"}, []string{`"party"`}},
+		{"no such output", 1, []string{"-o", "xml", "--", "true"}, []string{"table or json"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			run := exec.CommandContext(t.Context(), self, append([]string{asPhasekey, "conformance"}, tt.args...)...)
+			out, err := run.CombinedOutput()
+			if got := run.ProcessState.ExitCode(); got != tt.code {
+				t.Errorf("exit code %d (%v), want %d", got, err, tt.code)
+			}
+			for _, want := range tt.want {
+				if !strings.Contains(string(out), want) {
+					t.Errorf("no %q in:\n%s", want, out)
 				}
 			}
 		})
