@@ -831,7 +831,9 @@ func TestRunner_OtherAudiences(t *testing.T) {
 	}
 
 	bubble("an application's ID, in letters of either case", func(t *testing.T, w *world) {
-		w.vault.OnFetch(func(req *vaultv1.FetchCredentialRequest) (*vaultv1.Credential, error) { return fetched(req, "aks", time.Hour), nil })
+		w.vault.OnFetch(func(req *vaultv1.FetchCredentialRequest) (*vaultv1.Credential, error) {
+			return fetched(req, "aks", time.Hour), nil
+		})
 		for _, name := range []string{"6dae42f8-4368-4678-94ff-3960e28e3630", "6DAE42F8-4368-4678-94FF-3960E28E3630"} {
 			if got := get(t, w, name); got != "aks" {
 				t.Errorf("%s: %s", name, got)
