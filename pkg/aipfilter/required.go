@@ -12,6 +12,56 @@ import (
 // filter does not name so is not in it, and of a text that Parse does not take nothing is. Where it names a field twice one of the
 // values is in it, for both are required.
 func Required(filter string) map[string]string {
+	e := parsed(filter)
+	if e == nil {
+		return nil
+	}
+	found := map[string]string{}
+	require(e, found)
+	return found
+}
+
+// Bound is a value that a field must not be below, or not above.
+type Bound struct {
+	Lower bool
+	Value string
+}
+
+// Bounds are those that a filter requires of a field: of its comparisons by `<`, `<=`, `>`, `>=` and `=` that are joined by nothing but AND. What is
+// equal to a bound may pass the filter or not; otherwise it is as Required.
+func Bounds(filter, field string) []Bound {
+	var found []Bound
+	if e := parsed(filter); e != nil {
+		bound(e, field, &found)
+	}
+	return found
+}
+
+func bound(e *expr.Expr, field string, found *[]Bound) {
+	call := e.GetCallExpr()
+	args := call.GetArgs()
+	if call.GetFunction() == filtering.FunctionAnd {
+		for _, arg := range args {
+			bound(arg, field, found)
+		}
+		return
+	}
+	if len(args) != 2 || args[0].GetIdentExpr().GetName() != field || !isText(args[1]) {
+		return
+	}
+	value := args[1].GetConstExpr().GetStringValue()
+	switch call.GetFunction() {
+	case filtering.FunctionLessThan, filtering.FunctionLessEquals:
+		*found = append(*found, Bound{Value: value})
+	case filtering.FunctionGreaterThan, filtering.FunctionGreaterEquals:
+		*found = append(*found, Bound{Lower: true, Value: value})
+	case filtering.FunctionEquals:
+		*found = append(*found, Bound{Value: value}, Bound{Lower: true, Value: value})
+	}
+}
+
+// parsed is nil for what Parse does not take.
+func parsed(filter string) *expr.Expr {
 	filter, err := prepare(filter)
 	if err != nil || strings.TrimSpace(filter) == "" {
 		return nil
@@ -22,9 +72,7 @@ func Required(filter string) map[string]string {
 	if err != nil {
 		return nil
 	}
-	found := map[string]string{}
-	require(parsed.GetExpr(), found)
-	return found
+	return parsed.GetExpr()
 }
 
 func require(e *expr.Expr, found map[string]string) {

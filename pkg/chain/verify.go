@@ -67,15 +67,16 @@ type Record struct {
 
 // Report is what a Verifier found.
 type Report struct {
-	Records, Checkpoints int64
+	Records     int64 `json:"records"`
+	Checkpoints int64 `json:"checkpoints"`
 	// SignedUntil is the newest checkpoint's time, zero without one; Unsigned counts records that it does not cover.
-	SignedUntil time.Time
-	Unsigned    int64
+	SignedUntil time.Time `json:"signed_until"`
+	Unsigned    int64     `json:"unsigned"`
 	// Unchained counts records without a hash, of before records were chained: nothing is known of them.
-	Unchained int64
+	Unchained int64 `json:"unchained"`
 	// Problems are at most the first 100; Found is how many there were.
-	Problems []Problem
-	Found    int64
+	Problems []Problem `json:"problems,omitempty"`
+	Found    int64     `json:"found"`
 }
 
 // Whole tells whether nothing is wrong.

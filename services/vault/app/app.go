@@ -304,7 +304,7 @@ func (a *App) changed() {
 func (a *App) listen(ctx context.Context) error {
 	services := rpc.Config{
 		Grants: a.store, Leases: a.store, Accounts: a.store, Versions: a.store, Rotations: a.store, Pauses: a.store, SigningKeys: a.store, SigningTiming: a.cfg.Issuer.Keys, Hub: a.hub, Changed: a.changed, Prober: a.prober, Checker: a.checker,
-		Resolver: registryv1.NewAttachmentServiceClient(a.registry),
+		Resolver: registryv1.NewAttachmentServiceClient(a.registry), Trail: a.store, Keys: a.keyring,
 	}
 	policy := grpcserver.OptionPolicy(optionsv1.E_Callers)
 	ln, err := a.held.Listen(ctx, "listen", a.cfg.Listen)

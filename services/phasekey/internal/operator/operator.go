@@ -49,7 +49,7 @@ const (
 func Commands(lookup func(string) (string, bool)) []*cobra.Command {
 	var commands []*cobra.Command
 	for _, make := range []func(*options) *cobra.Command{
-		contextCommand, integrations, projects, attachments, consent, grants, leases, rotations, signingKeys, accounts,
+		contextCommand, integrations, projects, attachments, consent, grants, leases, rotations, signingKeys, accounts, audit,
 	} {
 		o := &options{}
 		o.context, _ = lookup(contextVariable)

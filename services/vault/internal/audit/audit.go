@@ -120,3 +120,9 @@ func Signer(ctx context.Context, keys Keys, id uint32) (ed25519.PrivateKey, erro
 	}
 	return ed25519.NewKeyFromSeed(seed), nil
 }
+
+// Public is the public key of a signer.
+func Public(signer ed25519.PrivateKey) ed25519.PublicKey {
+	key, _ := signer.Public().(ed25519.PublicKey) // which it is, always
+	return key
+}

@@ -2,9 +2,6 @@ package notary
 
 import "context"
 
-// Public is the public key of a signer.
-var Public = public
-
 // WriteFile brings a file up to date, as a process that has just started.
 func WriteFile(ctx context.Context, name string, from store) error {
 	f := &file{name: name}

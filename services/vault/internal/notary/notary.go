@@ -8,7 +8,6 @@ package notary
 
 import (
 	"context"
-	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -177,7 +176,7 @@ func (n *Notary) Checkpoint(ctx context.Context, now time.Time) error {
 		if err != nil {
 			return err
 		}
-		next.NextKey = public(following)
+		next.NextKey = audit.Public(following)
 	}
 	signer, err := audit.Signer(ctx, n.config.Keys, stored.KeyID)
 	if err != nil {
@@ -205,7 +204,7 @@ func (n *Notary) follow(ctx context.Context, now time.Time, last audit.Checkpoin
 	if err != nil {
 		return chain.Checkpoint{}, err
 	}
-	said, err := last.Open(public(signer))
+	said, err := last.Open(audit.Public(signer))
 	if err == nil && said.Number != last.Number {
 		err = errors.New("it has another number inside")
 	}
@@ -346,9 +345,4 @@ func (n *Notary) Forget(ctx context.Context, now time.Time) error {
 			return err
 		}
 	}
-}
-
-func public(key ed25519.PrivateKey) ed25519.PublicKey {
-	out, _ := key.Public().(ed25519.PublicKey)
-	return out
 }

@@ -94,7 +94,7 @@ func (o *office) verify(from time.Time) chain.Report {
 	if err != nil {
 		o.t.Fatal(err)
 	}
-	v := chain.NewVerifier(notary.Public(signer), 2*notary.Interval)
+	v := chain.NewVerifier(audit.Public(signer), 2*notary.Interval)
 	err = notary.Export(o.t.Context(), o.replicas[1], from, time.Time{}, func(item notary.Item) error {
 		if item.Checkpoint != nil {
 			v.Checkpoint(item.Checkpoint.Signed)

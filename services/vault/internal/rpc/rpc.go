@@ -18,6 +18,7 @@ import (
 	"phasekey.dev/pkg/grpcserver"
 	"phasekey.dev/pkg/limit"
 	"phasekey.dev/pkg/mtls"
+	"phasekey.dev/services/vault/internal/audit"
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/delivery"
 	"phasekey.dev/services/vault/internal/grant"
@@ -92,6 +93,9 @@ type Config struct {
 	Resolver      resolver
 	Prober        prober
 	Checker       checker
+	// Trail is the audit's, Keys those that it is authenticated and signed by.
+	Trail auditTrail
+	Keys  audit.Keys
 	// Changed is called after something was changed that streams must hear of, so that they hear sooner.
 	Changed func()
 }
@@ -104,6 +108,7 @@ func Register(cfg Config) func(grpc.ServiceRegistrar) {
 		vaultv1.RegisterAccountServiceServer(to, accountService{accounts: cfg.Accounts, hub: cfg.Hub, changed: cfg.Changed})
 		vaultv1.RegisterAccessServiceServer(to, accessService{prober: cfg.Prober, checker: cfg.Checker})
 		vaultv1.RegisterRotationServiceServer(to, rotationService{versions: cfg.Versions, rotations: cfg.Rotations, pauses: cfg.Pauses, keys: cfg.SigningKeys, timing: cfg.SigningTiming})
+		vaultv1.RegisterAuditServiceServer(to, auditService{trail: cfg.Trail, keys: cfg.Keys})
 		RegisterRunners(cfg)(to)
 	}
 }
