@@ -51,7 +51,7 @@ func shell(args []string) int {
 // tellTerminal says who has the terminal, and which signals come from it.
 func tellTerminal() int {
 	got := make(chan os.Signal, 8)
-	signal.Notify(got, syscall.SIGINT, syscall.SIGTERM, syscall.SIGCONT)
+	signal.Notify(got, syscall.SIGINT, syscall.SIGTERM, syscall.SIGCONT, syscall.SIGWINCH)
 	has := func() bool {
 		group, err := unix.IoctlGetInt(0, unix.TIOCGPGRP)
 		return err == nil && group == unix.Getpgrp()
@@ -133,12 +133,19 @@ func TestExec_HasTheTerminal(t *testing.T) {
 	screen.waitFor(t, "child: foreground true own group true")
 	_, _ = io.WriteString(keys, "\x03")
 	screen.waitFor(t, "child: interrupt")
+	if err := unix.IoctlSetWinsize(int(keys.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 50, Col: 132}); err != nil {
+		t.Fatal(err)
+	}
+	screen.waitFor(t, "child: window changed")
 	_ = cmd.Process.Signal(syscall.SIGTERM)
 	_ = cmd.Wait()
 	if got := cmd.ProcessState.ExitCode(); got != 4 {
 		t.Errorf("exit code %d", got)
 	}
 	screen.waitFor(t, "at last true")
+	if n := strings.Count(screen.String(), "child: window changed"); n != 1 {
+		t.Errorf("the window's change came %d times", n)
+	}
 	if n := strings.Count(screen.String(), "child: interrupt"); n != 1 {
 		t.Errorf("Ctrl-C came %d times", n)
 	}
