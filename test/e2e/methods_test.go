@@ -176,8 +176,8 @@ func (c *tour) visits(t *testing.T) []visit {
 		{registry + "AttachmentService/ResolveAccess", "vault", is(&registryv1.ResolveAccessRequest{Project: project, Phase: typev1.Phase_PHASE_PLANNING}), nil},
 		{registry + "WatchService/Watch", "vault", func() proto.Message { return &registryv1.WatchRequest{Cursor: c.cursor} }, nil},
 		{registry + "StatusService/ReportConditions", "vault", func() proto.Message {
-			// Of a shard that nobody works on, so that nobody is fenced.
-			return &registryv1.ReportConditionsRequest{IntegrationUid: c.uid, Mastership: &registryv1.Mastership{Shard: 999, Epoch: 1, Holder: c.world.Subscription}}
+			// As a master that took over just now: the vault's own is fenced when it reports next, and takes its shard anew.
+			return &registryv1.ReportConditionsRequest{IntegrationUid: c.uid, Mastership: &registryv1.Mastership{Shard: 999, Epoch: time.Now().UnixMicro(), Holder: c.world.Subscription}}
 		}, nil},
 		{broker + "ConsentService/CreateConsentSession", "platform", is(&brokerv1.CreateConsentSessionRequest{Parent: account, ConsentSession: &brokerv1.ConsentSession{Integration: integration}}), nil},
 		{broker + "ConsentService/GetConsentSession", "operator", func() proto.Message { return &brokerv1.GetConsentSessionRequest{Name: c.session.GetName()} }, nil},
