@@ -31,7 +31,7 @@ const (
 	// maxScaleRatio is what a call may take with a hundred thousand integrations, as a multiple of what it takes with a thousand.
 	maxScaleRatio = 1.5
 	// judged is how many calls it takes at least for a median that means something.
-	judged = 100
+	judged = 200
 )
 
 // scaled is a registry with so many accounts, and one caller.
