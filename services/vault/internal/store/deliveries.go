@@ -17,8 +17,9 @@ import (
 )
 
 const (
-	// maxBatch is how many deliveries share a transaction: more make each wait longer than the commit that they save.
-	maxBatch = 128
+	// maxBatch is how many deliveries share a transaction: more make each wait longer than the commit that they save, and SQLite finds a parameter by
+	// going through all.
+	maxBatch = 64
 	// batchTimeout bounds a batch, which no single caller's context does.
 	batchTimeout = 30 * time.Second
 )
