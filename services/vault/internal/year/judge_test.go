@@ -416,16 +416,29 @@ func (j *judge) oneWorks(ctx context.Context, i *integration, rows []row, now ti
 	for _, d := range demanded {
 		at := d.from
 		for _, s := range works {
-			if s.from.After(at) {
+			if s.from.After(at) && !j.policyTook(rows, at, s.from) {
 				break
 			}
 			at = later(at, s.to)
 		}
-		if at.Before(d.to) {
+		if at.Before(d.to) && !j.policyTook(rows, at, d.to) {
 			j.w.fail("I1: %s had no version that works everywhere from %s on\n%s", i.Name, at.UTC(), j.table(rows))
 			return
 		}
 	}
+}
+
+// policyTook tells whether a version came to its end because there could be no other: the policy forbade secrets, until not long before the next one works.
+func (j *judge) policyTook(rows []row, from, to time.Time) bool {
+	// How long it takes, at most, until it is tried again, and the new one has reached all of Entra; but for what else is in the way.
+	const recovery = 2 * time.Hour
+	other := j.w.weather.overlap(span{from, to}, noSQL, noEntra, noGraph, throttled, lossy, noRedis)
+	ended := slices.ContainsFunc(rows, func(v row) bool { return v.end.Equal(from) })
+	took := ended && j.w.weather.near(noSecrets, from, recovery) && j.w.weather.near(noSecrets, to, recovery+other)
+	if took {
+		j.count("integrations without a secret because of a policy")
+	}
+	return took
 }
 
 // noneUnknown judges that no secret stays at Entra which the vault does not know (I4).

@@ -33,10 +33,25 @@ type span struct{ from, to time.Time }
 type weather struct {
 	mu      sync.Mutex
 	now     map[kind]int
+	began   map[kind]time.Time // the latest
 	history map[kind][]span
 }
 
-func newWeather() *weather { return &weather{now: map[kind]int{}, history: map[kind][]span{}} }
+func newWeather() *weather {
+	return &weather{now: map[kind]int{}, began: map[kind]time.Time{}, history: map[kind][]span{}}
+}
+
+// near tells whether a moment lies in a time of this kind, or not longer than that after it.
+func (w *weather) near(k kind, at time.Time, after time.Duration) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, s := range w.history[k] {
+		if !at.Before(s.from) && at.Before(s.to.Add(after)) {
+			return true
+		}
+	}
+	return w.now[k] > 0 && !at.Before(w.began[k])
+}
 
 // is tells whether it is so now.
 func (w *weather) is(k kind) bool {
@@ -50,6 +65,7 @@ func (w *weather) during(ctx context.Context, k kind, d time.Duration) {
 	w.mu.Lock()
 	w.now[k]++
 	from := time.Now()
+	w.began[k] = from
 	w.mu.Unlock()
 	sleep(ctx, d)
 	w.mu.Lock()
@@ -176,7 +192,7 @@ func (w *world) policies(ctx context.Context) {
 		// What a policy leaves behind, lives that are short, is over before the next.
 		sleep(ctx, hours(24, 72))
 		if dice.IntN(2) == 0 {
-			w.policy(ctx, noSecrets, hours(1, 7), entrasim.PasswordPolicy{Forbidden: true})
+			w.policy(ctx, noSecrets, hours(1, 4), entrasim.PasswordPolicy{Forbidden: true})
 		} else {
 			w.policy(ctx, shortLives, hours(12, 72), entrasim.PasswordPolicy{MaxLifetime: hours(24, 60)})
 		}
