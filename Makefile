@@ -92,7 +92,7 @@ release-image: $(TOOLS) $(BUILD)/proto ## Make anew the image that breaking chan
 
 .PHONY: lint
 lint: $(BIN)/golangci-lint ## Vet and lint all modules
-	@! grep -rL --include='*_test.go' -E 'synctest|bubble' $$(grep -rl --include='*_test.go' 'time\.Sleep(' $(MODULES)) | grep . || { echo "time.Sleep outside of a synctest bubble, see above"; exit 1; }
+	@! grep -rL --include='*_test.go' -iE 'synctest|bubble' $$(grep -rl --include='*_test.go' 'time\.Sleep(' $(MODULES)) | grep . || { echo "time.Sleep outside of a synctest bubble, see above"; exit 1; }
 	go vet work
 	$(BIN)/golangci-lint run $(addsuffix /...,$(MODULES))
 
