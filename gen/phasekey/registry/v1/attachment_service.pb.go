@@ -414,7 +414,7 @@ type UpdateAttachmentRequest struct {
 	Attachment *Attachment `protobuf:"bytes,1,opt,name=attachment,proto3" json:"attachment,omitempty"`
 	// Which fields to change; absent means all that are set (AIP-134).
 	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
-	// Attaches when there is no such attachment; the mask is then ignored, and an etag refused. The integration
+	// Attaches when there is no such attachment; the mask is then only checked, and an etag refused. The integration
 	// may be left out, for the name says it.
 	AllowMissing bool `protobuf:"varint,3,opt,name=allow_missing,json=allowMissing,proto3" json:"allow_missing,omitempty"`
 	// Checks everything and changes nothing: the answer is what it would have been, without an etag, and without a uid of

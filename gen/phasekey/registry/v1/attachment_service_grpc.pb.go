@@ -59,7 +59,7 @@ type AttachmentServiceClient interface {
 	BatchGetAttachments(ctx context.Context, in *BatchGetAttachmentsRequest, opts ...grpc.CallOption) (*BatchGetAttachmentsResponse, error)
 	// Changes the fields that the mask names, or attaches when allow_missing is set.
 	// Caller: the platform or an operator, within its accounts.
-	// Errors: INVALID_FIELDS (also for an immutable or unknown field in the mask), RESOURCE_NOT_FOUND, ETAG_MISMATCH,
+	// Errors: INVALID_FIELDS (also for an unknown path or a changed immutable field), RESOURCE_NOT_FOUND, ETAG_MISMATCH,
 	// ACCESS_TAKEN; INTEGRATION_DELETING and QUOTA_EXCEEDED when it creates.
 	// Idempotent.
 	UpdateAttachment(ctx context.Context, in *UpdateAttachmentRequest, opts ...grpc.CallOption) (*Attachment, error)
@@ -196,7 +196,7 @@ type AttachmentServiceServer interface {
 	BatchGetAttachments(context.Context, *BatchGetAttachmentsRequest) (*BatchGetAttachmentsResponse, error)
 	// Changes the fields that the mask names, or attaches when allow_missing is set.
 	// Caller: the platform or an operator, within its accounts.
-	// Errors: INVALID_FIELDS (also for an immutable or unknown field in the mask), RESOURCE_NOT_FOUND, ETAG_MISMATCH,
+	// Errors: INVALID_FIELDS (also for an unknown path or a changed immutable field), RESOURCE_NOT_FOUND, ETAG_MISMATCH,
 	// ACCESS_TAKEN; INTEGRATION_DELETING and QUOTA_EXCEEDED when it creates.
 	// Idempotent.
 	UpdateAttachment(context.Context, *UpdateAttachmentRequest) (*Attachment, error)

@@ -55,7 +55,7 @@ type IntegrationServiceClient interface {
 	BatchGetIntegrations(ctx context.Context, in *BatchGetIntegrationsRequest, opts ...grpc.CallOption) (*BatchGetIntegrationsResponse, error)
 	// Changes the fields that the mask names, or creates the integration when allow_missing is set.
 	// Caller: the platform or an operator, within its accounts.
-	// Errors: INVALID_FIELDS (also for an immutable or unknown field in the mask), RESOURCE_NOT_FOUND, ETAG_MISMATCH,
+	// Errors: INVALID_FIELDS (also for an unknown path or a changed immutable field), RESOURCE_NOT_FOUND, ETAG_MISMATCH,
 	// INTEGRATION_DELETING; HOME_TENANT and QUOTA_EXCEEDED when it creates.
 	// Idempotent.
 	UpdateIntegration(ctx context.Context, in *UpdateIntegrationRequest, opts ...grpc.CallOption) (*Integration, error)
@@ -164,7 +164,7 @@ type IntegrationServiceServer interface {
 	BatchGetIntegrations(context.Context, *BatchGetIntegrationsRequest) (*BatchGetIntegrationsResponse, error)
 	// Changes the fields that the mask names, or creates the integration when allow_missing is set.
 	// Caller: the platform or an operator, within its accounts.
-	// Errors: INVALID_FIELDS (also for an immutable or unknown field in the mask), RESOURCE_NOT_FOUND, ETAG_MISMATCH,
+	// Errors: INVALID_FIELDS (also for an unknown path or a changed immutable field), RESOURCE_NOT_FOUND, ETAG_MISMATCH,
 	// INTEGRATION_DELETING; HOME_TENANT and QUOTA_EXCEEDED when it creates.
 	// Idempotent.
 	UpdateIntegration(context.Context, *UpdateIntegrationRequest) (*Integration, error)

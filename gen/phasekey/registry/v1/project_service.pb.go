@@ -422,7 +422,7 @@ type UpdateProjectRequest struct {
 	Project *Project `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
 	// Which fields to change; absent means all that are set (AIP-134).
 	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
-	// Creates the project when there is none; the mask is then ignored, and an etag refused.
+	// Creates the project when there is none; the mask is then only checked, and an etag refused.
 	AllowMissing bool `protobuf:"varint,3,opt,name=allow_missing,json=allowMissing,proto3" json:"allow_missing,omitempty"`
 	// Checks everything and changes nothing: the answer is what it would have been, without an etag, and without a uid of
 	// what it would have created (AIP-163).

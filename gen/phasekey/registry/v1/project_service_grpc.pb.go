@@ -55,7 +55,7 @@ type ProjectServiceClient interface {
 	BatchGetProjects(ctx context.Context, in *BatchGetProjectsRequest, opts ...grpc.CallOption) (*BatchGetProjectsResponse, error)
 	// Changes the fields that the mask names, or creates the project when allow_missing is set.
 	// Caller: the platform or an operator, within its accounts.
-	// Errors: INVALID_FIELDS (also for an immutable or unknown field in the mask), RESOURCE_NOT_FOUND, ETAG_MISMATCH;
+	// Errors: INVALID_FIELDS (also for an unknown path or a changed immutable field), RESOURCE_NOT_FOUND, ETAG_MISMATCH;
 	// QUOTA_EXCEEDED when it creates.
 	// Idempotent.
 	UpdateProject(ctx context.Context, in *UpdateProjectRequest, opts ...grpc.CallOption) (*Project, error)
@@ -161,7 +161,7 @@ type ProjectServiceServer interface {
 	BatchGetProjects(context.Context, *BatchGetProjectsRequest) (*BatchGetProjectsResponse, error)
 	// Changes the fields that the mask names, or creates the project when allow_missing is set.
 	// Caller: the platform or an operator, within its accounts.
-	// Errors: INVALID_FIELDS (also for an immutable or unknown field in the mask), RESOURCE_NOT_FOUND, ETAG_MISMATCH;
+	// Errors: INVALID_FIELDS (also for an unknown path or a changed immutable field), RESOURCE_NOT_FOUND, ETAG_MISMATCH;
 	// QUOTA_EXCEEDED when it creates.
 	// Idempotent.
 	UpdateProject(context.Context, *UpdateProjectRequest) (*Project, error)

@@ -77,6 +77,9 @@ func (s attachmentService) UpdateAttachment(ctx context.Context, req *registryv1
 	if err != nil {
 		return nil, statusOf(err)
 	}
+	if err := checkMask(req.GetUpdateMask(), given); err != nil {
+		return nil, statusOf(err)
+	}
 	want := func(current attachment.Attachment) (attachment.Spec, error) {
 		message := messageOfAttachment(current)
 		if err := merge(req.GetUpdateMask(), attachmentField, message, given); err != nil {

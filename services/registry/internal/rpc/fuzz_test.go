@@ -17,7 +17,7 @@ import (
 )
 
 // FuzzMask: whatever a mask says, an update is refused as invalid and changes nothing, or changes only fields that the mask names, and
-// none that is output only or cannot be changed.
+// none that is output only or cannot be changed. A mask by which nothing can be updated creates nothing either.
 func FuzzMask(f *testing.F) {
 	for _, seed := range []string{
 		"display_name", "display_name,default_subscription_id", "*", "", "rotation_period.seconds", "rotation_period.nanos,etag", "state", "name", "uid",
@@ -86,5 +86,20 @@ func FuzzMask(f *testing.F) {
 		a.Accesses, a.SubscriptionId, a.IntegrationUid, a.ProjectUid = []typev1.Access{typev1.Access_ACCESS_READ}, nobody, nobody, nobody
 		gotAttachment, err := w.platform.attachments.UpdateAttachment(ctx, &registryv1.UpdateAttachmentRequest{Attachment: a, UpdateMask: paths(named...)})
 		judge(attachment, gotAttachment, err)
+
+		// What is created is all that is given, whatever the mask names.
+		_, maskErr := w.platform.projects.UpdateProject(ctx, &registryv1.UpdateProjectRequest{
+			Project: &registryv1.Project{Name: project.GetName(), Kind: project.GetKind(), DisplayName: "Other"}, UpdateMask: paths(named...),
+		})
+		created, err := w.platform.projects.UpdateProject(ctx, &registryv1.UpdateProjectRequest{
+			Project:    &registryv1.Project{Name: "accounts/acme/projects/other", Kind: registryv1.Project_KIND_MODULE, DisplayName: "Other", Labels: []string{"y"}},
+			UpdateMask: paths(named...), AllowMissing: true,
+		})
+		if status.Code(err) != status.Code(maskErr) {
+			t.Fatalf("mask %q: an update is answered with %v, a creation with %v", mask, maskErr, err)
+		}
+		if err == nil && (created.GetKind() != registryv1.Project_KIND_MODULE || created.GetDisplayName() != "Other" || len(created.GetLabels()) != 1) {
+			t.Fatalf("mask %q: created %v", mask, created)
+		}
 	})
 }

@@ -81,6 +81,9 @@ func (s integrationService) UpdateIntegration(ctx context.Context, req *registry
 	if err != nil {
 		return nil, statusOf(err)
 	}
+	if err := checkMask(req.GetUpdateMask(), given); err != nil {
+		return nil, statusOf(err)
+	}
 	want := func(current integration.Integration) (integration.Spec, error) {
 		message := messageOfIntegration(current)
 		if err := merge(req.GetUpdateMask(), integrationField, message, given); err != nil {

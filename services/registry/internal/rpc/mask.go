@@ -20,25 +20,59 @@ const (
 	maxViolations = 20
 )
 
-// merge puts into current the fields of given that the mask names, and refuses, naming them all, paths that name no field or
-// one that cannot be changed. Without a mask it takes all fields that are set; the mask `*` takes all, set or not. Then output
-// only fields in given say nothing, and immutable ones may be there if they are as they were, so that what was read can be sent
-// back (AIP-134, AIP-203). The resource's field in the request is called field.
+// checkMask refuses, naming them all, paths that name no field of the resource, also where the mask is of no use because the resource is
+// created: a slip that shows only in the second call of two is found too late.
+func checkMask(mask *fieldmaskpb.FieldMask, given proto.Message) error {
+	if fieldmask.IsFullReplacement(mask) {
+		return nil
+	}
+	bad := maskViolations(mask, given)
+	return resource.Invalid("", bad[:min(len(bad), maxViolations)]...)
+}
+
+// merge puts into current the fields of given that the mask names, which checkMask has passed. Without a mask it takes all fields that are
+// set; the mask `*` takes all, set or not. In whichever way they are named, output only fields say nothing, and immutable ones may be there if they are
+// as they were, so that what was read can be sent back (AIP-134, AIP-203). The resource's field in the request is called field.
 func merge(mask *fieldmaskpb.FieldMask, field string, current, given proto.Message) error {
 	var paths []string
 	var bad []resource.Violation
 	if len(mask.GetPaths()) == 0 || fieldmask.IsFullReplacement(mask) {
 		paths, bad = wholePaths(fieldmask.IsFullReplacement(mask), field, current, given)
 	} else {
-		paths, bad = mask.GetPaths(), maskViolations(mask, given)
+		paths, bad = namedPaths(mask, field, current, given)
 	}
-	if err := resource.Invalid("", bad[:min(len(bad), maxViolations)]...); err != nil {
+	if err := resource.Invalid("", bad...); err != nil {
 		return err
 	}
 	if len(paths) > 0 {
 		fieldmask.Update(&fieldmaskpb.FieldMask{Paths: paths}, current, given)
 	}
 	return nil
+}
+
+// namedPaths are the mask's paths to what can be changed. An immutable field that is named and not set is one to be emptied.
+func namedPaths(mask *fieldmaskpb.FieldMask, field string, current, given proto.Message) (paths []string, bad []resource.Violation) {
+	from, was := given.ProtoReflect(), current.ProtoReflect()
+	fixed := map[protoreflect.Name]bool{}
+	for _, path := range mask.GetPaths() {
+		root, _, _ := strings.Cut(path, ".")
+		fd := from.Descriptor().Fields().ByName(protoreflect.Name(root))
+		switch {
+		case has(fd, annotations.FieldBehavior_OUTPUT_ONLY), has(fd, annotations.FieldBehavior_IDENTIFIER):
+		case has(fd, annotations.FieldBehavior_IMMUTABLE):
+			if !fixed[fd.Name()] && !same(from.Get(fd), was.Get(fd)) {
+				bad = append(bad, unchangeable(field, fd))
+			}
+			fixed[fd.Name()] = true
+		default:
+			paths = append(paths, path)
+		}
+	}
+	return paths, bad
+}
+
+func unchangeable(field string, fd protoreflect.FieldDescriptor) resource.Violation {
+	return resource.Violation{Field: field + "." + string(fd.Name()), Description: "cannot be changed"}
 }
 
 // wholePaths are the fields that can be changed: all of them, or those that are set. They are named one by one because
@@ -52,7 +86,7 @@ func wholePaths(all bool, field string, current, given proto.Message) (paths []s
 		case has(fd, annotations.FieldBehavior_OUTPUT_ONLY), has(fd, annotations.FieldBehavior_IDENTIFIER):
 		case has(fd, annotations.FieldBehavior_IMMUTABLE):
 			if from.Has(fd) && !same(from.Get(fd), was.Get(fd)) {
-				bad = append(bad, resource.Violation{Field: field + "." + string(fd.Name()), Description: "cannot be changed"})
+				bad = append(bad, unchangeable(field, fd))
 			}
 		case all || from.Has(fd):
 			paths = append(paths, string(fd.Name()))
@@ -78,10 +112,6 @@ func maskViolations(mask *fieldmaskpb.FieldMask, given proto.Message) []resource
 			add(path, "must stand alone")
 		case fd == nil || fieldmask.Validate(&fieldmaskpb.FieldMask{Paths: []string{path}}, given) != nil:
 			add(path, "names no field")
-		case has(fd, annotations.FieldBehavior_OUTPUT_ONLY):
-			add(path, "is output only")
-		case has(fd, annotations.FieldBehavior_IMMUTABLE), has(fd, annotations.FieldBehavior_IDENTIFIER):
-			add(path, "cannot be changed")
 		}
 	}
 	return bad

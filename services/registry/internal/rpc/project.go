@@ -73,6 +73,9 @@ func (s projectService) UpdateProject(ctx context.Context, req *registryv1.Updat
 	if err != nil {
 		return nil, statusOf(err)
 	}
+	if err := checkMask(req.GetUpdateMask(), given); err != nil {
+		return nil, statusOf(err)
+	}
 	want := func(current project.Project) (project.Spec, error) {
 		message := messageOfProject(current)
 		if err := merge(req.GetUpdateMask(), projectField, message, given); err != nil {

@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
 	typev1 "phasekey.dev/gen/phasekey/type/v1"
@@ -366,7 +367,7 @@ func TestBatchGet(t *testing.T) {
 }
 
 // Each path by itself, so that none hides behind another.
-func TestUpdate_RefusedPaths(t *testing.T) {
+func TestUpdate_Paths(t *testing.T) {
 	w := newWorld(t)
 	w.people(t)
 	ctx, head := t.Context(), w.head(t)
@@ -378,32 +379,112 @@ func TestUpdate_RefusedPaths(t *testing.T) {
 	must(t, err)
 	for _, tt := range []struct {
 		kind  string
-		call  func(path string) error
-		paths []string
+		given interface {
+			proto.Message
+			GetName() string
+		}
+		update func(given proto.Message, name string, missing bool, mask ...string) error
+		// nothing are paths that name no field.
+		nothing []string
+		// fixed are the fields that cannot be changed, and written those that the registry alone writes.
+		fixed, written []string
 	}{
-		{"integration", func(path string) error {
-			_, err := w.platform.integrations.UpdateIntegration(ctx, &registryv1.UpdateIntegrationRequest{Integration: integration, UpdateMask: paths("display_name", path)})
-			return err
-		}, []string{
-			"name", "uid", "tenant_id", "cloud", "state", "conditions", "conditions.status", "client_id", "create_time", "create_time.seconds",
-			"update_time", "delete_time", "application_display_name", "service_principal_object_id",
-			"", "*", "nothing", "displayName", "display_name.x", "labels.0", "labels[0]", "allowed_audiences.*", "rotation_period.minutes", "rotation_period.seconds.x",
-		}},
-		{"project", func(path string) error {
-			_, err := w.platform.projects.UpdateProject(ctx, &registryv1.UpdateProjectRequest{Project: project, UpdateMask: paths("display_name", path), AllowMissing: true})
-			return err
-		}, []string{"name", "uid", "kind", "create_time", "update_time", "", "*", "auto_attach", "labels.x"}},
-		{"attachment", func(path string) error {
-			_, err := w.platform.attachments.UpdateAttachment(ctx, &registryv1.UpdateAttachmentRequest{Attachment: attachment, UpdateMask: paths("accesses", path), AllowMissing: true})
-			return err
-		}, []string{"name", "uid", "integration", "integration_uid", "project_uid", "create_time", "update_time", "", "*", "labels", "accesses.READ"}},
+		{
+			"integration", integration,
+			func(given proto.Message, name string, missing bool, mask ...string) error {
+				i := proto.CloneOf(given.(*registryv1.Integration))
+				i.Name = name
+				_, err := w.platform.integrations.UpdateIntegration(ctx, &registryv1.UpdateIntegrationRequest{Integration: i, UpdateMask: paths(mask...), AllowMissing: missing})
+				return err
+			},
+			[]string{"", "*", "nothing", "displayName", "display_name.x", "labels.0", "labels[0]", "allowed_audiences.*", "rotation_period.minutes", "rotation_period.seconds.x"},
+			[]string{"tenant_id", "cloud"},
+			[]string{
+				"name", "uid", "state", "conditions", "conditions.status", "client_id", "create_time", "create_time.seconds", "update_time", "delete_time",
+				"application_display_name", "service_principal_object_id",
+			},
+		},
+		{
+			"project", project,
+			func(given proto.Message, name string, missing bool, mask ...string) error {
+				p := proto.CloneOf(given.(*registryv1.Project))
+				p.Name = name
+				_, err := w.platform.projects.UpdateProject(ctx, &registryv1.UpdateProjectRequest{Project: p, UpdateMask: paths(mask...), AllowMissing: missing})
+				return err
+			},
+			[]string{"", "*", "auto_attach", "labels.x"},
+			[]string{"kind"},
+			[]string{"name", "uid", "create_time", "update_time"},
+		},
+		{
+			"attachment", attachment,
+			func(given proto.Message, name string, missing bool, mask ...string) error {
+				a := proto.CloneOf(given.(*registryv1.Attachment))
+				a.Name = name
+				_, err := w.platform.attachments.UpdateAttachment(ctx, &registryv1.UpdateAttachmentRequest{Attachment: a, UpdateMask: paths(mask...), AllowMissing: missing})
+				return err
+			},
+			[]string{"", "*", "labels", "accesses.READ"},
+			[]string{"integration"},
+			[]string{"name", "uid", "integration_uid", "project_uid", "create_time", "update_time"},
+		},
 	} {
-		for _, path := range tt.paths {
-			t.Run(tt.kind+" "+path, func(t *testing.T) { invalidFields("update_mask").check(t, tt.call(path)) })
-		}
-		// The etag is no part of what is wanted: to name it says nothing.
-		if err := tt.call("etag"); err != nil || w.head(t) != head {
-			t.Errorf("%s: the etag in the mask: %v, revision %d of %d", tt.kind, err, w.head(t), head)
-		}
+		t.Run(tt.kind, func(t *testing.T) {
+			name := tt.given.GetName()
+			fields := tt.given.ProtoReflect().Descriptor().Fields()
+			emptied := func(field string) proto.Message {
+				given := proto.Clone(tt.given)
+				root, _, _ := strings.Cut(field, ".")
+				given.ProtoReflect().Clear(fields.ByName(protoreflect.Name(root)))
+				return given
+			}
+			for _, path := range tt.nothing {
+				for _, missing := range []bool{false, true} {
+					// The field that can be changed stays as it is: whatever is refused is the path.
+					invalidFields("update_mask").check(t, tt.update(tt.given, name, missing, "etag", path))
+				}
+				// A resource that would be created is not.
+				invalidFields("update_mask").check(t, tt.update(emptied("etag"), strings.Replace(name, "/reader", "/spare", 1)+"x", true, "etag", path))
+			}
+			for _, path := range tt.fixed {
+				invalidFields(tt.kind+"."+path).check(t, tt.update(emptied(path), name, false, "etag", path))
+			}
+			for _, path := range tt.written {
+				must(t, tt.update(emptied(path), name, false, path))
+			}
+			// The etag is no part of what is wanted: to name it says nothing.
+			must(t, tt.update(tt.given, name, false, "etag"))
+			// Who names all that was read changes nothing.
+			var all []string
+			for i := range fields.Len() {
+				all = append(all, string(fields.Get(i).Name()))
+			}
+			must(t, tt.update(tt.given, name, false, all...))
+			must(t, tt.update(tt.given, name, true, all...))
+			if w.head(t) != head {
+				t.Errorf("revision %d of %d", w.head(t), head)
+			}
+		})
 	}
+}
+
+// TestUpdate_MirrorsAgain: what docs/registry.md tells a platform to say whenever a project is made or changed can be said again.
+func TestUpdate_MirrorsAgain(t *testing.T) {
+	w := newWorld(t)
+	mirror := func(change func(*registryv1.Project)) (*registryv1.Project, error) {
+		p := &registryv1.Project{Name: "accounts/acme/projects/network", Kind: registryv1.Project_KIND_STACK, DisplayName: "Network", Labels: []string{"production", "team:network"}}
+		change(p)
+		return w.platform.projects.UpdateProject(t.Context(), &registryv1.UpdateProjectRequest{Project: p, UpdateMask: paths("kind", "display_name", "labels"), AllowMissing: true})
+	}
+	made, err := mirror(func(*registryv1.Project) {})
+	must(t, err)
+	again, err := mirror(func(*registryv1.Project) {})
+	must(t, err)
+	wantMessage(t, made, again)
+	renamed, err := mirror(func(p *registryv1.Project) { p.DisplayName = "Networks" })
+	if err != nil || renamed.GetDisplayName() != "Networks" || renamed.GetUid() != made.GetUid() {
+		t.Errorf("got %v, %v", renamed, err)
+	}
+	_, err = mirror(func(p *registryv1.Project) { p.Kind = registryv1.Project_KIND_MODULE })
+	invalidFields("project.kind").check(t, err)
 }
