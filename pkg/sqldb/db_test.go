@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/fstest"
 	"testing/synctest"
@@ -156,6 +157,79 @@ func TestTx_RunsAgainAfterALostRace(t *testing.T) {
 			t.Errorf("%d of %d increments were kept", got, writers*each)
 		}
 	})
+}
+
+// TestTx_RunsAgainAfterADeadlock has two transactions lock two rows crosswise, each called once: the server undoes one of them, which then finds the rows free.
+func TestTx_RunsAgainAfterADeadlock(t *testing.T) {
+	db := sqldbtest.Postgres(t, schema) // on SQLite transactions take turns
+	for _, id := range []string{"a", "b"} {
+		if err := db.Tx(t.Context(), insert(id, "eu", id, 0)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var runs atomic.Int32
+	var locked, all sync.WaitGroup
+	locked.Add(2)
+	crosswise := func(first, second string) {
+		increment := func(ctx context.Context, tx sqldb.Tx, id string) error {
+			_, err := tx.Exec(ctx, `UPDATE accounts SET balance = balance + 1 WHERE id = $1`, id)
+			return err
+		}
+		met := false
+		err := db.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error {
+			runs.Add(1)
+			if err := increment(ctx, tx, first); err != nil {
+				return err
+			}
+			if !met {
+				met = true
+				locked.Done()
+				locked.Wait()
+			}
+			return increment(ctx, tx, second)
+		})
+		if err != nil {
+			t.Errorf("%s, then %s: %v", first, second, err)
+		}
+	}
+	all.Go(func() { crosswise("a", "b") })
+	all.Go(func() { crosswise("b", "a") })
+	all.Wait()
+	if got := runs.Load(); got != 3 {
+		t.Errorf("the functions ran %d times, want each once and one of them again", got)
+	}
+	if diff := cmp.Diff(map[string]int64{"a": 2, "b": 2}, balances(t, db)); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestTx_RunsAgainAfterASerializationFailure has a transaction overtaken between its read and its write.
+func TestTx_RunsAgainAfterASerializationFailure(t *testing.T) {
+	db := serializable(t)
+	if err := db.Tx(t.Context(), insert("a", "eu", "first", 0)); err != nil {
+		t.Fatal(err)
+	}
+	runs := 0
+	err := db.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error {
+		runs++
+		var balance int64
+		if err := tx.QueryRow(ctx, `SELECT balance FROM accounts WHERE id = $1`, "a").Scan(&balance); err != nil {
+			return err
+		}
+		if runs == 1 {
+			if err := db.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error {
+				_, err := tx.Exec(ctx, `UPDATE accounts SET balance = 10 WHERE id = $1`, "a")
+				return err
+			}); err != nil {
+				t.Error(err)
+			}
+		}
+		_, err := tx.Exec(ctx, `UPDATE accounts SET balance = $1 WHERE id = $2`, balance+1, "a")
+		return err
+	})
+	if got := balances(t, db)["a"]; err != nil || runs != 2 || got != 11 {
+		t.Errorf("%v after %d runs, balance %d, want 11 after two", err, runs, got)
+	}
 }
 
 // serializable is a database in which increments of one row lose races instead of waiting for each other and going wrong.
