@@ -47,7 +47,7 @@ func openSQLite(ctx context.Context, config Config, steps []migration) (_ *DB, e
 	// A second connection would only wait for the first: SQLite has one writer. The connection stays, for with it goes the exclusive lock.
 	pool.SetMaxOpenConns(1)
 	pool.SetMaxIdleConns(1)
-	if err := checkSQLite(ctx, pool); err != nil {
+	if err := checkSQLite(ctx, pool, config.Volatile); err != nil {
 		return nil, err
 	}
 	newer, err := migrate(ctx, pool, "", steps) // every transaction begins IMMEDIATE, and the file is ours alone
@@ -105,20 +105,27 @@ func sqliteDSN(file string, volatile bool) string {
 	return (&url.URL{Scheme: "file", Path: file, RawQuery: query.Encode()}).String()
 }
 
+// synchronousFull is what PRAGMA synchronous answers when each commit waits for the disk.
+const synchronousFull = 2
+
 // checkSQLite opens the connection, and believes no pragma that it has not seen work.
-func checkSQLite(ctx context.Context, pool *sql.DB) error {
+func checkSQLite(ctx context.Context, pool *sql.DB, volatile bool) error {
 	var journal, locking string
-	var foreignKeys int
+	var foreignKeys, synchronous int
 	err := errors.Join(
 		pool.QueryRowContext(ctx, `PRAGMA journal_mode`).Scan(&journal),
 		pool.QueryRowContext(ctx, `PRAGMA locking_mode`).Scan(&locking),
 		pool.QueryRowContext(ctx, `PRAGMA foreign_keys`).Scan(&foreignKeys),
+		pool.QueryRowContext(ctx, `PRAGMA synchronous`).Scan(&synchronous),
 	)
 	if lite, ok := errors.AsType[*sqlite.Error](err); ok && lite.Code()&0xff == sqlite3.SQLITE_BUSY {
 		return fmt.Errorf("%w: %w", ErrInUse, err)
 	}
 	if err != nil {
 		return classify(ctx, err)
+	}
+	if synchronous != synchronousFull && !volatile {
+		return fmt.Errorf("SQLite does not wait for the disk: synchronous %d", synchronous)
 	}
 	if journal != "wal" || locking != "exclusive" || foreignKeys != 1 {
 		return fmt.Errorf("file system refuses what is needed: journal mode %s, locking mode %s, foreign keys %d", journal, locking, foreignKeys)
