@@ -1,6 +1,8 @@
 package resource
 
 import (
+	"crypto/aes"
+	"crypto/cipher"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
@@ -10,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"phasekey.dev/pkg/secret"
 )
 
 // Key is a field by which a list can be ordered. Texts are compared by their bytes.
@@ -84,7 +88,6 @@ func (p Place) fits(order []Order) bool {
 const (
 	defaultPageSize = 100
 	maxPageSize     = 1000
-	pageMACSize     = 16
 )
 
 // Page says which part of a list is wanted: at most Size resources below Parent, in the total order that Order means, that
@@ -100,6 +103,8 @@ type Page struct {
 type Query struct {
 	// Incarnation is the database's.
 	Incarnation string
+	// Key is what the database's page tokens are sealed with; whoever calls does not have it.
+	Key secret.Text
 	// List tells the lists of one parent apart.
 	List   string
 	Parent string
@@ -117,12 +122,12 @@ func (q Query) Page(order []Order, token string, size int32) (Page, error) {
 	if token == "" {
 		return page, nil
 	}
-	raw, err := base64.RawURLEncoding.Strict().DecodeString(token)
-	if err != nil || len(raw) <= pageMACSize {
+	sealed, err := base64.RawURLEncoding.Strict().DecodeString(token)
+	if err != nil {
 		return Page{}, ErrPageToken
 	}
-	place := raw[pageMACSize:]
-	if !hmac.Equal(raw[:pageMACSize], q.mac(place)) || json.Unmarshal(place, &page.After) != nil || !page.After.fits(page.Order) {
+	place, err := q.seal().Open(nil, nil, sealed, nil)
+	if err != nil || json.Unmarshal(place, &page.After) != nil || !page.After.fits(page.Order) {
 		return Page{}, ErrPageToken
 	}
 	return page, nil
@@ -135,19 +140,21 @@ func (q Query) Token(after Place) string {
 	encoder.SetEscapeHTML(false) // three of its characters would be six bytes each, and a token has a limit
 	// Strings are always encoded, and a builder takes everything.
 	_ = encoder.Encode(after)
-	place := []byte(strings.TrimSuffix(text.String(), "\n"))
-	return base64.RawURLEncoding.EncodeToString(append(q.mac(place), place...))
+	place := strings.TrimSuffix(text.String(), "\n")
+	return base64.RawURLEncoding.EncodeToString(q.seal().Seal(nil, nil, []byte(place), nil))
 }
 
-// mac binds a token to its query. It keeps no secret, since a forged token shows nothing that its parent does not show
-// anyway; it makes a token used by mistake an error instead of a wrong page.
-func (q Query) mac(place []byte) []byte {
-	mac := hmac.New(sha256.New, []byte(q.Incarnation))
-	for _, part := range []string{q.List, q.Parent, q.Filter, q.OrderBy} {
+// seal encrypts and authenticates the places of one query, under a key that no other query has: a token says nothing of what is in it, so that nobody
+// comes to rest on that, and one that is used elsewhere by mistake is an error instead of a wrong page.
+func (q Query) seal() cipher.AEAD {
+	mac := hmac.New(sha256.New, []byte(q.Key.Expose()))
+	for _, part := range []string{q.Incarnation, q.List, q.Parent, q.Filter, q.OrderBy} {
 		// With its length before it, no part can be taken for the end of another.
 		mac.Write(binary.BigEndian.AppendUint64(nil, uint64(len(part))))
 		mac.Write([]byte(part))
 	}
-	mac.Write(place)
-	return mac.Sum(nil)[:pageMACSize]
+	// A sum of 32 bytes is a key of AES-256, and AES has the block that GCM wants.
+	block, _ := aes.NewCipher(mac.Sum(nil))
+	aead, _ := cipher.NewGCMWithRandomNonce(block)
+	return aead
 }

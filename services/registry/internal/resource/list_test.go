@@ -1,18 +1,21 @@
 package resource_test
 
 import (
+	"bytes"
 	"encoding/base64"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"phasekey.dev/pkg/secret"
 	"phasekey.dev/services/registry/internal/resource"
 )
 
-var query = resource.Query{Incarnation: here, List: "projects", Parent: "accounts/acme", Filter: "kind = STACK", OrderBy: "create_time desc"}
+var query = resource.Query{Incarnation: here, Key: secret.New(strings.Repeat("k", 64)), List: "projects", Parent: "accounts/acme", Filter: "kind = STACK", OrderBy: "create_time desc"}
 
 func TestQuery_Page(t *testing.T) {
 	newest := []resource.Order{{By: resource.ByCreateTime, Desc: true}}
@@ -44,6 +47,7 @@ func TestQuery_Page(t *testing.T) {
 		{name: "other order", query: other(func(q *resource.Query) { q.OrderBy = "create_time" }), order: newest, token: token, wantErr: resource.ErrPageToken},
 		{name: "filter and order mixed up", query: other(func(q *resource.Query) { q.Filter, q.OrderBy = q.Filter+"create_time", " desc" }), order: newest, token: token, wantErr: resource.ErrPageToken},
 		{name: "other database", query: other(func(q *resource.Query) { q.Incarnation = there }), order: newest, token: token, wantErr: resource.ErrPageToken},
+		{name: "other key", query: other(func(q *resource.Query) { q.Key = secret.New(strings.Repeat("x", 64)) }), order: newest, token: token, wantErr: resource.ErrPageToken},
 		{name: "a place too few", query: query, order: newest, token: query.Token(place[:1]), wantErr: resource.ErrPageToken},
 		{name: "a place too many", query: query, order: newest, token: query.Token(append(place[:2:2], "x")), wantErr: resource.ErrPageToken},
 		{name: "no time", query: query, order: newest, token: query.Token(resource.Place{"x", "y"}), wantErr: resource.ErrPageToken},
@@ -62,6 +66,37 @@ func TestQuery_Page(t *testing.T) {
 				t.Fatalf("(-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// TestQuery_TokensAreOpaque: a token shows nothing of its place, is not what another of the same place is, and no bit of it can be changed.
+func TestQuery_TokensAreOpaque(t *testing.T) {
+	place := resource.Place{"1700000000000000", "accounts/acme/projects/b"}
+	token := query.Token(place)
+	raw, err := base64.RawURLEncoding.DecodeString(token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, readable := range []string{"acme", "projects", "170000", `","`} {
+		if bytes.Contains(raw, []byte(readable)) || strings.Contains(token, readable) {
+			t.Errorf("%q is readable in %q", readable, raw)
+		}
+	}
+	if again := query.Token(place); again == token {
+		t.Error("two tokens of one place are the same")
+	}
+	total := []resource.Order{{By: resource.ByCreateTime, Desc: true}}
+	for i := range 8 * len(raw) {
+		changed := bytes.Clone(raw)
+		changed[i/8] ^= 1 << (i % 8)
+		if _, err := query.Page(total, base64.RawURLEncoding.EncodeToString(changed), 1); !errors.Is(err, resource.ErrPageToken) {
+			t.Errorf("bit %d changed: %v", i, err)
+		}
+	}
+	for i := range raw {
+		if _, err := query.Page(total, base64.RawURLEncoding.EncodeToString(raw[:i]), 1); i > 0 && !errors.Is(err, resource.ErrPageToken) {
+			t.Errorf("cut to %d bytes: %v", i, err)
+		}
 	}
 }
 
@@ -108,11 +143,12 @@ func TestQuery_LongestToken(t *testing.T) {
 // only.
 func FuzzPageToken(f *testing.F) {
 	f.Add("", "accounts/acme/projects/b", "")
-	f.Add(query.Token(resource.Place{"accounts/acme/projects/b"}), "", "kind = STACK")
+	place := resource.Place{"accounts/acme/projects/b"}
+	f.Add(query.Token(place), "", "kind = STACK")
 	f.Add("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA", "\x00\n<\"", "\n")
 	f.Add(base64.RawURLEncoding.EncodeToString([]byte(`0123456789abcdef["x"]`)), "x", "x")
 	f.Fuzz(func(t *testing.T, token, name, filter string) {
-		if page, err := query.Page(nil, token, 1); err == nil && token != "" && query.Token(page.After) != token {
+		if page, err := query.Page(nil, token, 1); err == nil && token != "" && !slices.Equal(page.After, place) {
 			t.Fatalf("page token %q was not given for %+v", token, page)
 		}
 		if strings.ToValidUTF8(name, "") != name {

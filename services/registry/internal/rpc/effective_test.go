@@ -135,7 +135,7 @@ func TestListEffectiveAttachments_Refuses(t *testing.T) {
 	if err != nil || first.GetNextPageToken() == "" {
 		t.Fatalf("%v, %v", first, err)
 	}
-	foreign := resource.Query{Incarnation: w.store.Incarnation(), List: "projects", Parent: stack}.Token(resource.Place{"x"})
+	foreign := resource.Query{Incarnation: w.store.Incarnation(), Key: w.store.PageKey(), List: "projects", Parent: stack}.Token(resource.Place{"x"})
 	for _, tt := range []struct {
 		name string
 		by   clients

@@ -99,7 +99,7 @@ type listRequest interface {
 // pageFor is the page that a request's token and size ask for. Which database the token must be of is known as of the last transaction, and asked
 // for when it seems to be of another: it may have been given by another replica, which knows more.
 func pageFor(ctx context.Context, s store, query *resource.Query, order []resource.Order, token string, size int32) (resource.Page, error) {
-	query.Incarnation = s.Incarnation()
+	query.Key, query.Incarnation = s.PageKey(), s.Incarnation()
 	page, err := query.Page(order, token, size)
 	if !errors.Is(err, resource.ErrPageToken) {
 		return page, err

@@ -186,7 +186,7 @@ func TestRefusals(t *testing.T) {
 			return err
 		}
 	}
-	token := resource.Query{Incarnation: w.store.Incarnation(), List: "integrations", Parent: "accounts/acme"}.Token(resource.Place{reader})
+	token := resource.Query{Incarnation: w.store.Incarnation(), Key: w.store.PageKey(), List: "integrations", Parent: "accounts/acme"}.Token(resource.Place{reader})
 	ready := &registryv1.Condition{Type: registryv1.Condition_TYPE_APPLICATION_READY, Status: registryv1.Condition_STATUS_TRUE}
 	here := resource.Position{Incarnation: w.store.Incarnation()}
 

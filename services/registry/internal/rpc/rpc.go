@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
+	"phasekey.dev/pkg/secret"
 	"phasekey.dev/services/registry/internal/attachment"
 	"phasekey.dev/services/registry/internal/change"
 	"phasekey.dev/services/registry/internal/integration"
@@ -22,6 +23,8 @@ import (
 type store interface {
 	// Incarnation is the database's, as last seen.
 	Incarnation() string
+	// PageKey is what the database's page tokens are sealed with.
+	PageKey() secret.Text
 	// Head is the newest position.
 	Head(ctx context.Context) (resource.Position, error)
 

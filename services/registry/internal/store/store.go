@@ -29,6 +29,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"phasekey.dev/pkg/secret"
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/services/registry/internal/change"
 	"phasekey.dev/services/registry/internal/quota"
@@ -63,12 +64,13 @@ type Store struct {
 type shared struct {
 	db        *sqldb.DB
 	quotas    quota.Config
+	pageKey   secret.Text
 	committed chan struct{}
 	// newest is the newest position that a transaction of this process has seen; never nil.
 	newest atomic.Pointer[resource.Position]
 }
 
-// New uses an opened database, and gives it its incarnation if it is new.
+// New uses an opened database, and gives it its incarnation, and the key of its page tokens, if it has none.
 func New(ctx context.Context, db *sqldb.DB, quotas quota.Config) (*Store, error) {
 	s := &Store{shared: &shared{db: db, quotas: quotas, committed: make(chan struct{}, 1)}}
 	var at resource.Position
@@ -78,7 +80,10 @@ func New(ctx context.Context, db *sqldb.DB, quotas quota.Config) (*Store, error)
 		if err != nil {
 			return err
 		}
-		at, err = position(ctx, tx)
+		if at, err = position(ctx, tx); err != nil {
+			return err
+		}
+		s.pageKey, err = pageKey(ctx, tx)
 		return err
 	})
 	if err != nil {

@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
 
+	"phasekey.dev/pkg/secret"
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/pkg/sqldbtest"
 	"phasekey.dev/services/registry/internal/attachment"
@@ -459,6 +460,7 @@ func TestUpgrade_ReplicasStartTogether(t *testing.T) {
 	const replicas = 5
 	var mu sync.Mutex
 	incarnations := map[string]bool{}
+	var keys []secret.Text
 	for _, err := range together(replicas, func(n int) error {
 		db, err := sqldb.Open(t.Context(), config, store.Migrations())
 		if err != nil {
@@ -468,6 +470,7 @@ func TestUpgrade_ReplicasStartTogether(t *testing.T) {
 		if err == nil {
 			mu.Lock()
 			incarnations[s.Incarnation()] = true
+			keys = append(keys, s.PageKey())
 			mu.Unlock()
 			_, err = s.CreateProject(t.Context(), start, projectName(fmt.Sprint("p", n)), project.Spec{Kind: project.Stack}, "")
 		}
@@ -479,5 +482,10 @@ func TestUpgrade_ReplicasStartTogether(t *testing.T) {
 	}
 	if len(incarnations) != 1 {
 		t.Errorf("incarnations %v", incarnations)
+	}
+	for _, key := range keys {
+		if key.Equal(secret.Text{}) || !key.Equal(keys[0]) {
+			t.Error("replicas seal page tokens with no key, or with several")
+		}
 	}
 }
