@@ -26,16 +26,22 @@ func explicitly(ctx context.Context, v view, to project.Project) (explicit []att
 
 // automatic reads the integrations that are attached to a project by themselves, at most limit of those after a name, in the
 // order of their names. It goes from each name to the next, which of each label of the project is one step in an index: there may be a thousand
-// integrations with fifty labels each, of which the first one is wanted.
+// integrations with fifty labels each, of which the first one is wanted. The few whose labels a release without that index has inserted stand together
+// in it under no name, and are looked up: that replicas of it go on beside this one is no reason for them to give nothing.
 func automatic(ctx context.Context, v view, to project.Project, after string, limit int) ([]integration.Integration, error) {
+	const unattached = `a.integration_uid NOT IN (SELECT integration_uid FROM attachments WHERE project_uid = $1)`
 	next := func(after string) string {
 		return `(SELECT MIN(first) FROM (SELECT (SELECT a.integration_name FROM auto_labels a
-			WHERE a.account = p.account AND a.label = p.label AND a.integration_name > ` + after + `
-				AND a.integration_uid NOT IN (SELECT integration_uid FROM attachments WHERE project_uid = $1)
+			WHERE a.account = p.account AND a.label = p.label AND a.integration_name > ` + after + ` AND ` + unattached + `
 				AND EXISTS (SELECT 1 FROM integrations i WHERE i.uid = a.integration_uid AND i.delete_time = 0)
-			ORDER BY a.integration_name LIMIT 1) AS first FROM project_labels p WHERE p.project_uid = $1) AS firsts)`
+			ORDER BY a.integration_name LIMIT 1) AS first FROM project_labels p WHERE p.project_uid = $1
+			UNION ALL SELECT name FROM unnamed WHERE name > ` + after + `) AS firsts)`
 	}
-	return sqldb.Collect(ctx, v.Tx, scanIntegration(v.at.Incarnation), `WITH RECURSIVE attached (name, place) AS (
+	return sqldb.Collect(ctx, v.Tx, scanIntegration(v.at.Incarnation), `WITH RECURSIVE unnamed (name) AS (
+			SELECT i.name FROM project_labels p JOIN auto_labels a ON a.account = p.account AND a.label = p.label AND a.integration_name = ''
+				JOIN integrations i ON i.uid = a.integration_uid
+			WHERE p.project_uid = $1 AND i.delete_time = 0 AND `+unattached+`),
+		attached (name, place) AS (
 			SELECT `+next("$2")+`, 1 UNION ALL SELECT `+next("attached.name")+`, place + 1 FROM attached WHERE name IS NOT NULL AND place < $3)
 		SELECT `+integrationColumns+` FROM integrations WHERE name IN (SELECT name FROM attached) ORDER BY name`, to.UID, after, limit)
 }

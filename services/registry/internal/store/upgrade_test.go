@@ -414,26 +414,79 @@ func TestUpgrade_PreviousReleaseStartsAgain(t *testing.T) {
 	})
 }
 
+// insertUnnamed makes an integration as a release does that knows labels, but not that the integration's name stands beside them.
+func insertUnnamed(t *testing.T, db *sqldb.DB, id, label string) error {
+	return db.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error {
+		_, err := tx.Exec(ctx, `INSERT INTO integrations (uid, name, display_name, tenant_id, cloud, default_subscription_id, credential_kind, allowed_audiences,
+			rotation_period, application_display_name, client_id, service_principal_object_id, conditions, ever_active, generation,
+			create_time, update_time, delete_time, labels, auto_attach, writes)
+			VALUES ($1, $2, 'auto', $3, 'public', $4, 'CLIENT_SECRET', 'null', 86400000000, '', '', '', '[]', $5, 1, 1, 1, 0, $6, $7, 1)`,
+			id, integrationName(id).String(), tenant, subscription, false, fmt.Sprintf(`["autoattach:%s"]`, label), true)
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, `INSERT INTO auto_labels (integration_uid, account, label) VALUES ($1, 'acme', $2)`, id, label)
+		return err
+	})
+}
+
+// TestUpgrade_AttachesByLabelsThatHaveNoName: a replica that does not know that names stand beside labels goes on inserting labels after the upgrade.
+func TestUpgrade_AttachesByLabelsThatHaveNoName(t *testing.T) {
+	sqldbtest.Run(t, store.Migrations(), func(t *testing.T, db *sqldb.DB) {
+		ctx, s := t.Context(), open(t, db)
+		label(t, s, projectName("stack"), "prod", "eu")
+		makeAuto(t, s, "c", "prod")
+		if err := errors.Join(insertUnnamed(t, db, "d", "prod"), insertUnnamed(t, db, "b", "eu"), insertUnnamed(t, db, "x", "us")); err != nil {
+			t.Fatal(err)
+		}
+		all := func() (found []string) {
+			page := resource.Page{Size: 1}
+			for {
+				got, _, err := s.EffectiveAttachments(ctx, projectName("stack"), page)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, e := range got[:min(len(got), page.Size)] {
+					found = append(found, e.Integration.Name.ID)
+					page.After = resource.Place{e.Place()}
+				}
+				if len(got) <= page.Size {
+					return found
+				}
+			}
+		}
+		if got := giver(t, s, "stack", attachment.Write); got != "b[eu]" {
+			t.Errorf("WRITE is given by %s", got)
+		}
+		if diff := cmp.Diff([]string{"b", "c", "d"}, all()); diff != "" {
+			t.Error(diff)
+		}
+		// What counts when it is deleted gives, and the other way round.
+		_, err := s.DeleteIntegration(ctx, later, integrationName("b"), "", false)
+		wantError(t, err, integration.ErrAttached, "projects=1")
+		attach(t, s, "stack", "d", attachment.Read)
+		if diff := cmp.Diff([]string{"d", "b", "c"}, all()); diff != "" {
+			t.Error(diff)
+		}
+		if _, err := s.DeleteIntegration(ctx, later, integrationName("b"), "", true); err != nil {
+			t.Fatal(err)
+		}
+		if got := giver(t, s, "stack", attachment.Write); got != "c[prod]" {
+			t.Errorf("WRITE is given by %s", got)
+		}
+		// Labels that this release writes have the name.
+		wantAuto(t, s, "x", autoSpec("prod"))
+		if diff := cmp.Diff([]string{"d", "c", "x"}, all()); diff != "" {
+			t.Error(diff)
+		}
+	})
+}
+
 // TestUpgrade_NamesWhatLabelsAttach: integrations that were attached by labels before their names stood there are attached still.
 func TestUpgrade_NamesWhatLabelsAttach(t *testing.T) {
 	upgrade(t, func(t *testing.T, config sqldb.Config) {
 		before := openDB(t, config, someMigrations(t, "0001_registry.sql", "0002_delivery_materials.sql", "0003_labels.sql", "0004_accounts.sql"))
-		err := before.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error {
-			for _, id := range []string{"b", "a"} {
-				_, err := tx.Exec(ctx, `INSERT INTO integrations (uid, name, display_name, tenant_id, cloud, default_subscription_id, credential_kind, allowed_audiences,
-					rotation_period, application_display_name, client_id, service_principal_object_id, conditions, ever_active, generation,
-					create_time, update_time, delete_time, labels, auto_attach, writes)
-					VALUES ($1, $2, 'auto', $3, 'public', $4, 'CLIENT_SECRET', 'null', 86400000000, '', '', '', '[]', $5, 1, 1, 1, 0, '["autoattach:prod"]', $6, 1)`,
-					id, integrationName(id).String(), tenant, subscription, false, true)
-				if err != nil {
-					return err
-				}
-				if _, err := tx.Exec(ctx, `INSERT INTO auto_labels (integration_uid, account, label) VALUES ($1, 'acme', 'prod')`, id); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
+		err := errors.Join(insertUnnamed(t, before, "b", "prod"), insertUnnamed(t, before, "a", "prod"))
 		if err := errors.Join(err, before.Close()); err != nil {
 			t.Fatal(err)
 		}
