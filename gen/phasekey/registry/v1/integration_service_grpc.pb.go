@@ -63,8 +63,8 @@ type IntegrationServiceClient interface {
 	// good. The customer's service principal stays until the customer removes it.
 	// Caller: the platform or an operator, within its accounts.
 	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND, ETAG_MISMATCH, INTEGRATION_ATTACHED.
-	// Idempotent while the integration is DELETING; RESOURCE_NOT_FOUND afterwards, or, with allow_missing, an empty
-	// integration.
+	// Idempotent, without an etag, while the integration is DELETING; RESOURCE_NOT_FOUND afterwards, or, with
+	// allow_missing, an empty integration.
 	DeleteIntegration(ctx context.Context, in *DeleteIntegrationRequest, opts ...grpc.CallOption) (*Integration, error)
 }
 
@@ -172,8 +172,8 @@ type IntegrationServiceServer interface {
 	// good. The customer's service principal stays until the customer removes it.
 	// Caller: the platform or an operator, within its accounts.
 	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND, ETAG_MISMATCH, INTEGRATION_ATTACHED.
-	// Idempotent while the integration is DELETING; RESOURCE_NOT_FOUND afterwards, or, with allow_missing, an empty
-	// integration.
+	// Idempotent, without an etag, while the integration is DELETING; RESOURCE_NOT_FOUND afterwards, or, with
+	// allow_missing, an empty integration.
 	DeleteIntegration(context.Context, *DeleteIntegrationRequest) (*Integration, error)
 	mustEmbedUnimplementedIntegrationServiceServer()
 }

@@ -64,9 +64,9 @@ func Exists(name string) error {
 	return &Error{Reason: ErrExists, Message: name + " exists already", Metadata: map[string]string{"name": name}}
 }
 
-// CheckETag compares a caller's etag, which may be empty, with the resource's.
+// CheckETag compares a caller's etag, which may be empty, or without the quotes that a shell takes away and the mark before them, with the resource's.
 func CheckETag(name, given, current string) error {
-	if given == "" || given == current {
+	if given == "" || given == current || weak(given) == current {
 		return nil
 	}
 	return &Error{

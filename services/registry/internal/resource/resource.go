@@ -68,11 +68,15 @@ func Set[T ~string](items []T) []T {
 }
 
 // ETag is the tag of a resource in its so many-th wanted state, in a database's incarnation: one that was restored counts on from where its backup
-// was taken, to other states. It is strong: equal tags mean equal wanted states. A resource without a UID, which is none yet, has no tag.
+// was taken, to other states. It is weak (AIP-154): equal tags mean equal wanted states, while what is observed of them may differ. A resource without
+// a UID, which is none yet, has no tag.
 func ETag(incarnation, uid string, generation int64) string {
 	if uid == "" {
 		return ""
 	}
 	sum := sha256.Sum256([]byte(incarnation + "/" + uid + "/" + strconv.FormatInt(generation, 10)))
-	return hex.EncodeToString(sum[:16])
+	return weak(hex.EncodeToString(sum[:16]))
 }
+
+// weak writes an etag as RFC 9110 has weak ones.
+func weak(tag string) string { return `W/"` + tag + `"` }

@@ -49,6 +49,34 @@ func TestSplitName(t *testing.T) {
 	}
 }
 
+func TestCheckETag(t *testing.T) {
+	tag := resource.ETag("here", "a", 1)
+	bare := strings.Trim(strings.TrimPrefix(tag, "W/"), `"`)
+	if tag != `W/"`+bare+`"` || bare == "" {
+		t.Fatalf("%s is not a weak etag", tag)
+	}
+	for _, tt := range []struct {
+		name, given, current string
+		want                 error
+	}{
+		{"none", "", tag, nil},
+		{"as it was given", tag, tag, nil},
+		{"bare", bare, tag, nil},
+		{"another state's", resource.ETag("here", "a", 2), tag, resource.ErrETagMismatch},
+		{"as a strong one", `"` + bare + `"`, tag, resource.ErrETagMismatch},
+		{"wrapped twice", `W/"` + tag + `"`, tag, resource.ErrETagMismatch},
+		{"nothing in quotes", `W/""`, tag, resource.ErrETagMismatch},
+		{"of what is not there", tag, "", resource.ErrETagMismatch},
+		{"bare, of what is not there", bare, "", resource.ErrETagMismatch},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if err := resource.CheckETag("it", tt.given, tt.current); !errors.Is(err, tt.want) {
+				t.Errorf("got %v, want %v", err, tt.want)
+			}
+		})
+	}
+}
+
 func TestETag_IsOfOneStateOfOneResource(t *testing.T) {
 	tag := resource.ETag("here", "a", 1)
 	if tag == "" || len(tag) > 64 || tag != resource.ETag("here", "a", 1) {

@@ -148,9 +148,9 @@ func (p *player) deleteIntegration(ctx context.Context) {
 			attached = attached || p.m.automatic(pr, n)
 		}
 		switch {
-		case n.deleting:
 		case mismatch(req.GetEtag(), n.etag) != "":
 			want = "ETAG_MISMATCH"
+		case n.deleting:
 		case attached && !force:
 			want = "INTEGRATION_ATTACHED"
 		}

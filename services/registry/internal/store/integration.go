@@ -221,18 +221,18 @@ func stillAttached(name integration.Name, explicit, automatic int) error {
 }
 
 // DeleteIntegration asks for the deletion of an integration, and with force removes its attachments, the automatic ones with
-// them. One that is being deleted already is returned as it is, whatever the etag.
+// them. One that is being deleted already is returned as it is. Either way the etag, which may be empty, must be current.
 func (s *Store) DeleteIntegration(ctx context.Context, now time.Time, name integration.Name, etag string, force bool) (deleted integration.Integration, err error) {
 	err = s.write(ctx, now, func(ctx context.Context, w *writing) error {
 		deleted, err = w.lockIntegration(ctx, name)
 		if err != nil {
 			return err
 		}
-		if deleted.Deleting() {
-			return errUnchanged
-		}
 		if err := resource.CheckETag(name.String(), etag, deleted.ETag()); err != nil {
 			return err
+		}
+		if deleted.Deleting() {
+			return errUnchanged
 		}
 		attached, err := w.attachmentsOf(ctx, "integration_uid", deleted.UID)
 		if err != nil {

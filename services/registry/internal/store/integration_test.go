@@ -175,10 +175,15 @@ func TestStore_IntegrationIsDeletedInTwoSteps(t *testing.T) {
 			t.Fatalf("changes (-want +got):\n%s", diff)
 		}
 
-		again, err := s.DeleteIntegration(ctx, later.Add(time.Hour), created.Name, created.ETag(), false)
-		if diff := cmp.Diff(deleting, again); err != nil || diff != "" {
-			t.Fatalf("repeat: %v\n%s", err, diff)
+		for _, etag := range []string{"", deleting.ETag()} {
+			again, err := s.DeleteIntegration(ctx, later.Add(time.Hour), created.Name, etag, false)
+			if diff := cmp.Diff(deleting, again); err != nil || diff != "" {
+				t.Fatalf("repeat, with the etag %q: %v\n%s", etag, err, diff)
+			}
 		}
+		// Who has seen it before it was deleted is told so.
+		_, err = s.DeleteIntegration(ctx, later, created.Name, created.ETag(), true)
+		wantError(t, err, resource.ErrETagMismatch, "")
 		_, err = s.UpdateIntegration(ctx, later, created.Name, "", wantDisplayName("x"), nil)
 		wantError(t, err, integration.ErrDeleting, "")
 		_, err = s.CreateAttachment(ctx, later, attachmentName("one", "net"), attachment.Spec{}, "")
