@@ -5,8 +5,8 @@
 // guarantee that a change is told within a time: a hint hastens it, the poll finds it.
 //
 // The tricky idea: nothing is ever sent to a watcher. The reader keeps the newest changes and wakes everybody; each watcher
-// takes what comes after its own cursor, and one that has fallen behind what is kept reads the database itself. So a slow
-// watcher keeps nobody waiting, and needs no queue.
+// takes what comes after its own cursor, and those that have fallen behind what is kept read the database, one page at a time for all of
+// them. So a slow watcher keeps nobody waiting, and needs no queue.
 package watch
 
 import (
@@ -63,6 +63,7 @@ type Config struct {
 // Hub has one reader, Run, and any number of watchers, Watch.
 type Hub struct {
 	cfg      Config
+	pager    *pager
 	watchers prometheus.Gauge
 	revision prometheus.Gauge
 
@@ -88,7 +89,7 @@ func New(cfg Config) (*Hub, error) {
 		cfg.Bookmark = DefaultBookmark
 	}
 	h := &Hub{
-		cfg: cfg, changed: make(chan struct{}),
+		cfg: cfg, pager: newPager(cfg.Source), changed: make(chan struct{}),
 		watchers: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "phasekey_registry_watchers",
 			Help: "Open watches of this replica; each vault replica holds one.",
@@ -131,6 +132,7 @@ func (h *Hub) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+			h.pager.forget()
 		case <-h.cfg.Source.Committed():
 		}
 	}
@@ -256,11 +258,12 @@ func (h *Hub) Watch(ctx context.Context, cursor resource.Position, send func(cha
 		return send(changes, cursor)
 	}
 	catchUp := func() error {
+		begun := time.Now()
 		for {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			changes, head, err := h.cfg.Source.Changes(ctx, cursor, batch)
+			changes, head, err := h.pager.read(ctx, cursor, begun)
 			if err != nil {
 				return err
 			}

@@ -578,3 +578,62 @@ func TestWatch_WithoutGaps(t *testing.T) {
 		}
 	})
 }
+
+// slowSource takes a while to read, and knows how many read at once.
+type slowSource struct {
+	*fakeSource
+	now, most, pages int
+}
+
+func (s *slowSource) Changes(ctx context.Context, from resource.Position, limit int) ([]change.Change, int64, error) {
+	s.set(func(*fakeSource) {
+		s.now++
+		s.pages++
+		s.most = max(s.most, s.now)
+	})
+	time.Sleep(time.Millisecond)
+	s.set(func(*fakeSource) { s.now-- })
+	return s.fakeSource.Changes(ctx, from, limit)
+}
+
+// A thousand watchers that come back at once, each far behind, take one connection among them, and few reads.
+func TestWatch_ManyComeBackAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &slowSource{fakeSource: newSource()}
+		source.grow(5000, false)
+		h, err := watch.New(watch.Config{Source: source, Log: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- h.Run(ctx) }()
+		var watchers []*watcher
+		for range 1000 {
+			watchers = append(watchers, begin(ctx, h, 4000, nil))
+		}
+		time.Sleep(time.Second)
+		source.set(func(*fakeSource) {
+			if source.most > 2 {
+				t.Errorf("%d read at once", source.most)
+			}
+			if source.pages > 100 {
+				t.Errorf("%d pages were read for ten", source.pages)
+			}
+		})
+		for i, w := range watchers {
+			w.mu.Lock()
+			if n := len(w.got); n == 0 || w.got[n-1].revision != 5000 {
+				t.Errorf("watcher %d has %v", i, w.got)
+			}
+			w.mu.Unlock()
+		}
+		cancel()
+		for _, w := range watchers {
+			<-w.ended
+		}
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
