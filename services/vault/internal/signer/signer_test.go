@@ -287,6 +287,7 @@ func TestSigner_WithoutTheDatabaseItServesForEverAndSignsForAMinute(t *testing.T
 		if _, err := b.signer.Assert(b.t.Context(), current, signer.Claims{}); err != nil {
 			b.t.Errorf("once it is back: %v", err)
 		}
+		synctest.Wait()
 		if n := strings.Count(b.log.String(), "cannot be looked at"); n != 1 {
 			b.t.Errorf("the log says so %d times", n)
 		}
