@@ -24,6 +24,10 @@ func (c *counter) busy() (release func()) {
 	if _, err := c.store.Deliver(c.t.Context(), start, first); err != nil {
 		c.t.Fatal(err)
 	}
+	// Whoever made it may not have seen yet that nothing is left to do.
+	for c.store.Busy() {
+		<-time.After(time.Millisecond)
+	}
 	begun, done, ended := make(chan struct{}), make(chan struct{}), make(chan error, 1)
 	go func() {
 		ended <- c.db.Tx(context.WithoutCancel(c.t.Context()), func(ctx context.Context, tx sqldb.Tx) error {
@@ -67,9 +71,9 @@ func (c *counter) deliver(ctx context.Context, d store.Delivery) <-chan result {
 // queued returns when so many deliveries wait behind the one that is under way.
 func (c *counter) queued(n int) {
 	c.t.Helper()
-	for c.store.Waiting() != n {
+	for late := time.After(time.Minute); c.store.Waiting() != n; {
 		select {
-		case <-c.t.Context().Done():
+		case <-late:
 			c.t.Fatalf("%d deliveries wait, not %d", c.store.Waiting(), n)
 		case <-time.After(time.Millisecond):
 		}
