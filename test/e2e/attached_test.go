@@ -84,10 +84,7 @@ func TestAttachments_EndRunsThatRestOnThem(t *testing.T) {
 			}
 		case <-time.After(15 * time.Second):
 			t.Errorf("%s: the run goes on\n%s", tt.project, out)
-			if err := run.Process.Kill(); err != nil {
-				t.Error(err)
-			}
-			<-ended
+			t.Error(run.Process.Kill(), <-ended)
 		}
 	}
 }

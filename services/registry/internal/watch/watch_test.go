@@ -630,7 +630,9 @@ func TestWatch_ManyComeBackAtOnce(t *testing.T) {
 		}
 		cancel()
 		for _, w := range watchers {
-			<-w.ended
+			if err := <-w.ended; !errors.Is(err, context.Canceled) {
+				t.Error(err)
+			}
 		}
 		if err := <-ended; err != nil {
 			t.Error(err)
