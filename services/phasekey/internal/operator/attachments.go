@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
 	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
@@ -198,8 +197,7 @@ func (o *options) createAttachment() *cobra.Command {
 		return card(s.printer, attachmentView, made)
 	})
 	f.add(c)
-	c.Flags().StringVar(&requestID, "request-id", uuid.NewString(), "a UUID: a repeat with the same one makes nothing twice")
-	c.Flags().Lookup("request-id").DefValue = "a new one"
+	requestIDFlag(c, &requestID)
 	return c
 }
 

@@ -3,6 +3,7 @@ package operator
 import (
 	"errors"
 
+	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -37,4 +38,10 @@ func duration(c *cobra.Command, flag string) (*durationpb.Duration, error) {
 // enumFlag has a flag's words completed.
 func enumFlag(c *cobra.Command, flag string, words []string) {
 	_ = c.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
+}
+
+// requestIDFlag adds --request-id, by which a repeat is known for one. Without it each call is of its own.
+func requestIDFlag(c *cobra.Command, requestID *string) {
+	c.Flags().StringVar(requestID, "request-id", uuid.NewString(), "a UUID: a repeat with the same one does nothing twice")
+	c.Flags().Lookup("request-id").DefValue = "a new one"
 }

@@ -7,7 +7,6 @@ import (
 	"io"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -68,8 +67,7 @@ func (o *options) startConsent() *cobra.Command {
 	flags := c.Flags()
 	flags.StringVar(&back, "return-uri", "", "where the page leads when the administrator is through")
 	flags.DurationVar(&life, "expires-in", 0, "how long the link works; 24 hours otherwise")
-	flags.StringVar(&requestID, "request-id", uuid.NewString(), "a UUID: a repeat with the same one makes nothing twice")
-	flags.Lookup("request-id").DefValue = "a new one"
+	requestIDFlag(c, &requestID)
 	flags.BoolVar(&wait, "wait", true, "wait for the end")
 	return c
 }

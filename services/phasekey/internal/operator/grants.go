@@ -7,7 +7,6 @@ import (
 	"os"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -140,8 +139,7 @@ func (o *options) createGrant() *cobra.Command {
 	flags.DurationVar(&life, "expires-in", 0, "how long it lives, at most 24 hours; one hour otherwise")
 	flags.StringVar(&certificate, "certificate-sha256", "", "the only client certificate that may show the token")
 	flags.StringVar(&file, "token-file", "", "a new file for the token, which only its owner can read; on standard output otherwise")
-	flags.StringVar(&requestID, "request-id", uuid.NewString(), "a UUID: a repeat with the same one makes nothing twice")
-	flags.Lookup("request-id").DefValue = "a new one"
+	requestIDFlag(c, &requestID)
 	flags.BoolVar(&validate, "validate-only", false, "say what it would give, and do nothing")
 	return c
 }

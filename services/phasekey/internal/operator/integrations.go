@@ -6,7 +6,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -198,8 +197,7 @@ func (o *options) createIntegration() *cobra.Command {
 	flags := c.Flags()
 	flags.StringVar(&f.tenant, "tenant", "", "the customer's tenant, a UUID")
 	flags.StringVar(&f.cloud, "cloud", "", "the tenant's cloud; public otherwise")
-	flags.StringVar(&requestID, "request-id", uuid.NewString(), "a UUID: a repeat with the same one makes nothing twice")
-	flags.Lookup("request-id").DefValue = "a new one"
+	requestIDFlag(c, &requestID)
 	flags.BoolVar(&validate, "validate-only", false, "say whether it would work, and do nothing")
 	flags.BoolVar(&wait, "wait", false, "wait until the application can be consented to")
 	_ = c.MarkFlagRequired("tenant")

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -141,8 +140,7 @@ func (o *options) startRotation() *cobra.Command {
 	flags.BoolVar(&compromised, "compromised", false, "the secret may be in wrong hands: remove all there are as soon as there is a new one, whoever holds them")
 	flags.BoolVar(&immediately, "immediately", false, "with --compromised: remove them first, and accept that nothing works for a while")
 	flags.BoolVar(&wait, "wait", true, "wait until the new one is active; of what is compromised, until the old ones are removed")
-	flags.StringVar(&requestID, "request-id", uuid.NewString(), "a UUID: a repeat with the same one rotates nothing twice")
-	flags.Lookup("request-id").DefValue = "a new one"
+	requestIDFlag(c, &requestID)
 	return c
 }
 
@@ -278,8 +276,7 @@ func (o *options) rotateAll() *cobra.Command {
 	flags.StringVar(&tenant, "tenant", "", "only integrations of this tenant")
 	flags.StringVar(&cloud, "cloud", "", "only integrations of this cloud")
 	flags.BoolVar(&wait, "wait", true, "wait for the end")
-	flags.StringVar(&requestID, "request-id", uuid.NewString(), "a UUID: a repeat with the same one rotates nothing twice")
-	flags.Lookup("request-id").DefValue = "a new one"
+	requestIDFlag(c, &requestID)
 	return c
 }
 
