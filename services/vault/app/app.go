@@ -302,8 +302,13 @@ func (a *App) changed() {
 
 // listen binds the addresses and makes the servers.
 func (a *App) listen(ctx context.Context) error {
+	pageKey, err := a.store.PageKey(ctx)
+	if err != nil {
+		return err
+	}
 	services := rpc.Config{
-		Grants: a.store, Leases: a.store, Accounts: a.store, Versions: a.store, Rotations: a.store, Pauses: a.store, SigningKeys: a.store, SigningTiming: a.cfg.Issuer.Keys, Hub: a.hub, Changed: a.changed, Prober: a.prober, Checker: a.checker,
+		PageKey: pageKey,
+		Grants:  a.store, Leases: a.store, Accounts: a.store, Versions: a.store, Rotations: a.store, Pauses: a.store, SigningKeys: a.store, SigningTiming: a.cfg.Issuer.Keys, Hub: a.hub, Changed: a.changed, Prober: a.prober, Checker: a.checker,
 		Resolver: registryv1.NewAttachmentServiceClient(a.registry), Trail: a.store, Keys: a.keyring,
 	}
 	policy := grpcserver.OptionPolicy(optionsv1.E_Callers)

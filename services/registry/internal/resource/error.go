@@ -19,8 +19,6 @@ var (
 	ErrETagMismatch = errors.New("the resource has changed since this etag")
 	// ErrConflict means that others were faster every time. Nothing was changed.
 	ErrConflict = errors.New("concurrent changes got in the way")
-	// ErrPageToken means a page token that no list of this parent in this database gave.
-	ErrPageToken = errors.New("not a page token of this list")
 	// ErrCursor means a cursor from which the changes cannot be followed: no cursor, another database's, the future's, or one
 	// whose changes have been compacted away.
 	ErrCursor = errors.New("cursor is out of range; list again")

@@ -1,19 +1,9 @@
 package resource
 
 import (
-	"crypto/aes"
-	"crypto/cipher"
-	"crypto/hmac"
-	"crypto/sha256"
-	"encoding/base64"
-	"encoding/binary"
-	"encoding/json"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
-
-	"phasekey.dev/pkg/secret"
 )
 
 // Key is a field by which a list can be ordered. Texts are compared by their bytes.
@@ -72,8 +62,8 @@ func (k Keys) Place(order []Order) Place {
 // Place is a place in an order.
 type Place []string
 
-// fits tells whether a place can be one of the order.
-func (p Place) fits(order []Order) bool {
+// Fits tells whether a place can be one of the order.
+func (p Place) Fits(order []Order) bool {
 	if len(p) != len(order) {
 		return false
 	}
@@ -99,62 +89,11 @@ type Page struct {
 	Size   int
 }
 
-// Query is the request of a list, as far as it must stay the same from page to page.
-type Query struct {
-	// Incarnation is the database's.
-	Incarnation string
-	// Key is what the database's page tokens are sealed with; whoever calls does not have it.
-	Key secret.Text
-	// List tells the lists of one parent apart.
-	List   string
-	Parent string
-	// Filter and OrderBy are as the caller wrote them.
-	Filter, OrderBy string
-}
-
-// Page is the page that a token and a size, both of which may be zero, ask for in an order, which it makes total. The token must have been
-// given for this query; else ErrPageToken.
-func (q Query) Page(order []Order, token string, size int32) (Page, error) {
-	page := Page{Parent: q.Parent, Order: Total(order), Size: int(min(size, maxPageSize))}
+// FirstPage is the beginning of a list in an order, which it makes total, of a size, which may be zero.
+func FirstPage(parent string, order []Order, size int32) Page {
+	page := Page{Parent: parent, Order: Total(order), Size: int(min(size, maxPageSize))}
 	if size <= 0 {
 		page.Size = defaultPageSize
 	}
-	if token == "" {
-		return page, nil
-	}
-	sealed, err := base64.RawURLEncoding.Strict().DecodeString(token)
-	if err != nil {
-		return Page{}, ErrPageToken
-	}
-	place, err := q.seal().Open(nil, nil, sealed, nil)
-	if err != nil || json.Unmarshal(place, &page.After) != nil || !page.After.fits(page.Order) {
-		return Page{}, ErrPageToken
-	}
-	return page, nil
-}
-
-// Token is what continues the list behind a place.
-func (q Query) Token(after Place) string {
-	var text strings.Builder
-	encoder := json.NewEncoder(&text)
-	encoder.SetEscapeHTML(false) // three of its characters would be six bytes each, and a token has a limit
-	// Strings are always encoded, and a builder takes everything.
-	_ = encoder.Encode(after)
-	place := strings.TrimSuffix(text.String(), "\n")
-	return base64.RawURLEncoding.EncodeToString(q.seal().Seal(nil, nil, []byte(place), nil)) //nolint:gosec // the nonce is random, and made by the cipher
-}
-
-// seal encrypts and authenticates the places of one query, under a key that no other query has: a token says nothing of what is in it, so that nobody
-// comes to rest on that, and one that is used elsewhere by mistake is an error instead of a wrong page.
-func (q Query) seal() cipher.AEAD {
-	mac := hmac.New(sha256.New, []byte(q.Key.Expose()))
-	for _, part := range []string{q.Incarnation, q.List, q.Parent, q.Filter, q.OrderBy} {
-		// With its length before it, no part can be taken for the end of another.
-		mac.Write(binary.BigEndian.AppendUint64(nil, uint64(len(part))))
-		mac.Write([]byte(part))
-	}
-	// A sum of 32 bytes is a key of AES-256, and AES has the block that GCM wants.
-	block, _ := aes.NewCipher(mac.Sum(nil))
-	aead, _ := cipher.NewGCMWithRandomNonce(block)
-	return aead
+	return page
 }

@@ -4,8 +4,8 @@ import (
 	"context"
 
 	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
+	"phasekey.dev/pkg/pagetoken"
 	"phasekey.dev/services/registry/internal/attachment"
-	"phasekey.dev/services/registry/internal/resource"
 )
 
 // effectiveList is what its page tokens are bound to.
@@ -16,8 +16,8 @@ func (s attachmentService) ListEffectiveAttachments(ctx context.Context, req *re
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	query := resource.Query{List: effectiveList, Parent: req.GetParent()}
-	page, err := pageFor(ctx, s.store, &query, nil, req.GetPageToken(), req.GetPageSize())
+	scope := pagetoken.Scope{List: effectiveList, Parent: req.GetParent()}
+	page, err := pageFor(ctx, s.store, &scope, nil, req.GetPageToken(), req.GetPageSize())
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -25,13 +25,13 @@ func (s attachmentService) ListEffectiveAttachments(ctx context.Context, req *re
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	if err := readAt(&query, req.GetPageToken(), at); err != nil {
+	if err := readAt(&scope, req.GetPageToken(), at); err != nil {
 		return nil, statusOf(err)
 	}
 	items, more := pageOf(found, page.Size, messageOfEffective)
 	resp := &registryv1.ListEffectiveAttachmentsResponse{EffectiveAttachments: items, Revision: at.Revision}
 	if more {
-		resp.NextPageToken = query.Token(resource.Place{found[len(items)-1].Place()})
+		resp.NextPageToken = scope.SealTexts(found[len(items)-1].Place())
 	}
 	return resp, nil
 }

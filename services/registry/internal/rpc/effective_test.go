@@ -9,7 +9,7 @@ import (
 
 	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
 	typev1 "phasekey.dev/gen/phasekey/type/v1"
-	"phasekey.dev/services/registry/internal/resource"
+	"phasekey.dev/pkg/pagetoken"
 )
 
 const (
@@ -135,7 +135,7 @@ func TestListEffectiveAttachments_Refuses(t *testing.T) {
 	if err != nil || first.GetNextPageToken() == "" {
 		t.Fatalf("%v, %v", first, err)
 	}
-	foreign := resource.Query{Incarnation: w.store.Incarnation(), Key: w.store.PageKey(), List: "projects", Parent: stack}.Token(resource.Place{"x"})
+	foreign := pagetoken.Scope{Incarnation: w.store.Incarnation(), Key: w.store.PageKey(), List: "projects", Parent: stack}.SealTexts("x")
 	for _, tt := range []struct {
 		name string
 		by   clients

@@ -7,6 +7,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	errorv1 "phasekey.dev/gen/phasekey/error/v1"
+	"phasekey.dev/pkg/pagetoken"
 	"phasekey.dev/pkg/rpcerr"
 	"phasekey.dev/services/registry/internal/attachment"
 	"phasekey.dev/services/registry/internal/integration"
@@ -29,7 +30,7 @@ func table() rpcerr.Table {
 	}
 	return rpcerr.Table{
 		row(resource.ErrInvalid, codes.InvalidArgument, errorv1.ErrorReason_ERROR_REASON_INVALID_FIELDS),
-		row(resource.ErrPageToken, codes.InvalidArgument, errorv1.ErrorReason_ERROR_REASON_INVALID_PAGE_TOKEN),
+		row(pagetoken.ErrInvalid, codes.InvalidArgument, errorv1.ErrorReason_ERROR_REASON_INVALID_PAGE_TOKEN),
 		row(integration.ErrHomeTenant, codes.InvalidArgument, errorv1.ErrorReason_ERROR_REASON_HOME_TENANT),
 		row(resource.ErrNotFound, codes.NotFound, errorv1.ErrorReason_ERROR_REASON_RESOURCE_NOT_FOUND),
 		row(resource.ErrExists, codes.AlreadyExists, errorv1.ErrorReason_ERROR_REASON_RESOURCE_EXISTS),
@@ -79,7 +80,7 @@ func details(err error) []proto.Message {
 			all = append(all, rpcerr.Field(v.Field, v.Description))
 		}
 	}
-	if errors.Is(err, resource.ErrPageToken) {
+	if errors.Is(err, pagetoken.ErrInvalid) {
 		all = append(all, rpcerr.Field("page_token", "must be the next_page_token of the same list"))
 	}
 	if errors.Is(err, integration.ErrHomeTenant) {

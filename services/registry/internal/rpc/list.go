@@ -13,6 +13,7 @@ import (
 	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
 	typev1 "phasekey.dev/gen/phasekey/type/v1"
 	"phasekey.dev/pkg/aipfilter"
+	"phasekey.dev/pkg/pagetoken"
 	"phasekey.dev/services/registry/internal/attachment"
 	"phasekey.dev/services/registry/internal/integration"
 	"phasekey.dev/services/registry/internal/project"
@@ -98,27 +99,35 @@ type listRequest interface {
 
 // pageFor is the page that a request's token and size ask for. Which database the token must be of is known as of the last transaction, and asked
 // for when it seems to be of another: it may have been given by another replica, which knows more.
-func pageFor(ctx context.Context, s store, query *resource.Query, order []resource.Order, token string, size int32) (resource.Page, error) {
-	query.Key, query.Incarnation = s.PageKey(), s.Incarnation()
-	page, err := query.Page(order, token, size)
-	if !errors.Is(err, resource.ErrPageToken) {
-		return page, err
+func pageFor(ctx context.Context, s store, scope *pagetoken.Scope, order []resource.Order, token string, size int32) (resource.Page, error) {
+	page := resource.FirstPage(scope.Parent, order, size)
+	scope.Key, scope.Incarnation = s.PageKey(), s.Incarnation()
+	if token == "" {
+		return page, nil
 	}
-	at, headErr := s.Head(ctx)
-	if headErr != nil {
-		return page, headErr
+	place, err := scope.OpenTexts(token)
+	if errors.Is(err, pagetoken.ErrInvalid) {
+		at, headErr := s.Head(ctx)
+		if headErr != nil {
+			return page, headErr
+		}
+		scope.Incarnation = at.Incarnation
+		place, err = scope.OpenTexts(token)
 	}
-	query.Incarnation = at.Incarnation
-	return query.Page(order, token, size)
+	page.After = place
+	if err == nil && !page.After.Fits(page.Order) {
+		err = pagetoken.ErrInvalid
+	}
+	return page, err
 }
 
 // readAt takes in of which moment a page is that was asked for with a token: the database may have got another incarnation since the token was judged,
 // and have in the token's place whatever it has.
-func readAt(query *resource.Query, token string, at resource.Position) error {
-	if token != "" && at.Incarnation != query.Incarnation {
-		return resource.ErrPageToken
+func readAt(scope *pagetoken.Scope, token string, at resource.Position) error {
+	if token != "" && at.Incarnation != scope.Incarnation {
+		return pagetoken.ErrInvalid
 	}
-	query.Incarnation = at.Incarnation
+	scope.Incarnation = at.Incarnation
 	return nil
 }
 
@@ -137,8 +146,8 @@ func list[T any, M proto.Message](ctx context.Context, l lists[T, M], s store, r
 	if err != nil {
 		return nil, "", at, err
 	}
-	query := resource.Query{List: l.name, Parent: req.GetParent(), Filter: req.GetFilter(), OrderBy: req.GetOrderBy()}
-	page, err := pageFor(ctx, s, &query, order, req.GetPageToken(), req.GetPageSize())
+	scope := pagetoken.Scope{List: l.name, Parent: req.GetParent(), Filter: req.GetFilter(), OrderBy: req.GetOrderBy()}
+	page, err := pageFor(ctx, s, &scope, order, req.GetPageToken(), req.GetPageSize())
 	if err != nil {
 		return nil, "", at, err
 	}
@@ -146,15 +155,15 @@ func list[T any, M proto.Message](ctx context.Context, l lists[T, M], s store, r
 	if err != nil {
 		return nil, "", at, err
 	}
-	if err := readAt(&query, req.GetPageToken(), at); err != nil {
+	if err := readAt(&scope, req.GetPageToken(), at); err != nil {
 		return nil, "", at, err
 	}
 	items, more := pageOf(found, page.Size, l.message)
 	switch {
 	case more:
-		next = query.Token(l.keysOf(found[len(items)-1]).Place(page.Order))
+		next = scope.SealTexts(l.keysOf(found[len(items)-1]).Place(page.Order)...)
 	case rest != nil:
-		next = query.Token(rest)
+		next = scope.SealTexts(rest...)
 	}
 	return items, next, at, nil
 }

@@ -11,6 +11,7 @@ import (
 
 	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
 	typev1 "phasekey.dev/gen/phasekey/type/v1"
+	"phasekey.dev/pkg/pagetoken"
 	"phasekey.dev/services/registry/internal/resource"
 )
 
@@ -186,7 +187,7 @@ func TestRefusals(t *testing.T) {
 			return err
 		}
 	}
-	token := resource.Query{Incarnation: w.store.Incarnation(), Key: w.store.PageKey(), List: "integrations", Parent: "accounts/acme"}.Token(resource.Place{reader})
+	token := pagetoken.Scope{Incarnation: w.store.Incarnation(), Key: w.store.PageKey(), List: "integrations", Parent: "accounts/acme"}.SealTexts(reader)
 	ready := &registryv1.Condition{Type: registryv1.Condition_TYPE_APPLICATION_READY, Status: registryv1.Condition_STATUS_TRUE}
 	here := resource.Position{Incarnation: w.store.Incarnation()}
 

@@ -70,7 +70,7 @@ func (l listing[T]) query(names span, order []resource.Order, after resource.Pla
 		value := any(after[i])
 		if o.By.IsTime() {
 			if value, err = strconv.ParseInt(after[i], 10, 64); err != nil {
-				return "", nil, fmt.Errorf("%w: %w", resource.ErrPageToken, err)
+				return "", nil, fmt.Errorf("place of %s: %w", o.By, err)
 			}
 		}
 		p := param(value)

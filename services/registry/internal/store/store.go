@@ -29,6 +29,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"phasekey.dev/pkg/pagetoken"
 	"phasekey.dev/pkg/secret"
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/services/registry/internal/change"
@@ -83,7 +84,7 @@ func New(ctx context.Context, db *sqldb.DB, quotas quota.Config) (*Store, error)
 		if at, err = position(ctx, tx); err != nil {
 			return err
 		}
-		s.pageKey, err = pageKey(ctx, tx)
+		s.pageKey, err = pagetoken.Key(ctx, tx)
 		return err
 	})
 	if err != nil {
@@ -105,6 +106,9 @@ func (s *Store) Incarnation() string { return s.newest.Load().Incarnation }
 // Committed says, by a value soon after, that this process has committed a change. It is a hint: several changes may make
 // one value, and other processes' changes make none.
 func (s *Store) Committed() <-chan struct{} { return s.committed }
+
+// PageKey is what this database's page tokens are sealed with, at all replicas.
+func (s *Store) PageKey() secret.Text { return s.pageKey }
 
 // Ping tells whether the database answers, and is no older than it was.
 func (s *Store) Ping(ctx context.Context) error {

@@ -2,7 +2,6 @@ package rpc
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"strconv"
 	"strings"
@@ -13,6 +12,7 @@ import (
 	typev1 "phasekey.dev/gen/phasekey/type/v1"
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
 	"phasekey.dev/pkg/aipfilter"
+	"phasekey.dev/pkg/pagetoken"
 	"phasekey.dev/pkg/rpcerr"
 	"phasekey.dev/services/vault/internal/audit"
 	"phasekey.dev/services/vault/internal/lease"
@@ -34,15 +34,11 @@ type auditService struct {
 	vaultv1.UnsafeAuditServiceServer
 	trail auditTrail
 	keys  audit.Keys
+	pages pages
 }
 
 // maxAuditScan is how many events a page reads.
 const maxAuditScan = 5000
-
-const (
-	eventsList      list = "audit events"
-	checkpointsList list = "audit checkpoints"
-)
 
 // all is the account in accounts/-, which stands for all.
 const all = "-"
@@ -81,7 +77,7 @@ func (s auditService) ListAuditEvents(ctx context.Context, req *vaultv1.ListAudi
 	if err != nil {
 		return nil, wrongFilter(err)
 	}
-	scope := req.GetParent() + "\x00" + req.GetFilter()
+	scope := pagetoken.Scope{Key: s.pages.key, List: string(eventsList), Parent: req.GetParent(), Filter: req.GetFilter()}
 	before, err := parseEventsToken(scope, req.GetPageToken())
 	if err != nil {
 		return nil, statusOf(err)
@@ -137,24 +133,29 @@ func timeBounds(filter string) (from, until time.Time) {
 }
 
 // eventsToken says behind which event a list goes on.
-func eventsToken(scope string, at audit.Place) string {
-	place, _ := json.Marshal([]any{at.Time.UnixMicro(), at.Writer, at.Seq, at.Place}) // numbers and a text: it cannot fail
-	return pageToken(eventsList, scope, string(place))
+func eventsToken(scope pagetoken.Scope, at audit.Place) string {
+	return scope.SealTexts(strconv.FormatInt(at.Time.UnixMicro(), 10), at.Writer, strconv.FormatInt(at.Seq, 10), strconv.FormatInt(at.Place, 10))
 }
 
-func parseEventsToken(scope, token string) (audit.Place, error) {
-	text, err := parsePageToken(eventsList, scope, token)
-	if err != nil || text == "" {
+// parseEventsToken is the reverse; the zero value is the beginning.
+func parseEventsToken(scope pagetoken.Scope, token string) (at audit.Place, err error) {
+	if token == "" {
+		return audit.Place{}, nil
+	}
+	place, err := scope.OpenTexts(token)
+	if err != nil {
 		return audit.Place{}, err
 	}
-	var at audit.Place
-	var micros int64
-	fields := []any{&micros, &at.Writer, &at.Seq, &at.Place}
-	if err := json.Unmarshal([]byte(text), &fields); err != nil || len(fields) != 4 || micros <= 0 {
-		return audit.Place{}, errPageToken
+	if len(place) != 4 {
+		return audit.Place{}, pagetoken.ErrInvalid
 	}
-	at.Time = time.UnixMicro(micros).UTC()
-	return at, nil
+	var numbers [3]int64
+	for i, text := range []string{place[0], place[2], place[3]} {
+		if numbers[i], err = strconv.ParseInt(text, 10, 64); err != nil {
+			return audit.Place{}, pagetoken.ErrInvalid
+		}
+	}
+	return audit.Place{Time: time.UnixMicro(numbers[0]).UTC(), Writer: place[1], Seq: numbers[1], Place: numbers[2]}, nil
 }
 
 func messageOfEvent(e audit.Event) *vaultv1.AuditEvent {
@@ -223,15 +224,9 @@ func messageOfCheckpoint(c audit.Checkpoint) *vaultv1.AuditCheckpoint {
 }
 
 func (s auditService) ListAuditCheckpoints(ctx context.Context, req *vaultv1.ListAuditCheckpointsRequest) (*vaultv1.ListAuditCheckpointsResponse, error) {
-	after, err := parsePageToken(checkpointsList, "", req.GetPageToken())
+	number, err := s.pages.number(checkpointsList, "", req.GetPageToken())
 	if err != nil {
 		return nil, statusOf(err)
-	}
-	number := int64(0)
-	if after != "" {
-		if number, err = strconv.ParseInt(after, 10, 64); err != nil || number <= 0 {
-			return nil, statusOf(errPageToken)
-		}
 	}
 	last, err := s.trail.LastCheckpoint(ctx)
 	if err != nil {
@@ -253,7 +248,7 @@ func (s auditService) ListAuditCheckpoints(ctx context.Context, req *vaultv1.Lis
 	resp := &vaultv1.ListAuditCheckpointsResponse{PublicKey: audit.Public(signer)}
 	if len(found) > size {
 		found = found[:size]
-		resp.NextPageToken = pageToken(checkpointsList, "", strconv.FormatInt(found[size-1].Number, 10))
+		resp.NextPageToken = s.pages.behindNumber(checkpointsList, "", found[size-1].Number)
 	}
 	for _, c := range found {
 		resp.AuditCheckpoints = append(resp.AuditCheckpoints, messageOfCheckpoint(c))

@@ -1,6 +1,8 @@
 package rpc_test
 
 import (
+	"crypto/sha256"
+	"encoding/base64"
 	"errors"
 	"io"
 	"log/slog"
@@ -98,11 +100,18 @@ func TestAudit_List(t *testing.T) {
 		for _, req := range []*vaultv1.ListAuditEventsRequest{
 			{Parent: "accounts/acme", PageToken: page.GetNextPageToken(), Filter: "kind:Grant"},
 			{Parent: "accounts/acme", PageToken: "x" + page.GetNextPageToken()},
+			{Parent: "accounts/acme", PageToken: formerToken("audit events", "accounts/acme\x00", `[1700000000000000,"writer",1,0]`)},
 		} {
 			_, err = client.ListAuditEvents(t.Context(), req)
 			refused(t, "audit", err, codes.InvalidArgument, "INVALID_PAGE_TOKEN")
 		}
 	})
+}
+
+// formerToken is a page token as the releases made them that sealed none.
+func formerToken(list, scope, after string) string {
+	sum := sha256.Sum256([]byte(list + "\x00" + scope + "\x00" + after))
+	return base64.RawURLEncoding.EncodeToString(append(sum[:8], after...))
 }
 
 // What is exported is verified by the key that the checkpoints' list tells, and nothing else.

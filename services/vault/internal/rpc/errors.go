@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	errorv1 "phasekey.dev/gen/phasekey/error/v1"
+	"phasekey.dev/pkg/pagetoken"
 	"phasekey.dev/pkg/rpcerr"
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/services/vault/internal/credential"
@@ -22,10 +23,7 @@ import (
 	"phasekey.dev/services/vault/internal/signing"
 )
 
-var (
-	errPageToken = errors.New("page token is of another list, or is none")
-	errRegistry  = errors.New("registry does not answer")
-)
+var errRegistry = errors.New("registry does not answer")
 
 // retryAfter is when what was not available may be.
 const retryAfter = 2 * time.Second
@@ -70,7 +68,7 @@ func table() rpcerr.Table {
 		row(grant.ErrNotFound, codes.NotFound, errorv1.ErrorReason_ERROR_REASON_RESOURCE_NOT_FOUND),
 		row(grant.ErrInUse, codes.AlreadyExists, errorv1.ErrorReason_ERROR_REASON_GRANT_IN_USE),
 		row(grant.ErrRequestIDReused, codes.AlreadyExists, errorv1.ErrorReason_ERROR_REASON_REQUEST_ID_REUSED),
-		row(errPageToken, codes.InvalidArgument, errorv1.ErrorReason_ERROR_REASON_INVALID_PAGE_TOKEN),
+		row(pagetoken.ErrInvalid, codes.InvalidArgument, errorv1.ErrorReason_ERROR_REASON_INVALID_PAGE_TOKEN),
 		row(rotation.ErrDeleting, codes.FailedPrecondition, errorv1.ErrorReason_ERROR_REASON_INTEGRATION_DELETING),
 		row(credential.ErrDeleting, codes.FailedPrecondition, errorv1.ErrorReason_ERROR_REASON_INTEGRATION_DELETING),
 		{

@@ -21,6 +21,7 @@ type grantService struct {
 	vaultv1.UnsafeGrantServiceServer
 	grants   grants
 	resolver resolver
+	pages    pages
 	changed  func()
 }
 

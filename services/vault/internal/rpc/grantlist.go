@@ -51,7 +51,7 @@ func (s grantService) ListGrants(ctx context.Context, req *vaultv1.ListGrantsReq
 	if err != nil {
 		return nil, wrongFilter(err)
 	}
-	wanted, err := pageFor(grantsList, grantKeys, req)
+	wanted, err := s.pages.page(grantsList, grantKeys, req)
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -73,7 +73,7 @@ func (s grantService) ListGrants(ctx context.Context, req *vaultv1.ListGrantsReq
 	}
 	resp := &vaultv1.ListGrantsResponse{}
 	if rest != nil {
-		resp.NextPageToken = nextPage(grantsList, req, rest)
+		resp.NextPageToken = s.pages.next(grantsList, req, rest)
 	}
 	for _, g := range found {
 		resp.Grants = append(resp.Grants, messageOfGrantWithoutToken(now, g))

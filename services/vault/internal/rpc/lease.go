@@ -13,12 +13,11 @@ import (
 	"phasekey.dev/services/vault/internal/lease"
 )
 
-const leasesList list = "leases"
-
 // leaseService implements vaultv1.LeaseServiceServer.
 type leaseService struct {
 	vaultv1.UnsafeLeaseServiceServer
 	leases  leases
+	pages   pages
 	changed func()
 }
 
@@ -60,7 +59,7 @@ func (s leaseService) ListLeases(ctx context.Context, req *vaultv1.ListLeasesReq
 	if err != nil {
 		return nil, wrongFilter(err)
 	}
-	wanted, err := pageFor(leasesList, leaseKeys, req)
+	wanted, err := s.pages.page(leasesList, leaseKeys, req)
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -86,7 +85,7 @@ func (s leaseService) ListLeases(ctx context.Context, req *vaultv1.ListLeasesReq
 	}
 	resp := &vaultv1.ListLeasesResponse{}
 	if rest != nil {
-		resp.NextPageToken = nextPage(leasesList, req, rest)
+		resp.NextPageToken = s.pages.next(leasesList, req, rest)
 	}
 	for _, d := range found {
 		resp.Leases = append(resp.Leases, messageOfLease(now, d))

@@ -1,7 +1,6 @@
 package rpc
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -10,7 +9,9 @@ import (
 	"go.einride.tech/aip/ordering"
 
 	"phasekey.dev/pkg/aipfilter"
+	"phasekey.dev/pkg/pagetoken"
 	"phasekey.dev/pkg/rpcerr"
+	"phasekey.dev/pkg/secret"
 	"phasekey.dev/services/vault/internal/page"
 )
 
@@ -69,32 +70,103 @@ func (k keys) fits(place page.Place, order []page.Order) bool {
 	return true
 }
 
-// pageFor is the page of a list that a request asks for.
-func pageFor(of list, k keys, req listRequest) (page.Page, error) {
+const (
+	defaultPage = 100
+	maxPage     = 1000
+)
+
+func pageSize(asked int32) int {
+	if asked == 0 {
+		return defaultPage
+	}
+	return min(int(asked), maxPage)
+}
+
+// list is what a page is of.
+type list string
+
+const (
+	grantsList      list = "grants"
+	leasesList      list = "leases"
+	versionsList    list = "credential versions"
+	rotationsList   list = "rotations"
+	batchesList     list = "rotation batches"
+	pausesList      list = "rotation pauses"
+	signingKeysList list = "signing keys"
+	eventsList      list = "audit events"
+	checkpointsList list = "audit checkpoints"
+)
+
+// pages says where lists go on.
+type pages struct {
+	// key is what the database's page tokens are sealed with.
+	key secret.Text
+}
+
+func (p pages) scope(of list, req listRequest) pagetoken.Scope {
+	return pagetoken.Scope{Key: p.key, List: string(of), Parent: req.GetParent(), Filter: req.GetFilter(), OrderBy: req.GetOrderBy()}
+}
+
+// page is the page of a list that a request asks for.
+func (p pages) page(of list, k keys, req listRequest) (page.Page, error) {
 	order, err := k.order(req.GetOrderBy())
 	if err != nil {
 		return page.Page{}, err
 	}
-	p := page.Page{Order: order, Size: pageSize(req.GetPageSize())}
-	after, err := parsePageToken(of, scopeOf(req), req.GetPageToken())
-	if err != nil || after == "" {
-		return p, err
+	wanted := page.Page{Order: order, Size: pageSize(req.GetPageSize())}
+	if req.GetPageToken() == "" {
+		return wanted, nil
 	}
-	if json.Unmarshal([]byte(after), &p.After) != nil || !k.fits(p.After, order) {
-		return page.Page{}, errPageToken
+	if wanted.After, err = p.scope(of, req).OpenTexts(req.GetPageToken()); err != nil {
+		return page.Page{}, err
 	}
-	return p, nil
+	if !k.fits(wanted.After, order) {
+		return page.Page{}, pagetoken.ErrInvalid
+	}
+	return wanted, nil
 }
 
-// nextPage is the token for what comes behind a place.
-func nextPage(of list, req listRequest, place page.Place) string {
-	after, _ := json.Marshal(place) // texts are always encoded
-	return pageToken(of, scopeOf(req), string(after))
+// next is the token for what comes behind a place.
+func (p pages) next(of list, req listRequest, place page.Place) string {
+	return p.scope(of, req).SealTexts(place...)
 }
 
-// scopeOf is what must stay the same from page to page.
-func scopeOf(req listRequest) string {
-	return fmt.Sprintf("%q %q %q", req.GetParent(), req.GetFilter(), req.GetOrderBy())
+// after is what a list of the parent's goes on behind that is ordered by one text; empty for its beginning.
+func (p pages) after(of list, parent, token string) (string, error) {
+	if token == "" {
+		return "", nil
+	}
+	place, err := pagetoken.Scope{Key: p.key, List: string(of), Parent: parent}.OpenTexts(token)
+	if err == nil && len(place) != 1 {
+		err = pagetoken.ErrInvalid
+	}
+	if err != nil {
+		return "", err
+	}
+	return place[0], nil
+}
+
+// behind is the token for what comes behind a text.
+func (p pages) behind(of list, parent, after string) string {
+	return pagetoken.Scope{Key: p.key, List: string(of), Parent: parent}.SealTexts(after)
+}
+
+// number is after for a list that is ordered by numbers, which begin with 1; 0 for its beginning.
+func (p pages) number(of list, parent, token string) (int64, error) {
+	text, err := p.after(of, parent, token)
+	if err != nil || text == "" {
+		return 0, err
+	}
+	number, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || number <= 0 {
+		return 0, pagetoken.ErrInvalid
+	}
+	return number, nil
+}
+
+// behindNumber is the token for what comes behind a number.
+func (p pages) behindNumber(of list, parent string, number int64) string {
+	return p.behind(of, parent, strconv.FormatInt(number, 10))
 }
 
 // wrongFilter says what is wrong with a filter.

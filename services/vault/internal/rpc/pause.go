@@ -41,7 +41,7 @@ func (s rotationService) ResumeRotation(ctx context.Context, req *vaultv1.Resume
 
 func (s rotationService) ListRotationPauses(ctx context.Context, req *vaultv1.ListRotationPausesRequest) (*vaultv1.ListRotationPausesResponse, error) {
 	size := pageSize(req.GetPageSize())
-	after, err := parsePageToken(pausesList, req.GetParent(), req.GetPageToken())
+	after, err := s.pages.after(pausesList, req.GetParent(), req.GetPageToken())
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -52,7 +52,7 @@ func (s rotationService) ListRotationPauses(ctx context.Context, req *vaultv1.Li
 	resp := &vaultv1.ListRotationPausesResponse{}
 	if len(found) > size {
 		found = found[:size]
-		resp.NextPageToken = pageToken(pausesList, req.GetParent(), found[size-1].Scope)
+		resp.NextPageToken = s.pages.behind(pausesList, req.GetParent(), found[size-1].Scope)
 	}
 	for _, p := range found {
 		resp.RotationPauses = append(resp.RotationPauses, messageOfPause(p))

@@ -52,7 +52,7 @@ func (s rotationService) GetRotation(ctx context.Context, req *vaultv1.GetRotati
 
 func (s rotationService) ListRotations(ctx context.Context, req *vaultv1.ListRotationsRequest) (*vaultv1.ListRotationsResponse, error) {
 	size := pageSize(req.GetPageSize())
-	before, err := parsePageToken(rotationsList, req.GetParent(), req.GetPageToken())
+	before, err := s.pages.after(rotationsList, req.GetParent(), req.GetPageToken())
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -63,7 +63,7 @@ func (s rotationService) ListRotations(ctx context.Context, req *vaultv1.ListRot
 	resp := &vaultv1.ListRotationsResponse{}
 	if len(found) > size {
 		found = found[:size]
-		resp.NextPageToken = pageToken(rotationsList, req.GetParent(), found[size-1].ID)
+		resp.NextPageToken = s.pages.behind(rotationsList, req.GetParent(), found[size-1].ID)
 	}
 	now := clock()
 	for _, r := range found {
@@ -94,7 +94,7 @@ func (s rotationService) GetRotationBatch(ctx context.Context, req *vaultv1.GetR
 
 func (s rotationService) ListRotationBatches(ctx context.Context, req *vaultv1.ListRotationBatchesRequest) (*vaultv1.ListRotationBatchesResponse, error) {
 	size := pageSize(req.GetPageSize())
-	before, err := parsePageToken(batchesList, req.GetParent(), req.GetPageToken())
+	before, err := s.pages.after(batchesList, req.GetParent(), req.GetPageToken())
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -105,7 +105,7 @@ func (s rotationService) ListRotationBatches(ctx context.Context, req *vaultv1.L
 	resp := &vaultv1.ListRotationBatchesResponse{}
 	if len(found) > size {
 		found = found[:size]
-		resp.NextPageToken = pageToken(batchesList, req.GetParent(), found[size-1].ID)
+		resp.NextPageToken = s.pages.behind(batchesList, req.GetParent(), found[size-1].ID)
 	}
 	for _, b := range found {
 		resp.RotationBatches = append(resp.RotationBatches, messageOfBatch(b))

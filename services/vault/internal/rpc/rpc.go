@@ -18,6 +18,7 @@ import (
 	"phasekey.dev/pkg/grpcserver"
 	"phasekey.dev/pkg/limit"
 	"phasekey.dev/pkg/mtls"
+	"phasekey.dev/pkg/secret"
 	"phasekey.dev/services/vault/internal/audit"
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/delivery"
@@ -96,6 +97,8 @@ type Config struct {
 	// Trail is the audit's, Keys those that it is authenticated and signed by.
 	Trail auditTrail
 	Keys  audit.Keys
+	// PageKey is what the database's page tokens are sealed with.
+	PageKey secret.Text
 	// Changed is called after something was changed that streams must hear of, so that they hear sooner.
 	Changed func()
 }
@@ -103,12 +106,13 @@ type Config struct {
 // Register returns the function that registers the services for the platform's services and operators.
 func Register(cfg Config) func(grpc.ServiceRegistrar) {
 	return func(to grpc.ServiceRegistrar) {
-		vaultv1.RegisterGrantServiceServer(to, grantService{grants: cfg.Grants, resolver: cfg.Resolver, changed: cfg.Changed})
-		vaultv1.RegisterLeaseServiceServer(to, leaseService{leases: cfg.Leases, changed: cfg.Changed})
+		pages := pages{key: cfg.PageKey}
+		vaultv1.RegisterGrantServiceServer(to, grantService{grants: cfg.Grants, pages: pages, resolver: cfg.Resolver, changed: cfg.Changed})
+		vaultv1.RegisterLeaseServiceServer(to, leaseService{leases: cfg.Leases, pages: pages, changed: cfg.Changed})
 		vaultv1.RegisterAccountServiceServer(to, accountService{accounts: cfg.Accounts, hub: cfg.Hub, changed: cfg.Changed})
 		vaultv1.RegisterAccessServiceServer(to, accessService{prober: cfg.Prober, checker: cfg.Checker})
-		vaultv1.RegisterRotationServiceServer(to, rotationService{versions: cfg.Versions, rotations: cfg.Rotations, pauses: cfg.Pauses, keys: cfg.SigningKeys, timing: cfg.SigningTiming})
-		vaultv1.RegisterAuditServiceServer(to, auditService{trail: cfg.Trail, keys: cfg.Keys})
+		vaultv1.RegisterRotationServiceServer(to, rotationService{versions: cfg.Versions, rotations: cfg.Rotations, pauses: cfg.Pauses, keys: cfg.SigningKeys, timing: cfg.SigningTiming, pages: pages})
+		vaultv1.RegisterAuditServiceServer(to, auditService{trail: cfg.Trail, keys: cfg.Keys, pages: pages})
 		RegisterRunners(cfg)(to)
 	}
 }

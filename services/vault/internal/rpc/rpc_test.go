@@ -183,7 +183,11 @@ func inBubble(t *testing.T, test func(v *vault)) {
 			Store: v.store, Log: log, Keyring: fakeKeyring{}, HoldMargin: 5 * time.Minute, LongestHold: 24 * time.Hour, Clouds: map[string]delivery.Cloud{"public": {ResourceManager: arm, Environment: "public"}},
 			Issuer: issuer.New(issuer.Config{Minter: v.minter, Keyring: fakeKeyring{}, Prober: v.store, Log: log}),
 		})
-		cfg := rpc.Config{Grants: v.store, Leases: v.store, Accounts: v.store, Versions: v.store, Rotations: v.store, Pauses: v.store, SigningKeys: v.store, SigningTiming: signing.Production(), Hub: v.hub, Resolver: v.resolver, Prober: v.prober, Checker: v.checker, Changed: v.hub.Nudge, Trail: v.store, Keys: audittest.Keys(1)}
+		pageKey, err := v.store.PageKey(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg := rpc.Config{PageKey: pageKey, Grants: v.store, Leases: v.store, Accounts: v.store, Versions: v.store, Rotations: v.store, Pauses: v.store, SigningKeys: v.store, SigningTiming: signing.Production(), Hub: v.hub, Resolver: v.resolver, Prober: v.prober, Checker: v.checker, Changed: v.hub.Nudge, Trail: v.store, Keys: audittest.Keys(1)}
 		v.serve(cfg, log)
 
 		ctx, cancel := context.WithCancel(t.Context())

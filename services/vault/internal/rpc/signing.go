@@ -3,7 +3,6 @@ package rpc
 import (
 	"context"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -53,7 +52,7 @@ func (s rotationService) RotateSigningKeys(ctx context.Context, req *vaultv1.Rot
 }
 
 func (s rotationService) ListSigningKeys(ctx context.Context, req *vaultv1.ListSigningKeysRequest) (*vaultv1.ListSigningKeysResponse, error) {
-	before, err := parseNumberToken(signingKeysList, "", req.GetPageToken())
+	before, err := s.pages.number(signingKeysList, "", req.GetPageToken())
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -66,7 +65,7 @@ func (s rotationService) ListSigningKeys(ctx context.Context, req *vaultv1.ListS
 	resp := &vaultv1.ListSigningKeysResponse{}
 	if size := pageSize(req.GetPageSize()); len(found) > size {
 		found = found[:size]
-		resp.NextPageToken = pageToken(signingKeysList, "", strconv.FormatInt(found[size-1].Number, 10))
+		resp.NextPageToken = s.pages.behindNumber(signingKeysList, "", found[size-1].Number)
 	}
 	for _, k := range found {
 		resp.SigningKeys = append(resp.SigningKeys, s.messageOfKey(k, all))

@@ -26,6 +26,8 @@ import (
 
 	"github.com/google/uuid"
 
+	"phasekey.dev/pkg/pagetoken"
+	"phasekey.dev/pkg/secret"
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/services/vault/internal/audit"
 	"phasekey.dev/services/vault/internal/election"
@@ -53,6 +55,15 @@ type Store struct {
 // New returns a store on an open database that has Migrations. Without keys nothing can be recorded, and so nothing done that has to be.
 func New(db *sqldb.DB, keys audit.Keys) *Store {
 	return &Store{db: db, keys: keys, writer: uuid.NewString()}
+}
+
+// PageKey returns what this database's page tokens are sealed with, at all replicas.
+func (s *Store) PageKey(ctx context.Context) (key secret.Text, err error) {
+	err = s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
+		key, err = pagetoken.Key(ctx, tx)
+		return err
+	})
+	return key, err
 }
 
 // Migrations are the schema's, for sqldb.Open.
