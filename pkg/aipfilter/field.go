@@ -43,11 +43,18 @@ func compared(operator string) (is func(order int) bool, ok bool) {
 	}
 }
 
-// Text is a field that is a text. It is compared by its bytes; a colon finds a part of it.
+// wildcard stands for any bytes, or none, in a text after `=` or `!=`.
+const wildcard = "*"
+
+// Text is a field that is a text. It is compared by its bytes, but that a star is a wildcard to `=` and `!=`; a colon finds a part of it.
 func Text[T any](get func(T) string) Field[T] {
 	return func(operator string, v value) (func(T) bool, string) {
 		is, ok := compared(operator)
+		equals := operator == filtering.FunctionEquals
 		switch {
+		case strings.Contains(v.text, wildcard) && (equals || operator == filtering.FunctionNotEquals):
+			parts := strings.Split(v.text, wildcard)
+			return func(of T) bool { return matches(get(of), parts) == equals }, ""
 		case ok:
 			return func(of T) bool { return is(strings.Compare(get(of), v.text)) }, ""
 		case v.any():
@@ -56,6 +63,18 @@ func Text[T any](get func(T) string) Field[T] {
 			return func(of T) bool { return strings.Contains(get(of), v.text) }, ""
 		}
 	}
+}
+
+// matches tells whether a text is these parts with anything between them; there are at least two.
+func matches(text string, parts []string) bool {
+	text, ok := strings.CutPrefix(text, parts[0])
+	last := len(parts) - 1
+	for _, part := range parts[1:last] {
+		if ok {
+			_, text, ok = strings.Cut(text, part)
+		}
+	}
+	return ok && strings.HasSuffix(text, parts[last])
 }
 
 // Texts is a field that is a list of texts. A colon finds one that is equal.

@@ -50,6 +50,21 @@ func TestFields_Parse(t *testing.T) {
 		{`  name:lamp`, true, false},
 		{`  name:"*"`, false, false},
 		{`name = ""`, false, true},
+		{`name = "Desk*"`, true, false},
+		{`name = "desk*"`, false, false},
+		{`name = '*"lamp"'`, true, false},
+		{`name = "*lamp"`, false, false},
+		{`name = "*lamp*"`, true, false},
+		{`name = "D*k*p*"`, true, false},
+		{`name = "D*p*k*"`, false, false},
+		{`name = 'Desk "lamp"*Desk "lamp"'`, false, false},
+		{`name = Desk*`, true, false},
+		{`name = "*"`, true, true},
+		{`name = "**"`, true, true},
+		{`name != "Desk*"`, false, true},
+		{`NOT name = "Desk*"`, false, true},
+		{`name > "Desk*"`, false, false},
+		{`name < "Desk*"`, true, true},
 		{`name:lamp`, true, false},
 		{`name:"*"`, false, false},
 		{`name:*`, true, false},
@@ -141,6 +156,8 @@ func TestFields_ParseRefuses(t *testing.T) {
 		{`color = red`, 9, "no such value"},
 		{`color = UNSPECIFIED`, 9, "no such value"},
 		{`color = ""`, 9, "no such value"},
+		{`color = "DARK*"`, 9, "no such value"},
+		{`made = "2024*"`, 8, "RFC 3339"},
 		{`color = COLOR_COLOR_RED`, 9, "no such value"},
 		{`colors:GREEN`, 8, "no such value"},
 		{`color < RED`, 1, "cannot be compared in this way"},
@@ -190,7 +207,7 @@ func TestFields_ParseRefuses(t *testing.T) {
 func FuzzFilter(f *testing.F) {
 	for _, seed := range []string{
 		`labels:"a b" AND on = true`, `-name:* OR color != RED`, `NOT (made > "2024-05-01T12:00:00Z")`, `colors:RED`, `((`, `AND()`, `NOT(((on = true)))`,
-		`f(f(f(f(x`, `name = "\x41\101\u00e9"`, `name = 0x`, `name = -.5`, `"a".b.c = d`, "\xff", "a\r\nb", `name = '`, `on = true AND`, "\u2028on=true", `:*`,
+		`f(f(f(f(x`, `name = "\x41\101\u00e9"`, `name = 0x`, `name = -.5`, `"a".b.c = d`, "\xff", "a\r\nb", `name = '`, `name = "D*k*"`, `name != "*a**"`, `on = true AND`, "\u2028on=true", `:*`,
 	} {
 		f.Add(seed)
 	}

@@ -8,7 +8,7 @@ import (
 )
 
 // Required are the values that fields must have for a filter to be passed: those of its comparisons by `=` that are joined by
-// nothing but AND, each as it was written. A database may look for them first; the predicate judges what it finds. What the
+// nothing but AND, each as it was written, unless it has a wildcard. A database may look for them first; the predicate judges what it finds. What the
 // filter does not name so is not in it, and of a text that Parse does not take nothing is. Where it names a field twice one of the
 // values is in it, for both are required.
 func Required(filter string) map[string]string {
@@ -83,12 +83,13 @@ func require(e *expr.Expr, found map[string]string) {
 			require(arg, found)
 		}
 	case call.GetFunction() == filtering.FunctionEquals && len(args) == 2 && args[0].GetIdentExpr() != nil:
-		name, right := args[0].GetIdentExpr().GetName(), args[1]
-		switch {
-		case right.GetIdentExpr() != nil:
-			found[name] = right.GetIdentExpr().GetName()
-		case isText(right):
-			found[name] = right.GetConstExpr().GetStringValue()
+		right := args[1]
+		value := right.GetIdentExpr().GetName()
+		if isText(right) {
+			value = right.GetConstExpr().GetStringValue()
+		}
+		if (isText(right) || right.GetIdentExpr() != nil) && !strings.Contains(value, wildcard) {
+			found[args[0].GetIdentExpr().GetName()] = value
 		}
 	}
 }

@@ -17,6 +17,7 @@ func TestRequired(t *testing.T) {
 		{`name = "a lamp" AND (on = true AND color = COLOR_RED)`, map[string]string{"name": "a lamp", "on": "true", "color": "COLOR_RED"}},
 		{`name = lamp AND (on = true OR color = RED)`, map[string]string{"name": "lamp"}},
 		{`name = lamp OR on = true`, nil},
+		{`name = "la*" AND color = RED AND name = la*`, map[string]string{"color": "RED"}},
 		{`NOT name = lamp`, nil},
 		{`NOT (name = lamp AND on = true)`, nil},
 		{`-name = lamp`, nil},
@@ -33,7 +34,7 @@ func TestRequired(t *testing.T) {
 
 // What is required is required: whatever passes a filter has it.
 func FuzzRequired(f *testing.F) {
-	for _, seed := range []string{`name = "Desk \"lamp\"" AND on = true`, `name = lamp OR on = true`, `NOT (on = false)`, `color = DARK_BLUE AND NOT name = x`} {
+	for _, seed := range []string{`name = "Desk \"lamp\"" AND on = true`, `name = lamp OR on = true`, `NOT (on = false)`, `color = DARK_BLUE AND NOT name = x`, `name = "Desk*"`} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, filter string) {

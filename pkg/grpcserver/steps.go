@@ -10,7 +10,6 @@ import (
 	"regexp"
 	"runtime/debug"
 	"slices"
-	"strings"
 	"time"
 
 	"buf.build/go/protovalidate"
@@ -307,20 +306,12 @@ func (s *Server) validateMessage(m proto.Message) error {
 		return fmt.Errorf("validate: %w", err)
 	}
 	bad := &errdetails.BadRequest{}
-	var names []string
 	for _, v := range invalid.Violations {
 		field, what := protovalidate.FieldPathString(v.Proto.GetField()), v.Proto.GetMessage()
 		if what == "" {
 			what = "breaks the constraint " + v.Proto.GetRuleId()
 		}
 		bad.FieldViolations = append(bad.FieldViolations, rpcerr.Field(field, what).GetFieldViolations()...)
-		if field != "" && !slices.Contains(names, field) {
-			names = append(names, field)
-		}
 	}
-	message := "invalid request"
-	if len(names) > 0 {
-		message = "invalid fields: " + strings.Join(names, ", ")
-	}
-	return rpcerr.New(codes.InvalidArgument, rpcerr.ReasonInvalidFields, message, bad)
+	return rpcerr.InvalidFields(bad)
 }

@@ -1,7 +1,8 @@
 // Package rpcerr makes and reads the errors that cross the wire.
 //
 // Every error it makes is a gRPC status with one google.rpc.ErrorInfo: a reason (a stable word that programs switch on),
-// the domain, and metadata; and, where they say more, BadRequest, PreconditionFailure, QuotaFailure and RetryInfo. It guarantees that
+// the domain, and metadata, in which everything stands that a message says of this one call (AIP-193); and, where they say more,
+// BadRequest, PreconditionFailure, QuotaFailure and RetryInfo. It guarantees that
 // nothing but what the caller of New or the author of a Table wrote reaches the wire: the text of a wrapped error, which
 // may be a driver's, never does. It does not log, and it does not hide errors that no table knows: those stay as they
 // are, and the server's chain masks them.
@@ -11,6 +12,7 @@
 package rpcerr
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -45,12 +47,12 @@ const (
 	ReasonDraining = "DRAINING"
 	// ReasonStreamIdle: nothing was said on a stream for too long; open it again.
 	ReasonStreamIdle = "STREAM_IDLE"
-	// ReasonInternal: the server's fault; metadata's request_id finds it in the server's log.
+	// ReasonInternal: the server's fault; metadata's requestId finds it in the server's log.
 	ReasonInternal = "INTERNAL"
 )
 
 // MetadataRequestID is the metadata key of the request's ID in an ErrorInfo.
-const MetadataRequestID = "request_id"
+const MetadataRequestID = "requestId"
 
 // New returns a status error with an ErrorInfo and the given details, which Field, Precondition, Quota, Retry and Metadata
 // make. Several BadRequests, PreconditionFailures or QuotaFailures become one; Metadata goes into the ErrorInfo.
@@ -98,6 +100,25 @@ func New(code codes.Code, reason, message string, details ...proto.Message) erro
 	return st.Err()
 }
 
+// shownViolations is how many violations a message tells of. BadRequest has them all.
+const shownViolations = 5
+
+// InvalidFields is the error for bad fields: INVALID_ARGUMENT, ReasonInvalidFields. Its message says of the first few what is wrong with them,
+// and metadata's fields says the same.
+func InvalidFields(bad *errdetails.BadRequest) error {
+	var said []string
+	for i, v := range bad.GetFieldViolations() {
+		if i == shownViolations {
+			said = append(said, fmt.Sprintf("and %d more", len(bad.GetFieldViolations())-i))
+			break
+		}
+		// A constraint of the message as a whole has no path.
+		said = append(said, cmp.Or(v.GetField(), "request")+": "+v.GetDescription())
+	}
+	fields := strings.Join(said, "; ")
+	return New(codes.InvalidArgument, ReasonInvalidFields, "invalid "+fields, bad, Metadata("fields", fields))
+}
+
 // Field is a BadRequest detail with one violation. The path is the field's in the request (proto names, dots, brackets:
 // "integration.labels[0]"); the description is a phrase without the value, for the value may be secret.
 func Field(path, description string) *errdetails.BadRequest {
@@ -106,10 +127,8 @@ func Field(path, description string) *errdetails.BadRequest {
 	}}
 }
 
-// Invalid is the error for one bad field found after validation: INVALID_ARGUMENT, ReasonInvalidFields.
-func Invalid(path, description string) error {
-	return New(codes.InvalidArgument, ReasonInvalidFields, "invalid "+path+": "+description, Field(path, description))
-}
+// Invalid is InvalidFields for one bad field.
+func Invalid(path, description string) error { return InvalidFields(Field(path, description)) }
 
 // Precondition is a PreconditionFailure detail with one violation: its kind (an UPPER_CASE word), the resource it is
 // about, and what to do.
@@ -129,7 +148,7 @@ func Retry(d time.Duration) *errdetails.RetryInfo {
 	return &errdetails.RetryInfo{RetryDelay: durationpb.New(max(d, 0))}
 }
 
-// Metadata is an ErrorInfo detail that New merges into the error's own.
+// Metadata is an ErrorInfo detail that New merges into the error's own. The key is in lower camel case.
 func Metadata(key, value string) *errdetails.ErrorInfo {
 	return &errdetails.ErrorInfo{Metadata: map[string]string{key: value}}
 }
@@ -244,7 +263,7 @@ func Explain(err error) string {
 		switch d := d.(type) {
 		case *errdetails.BadRequest:
 			for _, v := range d.GetFieldViolations() {
-				// The message of Invalid says this already.
+				// The message of InvalidFields says the first few already.
 				if what := v.GetField() + ": " + v.GetDescription(); !strings.Contains(st.Message(), what) {
 					b.WriteString("; " + what)
 				}

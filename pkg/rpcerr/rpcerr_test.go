@@ -99,8 +99,11 @@ func TestExplain(t *testing.T) {
 		{"plain", errors.New("plain")},
 		{"invalid name: is required (InvalidArgument, INVALID_FIELDS)", rpcerr.Invalid("name", "is required")},
 		{
-			"invalid fields: a, b; a: too long; b: too short (InvalidArgument, INVALID_FIELDS)",
-			rpcerr.New(codes.InvalidArgument, rpcerr.ReasonInvalidFields, "invalid fields: a, b", rpcerr.Field("a", "too long"), rpcerr.Field("b", "too short")),
+			"invalid a: bad; b: bad; c: bad; d: bad; e: bad; and 2 more; f: bad; g: worse (InvalidArgument, INVALID_FIELDS)",
+			rpcerr.InvalidFields(&errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{
+				{Field: "a", Description: "bad"}, {Field: "b", Description: "bad"}, {Field: "c", Description: "bad"}, {Field: "d", Description: "bad"},
+				{Field: "e", Description: "bad"}, {Field: "f", Description: "bad"}, {Field: "g", Description: "worse"},
+			}}),
 		},
 		{
 			"a is attached; detach it first (FailedPrecondition, ATTACHED)",

@@ -5,7 +5,8 @@
 // source: phasekey/error/v1/error_reason.proto
 
 // The reasons that stand in google.rpc.ErrorInfo.reason, with domain "phasekey". They are public API: a caller may
-// branch on them, and each says what to do next.
+// branch on them, and each says what to do next. Whatever a message says of one call alone stands in ErrorInfo.metadata too (AIP-193),
+// whose keys are in lower camel case.
 
 package errorv1
 
@@ -30,8 +31,9 @@ type ErrorReason int32
 const (
 	// No reason was given.
 	ErrorReason_ERROR_REASON_UNSPECIFIED ErrorReason = 0
-	// INVALID_ARGUMENT. One or more fields are invalid; the BadRequest detail names each of them.
-	// Example: {"reason": "INVALID_FIELDS", "domain": "phasekey"}
+	// INVALID_ARGUMENT. One or more fields are invalid; the BadRequest detail names each of them, `metadata.fields` says of the first five
+	// what the message says.
+	// Example: {"reason": "INVALID_FIELDS", "domain": "phasekey", "metadata": {"fields": "parent: value is required"}}
 	ErrorReason_ERROR_REASON_INVALID_FIELDS ErrorReason = 1
 	// INVALID_ARGUMENT. The page token was made by another call, or is no page token. Start again without one.
 	ErrorReason_ERROR_REASON_INVALID_PAGE_TOKEN ErrorReason = 2
@@ -52,7 +54,8 @@ const (
 	ErrorReason_ERROR_REASON_RESOURCE_NOT_FOUND ErrorReason = 20
 	// ALREADY_EXISTS. A resource of that name exists; `metadata.name` says which.
 	ErrorReason_ERROR_REASON_RESOURCE_EXISTS ErrorReason = 21
-	// ALREADY_EXISTS. The request_id was used before with other contents. Use a fresh one for a new request.
+	// ALREADY_EXISTS. The request_id, which the registry repeats in `metadata.requestId`, was used before with other contents. Use a fresh one
+	// for a new request.
 	ErrorReason_ERROR_REASON_REQUEST_ID_REUSED ErrorReason = 22
 	// ABORTED. The etag is not the resource's current one: somebody changed it. Read it again and decide anew.
 	ErrorReason_ERROR_REASON_ETAG_MISMATCH ErrorReason = 23
@@ -75,7 +78,9 @@ const (
 	ErrorReason_ERROR_REASON_NO_SUBSCRIPTION ErrorReason = 35
 	// OUT_OF_RANGE. The cursor is of another database, of the future, or compacted away. List again.
 	ErrorReason_ERROR_REASON_CURSOR_OUT_OF_RANGE ErrorReason = 36
-	// FAILED_PRECONDITION. The report comes from a mastership that is no longer the newest.
+	// FAILED_PRECONDITION. The report comes from a mastership, of `metadata.shard` in `metadata.epoch`, that is no longer the newest to report on
+	// `metadata.subject`, a shard or an integration.
+	// Example: {"reason": "REPORT_FENCED", "domain": "phasekey", "metadata": {"shard": "3", "epoch": "1764140000000000", "subject": "shard 3"}}
 	ErrorReason_ERROR_REASON_REPORT_FENCED ErrorReason = 37
 	// ALREADY_EXISTS. The grant of this request_id has been used; its token cannot be shown again.
 	ErrorReason_ERROR_REASON_GRANT_IN_USE ErrorReason = 40
@@ -116,7 +121,7 @@ const (
 	// UNAVAILABLE. Nothing was said on the stream for two hours. Open it again.
 	ErrorReason_ERROR_REASON_STREAM_IDLE ErrorReason = 56
 	// FAILED_PRECONDITION. A client secret cannot be held until the grant's end, because the secret ends before; the grant may
-	// end at `metadata.latest_expire_time` (RFC 3339) at the latest. Make a shorter grant, or extend this one by less.
+	// end at `metadata.latestExpireTime` (RFC 3339) at the latest. Make a shorter grant, or extend this one by less.
 	ErrorReason_ERROR_REASON_HOLD_TOO_LONG ErrorReason = 57
 	// PERMISSION_DENIED, of a delivery final. The account is frozen: stop using what you hold. No grants are made or extended.
 	ErrorReason_ERROR_REASON_ACCOUNT_FROZEN ErrorReason = 58
@@ -132,11 +137,11 @@ const (
 	// Example: {"reason": "QUOTA_EXCEEDED", "domain": "phasekey", "metadata": {"quota": "integrations", "limit": "1000"}}
 	ErrorReason_ERROR_REASON_QUOTA_EXCEEDED ErrorReason = 61
 	// FAILED_PRECONDITION. Rotation by schedule is paused; `metadata.scope` names the integration or account that the pause is of
-	// (`accounts/-` is everything), `metadata.expire_time` (RFC 3339) when it ends by itself. Resume rotation first, or wait. A
+	// (`accounts/-` is everything), `metadata.expireTime` (RFC 3339) when it ends by itself. Resume rotation first, or wait. A
 	// compromised credential is rotated all the same.
-	// Example: {"reason": "ROTATION_PAUSED", "domain": "phasekey", "metadata": {"scope": "accounts/a", "expire_time": "2026-03-01T12:00:00Z"}}
+	// Example: {"reason": "ROTATION_PAUSED", "domain": "phasekey", "metadata": {"scope": "accounts/a", "expireTime": "2026-03-01T12:00:00Z"}}
 	ErrorReason_ERROR_REASON_ROTATION_PAUSED ErrorReason = 70
-	// INTERNAL. A bug of ours; `metadata.request_id` finds it in the server's log.
+	// INTERNAL. A bug of ours; `metadata.requestId` finds it in the server's log.
 	ErrorReason_ERROR_REASON_INTERNAL ErrorReason = 90
 )
 

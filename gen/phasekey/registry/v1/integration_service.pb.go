@@ -165,7 +165,8 @@ type ListIntegrationsRequest struct {
 	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	// Which ones, by AIP-160; at most 2,000 bytes. Fields: `name`, `uid`, `display_name`, `tenant_id`, `cloud`,
 	// `default_subscription_id`, `credential_kind`, `client_id`, `state`, `auto_attach`, `labels`, `create_time`, `update_time`. Text is compared whole and by its
-	// bytes, upper and lower case apart; `:` finds one of several labels, or a part of a text, and `:*` whatever is not empty. Enums' values may go
+	// bytes, upper and lower case apart, `*` after `=` or `!=` being a wildcard;
+	// `:` finds one of several labels, or a part of a text, and `:*` whatever is not empty. Enums' values may go
 	// without their prefix, times are in quotes (RFC 3339). Example: `state = ACTIVE AND labels:"team-network"`.
 	Filter string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
 	// In which order, by AIP-132: `name`, `display_name`, `create_time`, `update_time`, each of them, separated by commas, optionally followed by

@@ -154,7 +154,8 @@ type ListGrantsRequest struct {
 	// From the previous page, with otherwise the same request.
 	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	// Which ones, by AIP-160; at most 2,000 bytes. Fields: `name`, `run`, `project`, `integration`, `phase`, `access`, `state`,
-	// `certificate_sha256`, `create_time`, `expire_time`, `revoke_time`. Text is compared whole and by its bytes, upper and lower case apart; `:` finds a part
+	// `certificate_sha256`, `create_time`, `expire_time`, `revoke_time`. Text is compared whole and by its bytes, upper and lower case apart, `*` after `=` or `!=` being a wildcard;
+	// `:` finds a part
 	// of a text, and `:*` whatever is not empty. Enums' values may go without their prefix, times are in quotes (RFC 3339). Those of
 	// one run, project or integration, and those that are ACTIVE, are found fast when that is joined by AND alone. Example: `run = "run-1" AND state = ACTIVE`.
 	Filter string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`

@@ -7,7 +7,7 @@ import (
 	"log/slog"
 	"time"
 
-	"google.golang.org/grpc/codes"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 
 	brokerv1 "phasekey.dev/gen/phasekey/broker/v1"
 	"phasekey.dev/pkg/obs"
@@ -129,15 +129,12 @@ func fingerprint(req *brokerv1.CreateConsentSessionRequest) []byte {
 }
 
 func invalid(bad []field) error {
-	switch len(bad) {
-	case 0:
+	if len(bad) == 0 {
 		return nil
-	case 1:
-		return rpcerr.Invalid(bad[0].path, bad[0].description)
 	}
-	details := rpcerr.Field(bad[0].path, bad[0].description)
-	for _, b := range bad[1:] {
-		details.FieldViolations = append(details.FieldViolations, rpcerr.Field(b.path, b.description).GetFieldViolations()...)
+	all := &errdetails.BadRequest{}
+	for _, b := range bad {
+		all.FieldViolations = append(all.FieldViolations, rpcerr.Field(b.path, b.description).GetFieldViolations()...)
 	}
-	return rpcerr.New(codes.InvalidArgument, rpcerr.ReasonInvalidFields, fmt.Sprintf("%d invalid fields", len(bad)), details)
+	return rpcerr.InvalidFields(all)
 }

@@ -468,6 +468,7 @@ func check(t *testing.T, err error, code codes.Code, reason string, fields ...st
 	if status.Code(err) != code || rpcerr.Reason(err) != reason {
 		t.Errorf("got %s %s (%v), want %s %s", status.Code(err), rpcerr.Reason(err), err, code, reason)
 	}
+	grpctest.CheckRefusal(t, err)
 	if strings.Contains(fmt.Sprint(err), "driver says") || strings.Contains(fmt.Sprint(err), "10.0.0.1") {
 		t.Errorf("the caller is told what is not for callers: %v", err)
 	}

@@ -3,6 +3,7 @@ package rpc
 import (
 	"errors"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 
@@ -29,7 +30,6 @@ func table() rpcerr.Table {
 		}}
 	}
 	return rpcerr.Table{
-		row(resource.ErrInvalid, codes.InvalidArgument, errorv1.ErrorReason_ERROR_REASON_INVALID_FIELDS),
 		row(pagetoken.ErrInvalid, codes.InvalidArgument, errorv1.ErrorReason_ERROR_REASON_INVALID_PAGE_TOKEN),
 		row(integration.ErrHomeTenant, codes.InvalidArgument, errorv1.ErrorReason_ERROR_REASON_HOME_TENANT),
 		row(resource.ErrNotFound, codes.NotFound, errorv1.ErrorReason_ERROR_REASON_RESOURCE_NOT_FOUND),
@@ -55,6 +55,13 @@ func statusOf(err error) error {
 	if err == nil {
 		return nil
 	}
+	if bad := (*resource.InvalidError)(nil); errors.As(err, &bad) {
+		all := &errdetails.BadRequest{}
+		for _, v := range bad.Violations {
+			all.FieldViolations = append(all.FieldViolations, rpcerr.Field(v.Field, v.Description).GetFieldViolations()...)
+		}
+		return rpcerr.InvalidFields(all)
+	}
 	rows := table()
 	if refusal := (*resource.Error)(nil); errors.As(err, &refusal) {
 		for i := range rows {
@@ -73,11 +80,6 @@ func details(err error) []proto.Message {
 		}
 		if errors.Is(refusal, quota.ErrExceeded) {
 			all = append(all, rpcerr.Quota(refusal.Metadata["name"], refusal.Message))
-		}
-	}
-	if invalid := (*resource.InvalidError)(nil); errors.As(err, &invalid) {
-		for _, v := range invalid.Violations {
-			all = append(all, rpcerr.Field(v.Field, v.Description))
 		}
 	}
 	if errors.Is(err, pagetoken.ErrInvalid) {

@@ -401,7 +401,7 @@ func TestRefusals_AttachedByItselfToNothing(t *testing.T) {
 func TestRefusals_RequestIDReused(t *testing.T) {
 	w := refusingWorld(t)
 	ctx := t.Context()
-	want := refusal{code: codes.AlreadyExists, reason: "REQUEST_ID_REUSED", metadata: "request_id=" + requestID}
+	want := refusal{code: codes.AlreadyExists, reason: "REQUEST_ID_REUSED", metadata: "requestId=" + requestID}
 
 	req := &registryv1.CreateIntegrationRequest{Parent: "accounts/acme", IntegrationId: "new", Integration: newIntegration(), RequestId: strings.ToUpper(requestID)}
 	first, err := w.platform.integrations.CreateIntegration(ctx, req)

@@ -169,7 +169,7 @@ func TestValidateOnly_RemembersNoRequest(t *testing.T) {
 		must(t, err)
 		wantMessage(t, made, again, protoFields{&registryv1.Integration{}, []protoName{"etag"}})
 		_, err = create("One", true)
-		refusal{code: codes.AlreadyExists, reason: "REQUEST_ID_REUSED", metadata: "request_id=" + requestID}.check(t, err)
+		refusal{code: codes.AlreadyExists, reason: "REQUEST_ID_REUSED", metadata: "requestId=" + requestID}.check(t, err)
 	})
 }
 

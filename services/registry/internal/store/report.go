@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"phasekey.dev/pkg/sqldb"
@@ -100,6 +101,7 @@ func fenced(by integration.Mastership, subject string) error {
 		Reason:  resource.ErrFenced,
 		Message: fmt.Sprintf("a newer mastership than that of shard %d in epoch %d has reported on %s", by.Shard, by.Epoch, subject),
 		Subject: subject, Advice: "stop working as this mastership; another replica of the vault goes on",
+		Metadata: map[string]string{"shard": strconv.Itoa(int(by.Shard)), "epoch": strconv.FormatInt(by.Epoch, 10), "subject": subject},
 	}
 }
 

@@ -48,7 +48,7 @@ func (w *writing) recall(ctx context.Context, r request) (result string, found b
 		return "", false, &resource.Error{
 			Reason:   resource.ErrRequestIDReused,
 			Message:  "this request_id was used with other contents; use a fresh one for a new request",
-			Metadata: map[string]string{"request_id": r.id},
+			Metadata: map[string]string{"requestId": r.id},
 		}
 	}
 	return result, true, nil

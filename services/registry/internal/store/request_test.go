@@ -32,7 +32,7 @@ func TestStore_RequestIDIsRememberedForADay(t *testing.T) {
 			t.Fatalf("repeat (-first +again):\n%s", diff)
 		}
 		_, err = s.CreateIntegration(ctx, later, integrationName("net"), spec("other"), requestID)
-		wantError(t, err, resource.ErrRequestIDReused, "request_id="+requestID)
+		wantError(t, err, resource.ErrRequestIDReused, "requestId="+requestID)
 		_, err = s.CreateIntegration(ctx, later, integrationName("other"), spec("net"), requestID)
 		wantError(t, err, resource.ErrRequestIDReused, "")
 		if head(t, s) != before {

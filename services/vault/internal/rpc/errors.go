@@ -133,7 +133,7 @@ func waitOf(err error) []proto.Message {
 
 func latestOf(err error) []proto.Message {
 	if refusal := (*lease.HoldError)(nil); errors.As(err, &refusal) {
-		return []proto.Message{rpcerr.Metadata("latest_expire_time", refusal.Latest.UTC().Format(time.RFC3339))}
+		return []proto.Message{rpcerr.Metadata("latestExpireTime", refusal.Latest.UTC().Format(time.RFC3339))}
 	}
 	return nil
 }

@@ -70,7 +70,7 @@ func messageOfPause(p credential.Pause) *vaultv1.RotationPause {
 func pauseDetails(err error) []proto.Message {
 	if refusal := (*credential.PauseError)(nil); errors.As(err, &refusal) {
 		return []proto.Message{
-			rpcerr.Metadata("scope", refusal.Pause.Scope), rpcerr.Metadata("expire_time", refusal.Pause.ExpireTime.UTC().Format(time.RFC3339)),
+			rpcerr.Metadata("scope", refusal.Pause.Scope), rpcerr.Metadata("expireTime", refusal.Pause.ExpireTime.UTC().Format(time.RFC3339)),
 		}
 	}
 	return nil

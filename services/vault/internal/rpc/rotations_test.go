@@ -184,8 +184,8 @@ func TestRotations_Pauses(t *testing.T) {
 		}
 		_, err = v.rotation.RotateIntegration(v.t.Context(), rotate())
 		refused(v.t, "by schedule", err, codes.FailedPrecondition, "ROTATION_PAUSED")
-		if detail(err, "scope") != "accounts/acme" || detail(err, "expire_time") != now.Add(time.Hour).UTC().Format(time.RFC3339) {
-			v.t.Errorf("it names %q, %q", detail(err, "scope"), detail(err, "expire_time"))
+		if detail(err, "scope") != "accounts/acme" || detail(err, "expireTime") != now.Add(time.Hour).UTC().Format(time.RFC3339) {
+			v.t.Errorf("it names %q, %q", detail(err, "scope"), detail(err, "expireTime"))
 		}
 		_, err = v.operators().RotateAllIntegrations(v.t.Context(), &vaultv1.RotateAllIntegrationsRequest{Parent: "accounts/acme", Reason: vaultv1.Rotation_REASON_SCHEDULED})
 		refused(v.t, "all by schedule", err, codes.FailedPrecondition, "ROTATION_PAUSED")

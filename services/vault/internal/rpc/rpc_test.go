@@ -319,6 +319,7 @@ func refused(t *testing.T, what string, err error, code codes.Code, reason strin
 	if status.Code(err) != code || rpcerr.Reason(err) != reason {
 		t.Errorf("%s: %v, %q (%v); want %v, %q", what, status.Code(err), rpcerr.Reason(err), err, code, reason)
 	}
+	grpctest.CheckRefusal(t, err)
 }
 
 // fields are the fields that an INVALID_ARGUMENT names.

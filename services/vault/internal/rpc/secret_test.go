@@ -80,7 +80,7 @@ func TestCredentials_FetchOfASecret(t *testing.T) {
 		},
 		{
 			name: "for longer than the secret lasts", create: long, materials: both, request: whole("instance-1"), code: codes.FailedPrecondition, reason: "HOLD_TOO_LONG",
-			key: "latest_expire_time", value: "2000-01-01T23:55:00Z",
+			key: "latestExpireTime", value: "2000-01-01T23:55:00Z",
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -131,7 +131,7 @@ func TestCredentials_ASecretIsHeldForADay(t *testing.T) {
 		}
 		err := extend(began.Add(24*time.Hour + time.Microsecond))
 		refused(v.t, "beyond", err, codes.FailedPrecondition, "HOLD_TOO_LONG")
-		if latest := detail(err, "latest_expire_time"); latest != began.Add(24*time.Hour).UTC().Format(time.RFC3339) {
+		if latest := detail(err, "latestExpireTime"); latest != began.Add(24*time.Hour).UTC().Format(time.RFC3339) {
 			v.t.Errorf("may be extended until %q", latest)
 		}
 	})
@@ -161,7 +161,7 @@ func TestCredentials_StreamOfASecret(t *testing.T) {
 		{name: "extended by more than the secret lasts", step: func(v *vault, g *vaultv1.Grant) {
 			_, err := v.platform.ExtendGrant(v.t.Context(), &vaultv1.ExtendGrantRequest{Name: g.GetName(), ExpireTime: timestamppb.New(time.Now().Add(24 * time.Hour))})
 			refused(v.t, "extend", err, codes.FailedPrecondition, "HOLD_TOO_LONG")
-			if latest := detail(err, "latest_expire_time"); latest != "2000-01-01T23:55:00Z" {
+			if latest := detail(err, "latestExpireTime"); latest != "2000-01-01T23:55:00Z" {
 				v.t.Errorf("may be extended until %q", latest)
 			}
 		}, taken: []string{"INITIAL"}, audit: []string{created, opened, sent}, holders: 1},
