@@ -31,6 +31,7 @@ import (
 	"google.golang.org/protobuf/types/dynamicpb"
 
 	"phasekey.dev/pkg/grpcclient"
+	"phasekey.dev/pkg/caught"
 	"phasekey.dev/pkg/grpcserver"
 	"phasekey.dev/pkg/grpctest"
 	"phasekey.dev/pkg/internal/notetest"
@@ -462,6 +463,9 @@ func TestErrors_Masked(t *testing.T) {
 		{"a status that means our fault", func(context.Context) error { return status.Error(codes.Internal, text) }, codes.Internal, rpcerr.ReasonInternal, "internal error"},
 		{"an unknown status", func(context.Context) error { return status.Error(codes.Unknown, text) }, codes.Internal, rpcerr.ReasonInternal, "internal error"},
 		{"a panic", func(context.Context) error { panic(text) }, codes.Internal, rpcerr.ReasonInternal, "internal error"}, //nolint:forbidigo // what is tested
+		{"a panic of who works for the handler", func(context.Context) error {
+			return fmt.Errorf("deliver: %w", caught.Panic(func() error { panic(text) })) //nolint:forbidigo // what is tested
+		}, codes.Internal, rpcerr.ReasonInternal, "internal error"},
 		{"a mapped error with text around it", func(context.Context) error {
 			return fmt.Errorf("%s: %w", text, rpcerr.New(codes.NotFound, "RESOURCE_NOT_FOUND", "no such note"))
 		}, codes.NotFound, "RESOURCE_NOT_FOUND", "no such note"},
@@ -503,16 +507,23 @@ func TestErrors_Masked(t *testing.T) {
 			if !strings.Contains(log.String(), text) {
 				t.Errorf("log does not tell:\n%s", log.String())
 			}
-			if tt.name == "a panic" && !strings.Contains(log.String(), "server_test.go") {
-				t.Errorf("log has no stack:\n%s", log.String())
+			panics := 0
+			if strings.HasPrefix(tt.name, "a panic") {
+				panics = 2
+				if !strings.Contains(log.String(), "server_test.go") {
+					t.Errorf("log has no stack:\n%s", log.String())
+				}
 			}
 			count := fmt.Sprintf(`
+				# HELP phasekey_grpc_panics_total Panics in handlers; each is a bug, logged with its stack.
+				# TYPE phasekey_grpc_panics_total counter
+				phasekey_grpc_panics_total{listener="masked"} %[3]d
 				# HELP phasekey_grpc_calls_total Calls and streams that ended, by the code the caller saw. A rate of code Internal above zero is a bug.
 				# TYPE phasekey_grpc_calls_total counter
 				phasekey_grpc_calls_total{code="%[1]s",listener="masked",method="Get",service="%[2]s"} 1
 				phasekey_grpc_calls_total{code="%[1]s",listener="masked",method="Watch",service="%[2]s"} 1
-				`, tt.code, notetest.Name)
-			if err := testutil.GatherAndCompare(reg, strings.NewReader(count), "phasekey_grpc_calls_total"); err != nil {
+				`, tt.code, notetest.Name, panics)
+			if err := testutil.GatherAndCompare(reg, strings.NewReader(count), "phasekey_grpc_calls_total", "phasekey_grpc_panics_total"); err != nil {
 				t.Error(err)
 			}
 		})

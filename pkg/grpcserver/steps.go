@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"regexp"
-	"runtime/debug"
 	"slices"
 	"time"
 
@@ -24,6 +23,7 @@ import (
 
 	"phasekey.dev/pkg/limit"
 	"phasekey.dev/pkg/mtls"
+	"phasekey.dev/pkg/caught"
 	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/redact"
 	"phasekey.dev/pkg/rpcerr"
@@ -44,24 +44,13 @@ var (
 	errIdle     = errors.New("stream is idle")
 )
 
-// panicError is a recovered panic.
-type panicError struct {
-	value any
-	stack []byte
-}
-
-// Error implements error.
-func (e *panicError) Error() string { return fmt.Sprintf("panic: %v", e.value) }
-
-// protect turns a panic in f into an error, counted and with its stack.
-func (s *Server) protect(f func() error) (err error) {
-	defer func() {
-		if v := recover(); v != nil {
-			s.metrics.panics.Inc()
-			err = &panicError{value: v, stack: debug.Stack()}
-		}
-	}()
-	return f()
+// protect turns a panic in f into an error with its stack, and counts it: one of f's own, and one that f brings from whoever worked for it.
+func (s *Server) protect(f func() error) error {
+	err := caught.Panic(f)
+	if p := (*caught.PanicError)(nil); errors.As(err, &p) {
+		s.metrics.panics.Inc()
+	}
+	return err
 }
 
 // recovery is outermost, so that neither a panic in the chain itself ends the process nor an error of its outer steps
@@ -69,9 +58,9 @@ func (s *Server) protect(f func() error) (err error) {
 // errors they are.
 func (s *Server) recovery(c *call, next func() error) error {
 	err := s.protect(next)
-	if p := (*panicError)(nil); errors.As(err, &p) {
+	if p := (*caught.PanicError)(nil); errors.As(err, &p) {
 		s.cfg.Log.ErrorContext(c.ctx, "panic in the interceptor chain",
-			slog.Any(obs.KeyError, p), slog.String(obs.KeyStack, string(p.stack)))
+			slog.Any(obs.KeyError, p), slog.String(obs.KeyStack, string(p.Stack)))
 	}
 	return s.mask(c, err)
 }
@@ -131,8 +120,8 @@ func (s *Server) accessLog(c *call, next func() error) error {
 	)
 	if err != nil {
 		attrs = append(attrs, slog.String(obs.KeyReason, rpcerr.Reason(shown)), slog.Any(obs.KeyError, err))
-		if p := (*panicError)(nil); errors.As(err, &p) {
-			attrs = append(attrs, slog.String(obs.KeyStack, string(p.stack)))
+		if p := (*caught.PanicError)(nil); errors.As(err, &p) {
+			attrs = append(attrs, slog.String(obs.KeyStack, string(p.Stack)))
 		}
 	}
 	c.mu.Lock()

@@ -15,8 +15,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"runtime/debug"
 	"time"
+
+	"phasekey.dev/pkg/caught"
 )
 
 // DefaultGrace is the time a task without a Grace of its own is given to stop.
@@ -110,13 +111,11 @@ func (r *running) await(i int) {
 }
 
 // protect runs a task, turns a panic into an error, and an error that only repeats the context's end into none.
-func protect(ctx context.Context, t Task) (err error) {
-	defer func() {
-		if v := recover(); v != nil {
-			err = fmt.Errorf("panic: %v\n%s", v, debug.Stack())
-		}
-	}()
-	err = t.Run(ctx)
+func protect(ctx context.Context, t Task) error {
+	err := caught.Panic(func() error { return t.Run(ctx) })
+	if p := (*caught.PanicError)(nil); errors.As(err, &p) {
+		return fmt.Errorf("%w\n%s", err, p.Stack)
+	}
 	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
 		return nil
 	}

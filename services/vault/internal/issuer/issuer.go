@@ -23,6 +23,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"phasekey.dev/pkg/caught"
 	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/secret"
 	"phasekey.dev/services/vault/internal/credential"
@@ -252,7 +253,11 @@ func (i *Issuer) start(e *entry, request Request, v credential.Version) *flight 
 	e.flight = f
 	go func() {
 		defer cancel()
-		token, err := i.mint(ctx, request, v)
+		var token Token
+		err := caught.Panic(func() (err error) {
+			token, err = i.mint(ctx, request, v)
+			return err
+		})
 		i.mu.Lock()
 		defer i.mu.Unlock()
 		f.token, f.err = token, err

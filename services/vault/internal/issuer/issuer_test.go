@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"phasekey.dev/pkg/caught"
 	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/secret"
 	"phasekey.dev/services/vault/internal/credential"
@@ -29,13 +30,17 @@ type fakeMinter struct {
 	delay    time.Duration
 	life     time.Duration
 	canceled int
+	panics   bool
 }
 
 func (f *fakeMinter) Token(ctx context.Context, cloud string, r directory.TokenRequest) (directory.Token, error) {
 	f.mu.Lock()
 	f.requests = append(f.requests, r)
-	n, refusal, delay := len(f.requests), f.refuse[r.Secret.Expose()], f.delay
+	n, refusal, delay, panics := len(f.requests), f.refuse[r.Secret.Expose()], f.delay, f.panics
 	f.mu.Unlock()
+	if panics {
+		panic("nobody thought of that answer") //nolint:forbidigo // what is tested
+	}
 	if cloud != "public" {
 		return directory.Token{}, errors.New("wrong cloud")
 	}
@@ -167,6 +172,19 @@ func TestIssuer_KeepsTokensUntilBeforeHalfTheirLife(t *testing.T) {
 		}
 		b.issuer.Drop("v2")
 		b.ask("dropped", request(version(2)), "v2", nil, 4)
+	})
+}
+
+func TestIssuer_PanicFailsThoseWhoWait(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.minter.panics = true
+		_, err := b.issuer.Issue(b.t.Context(), request(version(2)))
+		if p := (*caught.PanicError)(nil); !errors.As(err, &p) {
+			b.t.Errorf("the request that panicked: %v", err)
+		}
+		b.minter.panics = false
+		time.Sleep(time.Minute)
+		b.ask("afterwards", request(version(2)), "v2", nil, 2)
 	})
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"phasekey.dev/pkg/caught"
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/services/vault/internal/audit"
 	"phasekey.dev/services/vault/internal/grant"
@@ -128,7 +129,7 @@ func (q *deliveries) take() []*ordered {
 // errAgain means that some of a batch are refused, and that it is to be begun anew without them.
 var errAgain = errors.New("batch without those that are refused")
 
-// deliver makes the deliveries of a batch, and says in each how that went.
+// deliver makes the deliveries of a batch, and says in each how that went. A panic, too, is the failure of these and of no others.
 func (s *Store) deliver(batch []*ordered) {
 	ctx, stop := contextOf(batch)
 	defer stop()
@@ -138,7 +139,9 @@ func (s *Store) deliver(batch []*ordered) {
 		if len(left) == 0 {
 			break
 		}
-		err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error { return s.deliverIn(ctx, tx, left) })
+		err := caught.Panic(func() error {
+			return s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error { return s.deliverIn(ctx, tx, left) })
+		})
 		if errors.Is(err, errAgain) {
 			continue
 		}

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"phasekey.dev/pkg/caught"
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/pkg/sqldbtest"
 	"phasekey.dev/services/vault/internal/audit/audittest"
@@ -242,6 +244,41 @@ func TestDeliver_FailedCommitFailsAll(t *testing.T) {
 		}
 		if have := c.records(); !slices.Equal(have, []string{"1", "1"}) || c.leases() != 1 {
 			c.t.Errorf("%v records, %d leases", have, c.leases())
+		}
+	})
+}
+
+// A panic is the failure of those who shared the commit: nothing is on record of them, and whoever comes next is served.
+func TestDeliver_PanicFailsItsBatchAlone(t *testing.T) {
+	overTheCounter(t, func(c *counter) {
+		for i := range 5 {
+			c.grant(fmt.Sprint("g", i))
+		}
+		release := c.busy()
+		defer release()
+		ctx := sqldbtest.WithHook(c.t.Context(), func(_ context.Context, at sqldbtest.Point, readOnly bool) error {
+			if at == sqldbtest.Commit && !readOnly {
+				panic("a row too many") //nolint:forbidigo // what is tested
+			}
+			return nil
+		})
+		var all []<-chan result
+		for i := 1; i < 5; i++ {
+			all = append(all, c.deliver(ctx, order(fmt.Sprint("g", i), "a", "v2")))
+		}
+		c.queued(4)
+		release()
+		for _, d := range all {
+			r := <-d
+			if p := (*caught.PanicError)(nil); !errors.As(r.err, &p) || p.Value != "a row too many" || !strings.Contains(string(p.Stack), "deliveries_test.go") {
+				c.t.Errorf("delivery: %+v", r)
+			}
+		}
+		if have := c.records(); !slices.Equal(have, []string{"1", "1"}) || c.leases() != 1 {
+			c.t.Errorf("%v records, %d leases", have, c.leases())
+		}
+		if l, err := c.store.Deliver(c.t.Context(), start, order("g1", "a", "v2")); err != nil || l.Generation != 1 {
+			c.t.Errorf("the next: %+v, %v", l, err)
 		}
 	})
 }
