@@ -30,8 +30,8 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/dynamicpb"
 
-	"phasekey.dev/pkg/grpcclient"
 	"phasekey.dev/pkg/caught"
+	"phasekey.dev/pkg/grpcclient"
 	"phasekey.dev/pkg/grpcserver"
 	"phasekey.dev/pkg/grpctest"
 	"phasekey.dev/pkg/internal/notetest"

@@ -21,9 +21,9 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"phasekey.dev/pkg/caught"
 	"phasekey.dev/pkg/limit"
 	"phasekey.dev/pkg/mtls"
-	"phasekey.dev/pkg/caught"
 	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/redact"
 	"phasekey.dev/pkg/rpcerr"

@@ -59,30 +59,31 @@ const (
 
 // App is a vault whose listeners are bound and whose stores are open. Run it once, or Close it.
 type App struct {
-	cfg      Config
-	log      *slog.Logger
-	metrics  *prometheus.Registry
-	held     daemon.Held
-	db       *sqldb.DB
-	store    *store.Store
-	keyring  *keyring.Keyring
-	tls      *mtls.Source
-	registry *grpc.ClientConn
-	hints    *hint.Hints // nil without Redis
-	hub      *delivery.Hub
-	releaser *delivery.Releaser
-	notary   *notary.Notary
-	meter    *delivery.Meter
-	server   *grpcserver.Server
-	runners  *grpcserver.Server
-	elector  election.Elector
-	worker   *rotation.Worker
-	prober   *rotation.Prober
-	tokens   *issuer.Issuer
-	checker  *rolecheck.Checker
-	feed     *feed.Feed
-	watch    *entra.Watch
-	issuer   *openID // nil without one
+	cfg       Config
+	log       *slog.Logger
+	metrics   *prometheus.Registry
+	held      daemon.Held
+	db        *sqldb.DB
+	store     *store.Store
+	keyring   *keyring.Keyring
+	tls       *mtls.Source
+	registry  *grpc.ClientConn
+	hints     *hint.Hints // nil without Redis
+	hub       *delivery.Hub
+	releaser  *delivery.Releaser
+	forgetter *delivery.Forgetter
+	notary    *notary.Notary
+	meter     *delivery.Meter
+	server    *grpcserver.Server
+	runners   *grpcserver.Server
+	elector   election.Elector
+	worker    *rotation.Worker
+	prober    *rotation.Prober
+	tokens    *issuer.Issuer
+	checker   *rolecheck.Checker
+	feed      *feed.Feed
+	watch     *entra.Watch
+	issuer    *openID // nil without one
 
 	serveMetrics []task.Task
 }
@@ -204,6 +205,7 @@ func (a *App) deliver(clouds entra.Clouds) {
 	}
 	a.hub = delivery.New(cfg)
 	a.releaser = delivery.NewReleaser(a.store, a.cfg.Timing.HoldMargin, a.log)
+	a.forgetter = delivery.NewForgetter(a.store, a.cfg.Grants.Retention, a.log)
 }
 
 // azurermEnvironment is what the Terraform provider calls a cloud; empty for one that it does not know.
@@ -370,6 +372,7 @@ func (a *App) Run(ctx context.Context) error {
 		task.Task{Name: "hub", Run: a.hub.Run},
 		task.Task{Name: "permissions", Run: a.checker.Run},
 		task.Task{Name: "releaser", Run: a.releaser.Run},
+		task.Task{Name: "forgetter", Run: a.forgetter.Run},
 		task.Task{Name: "meter", Run: a.meter.Run},
 		task.Task{Name: "server", Run: a.server.Run, Grace: grace},
 		task.Task{Name: "runners", Run: a.runners.Run, Grace: grace},

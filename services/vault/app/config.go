@@ -23,6 +23,7 @@ import (
 	"phasekey.dev/services/vault/internal/budget"
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/entra"
+	"phasekey.dev/services/vault/internal/grant"
 	"phasekey.dev/services/vault/internal/rolecheck"
 	"phasekey.dev/services/vault/internal/signing"
 )
@@ -64,8 +65,9 @@ type Config struct {
 	Issuer   Issuer            `yaml:"issuer"`
 	Timing   credential.Timing `yaml:"timing"`
 	// Graph is how much all replicas together ask of Microsoft Graph, in each cloud.
-	Graph budget.Limits `yaml:"graph"`
-	Audit Audit         `yaml:"audit"`
+	Graph  budget.Limits `yaml:"graph"`
+	Audit  Audit         `yaml:"audit"`
+	Grants Grants        `yaml:"grants"`
 	// Drain bounds the graceful stop.
 	Drain time.Duration `yaml:"drain"`
 }
@@ -131,8 +133,18 @@ type Audit struct {
 	CheckpointFile string `yaml:"checkpoint_file"`
 }
 
-// minRetention is a month: a trail that is shorter serves nobody.
-const minRetention = 30 * 24 * time.Hour
+// Grants says what becomes of grants.
+type Grants struct {
+	// Retention is for how long a grant is kept after its end, with its leases: at least a day, for a request ID lives that long. Its audit
+	// records are kept by Audit.Retention.
+	Retention time.Duration `yaml:"retention"`
+}
+
+const (
+	// minRetention is a month: a trail that is shorter serves nobody.
+	minRetention      = 30 * 24 * time.Hour
+	minGrantRetention = grant.RequestIDLife
+)
 
 // DefaultConfig is what holds unless it is configured otherwise. It is not complete.
 func DefaultConfig() Config {
@@ -143,6 +155,7 @@ func DefaultConfig() Config {
 		Graph:             budget.DefaultLimits(),
 		Issuer:            Issuer{Keys: signing.Production()},
 		Audit:             Audit{Retention: 400 * 24 * time.Hour},
+		Grants:            Grants{Retention: 30 * 24 * time.Hour},
 		Drain:             10 * time.Second,
 	}
 }
@@ -247,6 +260,9 @@ func (c Config) Validate() error {
 	add("graph", c.Graph.Validate(c.Development))
 	if c.Audit.Retention < minRetention {
 		add("audit.retention", fmt.Errorf("must be at least %s", minRetention))
+	}
+	if c.Grants.Retention < minGrantRetention {
+		add("grants.retention", fmt.Errorf("must be at least %s", minGrantRetention))
 	}
 	if c.Drain <= 0 {
 		add("drain", errors.New("must be positive"))

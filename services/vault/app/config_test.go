@@ -53,6 +53,7 @@ func TestConfig_Validate(t *testing.T) {
 			c.Timing.Proofs, c.Timing.Settling = 0, 0
 		}, []string{"database: path", "database: max_conns", "redis: db", "redis: timeout", "tls", "tls", "timing: proofs", "timing: settling"}},
 
+		{"grants that are forgotten while their request IDs live", func(c *app.Config) { c.Grants.Retention = 23 * time.Hour }, []string{"grants.retention"}},
 		{"a trail that is too short", func(c *app.Config) { c.Audit.Retention = 29 * 24 * time.Hour }, []string{"audit.retention"}},
 		{"more of Graph than there is", func(c *app.Config) { c.Graph.Writes, c.Graph.AloneShare = 3001, 2 }, []string{"graph: writes", "graph: alone_share"}},
 		{"more of a simulated Graph", func(c *app.Config) { c.Graph.Writes, c.Development = 30_000, true }, nil},
