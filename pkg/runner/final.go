@@ -39,14 +39,13 @@ func (e *FinalError) leavesLease() bool {
 
 // finalReasons are the reasons after which a grant delivers nothing any more, each with the one code that it counts with.
 var finalReasons = map[string]codes.Code{
-	rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_GRANT_REVOKED):        codes.PermissionDenied,
-	rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_GRANT_EXPIRED):        codes.PermissionDenied,
-	rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_DETACHED):             codes.PermissionDenied,
-	rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_INTEGRATION_DELETED):  codes.PermissionDenied,
-	rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_ACCOUNT_FROZEN):       codes.PermissionDenied,
-	rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_CERTIFICATE_MISMATCH): codes.PermissionDenied,
-	rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_LEASE_CLOSED):         codes.PermissionDenied,
-	rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_GRANT_UNKNOWN):        codes.Unauthenticated,
+	rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_GRANT_REVOKED):       codes.PermissionDenied,
+	rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_GRANT_EXPIRED):       codes.PermissionDenied,
+	rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_DETACHED):            codes.PermissionDenied,
+	rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_INTEGRATION_DELETED): codes.PermissionDenied,
+	rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_ACCOUNT_FROZEN):      codes.PermissionDenied,
+	rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_LEASE_CLOSED):        codes.PermissionDenied,
+	rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_GRANT_UNKNOWN):       codes.Unauthenticated,
 }
 
 // FinalReasons returns the reasons after which a grant delivers nothing any more, each with the one code that it counts with.

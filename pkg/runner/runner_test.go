@@ -386,7 +386,7 @@ func TestRunner_Stream(t *testing.T) {
 	for _, r := range []errorv1.ErrorReason{
 		errorv1.ErrorReason_ERROR_REASON_GRANT_REVOKED, errorv1.ErrorReason_ERROR_REASON_GRANT_EXPIRED,
 		errorv1.ErrorReason_ERROR_REASON_DETACHED, errorv1.ErrorReason_ERROR_REASON_INTEGRATION_DELETED, errorv1.ErrorReason_ERROR_REASON_ACCOUNT_FROZEN,
-		errorv1.ErrorReason_ERROR_REASON_CERTIFICATE_MISMATCH, errorv1.ErrorReason_ERROR_REASON_LEASE_CLOSED,
+		errorv1.ErrorReason_ERROR_REASON_LEASE_CLOSED,
 	} {
 		reason := strings.TrimPrefix(r.String(), "ERROR_REASON_")
 		tests = append(tests, struct {

@@ -110,7 +110,8 @@ func TestEveryReason_IsProducedBySomeTest(t *testing.T) {
 		}
 	}
 	for number, name := range errorv1.ErrorReason_name {
-		if number == 0 {
+		value := errorv1.ErrorReason(0).Descriptor().Values().ByNumber(protoreflect.EnumNumber(number))
+		if options, ok := value.Options().(*descriptorpb.EnumValueOptions); number == 0 || ok && options.GetDeprecated() {
 			continue
 		}
 		word := strings.TrimPrefix(name, "ERROR_REASON_")

@@ -92,8 +92,9 @@ const (
 	ErrorReason_ERROR_REASON_DETACHED ErrorReason = 43
 	// PERMISSION_DENIED, final. The grant's integration or project has been deleted.
 	ErrorReason_ERROR_REASON_INTEGRATION_DELETED ErrorReason = 44
-	// PERMISSION_DENIED, final. The grant is bound to another client certificate. Not given any more, since it tells a thief what the token is worth: it is
-	// GRANT_UNKNOWN now.
+	// Never given: that a grant is bound to another client certificate would tell a thief what the token is worth. It is GRANT_UNKNOWN.
+	//
+	// Deprecated: Marked as deprecated in phasekey/error/v1/error_reason.proto.
 	ErrorReason_ERROR_REASON_CERTIFICATE_MISMATCH ErrorReason = 45
 	// PERMISSION_DENIED, final. The lease was closed or revoked.
 	ErrorReason_ERROR_REASON_LEASE_CLOSED ErrorReason = 46
@@ -276,7 +277,7 @@ var File_phasekey_error_v1_error_reason_proto protoreflect.FileDescriptor
 
 const file_phasekey_error_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
-	"$phasekey/error/v1/error_reason.proto\x12\x11phasekey.error.v1*\xb3\f\n" +
+	"$phasekey/error/v1/error_reason.proto\x12\x11phasekey.error.v1*\xb7\f\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1f\n" +
 	"\x1bERROR_REASON_INVALID_FIELDS\x10\x01\x12#\n" +
@@ -305,8 +306,8 @@ const file_phasekey_error_v1_error_reason_proto_rawDesc = "" +
 	"\x1aERROR_REASON_GRANT_REVOKED\x10)\x12\x1e\n" +
 	"\x1aERROR_REASON_GRANT_EXPIRED\x10*\x12\x19\n" +
 	"\x15ERROR_REASON_DETACHED\x10+\x12$\n" +
-	" ERROR_REASON_INTEGRATION_DELETED\x10,\x12%\n" +
-	"!ERROR_REASON_CERTIFICATE_MISMATCH\x10-\x12\x1d\n" +
+	" ERROR_REASON_INTEGRATION_DELETED\x10,\x12)\n" +
+	"!ERROR_REASON_CERTIFICATE_MISMATCH\x10-\x1a\x02\b\x01\x12\x1d\n" +
 	"\x19ERROR_REASON_LEASE_CLOSED\x10.\x12 \n" +
 	"\x1cERROR_REASON_TOO_MANY_LEASES\x10/\x12%\n" +
 	"!ERROR_REASON_AUDIENCE_NOT_ALLOWED\x100\x12%\n" +

@@ -85,7 +85,8 @@ func (Grant_State) EnumDescriptor() ([]byte, []int) {
 }
 
 // A Grant is the permission for one run, project and phase, made by the platform and shown by the runner as an opaque
-// bearer token. It is pinned to one integration: if that gives the access no longer, the grant's streams end.
+// bearer token. It is pinned to one integration: if that gives the access no longer, the grant's streams end. A while after its end, 30 days unless the
+// vault is configured otherwise, it is deleted with its leases: then its name is NOT_FOUND, and its token GRANT_UNKNOWN.
 type Grant struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The resource name, `accounts/{account}/grants/{grant}`. The vault chooses the last segment.

@@ -14,7 +14,6 @@ var hints = map[string]string{
 	"DETACHED":               "the integration does not give this project that access any more: attach it again, then make a new grant",
 	"INTEGRATION_DELETED":    "the integration or the project was deleted: attach another integration, then make a new grant",
 	"ACCOUNT_FROZEN":         "the platform has frozen this account: ask it why; when that is over, the same grant is of use again while it lasts",
-	"CERTIFICATE_MISMATCH":   "the grant is bound to another client certificate: give that one with --cert and --key",
 	"LEASE_CLOSED":           "the lease was closed or revoked: have the platform make a new grant",
 	"TOO_MANY_LEASES":        "four runners hold this grant already: end one, or make another grant",
 	"AUDIENCE_NOT_ALLOWED":   "the integration does not allow this audience: add it to its allowed token audiences",

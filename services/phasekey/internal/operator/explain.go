@@ -41,7 +41,6 @@ var advice = map[string]string{
 	"DETACHED":                  "attach the integration again, then make a new grant",
 	"INTEGRATION_DELETED":       "attach another integration, then make a new grant",
 	"ACCOUNT_FROZEN":            "ask whoever froze the account why (AccountService/GetAccount says), and unfreeze it when that is over",
-	"CERTIFICATE_MISMATCH":      "the grant is bound to another client certificate",
 	"LEASE_CLOSED":              "make a new grant",
 	"TOO_MANY_LEASES":           "end one of the grant's leases, or make another grant",
 	"AUDIENCE_NOT_ALLOWED":      "add the audience to the integration's allowed audiences",
