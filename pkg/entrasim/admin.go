@@ -46,7 +46,12 @@ func (s *Simulator) routeAdmin(c *call) {
 		"POST passwordPolicies":        func() (any, error) { return decoded(c, s.adminPasswordPolicy) },
 		"POST people":                  func() (any, error) { return decoded(c, s.CreatePerson) },
 		"POST subscriptions":           func() (any, error) { return decoded(c, s.CreateSubscription) },
-		"POST platforms":               func() (any, error) { return decoded(c, s.CreatePlatform) },
+		"POST managementGroups":        func() (any, error) { return decoded(c, s.CreateManagementGroup) },
+		"POST denyAssignments":         func() (any, error) { return decoded(c, s.Deny) },
+		"DELETE denyAssignments": func() (any, error) {
+			return map[string]string{}, s.RemoveDenial(c.URL.Query().Get("id"))
+		},
+		"POST platforms": func() (any, error) { return decoded(c, s.CreatePlatform) },
 		"POST consents": func() (any, error) {
 			return decoded(c, func(n Consent) (any, error) {
 				location, err := s.Consent(c.Context(), n)

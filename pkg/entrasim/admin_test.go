@@ -87,8 +87,19 @@ func TestAdmin_TheWholeStoryOverHTTP(t *testing.T) {
 	admin("POST", "/faults", `{"effect":{"delay":"soon"}}`, 400)
 	admin("POST", "/faults", `{"effect":{"status":504,"afterComit":true}}`, 400)
 	read(200)
+	denial := admin("POST", "/denyAssignments", `{"tenant":"`+customer+`","scope":"/subscriptions/`+sub+`","actions":["*/read"],"principals":["`+oid+`"]}`, 200).text("id")
+	read(403)
+	admin("DELETE", "/denyAssignments?id="+url.QueryEscape(denial), "", 200)
+	read(200)
 	admin("DELETE", "/roleAssignments?id="+url.QueryEscape(role), "", 200)
 	read(403)
+	admin("POST", "/managementGroups", `{"tenant":"`+customer+`","id":"corp"}`, 200)
+	inside := admin("POST", "/subscriptions", `{"tenant":"`+customer+`","managementGroup":"corp"}`, 200).text("id")
+	admin("POST", "/roleAssignments", `{"scope":"/providers/Microsoft.Management/managementGroups/corp","principalId":"`+oid+`","role":"Reader"}`, 200)
+	read(403)
+	if got := w.arm("GET", "/subscriptions/"+inside, token, ""); got.status != 200 {
+		t.Errorf("in the management group: %d %s", got.status, got.body)
+	}
 
 	if got := admin("GET", "/secrets?"+who, "", 200); got.at("everywhere") != true {
 		t.Errorf("secret %s", got.body)

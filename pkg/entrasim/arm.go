@@ -15,6 +15,7 @@ const authorizationProvider = "microsoft.authorization"
 type armTarget struct {
 	subscription string // lower case
 	group        string
+	management   string // of a management group, lower case
 	scope        string // as the caller wrote it
 	provider     []string
 	namespace    string // of a resource provider to read or register
@@ -22,10 +23,14 @@ type armTarget struct {
 
 // parseARM reads /subscriptions/ID[/resourcegroups/NAME], with /resources or
 // /providers/Microsoft.Authorization/… after it, or /subscriptions/ID/providers
-// and what registers one.
+// and what registers one; or /providers/Microsoft.Management/managementGroups/ID
+// with /providers/Microsoft.Authorization/… after it.
 func parseARM(path []string) (armTarget, bool) {
 	var t armTarget
 	rest := path
+	if id := managementGroupOf(path); id != "" {
+		t.management, t.scope, rest = id, managementScope(path[3]), path[4:]
+	}
 	if len(rest) > 0 && strings.EqualFold(rest[0], "subscriptions") {
 		if len(rest) == 1 {
 			return t, true
@@ -107,12 +112,14 @@ func (s *Simulator) armRoute(method string, t armTarget) (armRoute, bool) {
 		"GET roleassignments/{}":    {"arm.roleAssignment.get", auth + "roleAssignments/read", s.getAssignment},
 		"PUT roleassignments/{}":    {"arm.roleAssignment.put", auth + "roleAssignments/write", s.putAssignment},
 		"DELETE roleassignments/{}": {"arm.roleAssignment.delete", auth + "roleAssignments/delete", s.deleteAssignment},
+		"GET denyassignments":       {"arm.denyAssignment.list", auth + "denyAssignments/read", s.listDenials},
+		"GET denyassignments/{}":    {"arm.denyAssignment.get", auth + "denyAssignments/read", s.getDenial},
 		"GET /providers":            {"arm.provider.list", providers, s.listProviders},
 		"GET /provider":             {"arm.provider.get", providers, s.getProvider},
 		"POST /register":            {"arm.provider.register", clip(t.namespace, 128) + "/register/action", s.registerProvider},
 		"GET permissions":           {"arm.permissions.list", auth + "permissions/read", s.listPermissions},
 	}[method+" "+kind]
-	if t.subscription == "" && kind != "subscriptions" {
+	if t.subscription == "" && t.management == "" && kind != "subscriptions" {
 		found = false
 	}
 	return r, found
@@ -151,7 +158,13 @@ func (s *Simulator) routeARM(c *call) {
 		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if target.subscription == "" {
+		switch {
+		case target.management != "":
+			if bad := s.refusal(c, route.action, target.scope); bad != nil {
+				return *bad
+			}
+			return route.run(c, target, nil)
+		case target.subscription == "":
 			return route.run(c, target, nil)
 		}
 		sub := s.state.subscriptions[target.subscription]
@@ -162,10 +175,9 @@ func (s *Simulator) routeARM(c *call) {
 			return c.fail(http.StatusNotFound, "SubscriptionNotFound", "The subscription '"+target.subscription+"' could not be found.")
 		case sub.Tenant != c.tenant:
 			return armWrongTenant(c, sub)
-		case !sub.allowed(c.token.ObjectID, route.action, target.scope, c.replica, c.now):
-			return c.fail(http.StatusForbidden, "AuthorizationFailed",
-				"The client '"+c.token.AppID+"' with object id '"+c.token.ObjectID+"' does not have authorization to perform action '"+route.action+
-					"' over scope '"+clip(target.scope, 256)+"' or the scope is invalid. If access was recently granted, please refresh your credentials.")
+		}
+		if bad := s.refusal(c, route.action, target.scope); bad != nil {
+			return *bad
 		}
 		return route.run(c, target, sub)
 	}
@@ -239,9 +251,12 @@ func (sub *subscriptionRecord) view() map[string]any {
 func (s *Simulator) listSubscriptions(c *call, _ armTarget, _ *subscriptionRecord) reply {
 	found := []any{}
 	if t := s.state.tenants[c.tenant]; t != nil {
+		seen := t.assignments.seen(c.replica, c.now)
 		for _, id := range t.subscriptions {
 			sub := s.state.subscriptions[id]
-			if slices.ContainsFunc(sub.seenAssignments(c.replica, c.now), func(a *RoleAssignment) bool { return a.PrincipalID == c.token.ObjectID }) {
+			if scope := "/subscriptions/" + id; slices.ContainsFunc(seen, func(a *RoleAssignment) bool {
+				return a.PrincipalID == c.token.ObjectID && (s.state.covers(a.Scope, scope, t) || s.state.covers(scope, a.Scope, t))
+			}) {
 				found = append(found, sub.view())
 			}
 		}

@@ -2,14 +2,25 @@ package entrasim
 
 import (
 	"net/http"
+	"slices"
 	"strings"
 
 	"phasekey.dev/pkg/entrasim/internal/odata"
 )
 
-func (r *role) view(subscription string) map[string]any {
+// definitionID is a role's definition as it is called in a scope: of a
+// subscription, or of the tenant.
+func definitionID(scope, roleID string) string {
+	id := "/providers/Microsoft.Authorization/roleDefinitions/" + roleID
+	if sub := subscriptionOf(scope); sub != "" {
+		return "/subscriptions/" + sub + id
+	}
+	return id
+}
+
+func (r *role) view(scope string) map[string]any {
 	return map[string]any{
-		"id": "/subscriptions/" + subscription + "/providers/Microsoft.Authorization/roleDefinitions/" + r.id, "name": r.id,
+		"id": definitionID(scope, r.id), "name": r.id,
 		"type": "Microsoft.Authorization/roleDefinitions",
 		"properties": map[string]any{
 			"roleName": r.name, "type": "BuiltInRole", "description": r.description, "assignableScopes": []string{"/"},
@@ -20,10 +31,10 @@ func (r *role) view(subscription string) map[string]any {
 }
 
 func (r *role) permission() map[string]any {
-	return map[string]any{"actions": r.actions, "notActions": orEmpty(r.notActions), "dataActions": []string{}, "notDataActions": []string{}}
+	return map[string]any{"actions": r.actions, "notActions": orEmpty(r.notActions), "dataActions": orEmpty(r.dataActions), "notDataActions": []string{}}
 }
 
-func (s *Simulator) listDefinitions(c *call, _ armTarget, sub *subscriptionRecord) reply {
+func (s *Simulator) listDefinitions(c *call, t armTarget, _ *subscriptionRecord) reply {
 	keep, bad := armFilter(c)
 	if bad != nil {
 		return *bad
@@ -37,16 +48,16 @@ func (s *Simulator) listDefinitions(c *call, _ armTarget, sub *subscriptionRecor
 			return c.fail(http.StatusBadRequest, "InvalidFilter", "The filter is not supported here.")
 		}
 		if ok {
-			found = append(found, r.view(sub.ID))
+			found = append(found, r.view(t.scope))
 		}
 	}
 	return armJSON(c, http.StatusOK, map[string]any{"value": found})
 }
 
-func (s *Simulator) getDefinition(c *call, t armTarget, sub *subscriptionRecord) reply {
+func (s *Simulator) getDefinition(c *call, t armTarget, _ *subscriptionRecord) reply {
 	for _, r := range builtInRoles() {
 		if r.id == t.provider[1] {
-			return armJSON(c, http.StatusOK, r.view(sub.ID))
+			return armJSON(c, http.StatusOK, r.view(t.scope))
 		}
 	}
 	return c.fail(http.StatusNotFound, "RoleDefinitionDoesNotExist", "The specified role definition with ID '"+clip(t.provider[1], 64)+"' does not exist.")
@@ -58,7 +69,7 @@ func (a *RoleAssignment) view() map[string]any {
 	return map[string]any{
 		"id": a.ID, "name": name, "type": "Microsoft.Authorization/roleAssignments",
 		"properties": map[string]any{
-			"roleDefinitionId": "/subscriptions/" + subscriptionOf(a.Scope) + "/providers/Microsoft.Authorization/roleDefinitions/" + a.RoleID,
+			"roleDefinitionId": definitionID(a.Scope, a.RoleID),
 			"principalId":      a.PrincipalID, "principalType": a.PrincipalType, "scope": a.Scope, "condition": nil, "conditionVersion": nil,
 			"createdOn": moment, "updatedOn": moment, "createdBy": nil, "updatedBy": nil, "delegatedManagedIdentityResourceId": nil, "description": nil,
 		},
@@ -67,30 +78,22 @@ func (a *RoleAssignment) view() map[string]any {
 
 // listAssignments is the list for a scope: at it, above and below, or with
 // atScope() only at and above.
-func (s *Simulator) listAssignments(c *call, t armTarget, sub *subscriptionRecord) reply {
-	text := c.URL.Query().Get("$filter")
-	principal, assignedTo := assigned(text)
-	atScope := strings.EqualFold(strings.ReplaceAll(text, " ", ""), "atScope()")
-	keep := odata.Filter(func(func(string) ([]string, bool)) (bool, error) { return true, nil })
-	if !atScope && !assignedTo {
-		var bad *reply
-		if keep, bad = armFilter(c); bad != nil {
-			return *bad
-		}
+func (s *Simulator) listAssignments(c *call, t armTarget, _ *subscriptionRecord) reply {
+	ask, bad := parseAccessFilter(c)
+	if bad != nil {
+		return *bad
 	}
+	tenant := s.state.tenants[c.tenant]
 	found := []any{}
-	for _, a := range sub.seenAssignments(c.replica, c.now) {
-		if !covers(a.Scope, t.scope) && (atScope || !covers(t.scope, a.Scope)) {
+	for _, a := range tenant.assignments.seen(c.replica, c.now) {
+		if !s.listed(ask, t.scope, a.Scope, tenant) || ask.assignedTo != "" && !strings.EqualFold(a.PrincipalID, ask.assignedTo) {
 			continue
 		}
-		if assignedTo && !strings.EqualFold(a.PrincipalID, principal) {
-			continue
-		}
-		ok, err := keep(func(name string) ([]string, bool) {
-			return []string{a.PrincipalID}, strings.EqualFold(name, "principalId") || strings.EqualFold(name, "assignedTo")
+		ok, err := ask.keep(func(name string) ([]string, bool) {
+			return []string{a.PrincipalID}, strings.EqualFold(name, "principalId")
 		})
 		if err != nil {
-			return c.fail(http.StatusBadRequest, "UnsupportedQuery", "The filter '"+clip(text, 128)+"' is not supported. Supported filters are atScope(), assignedTo('{value}'), principalId eq '{value}'.")
+			return unsupportedFilter(c, "atScope(), assignedTo('{value}'), principalId eq '{value}'")
 		}
 		if ok {
 			found = append(found, a.view())
@@ -99,20 +102,56 @@ func (s *Simulator) listAssignments(c *call, t armTarget, sub *subscriptionRecor
 	return armJSON(c, http.StatusOK, map[string]any{"value": found, "nextLink": nil})
 }
 
-// assigned is the principal of assignedTo('{id}'), which has what is assigned to
-// its groups too; nobody here is in any.
-func assigned(filter string) (principal string, ok bool) {
-	rest, ok := strings.CutPrefix(filter, "assignedTo('")
-	if !ok {
-		return "", false
+// listed tells whether a list for a scope has what is assigned at another.
+func (s *Simulator) listed(ask accessFilter, scope, other string, t *tenantRecord) bool {
+	return s.state.covers(other, scope, t) || !ask.atScope && s.state.covers(scope, other, t)
+}
+
+func unsupportedFilter(c *call, known string) reply {
+	return c.fail(http.StatusBadRequest, "UnsupportedQuery", "The filter '"+clip(c.URL.Query().Get("$filter"), 128)+"' is not supported. Supported filters are "+known+".")
+}
+
+// accessFilter is $filter of a list of assignments: what two functions ask for,
+// and the rest.
+type accessFilter struct {
+	atScope bool
+	// assignedTo is a principal: those that name it or, but nobody here is in
+	// any, a group it is in.
+	assignedTo string
+	keep       odata.Filter
+}
+
+// parseAccessFilter reads the functions, joined by "and", and leaves what else
+// there is to OData.
+func parseAccessFilter(c *call) (accessFilter, *reply) {
+	var f accessFilter
+	var rest []string
+	if text := c.URL.Query().Get("$filter"); text != "" {
+		for term := range strings.SplitSeq(text, " and ") {
+			compact := strings.ReplaceAll(term, " ", "")
+			principal, ok := strings.CutPrefix(compact, "assignedTo('")
+			principal, closed := strings.CutSuffix(principal, "')")
+			switch {
+			case strings.EqualFold(compact, "atScope()"):
+				f.atScope = true
+			case ok && closed && principal != "" && !strings.Contains(principal, "'"):
+				f.assignedTo = principal
+			default:
+				rest = append(rest, term)
+			}
+		}
 	}
-	principal, ok = strings.CutSuffix(rest, "')")
-	return principal, ok && !strings.Contains(principal, "'")
+	var bad *reply
+	f.keep, bad = parsedFilter(c, strings.Join(rest, " and "))
+	return f, bad
 }
 
 // armFilter reads $filter, one that keeps all when there is none.
 func armFilter(c *call) (odata.Filter, *reply) {
-	text := c.URL.Query().Get("$filter")
+	return parsedFilter(c, c.URL.Query().Get("$filter"))
+}
+
+func parsedFilter(c *call, text string) (odata.Filter, *reply) {
 	if text == "" {
 		return func(func(string) ([]string, bool)) (bool, error) { return true, nil }, nil
 	}
@@ -124,20 +163,18 @@ func armFilter(c *call) (odata.Filter, *reply) {
 	return f, nil
 }
 
-func assignmentKey(t armTarget) string {
-	return strings.ToLower(t.scope + "/providers/" + authorizationProvider + "/roleAssignments/" + t.provider[1])
+func assignmentID(t armTarget) string {
+	return t.scope + "/providers/" + authorizationProvider + "/roleAssignments/" + t.provider[1]
 }
 
 func (s *Simulator) getAssignment(c *call, t armTarget, _ *subscriptionRecord) reply {
-	if r := s.state.assignments[assignmentKey(t)]; r != nil {
-		if a := r.seen(PlaneARM, c.replica, c.now); a != nil {
-			return armJSON(c, http.StatusOK, a.view())
-		}
+	if a := s.state.tenants[c.tenant].assignments.get(assignmentID(t)).seen(PlaneARM, c.replica, c.now); a != nil {
+		return armJSON(c, http.StatusOK, a.view())
 	}
 	return c.fail(http.StatusNotFound, "RoleAssignmentNotFound", "The role assignment '"+clip(t.provider[1], 64)+"' is not found.")
 }
 
-func (s *Simulator) putAssignment(c *call, t armTarget, sub *subscriptionRecord) reply {
+func (s *Simulator) putAssignment(c *call, t armTarget, _ *subscriptionRecord) reply {
 	var body struct {
 		Properties struct {
 			RoleDefinitionID string `json:"roleDefinitionId"`
@@ -169,13 +206,14 @@ func (s *Simulator) putAssignment(c *call, t armTarget, sub *subscriptionRecord)
 	if p.PrincipalType != "" {
 		a.PrincipalType = clip(p.PrincipalType, 32)
 	}
-	if other := sub.assigned(a); other != nil {
+	tenant := s.state.tenants[c.tenant]
+	if other := tenant.assigned(a); other != nil {
 		if strings.EqualFold(other.ID, a.ID) {
 			return armJSON(c, http.StatusOK, other.view())
 		}
 		return c.fail(http.StatusConflict, "RoleAssignmentExists", "The role assignment already exists.")
 	}
-	if r := s.state.assignments[assignmentKey(t)]; r != nil && r.latest() != nil {
+	if tenant.assignments.get(a.ID).latest() != nil {
 		return c.fail(http.StatusBadRequest, "RoleAssignmentUpdateNotPermitted", "Tenant ID, application ID, principal ID, and scope are not allowed to be updated.")
 	}
 	if err := s.commit(s.assign(a, s.dice.Of(c.actor), c.actor, c.requestID)); err != nil {
@@ -185,26 +223,91 @@ func (s *Simulator) putAssignment(c *call, t armTarget, sub *subscriptionRecord)
 }
 
 func (s *Simulator) deleteAssignment(c *call, t armTarget, _ *subscriptionRecord) reply {
-	r := s.state.assignments[assignmentKey(t)]
-	if r == nil || r.latest() == nil {
+	a := s.state.tenants[c.tenant].assignments.get(assignmentID(t)).latest()
+	if a == nil {
 		h := http.Header{}
 		armHeaders(c, h)
 		return reply{status: http.StatusNoContent, header: h}
 	}
-	a := r.latest()
 	if err := s.commit(s.unassign(a, s.dice.Of(c.actor), c.actor, c.requestID)); err != nil {
 		return unavailable(c)
 	}
 	return armJSON(c, http.StatusOK, a.view())
 }
 
-// listPermissions is what the caller may do at the scope.
-func (s *Simulator) listPermissions(c *call, t armTarget, sub *subscriptionRecord) reply {
+// listPermissions is what the caller's roles allow at the scope.
+func (s *Simulator) listPermissions(c *call, t armTarget, _ *subscriptionRecord) reply {
+	tenant := s.state.tenants[c.tenant]
 	found := []any{}
-	for _, a := range sub.seenAssignments(c.replica, c.now) {
-		if r := findRole(a.RoleID); r != nil && a.PrincipalID == c.token.ObjectID && covers(a.Scope, t.scope) {
+	for _, a := range tenant.assignments.seen(c.replica, c.now) {
+		if r := findRole(a.RoleID); r != nil && a.PrincipalID == c.token.ObjectID && s.state.covers(a.Scope, t.scope, tenant) {
 			found = append(found, r.permission())
 		}
 	}
 	return armJSON(c, http.StatusOK, map[string]any{"value": found})
+}
+
+func (d *DenyAssignment) view() map[string]any {
+	named := func(ids []string) []any {
+		out := []any{}
+		for _, id := range ids {
+			kind := "ServicePrincipal"
+			if id == AllPrincipals {
+				kind = "SystemDefined"
+			}
+			out = append(out, map[string]string{"id": id, "type": kind})
+		}
+		return out
+	}
+	return map[string]any{
+		"id": d.ID, "name": d.ID[strings.LastIndexByte(d.ID, '/')+1:], "type": "Microsoft.Authorization/denyAssignments",
+		"properties": map[string]any{
+			"denyAssignmentName": d.Name, "description": d.Description, "scope": d.Scope, "doNotApplyToChildScopes": d.DoNotApplyToChildScopes, "isSystemProtected": true,
+			"permissions": []any{map[string]any{
+				"actions": orEmpty(d.Actions), "notActions": orEmpty(d.NotActions), "dataActions": orEmpty(d.DataActions), "notDataActions": orEmpty(d.NotDataActions),
+			}},
+			"principals": named(d.Principals), "excludePrincipals": named(d.ExcludePrincipals),
+		},
+	}
+}
+
+// listDenials is the list of deny assignments for a scope, as that of role
+// assignments is. assignedTo() has those that name the principal, and not those
+// that are about everybody.
+func (s *Simulator) listDenials(c *call, t armTarget, _ *subscriptionRecord) reply {
+	ask, bad := parseAccessFilter(c)
+	if bad != nil {
+		return *bad
+	}
+	tenant := s.state.tenants[c.tenant]
+	found := []any{}
+	for _, d := range tenant.denials.seen(c.replica, c.now) {
+		if !s.listed(ask, t.scope, d.Scope, tenant) || ask.assignedTo != "" && !slices.Contains(d.Principals, strings.ToLower(ask.assignedTo)) {
+			continue
+		}
+		ok, err := ask.keep(func(name string) ([]string, bool) {
+			switch {
+			case strings.EqualFold(name, "principalId"):
+				return d.Principals, true
+			case strings.EqualFold(name, "denyAssignmentName"):
+				return []string{d.Name}, true
+			}
+			return nil, false
+		})
+		if err != nil {
+			return unsupportedFilter(c, "atScope(), assignedTo('{value}'), principalId eq '{value}', denyAssignmentName eq '{value}'")
+		}
+		if ok {
+			found = append(found, d.view())
+		}
+	}
+	return armJSON(c, http.StatusOK, map[string]any{"value": found, "nextLink": nil})
+}
+
+func (s *Simulator) getDenial(c *call, t armTarget, _ *subscriptionRecord) reply {
+	id := t.scope + "/providers/" + authorizationProvider + "/denyAssignments/" + t.provider[1]
+	if d := s.state.tenants[c.tenant].denials.get(id).seen(PlaneARM, c.replica, c.now); d != nil {
+		return armJSON(c, http.StatusOK, d.view())
+	}
+	return c.fail(http.StatusNotFound, "DenyAssignmentNotFound", "The deny assignment '"+clip(t.provider[1], 64)+"' is not found.")
 }

@@ -1,6 +1,7 @@
 package entrasim
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -43,7 +44,7 @@ type Platform struct {
 
 // NewAssignment describes a role assignment to make.
 type NewAssignment struct {
-	Scope       string `json:"scope"` // such as /subscriptions/ID
+	Scope       string `json:"scope"` // such as /subscriptions/ID or /providers/Microsoft.Management/managementGroups/ID
 	PrincipalID string `json:"principalId"`
 	Role        string `json:"role"` // a name such as Reader, or the definition's GUID
 }
@@ -181,6 +182,8 @@ func (s *Simulator) CreateSubscription(n Subscription) (Subscription, error) {
 		return Subscription{}, fmt.Errorf("subscription ID %q is not a GUID: %w", n.ID, ErrInvalid)
 	case s.state.subscriptions[n.ID] != nil:
 		return Subscription{}, fmt.Errorf("subscription %s: %w", n.ID, ErrExists)
+	case n.ManagementGroup != "" && t.managementGroup(n.ManagementGroup) == nil:
+		return Subscription{}, fmt.Errorf("management group %q: %w", n.ManagementGroup, ErrNotFound)
 	}
 	return n, s.commit(&change{Time: time.Now().UTC(), Kind: "subscription.created", Actor: control, Subscription: &n})
 }
@@ -358,15 +361,16 @@ func (s *Simulator) AssignRole(n NewAssignment) (RoleAssignment, error) {
 		return RoleAssignment{}, fmt.Errorf("role %q: %w", n.Role, ErrNotFound)
 	}
 	scope := "/" + strings.Trim(n.Scope, "/")
-	sub := s.state.subscriptions[subscriptionOf(scope)]
-	if sub == nil {
-		return RoleAssignment{}, fmt.Errorf("subscription of scope %q: %w", n.Scope, ErrNotFound)
-	}
-	if s.state.principals[n.PrincipalID] == nil {
+	p := s.state.principals[n.PrincipalID]
+	if p == nil {
 		return RoleAssignment{}, fmt.Errorf("principal %q: %w", n.PrincipalID, ErrNotFound)
 	}
-	a := newAssignment(scope, dice.UUID(), sub.Tenant, n.PrincipalID, role.id, time.Now().UTC())
-	if other := sub.assigned(a); other != nil {
+	t := s.state.tenants[p.tenant]
+	if !s.state.scopeExists(scope, t) {
+		return RoleAssignment{}, fmt.Errorf("scope %q in the principal's tenant: %w", n.Scope, ErrNotFound)
+	}
+	a := newAssignment(scope, dice.UUID(), t.ID, n.PrincipalID, role.id, time.Now().UTC())
+	if other := t.assigned(a); other != nil {
 		return RoleAssignment{}, fmt.Errorf("role assignment %s: %w", other.ID, ErrExists)
 	}
 	return *a, s.commit(s.assign(a, dice, control, ""))
@@ -378,11 +382,85 @@ func (s *Simulator) RemoveRole(id string) error {
 	dice := s.dice.Of(control)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r := s.state.assignments[strings.ToLower(id)]
-	if r == nil || r.latest() == nil {
-		return fmt.Errorf("role assignment %q: %w", id, ErrNotFound)
+	for _, t := range s.state.tenants {
+		if a := t.assignments.get(id).latest(); a != nil {
+			return s.commit(s.unassign(a, dice, control, ""))
+		}
 	}
-	return s.commit(s.unassign(r.latest(), dice, control, ""))
+	return fmt.Errorf("role assignment %q: %w", id, ErrNotFound)
+}
+
+// CreateManagementGroup makes a management group of a tenant. An empty ID is made
+// up; without a parent it is in the root.
+func (s *Simulator) CreateManagementGroup(n ManagementGroup) (ManagementGroup, error) {
+	dice := s.dice.Of(control)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.state.tenant(n.Tenant)
+	if t == nil {
+		return ManagementGroup{}, fmt.Errorf("tenant %q: %w", n.Tenant, ErrNotFound)
+	}
+	if n.ID == "" {
+		n.ID = dice.UUID()
+	}
+	if n.DisplayName == "" {
+		n.DisplayName = n.ID
+	}
+	n.Tenant, n.Parent = t.ID, cmp.Or(n.Parent, t.ID)
+	switch {
+	case !isGroupName(n.ID):
+		return ManagementGroup{}, fmt.Errorf("management group ID %q has other characters than letters, digits, '-', '_', '.', '(' and ')', or is too long: %w", n.ID, ErrInvalid)
+	case t.managementGroup(n.ID) != nil:
+		return ManagementGroup{}, fmt.Errorf("management group %s: %w", n.ID, ErrExists)
+	case t.managementGroup(n.Parent) == nil:
+		return ManagementGroup{}, fmt.Errorf("management group %q: %w", n.Parent, ErrNotFound)
+	}
+	return n, s.commit(&change{Time: time.Now().UTC(), Kind: "managementGroup.created", Actor: control, Management: &n})
+}
+
+// Deny makes a deny assignment, as a service of Azure's or a deployment stack
+// does. Its ID is made up. It takes as long as a role to reach Resource Manager.
+func (s *Simulator) Deny(n DenyAssignment) (DenyAssignment, error) {
+	dice := s.dice.Of(control)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.state.tenant(n.Tenant)
+	if t == nil {
+		return DenyAssignment{}, fmt.Errorf("tenant %q: %w", n.Tenant, ErrNotFound)
+	}
+	n.Tenant, n.Scope, n.Created = t.ID, "/"+strings.Trim(n.Scope, "/"), time.Now().UTC()
+	switch {
+	case !s.state.scopeExists(n.Scope, t):
+		return DenyAssignment{}, fmt.Errorf("scope %q: %w", n.Scope, ErrNotFound)
+	case len(n.Actions)+len(n.DataActions) == 0 || len(n.Principals) == 0:
+		return DenyAssignment{}, fmt.Errorf("a deny assignment of nothing, or to nobody: %w", ErrInvalid)
+	case slices.Contains(n.ExcludePrincipals, AllPrincipals):
+		return DenyAssignment{}, fmt.Errorf("a deny assignment that excludes everybody: %w", ErrInvalid)
+	}
+	n.ID = n.Scope + "/providers/Microsoft.Authorization/denyAssignments/" + dice.UUID()
+	n.Name = cmp.Or(n.Name, n.ID[strings.LastIndexByte(n.ID, '/')+1:])
+	return n, s.commit(&change{
+		Time: n.Created, Kind: "denial.made", Actor: control, Denial: &n, Visible: Visibility{ARM: s.draw(dice, n.Created, s.config.Lags.Role)},
+	})
+}
+
+// RemoveDenial removes a deny assignment by its ID; Resource Manager's replicas
+// honour it for the removal lag.
+func (s *Simulator) RemoveDenial(id string) error {
+	dice := s.dice.Of(control)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now().UTC()
+	for _, t := range s.state.tenants {
+		h := t.denials.get(id)
+		if d := h.latest(); d != nil {
+			return s.commit(&change{
+				Time: now, Kind: "denial.removed", Actor: control, Denial: d, Undenied: true,
+				Visible: h.follow(now, Visibility{ARM: s.draw(dice, now, s.config.Lags.Removal)}),
+			})
+		}
+	}
+	return fmt.Errorf("deny assignment %q: %w", id, ErrNotFound)
 }
 
 func isDomain(name string) bool {

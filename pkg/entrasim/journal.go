@@ -172,6 +172,10 @@ func (c *change) entry() Entry {
 		e.Tenant, e.Application, e.Object = c.Principal.Tenant, c.Principal.AppID, c.Principal.ID
 	case c.Assignment != nil:
 		e.Tenant, e.Object = c.Assignment.Tenant, c.Assignment.ID
+	case c.Denial != nil:
+		e.Tenant, e.Object = c.Denial.Tenant, c.Denial.ID
+	case c.Management != nil:
+		e.Tenant, e.Object = c.Management.Tenant, managementScope(c.Management.ID)
 	case c.Group != nil:
 		e.Object = groupID(c.Group)
 	case c.Registration != nil:

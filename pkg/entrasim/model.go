@@ -57,6 +57,43 @@ type Subscription struct {
 	ID          string `json:"id"`
 	Tenant      string `json:"tenant"`
 	DisplayName string `json:"displayName"`
+	// ManagementGroup is the ID of the one it is in; empty for the tenant's root.
+	ManagementGroup string `json:"managementGroup,omitempty"`
+}
+
+// ManagementGroup is a node of a tenant's hierarchy, in which subscriptions are
+// the leaves. The root is always there, and has the tenant's ID.
+type ManagementGroup struct {
+	ID          string `json:"id"`
+	Tenant      string `json:"tenant"`
+	DisplayName string `json:"displayName"`
+	// Parent is the ID of the one it is in; empty for the tenant's root.
+	Parent string `json:"parent,omitempty"`
+}
+
+// AllPrincipals stands for everybody in a deny assignment.
+const AllPrincipals = "00000000-0000-0000-0000-000000000000"
+
+// DenyAssignment keeps principals from actions on a scope and all below it,
+// whatever their roles allow.
+type DenyAssignment struct {
+	// ID is the full resource ID.
+	ID          string `json:"id"`
+	Tenant      string `json:"tenant"`
+	Scope       string `json:"scope"`
+	Name        string `json:"name"`
+	Description string `json:"description,omitempty"`
+	// Actions are patterns of what is denied, less NotActions.
+	Actions        []string `json:"actions"`
+	NotActions     []string `json:"notActions,omitempty"`
+	DataActions    []string `json:"dataActions,omitempty"`
+	NotDataActions []string `json:"notDataActions,omitempty"`
+	// Principals are object IDs, or AllPrincipals, less ExcludePrincipals.
+	Principals        []string `json:"principals"`
+	ExcludePrincipals []string `json:"excludePrincipals,omitempty"`
+	// DoNotApplyToChildScopes has it hold for the scope itself alone.
+	DoNotApplyToChildScopes bool      `json:"doNotApplyToChildScopes,omitempty"`
+	Created                 time.Time `json:"created"`
 }
 
 // RoleAssignment gives a principal a role on a scope and all below it.

@@ -43,6 +43,9 @@ type change struct {
 	Principal    *principal        `json:"principal,omitempty"`
 	Assignment   *RoleAssignment   `json:"assignment,omitempty"`
 	Unassigned   bool              `json:"unassigned,omitempty"` // Assignment has been removed
+	Denial       *DenyAssignment   `json:"denial,omitempty"`
+	Undenied     bool              `json:"undenied,omitempty"` // Denial has been removed
+	Management   *ManagementGroup  `json:"management,omitempty"`
 	Group        *resourceGroup    `json:"group,omitempty"`
 	Registration *registration     `json:"registration,omitempty"`
 	Key          []byte            `json:"key,omitempty"` // PKCS #8
@@ -82,8 +85,39 @@ type policyRecord struct {
 	order uint64
 }
 
-type assignmentRecord struct {
-	history[RoleAssignment]
+// shelf is a tenant's assignments of one kind, in the order they were made.
+type shelf[T any] struct {
+	all  []*history[T]
+	byID map[string]*history[T] // lower case
+}
+
+// put makes a version of the thing with the ID; nil removes it.
+func (s *shelf[T]) put(now time.Time, id string, value *T, visible Visibility) {
+	id = strings.ToLower(id)
+	h := s.byID[id]
+	if h == nil {
+		if s.byID == nil {
+			s.byID = make(map[string]*history[T])
+		}
+		h = &history[T]{}
+		s.byID[id] = h
+		s.all = append(s.all, h)
+	}
+	h.add(now, value, visible)
+}
+
+// get returns the thing's history, nil when there never was one.
+func (s *shelf[T]) get(id string) *history[T] { return s.byID[strings.ToLower(id)] }
+
+// seen are those that a replica of Resource Manager honours.
+func (s *shelf[T]) seen(replica int, now time.Time) []*T {
+	var out []*T
+	for _, h := range s.all {
+		if value := h.seen(PlaneARM, replica, now); value != nil {
+			out = append(out, value)
+		}
+	}
+	return out
 }
 
 type tenantRecord struct {
@@ -100,13 +134,15 @@ type tenantRecord struct {
 	defaultPolicy policyRecord                // without versions until somebody changes it
 	purged        []time.Time                 // when applications were, in order, of late
 	quota         *int                        // of directory objects, when it is not the usual one
+	management    map[string]*ManagementGroup // all but the root, by lower-case ID
+	assignments   shelf[RoleAssignment]
+	denials       shelf[DenyAssignment]
 }
 
 type subscriptionRecord struct {
 	Subscription
 
-	groups        map[string]*resourceGroup // by lower-case name
-	assignments   []*assignmentRecord
+	groups        map[string]*resourceGroup         // by lower-case name
 	registrations map[string]*history[registration] // by namespace
 }
 
@@ -120,7 +156,6 @@ type state struct {
 	uniqueNames   map[string]*applicationRecord // by tenant, NUL, name
 	principals    map[string]*principalRecord   // by object ID
 	subscriptions map[string]*subscriptionRecord
-	assignments   map[string]*assignmentRecord // by lower-case ID
 	key           []byte
 }
 
@@ -133,7 +168,6 @@ func newState() *state {
 		uniqueNames:   make(map[string]*applicationRecord),
 		principals:    make(map[string]*principalRecord),
 		subscriptions: make(map[string]*subscriptionRecord),
-		assignments:   make(map[string]*assignmentRecord),
 	}
 }
 
@@ -150,7 +184,10 @@ func (st *state) tenant(name string) *tenantRecord {
 // inputs, so replaying the file gives the same state again.
 func (st *state) apply(c *change) error {
 	if t := c.Tenant; t != nil {
-		r := &tenantRecord{Tenant: *t, principal: make(map[string]*principalRecord), blocks: make(map[string]string)}
+		r := &tenantRecord{
+			Tenant: *t, principal: make(map[string]*principalRecord), blocks: make(map[string]string),
+			management: make(map[string]*ManagementGroup),
+		}
 		st.tenants[t.ID] = r
 		st.domains[strings.ToLower(t.Domain)] = r
 	}
@@ -322,23 +359,34 @@ func (st *state) applyPrincipal(c *change) error {
 }
 
 func (st *state) applyAzure(c *change) error {
+	if m := c.Management; m != nil {
+		t := st.tenants[m.Tenant]
+		if t == nil {
+			return fmt.Errorf("tenant %s of management group: %w", m.Tenant, ErrNotFound)
+		}
+		t.management[strings.ToLower(m.ID)] = m
+	}
 	if a := c.Assignment; a != nil {
-		sub := st.subscriptions[subscriptionOf(a.Scope)]
-		if sub == nil {
-			return fmt.Errorf("subscription of %s: %w", a.Scope, ErrNotFound)
+		t := st.tenants[a.Tenant]
+		if t == nil {
+			return fmt.Errorf("tenant %s of role assignment: %w", a.Tenant, ErrNotFound)
 		}
-		key := strings.ToLower(a.ID)
-		r := st.assignments[key]
-		if r == nil {
-			r = &assignmentRecord{}
-			st.assignments[key] = r
-			sub.assignments = append(sub.assignments, r)
-		}
+		id := a.ID
 		if c.Unassigned {
-			r.add(c.Time, nil, c.Visible)
-		} else {
-			r.add(c.Time, a, c.Visible)
+			a = nil
 		}
+		t.assignments.put(c.Time, id, a, c.Visible)
+	}
+	if d := c.Denial; d != nil {
+		t := st.tenants[d.Tenant]
+		if t == nil {
+			return fmt.Errorf("tenant %s of deny assignment: %w", d.Tenant, ErrNotFound)
+		}
+		id := d.ID
+		if c.Undenied {
+			d = nil
+		}
+		t.denials.put(c.Time, id, d, c.Visible)
 	}
 	if g := c.Group; g != nil {
 		sub := st.subscriptions[g.Subscription]
@@ -367,9 +415,12 @@ func uniqueKey(tenant, name string) string {
 	return tenant + "\x00" + name
 }
 
+// segments are the parts of a scope.
+func segments(scope string) []string { return strings.Split(strings.Trim(scope, "/"), "/") }
+
 // subscriptionOf returns the lower-case subscription ID a scope begins with.
 func subscriptionOf(scope string) string {
-	parts := strings.Split(strings.ToLower(strings.Trim(scope, "/")), "/")
+	parts := segments(strings.ToLower(scope))
 	if len(parts) < 2 || parts[0] != "subscriptions" {
 		return ""
 	}
