@@ -107,7 +107,8 @@ const (
 	// A proven credential is live.
 	Condition_TYPE_CREDENTIAL_READY Condition_Type = 3
 	// The service principal has an Azure role in the default subscription, as last looked: the reason says for reading or for
-	// changing things. Absent until that was looked at; the integration's state does not rest on it.
+	// changing things. False also where deny assignments take away from what its roles give. Absent until that was looked at; the
+	// integration's state does not rest on it.
 	Condition_TYPE_PERMISSIONS_VERIFIED Condition_Type = 4
 )
 

@@ -385,16 +385,25 @@ type ScopePermissions struct {
 	Scope string `protobuf:"bytes,1,opt,name=scope,proto3" json:"scope,omitempty"`
 	// How much could be seen.
 	Visibility ScopePermissions_Visibility `protobuf:"varint,2,opt,name=visibility,proto3,enum=phasekey.vault.v1.ScopePermissions_Visibility" json:"visibility,omitempty"`
-	// The roles that the principal, or a group it is in, was assigned at, above or below the scope.
+	// The roles that the principal, or a group it is in, was assigned at, above or below the scope; of a management group, also in
+	// those above and below it.
 	Roles []*AssignedRole `protobuf:"bytes,3,rep,name=roles,proto3" json:"roles,omitempty"`
-	// What there is of reading, as initializing and planning do.
+	// What there is of reading, as initializing and planning do: of the control plane. Data in resources, such as blobs and secrets, is
+	// not part of it, though a configuration may need some: see AssignedRole.data_actions.
 	Read ScopePermissions_Level `protobuf:"varint,4,opt,name=read,proto3,enum=phasekey.vault.v1.ScopePermissions_Level" json:"read,omitempty"`
-	// What there is of changing things, as applying does. Assigning roles is not part of it.
+	// What there is of changing things, as applying does, likewise. Assigning roles is not part of it.
 	Write ScopePermissions_Level `protobuf:"varint,5,opt,name=write,proto3,enum=phasekey.vault.v1.ScopePermissions_Level" json:"write,omitempty"`
-	// What to run, as somebody who may assign roles there, for reading to be FULL; empty when it is.
+	// What to run, as somebody who may assign roles there, for the roles to allow all reading; empty when they do. Against deny assignments
+	// no role helps.
 	ReadCommand string `protobuf:"bytes,6,opt,name=read_command,json=readCommand,proto3" json:"read_command,omitempty"`
 	// Likewise for changing things.
-	WriteCommand  string `protobuf:"bytes,7,opt,name=write_command,json=writeCommand,proto3" json:"write_command,omitempty"`
+	WriteCommand string `protobuf:"bytes,7,opt,name=write_command,json=writeCommand,proto3" json:"write_command,omitempty"`
+	// The deny assignments at or above the scope that concern the principal, or a group it is in. They override roles; who made them, a
+	// service or a deployment stack, may remove them or exclude the principal.
+	DenyAssignments []*DenyAssignment `protobuf:"bytes,8,rep,name=deny_assignments,json=denyAssignments,proto3" json:"deny_assignments,omitempty"`
+	// Whether reading or changing things is less than the roles make it, because of deny assignments; or may be, for they could not be read:
+	// then neither is FULL.
+	Denied        bool `protobuf:"varint,9,opt,name=denied,proto3" json:"denied,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -478,6 +487,20 @@ func (x *ScopePermissions) GetWriteCommand() string {
 	return ""
 }
 
+func (x *ScopePermissions) GetDenyAssignments() []*DenyAssignment {
+	if x != nil {
+		return x.DenyAssignments
+	}
+	return nil
+}
+
+func (x *ScopePermissions) GetDenied() bool {
+	if x != nil {
+		return x.Denied
+	}
+	return false
+}
+
 // A role that is assigned.
 type AssignedRole struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -486,7 +509,9 @@ type AssignedRole struct {
 	// The scope for which it is assigned.
 	Scope string `protobuf:"bytes,2,opt,name=scope,proto3" json:"scope,omitempty"`
 	// Whether it holds only under a condition.
-	Conditional   bool `protobuf:"varint,3,opt,name=conditional,proto3" json:"conditional,omitempty"`
+	Conditional bool `protobuf:"varint,3,opt,name=conditional,proto3" json:"conditional,omitempty"`
+	// Whether it also allows something with data in resources, such as reading blobs.
+	DataActions   bool `protobuf:"varint,4,opt,name=data_actions,json=dataActions,proto3" json:"data_actions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -542,6 +567,86 @@ func (x *AssignedRole) GetConditional() bool {
 	return false
 }
 
+func (x *AssignedRole) GetDataActions() bool {
+	if x != nil {
+		return x.DataActions
+	}
+	return false
+}
+
+// A deny assignment.
+type DenyAssignment struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What it is called; it often tells who made it.
+	DenyAssignment string `protobuf:"bytes,1,opt,name=deny_assignment,json=denyAssignment,proto3" json:"deny_assignment,omitempty"`
+	// The scope at which it is.
+	Scope string `protobuf:"bytes,2,opt,name=scope,proto3" json:"scope,omitempty"`
+	// What it takes away from reading: NONE, PARTIAL, or FULL for all of it.
+	Read ScopePermissions_Level `protobuf:"varint,3,opt,name=read,proto3,enum=phasekey.vault.v1.ScopePermissions_Level" json:"read,omitempty"`
+	// What it takes away from changing things, likewise.
+	Write         ScopePermissions_Level `protobuf:"varint,4,opt,name=write,proto3,enum=phasekey.vault.v1.ScopePermissions_Level" json:"write,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DenyAssignment) Reset() {
+	*x = DenyAssignment{}
+	mi := &file_phasekey_vault_v1_access_service_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DenyAssignment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DenyAssignment) ProtoMessage() {}
+
+func (x *DenyAssignment) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_vault_v1_access_service_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DenyAssignment.ProtoReflect.Descriptor instead.
+func (*DenyAssignment) Descriptor() ([]byte, []int) {
+	return file_phasekey_vault_v1_access_service_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *DenyAssignment) GetDenyAssignment() string {
+	if x != nil {
+		return x.DenyAssignment
+	}
+	return ""
+}
+
+func (x *DenyAssignment) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
+}
+
+func (x *DenyAssignment) GetRead() ScopePermissions_Level {
+	if x != nil {
+		return x.Read
+	}
+	return ScopePermissions_LEVEL_UNSPECIFIED
+}
+
+func (x *DenyAssignment) GetWrite() ScopePermissions_Level {
+	if x != nil {
+		return x.Write
+	}
+	return ScopePermissions_LEVEL_UNSPECIFIED
+}
+
 var File_phasekey_vault_v1_access_service_proto protoreflect.FileDescriptor
 
 const file_phasekey_vault_v1_access_service_proto_rawDesc = "" +
@@ -566,7 +671,7 @@ const file_phasekey_vault_v1_access_service_proto_rawDesc = "" +
 	"\x1bservice_principal_object_id\x18\x01 \x01(\tR\x18servicePrincipalObjectId\x12;\n" +
 	"\x06scopes\x18\x02 \x03(\v2#.phasekey.vault.v1.ScopePermissionsR\x06scopes\x129\n" +
 	"\n" +
-	"check_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tcheckTime\"\xbf\x04\n" +
+	"check_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tcheckTime\"\xa5\x05\n" +
 	"\x10ScopePermissions\x12\x14\n" +
 	"\x05scope\x18\x01 \x01(\tR\x05scope\x12N\n" +
 	"\n" +
@@ -576,7 +681,9 @@ const file_phasekey_vault_v1_access_service_proto_rawDesc = "" +
 	"\x04read\x18\x04 \x01(\x0e2).phasekey.vault.v1.ScopePermissions.LevelR\x04read\x12?\n" +
 	"\x05write\x18\x05 \x01(\x0e2).phasekey.vault.v1.ScopePermissions.LevelR\x05write\x12!\n" +
 	"\fread_command\x18\x06 \x01(\tR\vreadCommand\x12#\n" +
-	"\rwrite_command\x18\a \x01(\tR\fwriteCommand\"Q\n" +
+	"\rwrite_command\x18\a \x01(\tR\fwriteCommand\x12L\n" +
+	"\x10deny_assignments\x18\b \x03(\v2!.phasekey.vault.v1.DenyAssignmentR\x0fdenyAssignments\x12\x16\n" +
+	"\x06denied\x18\t \x01(\bR\x06denied\"Q\n" +
 	"\x05Level\x12\x15\n" +
 	"\x11LEVEL_UNSPECIFIED\x10\x00\x12\x0e\n" +
 	"\n" +
@@ -589,11 +696,17 @@ const file_phasekey_vault_v1_access_service_proto_rawDesc = "" +
 	"\x16VISIBILITY_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16VISIBILITY_ASSIGNMENTS\x10\x01\x12\x16\n" +
 	"\x12VISIBILITY_ACTIONS\x10\x02\x12\x15\n" +
-	"\x11VISIBILITY_DENIED\x10\x03\"Z\n" +
+	"\x11VISIBILITY_DENIED\x10\x03\"}\n" +
 	"\fAssignedRole\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\x12\x14\n" +
 	"\x05scope\x18\x02 \x01(\tR\x05scope\x12 \n" +
-	"\vconditional\x18\x03 \x01(\bR\vconditional2\xed\x01\n" +
+	"\vconditional\x18\x03 \x01(\bR\vconditional\x12!\n" +
+	"\fdata_actions\x18\x04 \x01(\bR\vdataActions\"\xcf\x01\n" +
+	"\x0eDenyAssignment\x12'\n" +
+	"\x0fdeny_assignment\x18\x01 \x01(\tR\x0edenyAssignment\x12\x14\n" +
+	"\x05scope\x18\x02 \x01(\tR\x05scope\x12=\n" +
+	"\x04read\x18\x03 \x01(\x0e2).phasekey.vault.v1.ScopePermissions.LevelR\x04read\x12?\n" +
+	"\x05write\x18\x04 \x01(\x0e2).phasekey.vault.v1.ScopePermissions.LevelR\x05write2\xed\x01\n" +
 	"\rAccessService\x12f\n" +
 	"\fProbeConsent\x12&.phasekey.vault.v1.ProbeConsentRequest\x1a'.phasekey.vault.v1.ProbeConsentResponse\"\x05\x8a\x94#\x01\x04\x12t\n" +
 	"\x10CheckPermissions\x12*.phasekey.vault.v1.CheckPermissionsRequest\x1a+.phasekey.vault.v1.CheckPermissionsResponse\"\a\x8a\x94#\x03\x04\x01\x02B,Z*phasekey.dev/gen/phasekey/vault/v1;vaultv1b\x06proto3"
@@ -611,7 +724,7 @@ func file_phasekey_vault_v1_access_service_proto_rawDescGZIP() []byte {
 }
 
 var file_phasekey_vault_v1_access_service_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_phasekey_vault_v1_access_service_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_phasekey_vault_v1_access_service_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_phasekey_vault_v1_access_service_proto_goTypes = []any{
 	(ScopePermissions_Level)(0),      // 0: phasekey.vault.v1.ScopePermissions.Level
 	(ScopePermissions_Visibility)(0), // 1: phasekey.vault.v1.ScopePermissions.Visibility
@@ -621,25 +734,29 @@ var file_phasekey_vault_v1_access_service_proto_goTypes = []any{
 	(*CheckPermissionsResponse)(nil), // 5: phasekey.vault.v1.CheckPermissionsResponse
 	(*ScopePermissions)(nil),         // 6: phasekey.vault.v1.ScopePermissions
 	(*AssignedRole)(nil),             // 7: phasekey.vault.v1.AssignedRole
-	(*timestamppb.Timestamp)(nil),    // 8: google.protobuf.Timestamp
+	(*DenyAssignment)(nil),           // 8: phasekey.vault.v1.DenyAssignment
+	(*timestamppb.Timestamp)(nil),    // 9: google.protobuf.Timestamp
 }
 var file_phasekey_vault_v1_access_service_proto_depIdxs = []int32{
-	8, // 0: phasekey.vault.v1.ProbeConsentResponse.probe_time:type_name -> google.protobuf.Timestamp
-	6, // 1: phasekey.vault.v1.CheckPermissionsResponse.scopes:type_name -> phasekey.vault.v1.ScopePermissions
-	8, // 2: phasekey.vault.v1.CheckPermissionsResponse.check_time:type_name -> google.protobuf.Timestamp
-	1, // 3: phasekey.vault.v1.ScopePermissions.visibility:type_name -> phasekey.vault.v1.ScopePermissions.Visibility
-	7, // 4: phasekey.vault.v1.ScopePermissions.roles:type_name -> phasekey.vault.v1.AssignedRole
-	0, // 5: phasekey.vault.v1.ScopePermissions.read:type_name -> phasekey.vault.v1.ScopePermissions.Level
-	0, // 6: phasekey.vault.v1.ScopePermissions.write:type_name -> phasekey.vault.v1.ScopePermissions.Level
-	2, // 7: phasekey.vault.v1.AccessService.ProbeConsent:input_type -> phasekey.vault.v1.ProbeConsentRequest
-	4, // 8: phasekey.vault.v1.AccessService.CheckPermissions:input_type -> phasekey.vault.v1.CheckPermissionsRequest
-	3, // 9: phasekey.vault.v1.AccessService.ProbeConsent:output_type -> phasekey.vault.v1.ProbeConsentResponse
-	5, // 10: phasekey.vault.v1.AccessService.CheckPermissions:output_type -> phasekey.vault.v1.CheckPermissionsResponse
-	9, // [9:11] is the sub-list for method output_type
-	7, // [7:9] is the sub-list for method input_type
-	7, // [7:7] is the sub-list for extension type_name
-	7, // [7:7] is the sub-list for extension extendee
-	0, // [0:7] is the sub-list for field type_name
+	9,  // 0: phasekey.vault.v1.ProbeConsentResponse.probe_time:type_name -> google.protobuf.Timestamp
+	6,  // 1: phasekey.vault.v1.CheckPermissionsResponse.scopes:type_name -> phasekey.vault.v1.ScopePermissions
+	9,  // 2: phasekey.vault.v1.CheckPermissionsResponse.check_time:type_name -> google.protobuf.Timestamp
+	1,  // 3: phasekey.vault.v1.ScopePermissions.visibility:type_name -> phasekey.vault.v1.ScopePermissions.Visibility
+	7,  // 4: phasekey.vault.v1.ScopePermissions.roles:type_name -> phasekey.vault.v1.AssignedRole
+	0,  // 5: phasekey.vault.v1.ScopePermissions.read:type_name -> phasekey.vault.v1.ScopePermissions.Level
+	0,  // 6: phasekey.vault.v1.ScopePermissions.write:type_name -> phasekey.vault.v1.ScopePermissions.Level
+	8,  // 7: phasekey.vault.v1.ScopePermissions.deny_assignments:type_name -> phasekey.vault.v1.DenyAssignment
+	0,  // 8: phasekey.vault.v1.DenyAssignment.read:type_name -> phasekey.vault.v1.ScopePermissions.Level
+	0,  // 9: phasekey.vault.v1.DenyAssignment.write:type_name -> phasekey.vault.v1.ScopePermissions.Level
+	2,  // 10: phasekey.vault.v1.AccessService.ProbeConsent:input_type -> phasekey.vault.v1.ProbeConsentRequest
+	4,  // 11: phasekey.vault.v1.AccessService.CheckPermissions:input_type -> phasekey.vault.v1.CheckPermissionsRequest
+	3,  // 12: phasekey.vault.v1.AccessService.ProbeConsent:output_type -> phasekey.vault.v1.ProbeConsentResponse
+	5,  // 13: phasekey.vault.v1.AccessService.CheckPermissions:output_type -> phasekey.vault.v1.CheckPermissionsResponse
+	12, // [12:14] is the sub-list for method output_type
+	10, // [10:12] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_phasekey_vault_v1_access_service_proto_init() }
@@ -653,7 +770,7 @@ func file_phasekey_vault_v1_access_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_phasekey_vault_v1_access_service_proto_rawDesc), len(file_phasekey_vault_v1_access_service_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   6,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -38,7 +38,8 @@ type AccessServiceClient interface {
 	ProbeConsent(ctx context.Context, in *ProbeConsentRequest, opts ...grpc.CallOption) (*ProbeConsentResponse, error)
 	// Looks which Azure roles the integration's service principal holds, and says what reading or changing things still lacks, with
 	// the commands that give it. It is asked of Azure Resource Manager as the principal itself, so a role that does not show
-	// role assignments may show as DENIED. A principal is looked at at most once in ten seconds for one list of scopes; calls in
+	// role assignments may show as DENIED. Deny assignments at or above a scope count, for they override roles; those below it, which
+	// services have on the resource groups that they manage, do not, and policies and locks neither. A principal is looked at at most once in ten seconds for one list of scopes; calls in
 	// between get the last answer. What is found in the default subscription becomes the condition PERMISSIONS_VERIFIED, and is
 	// looked at again from time to time.
 	// Caller: the broker; the platform or an operator, within their accounts.
@@ -92,7 +93,8 @@ type AccessServiceServer interface {
 	ProbeConsent(context.Context, *ProbeConsentRequest) (*ProbeConsentResponse, error)
 	// Looks which Azure roles the integration's service principal holds, and says what reading or changing things still lacks, with
 	// the commands that give it. It is asked of Azure Resource Manager as the principal itself, so a role that does not show
-	// role assignments may show as DENIED. A principal is looked at at most once in ten seconds for one list of scopes; calls in
+	// role assignments may show as DENIED. Deny assignments at or above a scope count, for they override roles; those below it, which
+	// services have on the resource groups that they manage, do not, and policies and locks neither. A principal is looked at at most once in ten seconds for one list of scopes; calls in
 	// between get the last answer. What is found in the default subscription becomes the condition PERMISSIONS_VERIFIED, and is
 	// looked at again from time to time.
 	// Caller: the broker; the platform or an operator, within their accounts.

@@ -22,15 +22,40 @@ var permissionsView = view[*vaultv1.ScopePermissions]{
 			if r.GetConditional() {
 				role += ", under a condition"
 			}
+			if r.GetDataActions() {
+				role += ", also of data"
+			}
 			roles = append(roles, role)
 		}
 		return strings.Join(roles, "\n")
 	}},
 	{label: "Reading", cell: func(p *vaultv1.ScopePermissions) string { return word(p.GetRead()) }},
 	{label: "Writing", cell: func(p *vaultv1.ScopePermissions) string { return word(p.GetWrite()) }},
+	{label: "Denied", cell: func(p *vaultv1.ScopePermissions) string {
+		if p.GetDenied() && len(p.GetDenyAssignments()) == 0 {
+			return "by deny assignments that cannot be read, or may be"
+		}
+		var denied []string
+		for _, d := range p.GetDenyAssignments() {
+			denied = append(denied, d.GetDenyAssignment()+" at "+d.GetScope()+": takes "+taken(d.GetRead())+" of reading, "+taken(d.GetWrite())+" of writing")
+		}
+		return strings.Join(denied, "\n")
+	}},
 	{label: "Seen by", cell: func(p *vaultv1.ScopePermissions) string { return word(p.GetVisibility()) }},
 	{label: "To read", cell: (*vaultv1.ScopePermissions).GetReadCommand},
 	{label: "To write", cell: (*vaultv1.ScopePermissions).GetWriteCommand},
+}
+
+// taken says how much a deny assignment takes away.
+func taken(l vaultv1.ScopePermissions_Level) string {
+	switch l {
+	case vaultv1.ScopePermissions_LEVEL_FULL:
+		return "all"
+	case vaultv1.ScopePermissions_LEVEL_PARTIAL:
+		return "some"
+	case vaultv1.ScopePermissions_LEVEL_NONE, vaultv1.ScopePermissions_LEVEL_UNSPECIFIED:
+	}
+	return "none"
 }
 
 func (o *options) checkPermissions() *cobra.Command {

@@ -14,6 +14,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -34,6 +35,9 @@ var ErrUnavailable = errors.New("resource manager is not available")
 
 // errDenied means that the principal may not see what it asked for, or that it is not there: Resource Manager says either.
 var errDenied = errors.New("denied, or not there")
+
+// errDenyAssignment means that it may not see it in spite of its roles.
+var errDenyAssignment = fmt.Errorf("%w: by a deny assignment", errDenied)
 
 // Config names one cloud's Resource Manager.
 type Config struct {
@@ -69,40 +73,132 @@ func New(config Config) *Client {
 	}}
 }
 
-// See says what a principal sees of its own roles in a scope, with a token of its own. ErrUnavailable, or ctx's error. That it may see
-// nothing is no error.
+// See says what a principal sees of its own roles in a scope, and of what is denied to it, with a token of its own. ErrUnavailable, or
+// ctx's error. That it may see nothing is no error.
 func (c *Client) See(ctx context.Context, token secret.Text, scope, principal string) (permission.Seen, error) {
+	seen, err := c.roles(ctx, token, scope, principal)
+	if err != nil || seen.Visibility == permission.Denied {
+		return seen, err
+	}
+	seen.Denials, err = c.denials(ctx, token, scope, principal)
+	if refused(err) {
+		seen.Hidden, err = true, nil
+	}
+	return seen, err
+}
+
+// roles says what is seen of the principal's roles.
+func (c *Client) roles(ctx context.Context, token secret.Text, scope, principal string) (permission.Seen, error) {
 	// assignedTo, unlike principalId, has what is assigned to the principal's groups too; it may want to read them.
 	held, err := c.assignments(ctx, token, scope, "assignedTo('"+principal+"')")
-	if errors.Is(err, errUnsupported) || errors.Is(err, errDenied) {
+	if refused(err) {
 		held, err = c.assignments(ctx, token, scope, "principalId eq '"+principal+"'")
 	}
 	switch {
 	case err == nil:
-		return permission.Seen{Visibility: permission.Assignments, Assignments: held}, nil
-	case !errors.Is(err, errDenied):
+		return permission.Seen{Visibility: permission.Assignments, Assignments: held}, c.place(ctx, token, scope, principal, held)
+	case !refused(err):
 		return permission.Seen{}, err
 	}
 	var own struct {
 		Value []permissionJSON `json:"value"`
 	}
+	hidden := errors.Is(err, errDenyAssignment)
 	err = c.get(ctx, token, scope+"/providers/Microsoft.Authorization/permissions", "", &own)
 	switch {
-	case errors.Is(err, errDenied), errors.Is(err, errUnsupported):
-		return permission.Seen{Visibility: permission.Denied}, nil
+	case refused(err):
+		return permission.Seen{Visibility: permission.Denied, Hidden: hidden || errors.Is(err, errDenyAssignment)}, nil
 	case err != nil:
 		return permission.Seen{}, err
 	}
 	allowed := permissionsOf(own.Value)
 	if len(allowed) == 0 {
-		return permission.Seen{Visibility: permission.Denied}, nil
+		return permission.Seen{Visibility: permission.Denied, Hidden: hidden}, nil
 	}
 	return permission.Seen{Visibility: permission.Actions, Allowed: allowed}, nil
 }
 
+// refused reports whether an error is Resource Manager's no, in whichever words.
+func refused(err error) bool {
+	return errors.Is(err, errDenied) || errors.Is(err, errUnsupported)
+}
+
+// place finds out which assignments of other management groups than the one that is looked at are above it. Where that is not to be
+// known, they count as below.
+func (c *Client) place(ctx context.Context, token secret.Text, scope, principal string, held []permission.Assignment) error {
+	another := func(a permission.Assignment) bool {
+		return isManagementGroup(a.Scope) && !strings.EqualFold(a.Scope, scope)
+	}
+	if !isManagementGroup(scope) || !slices.ContainsFunc(held, another) {
+		return nil
+	}
+	above, err := list[assignmentJSON](ctx, c, token, scope+"/providers/Microsoft.Authorization/roleAssignments", "atScope() and assignedTo('"+principal+"')")
+	if refused(err) {
+		return nil
+	}
+	for i := range held {
+		held[i].Above = another(held[i]) && slices.ContainsFunc(above, func(a assignmentJSON) bool { return strings.EqualFold(a.Properties.Scope, held[i].Scope) })
+	}
+	return err
+}
+
+func isManagementGroup(scope string) bool {
+	return strings.HasPrefix(strings.ToLower(scope), "/providers/microsoft.management/managementgroups/")
+}
+
+type denialJSON struct {
+	ID         string `json:"id"`
+	Properties struct {
+		Name                    string           `json:"denyAssignmentName"`
+		Scope                   string           `json:"scope"`
+		DoNotApplyToChildScopes bool             `json:"doNotApplyToChildScopes"`
+		Permissions             []permissionJSON `json:"permissions"`
+		Principals              []principalJSON  `json:"principals"`
+		ExcludePrincipals       []principalJSON  `json:"excludePrincipals"`
+	} `json:"properties"`
+}
+
+type principalJSON struct {
+	ID   string `json:"id"`
+	Type string `json:"type"`
+}
+
+// allPrincipals stands for everybody in a deny assignment.
+const allPrincipals = "00000000-0000-0000-0000-000000000000"
+
+// denials are the deny assignments that are in force in a scope against a principal. Those below it are left out: services have them on
+// the resource groups that they manage, where nobody else is to change anything.
+func (c *Client) denials(ctx context.Context, token secret.Text, scope, principal string) ([]permission.Denial, error) {
+	path := scope + "/providers/Microsoft.Authorization/denyAssignments"
+	all, err := list[denialJSON](ctx, c, token, path, "atScope()")
+	if err != nil {
+		return nil, err
+	}
+	var mine []denialJSON
+	if slices.ContainsFunc(all, func(d denialJSON) bool { return slices.ContainsFunc(d.Properties.Principals, principalJSON.isGroup) }) {
+		if mine, err = list[denialJSON](ctx, c, token, path, "atScope() and assignedTo('"+principal+"')"); err != nil {
+			return nil, err
+		}
+	}
+	is := func(p principalJSON) bool { return strings.EqualFold(p.ID, principal) }
+	var out []permission.Denial
+	for _, d := range all {
+		concerned := slices.ContainsFunc(d.Properties.Principals, func(p principalJSON) bool { return is(p) || p.ID == allPrincipals }) ||
+			slices.ContainsFunc(mine, func(m denialJSON) bool { return m.ID == d.ID })
+		elsewhere := d.Properties.DoNotApplyToChildScopes && !strings.EqualFold(d.Properties.Scope, scope)
+		if concerned && !elsewhere && !slices.ContainsFunc(d.Properties.ExcludePrincipals, is) {
+			out = append(out, permission.Denial{Name: d.Properties.Name, Scope: d.Properties.Scope, Permissions: permissionsOf(d.Properties.Permissions)})
+		}
+	}
+	return out, nil
+}
+
+func (p principalJSON) isGroup() bool { return strings.EqualFold(p.Type, "Group") }
+
 type permissionJSON struct {
-	Actions    []string `json:"actions"`
-	NotActions []string `json:"notActions"`
+	Actions     []string `json:"actions"`
+	NotActions  []string `json:"notActions"`
+	DataActions []string `json:"dataActions"`
 }
 
 func permissionsOf(all []permissionJSON) []permission.Permission {
@@ -113,37 +209,49 @@ func permissionsOf(all []permissionJSON) []permission.Permission {
 	return out
 }
 
-type assignmentsJSON struct {
-	Value []struct {
-		Properties struct {
-			RoleDefinitionID string `json:"roleDefinitionId"`
-			Scope            string `json:"scope"`
-			Condition        string `json:"condition"`
-		} `json:"properties"`
-	} `json:"value"`
-	NextLink string `json:"nextLink"`
+type assignmentJSON struct {
+	Properties struct {
+		RoleDefinitionID string `json:"roleDefinitionId"`
+		Scope            string `json:"scope"`
+		Condition        string `json:"condition"`
+	} `json:"properties"`
 }
 
 // assignments are those that a filter lets through, with what their roles allow.
 func (c *Client) assignments(ctx context.Context, token secret.Text, scope, filter string) ([]permission.Assignment, error) {
+	all, err := list[assignmentJSON](ctx, c, token, scope+"/providers/Microsoft.Authorization/roleAssignments", filter)
+	if err != nil {
+		return nil, err
+	}
 	roles := map[string]*roleJSON{}
 	var out []permission.Assignment
-	link := c.address(scope+"/providers/Microsoft.Authorization/roleAssignments", filter)
+	for _, a := range all {
+		role, err := c.role(ctx, token, scope, a.Properties.RoleDefinitionID, roles)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, permission.Assignment{
+			Role: role.Properties.RoleName, Scope: a.Properties.Scope, Conditional: a.Properties.Condition != "",
+			Data:        slices.ContainsFunc(role.Properties.Permissions, func(p permissionJSON) bool { return len(p.DataActions) > 0 }),
+			Permissions: permissionsOf(role.Properties.Permissions),
+		})
+	}
+	return out, nil
+}
+
+// list is all of a list, page by page.
+func list[T any](ctx context.Context, c *Client, token secret.Text, path, filter string) ([]T, error) {
+	var out []T
+	link := c.address(path, filter)
 	for range maxPages {
-		var page assignmentsJSON
+		var page struct {
+			Value    []T    `json:"value"`
+			NextLink string `json:"nextLink"`
+		}
 		if err := c.fetch(ctx, token, link, &page); err != nil {
 			return nil, err
 		}
-		for _, a := range page.Value {
-			role, err := c.role(ctx, token, a.Properties.RoleDefinitionID, roles)
-			if err != nil {
-				return nil, err
-			}
-			out = append(out, permission.Assignment{
-				Role: role.Properties.RoleName, Scope: a.Properties.Scope, Conditional: a.Properties.Condition != "",
-				Permissions: permissionsOf(role.Properties.Permissions),
-			})
-		}
+		out = append(out, page.Value...)
 		if page.NextLink == "" {
 			return out, nil
 		}
@@ -163,21 +271,26 @@ type roleJSON struct {
 	} `json:"properties"`
 }
 
-// role looks a role up, once. One that the principal may not read has its ID for a name, and allows something that nobody knows.
-func (c *Client) role(ctx context.Context, token secret.Text, id string, known map[string]*roleJSON) (*roleJSON, error) {
+// role looks a role up, once: as it is called in the scope, where the principal may read what it may read at all, and by its own ID
+// where it is not known there. One that the principal may not read has its ID for a name, and allows something that nobody knows.
+func (c *Client) role(ctx context.Context, token secret.Text, scope, id string, known map[string]*roleJSON) (*roleJSON, error) {
 	key := strings.ToLower(id)
 	if role := known[key]; role != nil {
 		return role, nil
 	}
+	name := id[strings.LastIndexByte(id, '/')+1:]
 	unread := &roleJSON{}
-	unread.Properties.RoleName = id[strings.LastIndexByte(id, '/')+1:]
+	unread.Properties.RoleName = name
 	if len(known) >= maxRoles || !strings.HasPrefix(id, "/") {
 		return unread, nil
 	}
 	role := &roleJSON{}
-	err := c.get(ctx, token, id, "", role)
+	err := c.get(ctx, token, scope+"/providers/Microsoft.Authorization/roleDefinitions/"+name, "", role)
+	if refused(err) && !strings.HasPrefix(key, strings.ToLower(scope)+"/providers/microsoft.authorization/") {
+		err = c.get(ctx, token, id, "", role)
+	}
 	switch {
-	case errors.Is(err, errDenied), errors.Is(err, errUnsupported):
+	case refused(err):
 		role = unread
 	case err != nil:
 		return nil, err
@@ -226,6 +339,8 @@ func (c *Client) fetch(ctx context.Context, token secret.Text, address string, i
 			return fmt.Errorf("%w: an answer that cannot be read: %w", ErrUnavailable, err)
 		}
 		return nil
+	case status == http.StatusForbidden && codeOf(body) == "DenyAssignmentAuthorizationFailed":
+		return errDenyAssignment
 	case status == http.StatusForbidden, status == http.StatusNotFound:
 		return errDenied
 	case status == http.StatusBadRequest:
@@ -233,4 +348,17 @@ func (c *Client) fetch(ctx context.Context, token secret.Text, address string, i
 	default:
 		return fmt.Errorf("%w: status %d", ErrUnavailable, status)
 	}
+}
+
+// codeOf is the code of an error's body, empty for one that cannot be read.
+func codeOf(body []byte) string {
+	var failed struct {
+		Error struct {
+			Code string `json:"code"`
+		} `json:"error"`
+	}
+	if json.Unmarshal(body, &failed) != nil {
+		return ""
+	}
+	return failed.Error.Code
 }

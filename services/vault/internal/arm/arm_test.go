@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -113,6 +114,119 @@ func TestClient_SeesWhatIsAssigned(t *testing.T) {
 	}
 }
 
+const (
+	landing = "/providers/Microsoft.Management/managementGroups/landing"
+	corp    = "/providers/Microsoft.Management/managementGroups/corp"
+	online  = "/providers/Microsoft.Management/managementGroups/online"
+)
+
+// inGroups has a customer's management groups: landing, with corp and online in it, and a subscription in corp.
+func inGroups(t *testing.T) *customer {
+	t.Helper()
+	c := newCustomer(t)
+	for _, m := range []entrasim.ManagementGroup{{ID: "landing"}, {ID: "corp", Parent: "landing"}, {ID: "online", Parent: "landing"}} {
+		m.Tenant = c.principal.Tenant
+		if _, err := c.sim.CreateManagementGroup(m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	inside, err := c.sim.CreateSubscription(entrasim.Subscription{Tenant: c.principal.Tenant, ManagementGroup: "corp"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.subscription = "/subscriptions/" + inside.ID
+	return c
+}
+
+func TestClient_SeesRolesThroughManagementGroups(t *testing.T) {
+	full, part, none := permission.Full, permission.Partial, permission.None
+	for _, tc := range []struct {
+		name     string
+		assigned string
+		levels   map[string]permission.Level // of changing things, by scope
+	}{
+		{"at the top", landing, map[string]permission.Level{landing: full, corp: full, online: full, "subscription": full}},
+		{"in the middle", corp, map[string]permission.Level{corp: full, "subscription": full, online: none}},
+		{"in the subscription", "subscription", map[string]permission.Level{"subscription": full, online: none, landing: none}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c := inGroups(t)
+			at := map[string]string{"subscription": c.subscription}
+			place := func(scope string) string {
+				if known := at[scope]; known != "" {
+					return known
+				}
+				return scope
+			}
+			c.assign("Contributor", place(tc.assigned))
+			for scope, want := range tc.levels {
+				if v := c.see(place(scope)); v.Write != want || (want == none) != (v.Visibility == permission.Denied) {
+					t.Errorf("%s: %+v, want %s", scope, v, want)
+				}
+			}
+		})
+	}
+	t.Run("above and below at once", func(t *testing.T) {
+		c := inGroups(t)
+		c.assign("Reader", landing)
+		c.assign("Contributor", online)
+		v := c.see(corp)
+		if v.Read != full || v.Write != none || len(v.Assignments) != 1 || !v.Assignments[0].Above {
+			t.Errorf("in the middle: %+v", v)
+		}
+		if v := c.see(landing); v.Read != full || v.Write != part || len(v.Assignments) != 2 {
+			t.Errorf("at the top: %+v", v)
+		}
+	})
+}
+
+func TestClient_SeesWhatIsDenied(t *testing.T) {
+	full, part, none := permission.Full, permission.Partial, permission.None
+	for _, tc := range []struct {
+		name        string
+		denial      entrasim.DenyAssignment
+		read, write permission.Level
+		denied      bool
+		shown       int
+	}{
+		{"changing, by a stack", entrasim.DenyAssignment{Scope: corp, Actions: []string{"*/write", "*/delete"}}, full, part, true, 1},
+		{"all but reading, by a service", entrasim.DenyAssignment{Scope: landing, Actions: []string{"*"}, NotActions: []string{"*/read"}}, full, none, true, 1},
+		{"everything", entrasim.DenyAssignment{Scope: corp, Actions: []string{"*"}}, none, none, true, 0},
+		{"data", entrasim.DenyAssignment{Scope: corp, DataActions: []string{"*"}}, full, full, false, 1},
+		{"beside", entrasim.DenyAssignment{Scope: online, Actions: []string{"*"}}, full, full, false, 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c := inGroups(t)
+			c.assign("Contributor", landing)
+			tc.denial.Tenant, tc.denial.Name, tc.denial.Principals = c.principal.Tenant, "a stack", []string{entrasim.AllPrincipals}
+			if _, err := c.sim.Deny(tc.denial); err != nil {
+				t.Fatal(err)
+			}
+			v := c.see(c.subscription)
+			if v.Read != tc.read || v.Write != tc.write || v.Denied != tc.denied || len(v.Denials) != tc.shown {
+				t.Errorf("%+v", v)
+			}
+			if tc.shown > 0 && (v.Denials[0].Name != "a stack" || v.Denials[0].Scope != tc.denial.Scope || v.WriteCommand != "") {
+				t.Errorf("%+v", v)
+			}
+		})
+	}
+}
+
+func TestClient_TellsOfDataActions(t *testing.T) {
+	c := newCustomer(t)
+	c.assign("Reader", c.subscription)
+	c.assign("Storage Blob Data Reader", c.subscription)
+	v := c.see(c.subscription)
+	data := map[string]bool{}
+	for _, a := range v.Assignments {
+		data[a.Role] = a.Data
+	}
+	if diff := cmp.Diff(map[string]bool{"Reader": false, "Storage Blob Data Reader": true}, data); diff != "" || v.Read != permission.Full {
+		t.Errorf("read %s (-want +got):\n%s", v.Read, diff)
+	}
+}
+
 // fakeManager is a Resource Manager that answers by path.
 type fakeManager struct {
 	t       *testing.T
@@ -126,6 +240,9 @@ func (f *fakeManager) RoundTrip(r *http.Request) (*http.Response, error) {
 		f.t.Errorf("%s %s, authorization %q", r.Method, r.URL, r.Header.Get("Authorization"))
 	}
 	status, body := http.StatusNotFound, `{}`
+	if r.URL.Path == denials {
+		status, body = http.StatusOK, `{"value":[]}`
+	}
 	if answer := f.answers[r.URL.Path]; answer != nil {
 		status, body = answer(r)
 	}
@@ -142,6 +259,7 @@ const (
 	managed     = "/providers/Microsoft.Management/managementGroups/corp"
 	assignments = managed + "/providers/Microsoft.Authorization/roleAssignments"
 	permissions = managed + "/providers/Microsoft.Authorization/permissions"
+	denials     = managed + "/providers/Microsoft.Authorization/denyAssignments"
 	custom      = managed + "/providers/Microsoft.Authorization/roleDefinitions/c0ffee"
 )
 
@@ -166,29 +284,35 @@ func TestClient_OfManagementGroups(t *testing.T) {
 		asked   int
 	}{
 		{"a role of somebody's own", map[string]func(*http.Request) (int, string){assignments: says(200, assigned("null", "null")), custom: definition},
-			permission.Seen{Visibility: permission.Assignments, Assignments: []permission.Assignment{network}}, nil, 2},
+			permission.Seen{Visibility: permission.Assignments, Assignments: []permission.Assignment{network}}, nil, 3},
 		{"under a condition", map[string]func(*http.Request) (int, string){assignments: says(200, assigned(`"@Resource[x] StringEquals 'y'"`, `""`)), custom: definition},
-			permission.Seen{Visibility: permission.Assignments, Assignments: []permission.Assignment{conditional}}, nil, 2},
+			permission.Seen{Visibility: permission.Assignments, Assignments: []permission.Assignment{conditional}}, nil, 3},
 		{"of several pages", map[string]func(*http.Request) (int, string){assignments: func(r *http.Request) (int, string) {
 			if r.URL.Query().Get("$skipToken") == "" {
 				return 200, assigned("null", `"https://rm.example`+assignments+`?api-version=2022-04-01&$skipToken=2"`)
 			}
 			return 200, assigned("null", "null")
-		}, custom: definition}, permission.Seen{Visibility: permission.Assignments, Assignments: []permission.Assignment{network, network}}, nil, 3},
+		}, custom: definition}, permission.Seen{Visibility: permission.Assignments, Assignments: []permission.Assignment{network, network}}, nil, 4},
 		{"a list that goes on elsewhere", map[string]func(*http.Request) (int, string){assignments: says(200, assigned("null", `"https://evil.example/x"`)), custom: definition},
-			permission.Seen{}, arm.ErrUnavailable, 2},
+			permission.Seen{}, arm.ErrUnavailable, 1},
 		{"a list without an end", map[string]func(*http.Request) (int, string){assignments: says(200, assigned("null", `"https://rm.example`+assignments+`"`)), custom: definition},
-			permission.Seen{}, arm.ErrUnavailable, 21},
+			permission.Seen{}, arm.ErrUnavailable, 20},
 		{"a role that cannot be read", map[string]func(*http.Request) (int, string){assignments: says(200, assigned("null", "null")), custom: says(403, `{}`)},
-			permission.Seen{Visibility: permission.Assignments, Assignments: []permission.Assignment{unread}}, nil, 2},
+			permission.Seen{Visibility: permission.Assignments, Assignments: []permission.Assignment{unread}}, nil, 3},
 		{"without the filter for groups", map[string]func(*http.Request) (int, string){assignments: func(r *http.Request) (int, string) {
 			if strings.HasPrefix(r.URL.Query().Get("$filter"), "assignedTo") {
 				return 400, `{"error":{"code":"UnsupportedQuery"}}`
 			}
 			return 200, assigned("null", "null")
-		}, custom: definition}, permission.Seen{Visibility: permission.Assignments, Assignments: []permission.Assignment{network}}, nil, 3},
+		}, custom: definition}, permission.Seen{Visibility: permission.Assignments, Assignments: []permission.Assignment{network}}, nil, 4},
 		{"what it may do alone", map[string]func(*http.Request) (int, string){assignments: says(403, `{}`), permissions: says(200, `{"value":[{"actions":["*/read"],"notActions":["a"]}]}`)},
-			permission.Seen{Visibility: permission.Actions, Allowed: []permission.Permission{{Actions: []string{"*/read"}, NotActions: []string{"a"}}}}, nil, 3},
+			permission.Seen{Visibility: permission.Actions, Allowed: []permission.Permission{{Actions: []string{"*/read"}, NotActions: []string{"a"}}}}, nil, 4},
+		{"without deny assignments to be seen", map[string]func(*http.Request) (int, string){assignments: says(200, assigned("null", "null")), custom: definition, denials: says(403, `{}`)},
+			permission.Seen{Visibility: permission.Assignments, Assignments: []permission.Assignment{network}, Hidden: true}, nil, 3},
+		{"denied everything", map[string]func(*http.Request) (int, string){assignments: says(403, `{"error":{"code":"DenyAssignmentAuthorizationFailed"}}`)},
+			permission.Seen{Visibility: permission.Denied, Hidden: true}, nil, 3},
+		{"deny assignments that are not told", map[string]func(*http.Request) (int, string){assignments: says(200, assigned("null", "null")), custom: definition, denials: says(503, ``)},
+			permission.Seen{Visibility: permission.Assignments, Assignments: []permission.Assignment{network}}, arm.ErrUnavailable, 3},
 		{"nothing", map[string]func(*http.Request) (int, string){assignments: says(403, `{}`), permissions: says(200, `{"value":[]}`)},
 			permission.Seen{Visibility: permission.Denied}, nil, 3},
 		{"nothing at all", nil, permission.Seen{Visibility: permission.Denied}, nil, 3},
@@ -210,6 +334,55 @@ func TestClient_OfManagementGroups(t *testing.T) {
 			}
 			if err != nil && strings.Contains(err.Error(), "canary") {
 				t.Errorf("the error tells the token: %v", err)
+			}
+		})
+	}
+}
+
+func TestClient_DenyAssignments(t *testing.T) {
+	everything := []permission.Permission{{Actions: []string{"*"}}}
+	denial := func(name string) permission.Denial {
+		return permission.Denial{Name: name, Scope: managed, Permissions: everything}
+	}
+	one := func(name, scope, principals, excluded string, here bool) string {
+		return fmt.Sprintf(`{"id":%q,"properties":{"denyAssignmentName":%q,"scope":%q,"doNotApplyToChildScopes":%t,"permissions":[{"actions":["*"]}],"principals":[%s],"excludePrincipals":[%s]}}`,
+			name, name, scope, here, principals, excluded)
+	}
+	const me, everybody, group, other = `{"id":"OID","type":"ServicePrincipal"}`, `{"id":"00000000-0000-0000-0000-000000000000","type":"SystemDefined"}`, `{"id":"group","type":"Group"}`, `{"id":"other","type":"User"}`
+	for _, tc := range []struct {
+		name      string
+		all, mine string
+		want      []permission.Denial
+		asked     int
+	}{
+		{"of the principal", one("a", managed, other+","+me, "", false), "", []permission.Denial{denial("a")}, 1},
+		{"of somebody else", one("a", managed, other, "", false), "", nil, 1},
+		{"of everybody", one("a", managed, everybody, other, false), "", []permission.Denial{denial("a")}, 1},
+		{"of everybody but the principal", one("a", managed, everybody, me, false), "", nil, 1},
+		{"of everybody but a group", one("a", managed, everybody, group, false), "", []permission.Denial{denial("a")}, 1},
+		{"of a group that it is in, and of one that it is not", one("a", managed, group, "", false) + "," + one("b", managed, group, "", false), one("a", managed, group, "", false), []permission.Denial{denial("a")}, 2},
+		{"in the scope alone", one("a", managed, everybody, "", true), "", []permission.Denial{denial("a")}, 1},
+		{"in a scope above alone", one("a", managed+"-above", everybody, "", true), "", nil, 1},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			asked := 0
+			fake := &fakeManager{t: t, answers: map[string]func(*http.Request) (int, string){
+				assignments: says(200, `{"value":[]}`),
+				denials: func(r *http.Request) (int, string) {
+					asked++
+					if r.URL.Query().Get("$filter") == "atScope()" {
+						return 200, `{"value":[` + tc.all + `]}`
+					}
+					return 200, `{"value":[` + tc.mine + `]}`
+				},
+			}}
+			client := arm.New(arm.Config{URL: &url.URL{Scheme: "https", Host: "rm.example"}, Transport: fake})
+			got, err := client.See(t.Context(), secret.New("canary"), managed, "oid")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tc.want, got.Denials); diff != "" || asked != tc.asked {
+				t.Errorf("asked %d times (-want +got):\n%s", asked, diff)
 			}
 		})
 	}

@@ -17,7 +17,7 @@ const (
 	Consented ConditionType = "Consented"
 	// CredentialReady: a proven version is live.
 	CredentialReady ConditionType = "CredentialReady"
-	// PermissionsVerified: the principal has an Azure role in the default subscription.
+	// PermissionsVerified: the principal has an Azure role in the default subscription, and no deny assignment takes away from it.
 	PermissionsVerified ConditionType = "PermissionsVerified"
 )
 
@@ -44,6 +44,9 @@ func Conditions(now time.Time, f Facts, t Timing) []Condition {
 func permissionsVerified(p permission.Check) Condition {
 	c := Condition{Type: PermissionsVerified, True: true}
 	switch {
+	case p.Denied:
+		c.True, c.Reason = false, "DenyAssignment"
+		c.Message = "A deny assignment takes away from what the principal's roles give in the default subscription, or may; CheckPermissions names it. No role helps against it."
 	case p.Write == permission.Full:
 		c.Reason, c.Message = "CanWrite", "The principal may read and change things in the default subscription."
 	case p.Write == permission.Partial:

@@ -1,13 +1,14 @@
 // Package permission says what Azure roles amount to: how much of reading and of changing things they give in a scope, and what
 // would give the rest.
 //
-// It judges by patterns of actions, as roles have them, and not by trying. It does not know deny assignments, policies, locks, data
-// actions, or what a platform's configurations really touch: FULL is what Reader and Contributor give, and a role of somebody's own that
-// allows less may well be all that is needed.
+// It judges by patterns of actions, as roles and deny assignments have them, and not by trying. FULL is what Reader and Contributor give,
+// of the control plane; a role of somebody's own that allows less may well be all that is needed. It does not know policies, locks, deny
+// assignments below a scope, or what a platform's configurations really touch; data actions it knows of and does not count.
 package permission
 
 import (
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 )
@@ -48,6 +49,17 @@ type Assignment struct {
 	Scope string
 	// Conditional means that it holds only under a condition.
 	Conditional bool
+	// Above means that it is of a management group above the scope, which their names do not tell.
+	Above bool
+	// Data means that the role allows data actions too.
+	Data        bool
+	Permissions []Permission
+}
+
+// Denial is a deny assignment that concerns a principal. It overrides roles.
+type Denial struct {
+	Name        string
+	Scope       string
 	Permissions []Permission
 }
 
@@ -58,6 +70,10 @@ type Seen struct {
 	Assignments []Assignment
 	// Allowed is what it may do there, where only that can be seen.
 	Allowed []Permission
+	// Denials are in force in the scope.
+	Denials []Denial
+	// Hidden means that it is not known whether there are more of them.
+	Hidden bool
 }
 
 // Verdict is what that amounts to.
@@ -66,8 +82,17 @@ type Verdict struct {
 	Visibility  Visibility
 	Assignments []Assignment
 	Read, Write Level
-	// ReadCommand and WriteCommand give what is missing; empty when nothing is.
+	// ReadCommand and WriteCommand assign the role that is missing; empty when none is.
 	ReadCommand, WriteCommand string
+	Denials                   []Taken
+	// Denied means that deny assignments take away from what roles give, or may.
+	Denied bool
+}
+
+// Taken is a deny assignment with what it takes away.
+type Taken struct {
+	Name, Scope string
+	Read, Write Level
 }
 
 // Check is what was found in an integration's default subscription.
@@ -77,6 +102,8 @@ type Check struct {
 	SubscriptionID    string
 	PrincipalObjectID string
 	Read, Write       Level
+	// Denied means that deny assignments take away from what roles give, or may.
+	Denied bool
 }
 
 // Subscription is a subscription's scope.
@@ -95,7 +122,7 @@ func Judge(scope, principal string, seen Seen) Verdict {
 	v := Verdict{Scope: scope, Visibility: seen.Visibility, Assignments: seen.Assignments, Read: None, Write: None}
 	for _, a := range seen.Assignments {
 		read, write := levels(a.Permissions)
-		if a.Conditional || !covers(a.Scope, scope) {
+		if a.Conditional || !a.Above && !covers(a.Scope, scope) {
 			read, write = some(read), some(write)
 		}
 		v.Read, v.Write = more(v.Read, read), more(v.Write, write)
@@ -108,7 +135,51 @@ func Judge(scope, principal string, seen Seen) Verdict {
 	if v.Write != Full {
 		v.WriteCommand = command(principal, "Contributor", scope)
 	}
+	v.deny(seen)
 	return v
+}
+
+// deny takes away what deny assignments do. Where they could not be read, nobody knows that nothing is missing.
+func (v *Verdict) deny(seen Seen) {
+	read, write := v.Read, v.Write
+	for _, d := range seen.Denials {
+		taken := Taken{Name: d.Name, Scope: d.Scope, Read: None, Write: None}
+		for _, p := range d.Permissions {
+			taken.Read, taken.Write = more(taken.Read, p.spare(p.read(), reads)), more(taken.Write, p.spare(p.write(), writes))
+		}
+		v.Denials = append(v.Denials, taken)
+		v.Read, v.Write = without(v.Read, taken.Read), without(v.Write, taken.Write)
+	}
+	if seen.Hidden {
+		v.Read, v.Write = some(v.Read), some(v.Write)
+	}
+	v.Denied = v.Read != read || v.Write != write || seen.Hidden && seen.Visibility == Denied
+}
+
+// spare is at most a part where something of the kind is excepted.
+func (p Permission) spare(level Level, kind func(action string) bool) Level {
+	if slices.ContainsFunc(p.NotActions, kind) {
+		return some(level)
+	}
+	return level
+}
+
+func reads(action string) bool {
+	a := strings.ToLower(action)
+	return strings.HasSuffix(a, "/read") || strings.HasSuffix(a, "*")
+}
+func writes(action string) bool { return !strings.HasSuffix(strings.ToLower(action), "/read") }
+
+// without is what is left of a level.
+func without(level, taken Level) Level {
+	switch taken {
+	case Full:
+		return None
+	case Partial:
+		return some(level)
+	default:
+		return level
+	}
 }
 
 // command assigns a role. With the type named, a principal that has not replicated is no error.
@@ -142,7 +213,7 @@ func (p Permission) read() Level {
 		switch a := strings.ToLower(action); {
 		case a == "*", a == "*/read":
 			level = more(level, Full)
-		case strings.HasSuffix(a, "/read"), strings.HasSuffix(a, "*"):
+		case reads(a):
 			level = more(level, Partial)
 		}
 	}
@@ -155,7 +226,7 @@ func (p Permission) write() Level {
 		switch a := strings.ToLower(action); {
 		case a == "*":
 			level = more(level, Full)
-		case !strings.HasSuffix(a, "/read"):
+		case writes(a):
 			level = more(level, Partial)
 		}
 	}

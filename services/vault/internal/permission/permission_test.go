@@ -31,6 +31,8 @@ func TestJudge(t *testing.T) {
 	}
 	conditional := of(subscription, owner)
 	conditional.Conditional = true
+	above := of("/providers/Microsoft.Management/managementGroups/top", contributor)
+	above.Above = true
 	for _, tc := range []struct {
 		name        string
 		scope       string
@@ -53,6 +55,8 @@ func TestJudge(t *testing.T) {
 		{"of a management group", subscription, []permission.Assignment{of(managed, contributor)}, nil, permission.Full, permission.Full},
 		{"of the root", subscription, []permission.Assignment{of("/", reader)}, nil, permission.Full, permission.None},
 		{"in a management group", managed, []permission.Assignment{of(managed, reader)}, nil, permission.Full, permission.None},
+		{"of another management group", managed, []permission.Assignment{of(managed+"-below", contributor)}, nil, permission.Partial, permission.Partial},
+		{"of a management group above another", managed, []permission.Assignment{above}, nil, permission.Full, permission.Full},
 		{"under a condition", subscription, []permission.Assignment{conditional}, nil, permission.Partial, permission.Partial},
 		{"all but changing", subscription, []permission.Assignment{of(subscription, role([]string{"*"}, "*/write"))}, nil, permission.Full, permission.Partial},
 		{"all but reading", subscription, []permission.Assignment{of(subscription, role([]string{"*"}, "*/read"))}, nil, permission.None, permission.Full},
@@ -68,6 +72,47 @@ func TestJudge(t *testing.T) {
 				t.Errorf("commands %q, %q", got.ReadCommand, got.WriteCommand)
 			}
 		})
+	}
+}
+
+func TestJudge_DenyAssignments(t *testing.T) {
+	full, part, none := permission.Full, permission.Partial, permission.None
+	for _, tc := range []struct {
+		name        string
+		denials     []permission.Permission
+		hidden      bool
+		read, write permission.Level
+		denied      bool
+	}{
+		{"nothing", nil, false, full, full, false},
+		{"everything", role([]string{"*"}), false, none, none, true},
+		{"everything but reading", role([]string{"*"}, "*/read"), false, full, none, true},
+		{"everything but some reading", role([]string{"*"}, "Microsoft.Storage/storageAccounts/read"), false, part, none, true},
+		{"everything but some writing", role([]string{"*"}, "*/read", "Microsoft.Authorization/locks/delete"), false, full, part, true},
+		{"writing and deleting", role([]string{"*/write", "*/delete"}), false, full, part, true},
+		{"one action", role([]string{"Microsoft.Compute/virtualMachines/delete"}), false, full, part, true},
+		{"reading of one provider", role([]string{"Microsoft.KeyVault/*/read"}), false, part, full, true},
+		{"one provider", role([]string{"Microsoft.KeyVault/*"}), false, part, part, true},
+		{"reading", role([]string{"*/READ"}), false, none, full, true},
+		{"data alone", role(nil), false, full, full, false},
+		{"what cannot be seen", nil, true, part, part, true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			seen := permission.Seen{Visibility: permission.Assignments, Assignments: []permission.Assignment{{Role: "Contributor", Scope: subscription, Permissions: contributor}}, Hidden: tc.hidden}
+			if tc.denials != nil {
+				seen.Denials = []permission.Denial{{Name: "a stack", Scope: managed, Permissions: tc.denials}}
+			}
+			got := permission.Judge(subscription, "oid", seen)
+			if got.Read != tc.read || got.Write != tc.write || got.Denied != tc.denied || len(got.Denials) != len(seen.Denials) {
+				t.Errorf("%+v", got)
+			}
+			if got.ReadCommand != "" || got.WriteCommand != "" {
+				t.Errorf("roles that are there are to be assigned: %q, %q", got.ReadCommand, got.WriteCommand)
+			}
+		})
+	}
+	if got := permission.Judge(subscription, "oid", permission.Seen{Visibility: permission.Denied, Hidden: true}); !got.Denied {
+		t.Errorf("where a deny assignment keeps everything from being seen: %+v", got)
 	}
 }
 

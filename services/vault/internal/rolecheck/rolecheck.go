@@ -229,7 +229,7 @@ func (c *Checker) look(ctx context.Context, uid string, scopes []string) (Result
 		result.Verdicts = append(result.Verdicts, v)
 		if strings.EqualFold(scope, permission.Subscription(facts.Integration.DefaultSubscriptionID)) {
 			found := permission.Check{
-				Time: result.Time, SubscriptionID: facts.Integration.DefaultSubscriptionID, PrincipalObjectID: principal, Read: v.Read, Write: v.Write,
+				Time: result.Time, SubscriptionID: facts.Integration.DefaultSubscriptionID, PrincipalObjectID: principal, Read: v.Read, Write: v.Write, Denied: v.Denied,
 			}
 			if err := c.cfg.Store.RecordPermissions(ctx, uid, result.Time, found, result.Time.Add(wait(v))); err != nil {
 				return Result{}, err

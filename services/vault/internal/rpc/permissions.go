@@ -36,7 +36,7 @@ func (s accessService) CheckPermissions(ctx context.Context, req *vaultv1.CheckP
 
 func scopeToProto(v permission.Verdict) *vaultv1.ScopePermissions {
 	out := &vaultv1.ScopePermissions{
-		Scope: v.Scope, Read: levelToProto(v.Read), Write: levelToProto(v.Write), ReadCommand: v.ReadCommand, WriteCommand: v.WriteCommand,
+		Scope: v.Scope, Read: levelToProto(v.Read), Write: levelToProto(v.Write), ReadCommand: v.ReadCommand, WriteCommand: v.WriteCommand, Denied: v.Denied,
 	}
 	switch v.Visibility {
 	case permission.Assignments:
@@ -47,7 +47,10 @@ func scopeToProto(v permission.Verdict) *vaultv1.ScopePermissions {
 		out.Visibility = vaultv1.ScopePermissions_VISIBILITY_DENIED
 	}
 	for _, a := range v.Assignments {
-		out.Roles = append(out.Roles, &vaultv1.AssignedRole{Role: a.Role, Scope: a.Scope, Conditional: a.Conditional})
+		out.Roles = append(out.Roles, &vaultv1.AssignedRole{Role: a.Role, Scope: a.Scope, Conditional: a.Conditional, DataActions: a.Data})
+	}
+	for _, d := range v.Denials {
+		out.DenyAssignments = append(out.DenyAssignments, &vaultv1.DenyAssignment{DenyAssignment: d.Name, Scope: d.Scope, Read: levelToProto(d.Read), Write: levelToProto(d.Write)})
 	}
 	return out
 }

@@ -40,15 +40,18 @@ func TestAccess_CheckPermissions(t *testing.T) {
 		v.checker.answer = rolecheck.Result{PrincipalObjectID: "oid", Time: at, Verdicts: []permission.Verdict{
 			permission.Judge(group, "oid", permission.Seen{Visibility: permission.Assignments, Assignments: []permission.Assignment{
 				{Role: "Reader", Scope: group, Permissions: []permission.Permission{{Actions: []string{"*/read"}}}},
-				{Role: "Owner", Scope: group, Conditional: true, Permissions: []permission.Permission{{Actions: []string{"*"}}}},
-			}}),
+				{Role: "Owner", Scope: group, Conditional: true, Data: true, Permissions: []permission.Permission{{Actions: []string{"*"}}}},
+			}, Denials: []permission.Denial{{Name: "a stack", Scope: group, Permissions: []permission.Permission{{Actions: []string{"*"}, NotActions: []string{"*/read"}}}}}}),
 			{Scope: "other", Visibility: permission.Denied, Read: permission.None, Write: permission.None, ReadCommand: "a", WriteCommand: "b"},
 		}}
 		want := &vaultv1.CheckPermissionsResponse{ServicePrincipalObjectId: "oid", CheckTime: timestamppb.New(at), Scopes: []*vaultv1.ScopePermissions{
 			{
 				Scope: group, Visibility: vaultv1.ScopePermissions_VISIBILITY_ASSIGNMENTS,
-				Roles: []*vaultv1.AssignedRole{{Role: "Reader", Scope: group}, {Role: "Owner", Scope: group, Conditional: true}},
-				Read:  vaultv1.ScopePermissions_LEVEL_FULL, Write: vaultv1.ScopePermissions_LEVEL_PARTIAL,
+				Roles: []*vaultv1.AssignedRole{{Role: "Reader", Scope: group}, {Role: "Owner", Scope: group, Conditional: true, DataActions: true}},
+				Read:  vaultv1.ScopePermissions_LEVEL_FULL, Write: vaultv1.ScopePermissions_LEVEL_NONE, Denied: true,
+				DenyAssignments: []*vaultv1.DenyAssignment{
+					{DenyAssignment: "a stack", Scope: group, Read: vaultv1.ScopePermissions_LEVEL_NONE, Write: vaultv1.ScopePermissions_LEVEL_FULL},
+				},
 				WriteCommand: "az role assignment create --assignee-object-id oid --assignee-principal-type ServicePrincipal --role Contributor --scope " + group,
 			},
 			{Scope: "other", Visibility: vaultv1.ScopePermissions_VISIBILITY_DENIED, Read: vaultv1.ScopePermissions_LEVEL_NONE, Write: vaultv1.ScopePermissions_LEVEL_NONE,

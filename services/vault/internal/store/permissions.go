@@ -61,12 +61,12 @@ func (s *Store) RecordPermissions(ctx context.Context, uid string, now time.Time
 			return nil
 		}
 		if _, err := tx.Exec(ctx, `INSERT INTO permission_checks
-				(integration_uid, next_time, time, subscription_id, principal_object_id, read_level, write_level)
-			VALUES ($1, $2, $3, $4, $5, $6, $7)
+				(integration_uid, next_time, time, subscription_id, principal_object_id, read_level, write_level, denied)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
 			ON CONFLICT (integration_uid) DO UPDATE SET next_time = excluded.next_time, time = excluded.time,
 				subscription_id = excluded.subscription_id, principal_object_id = excluded.principal_object_id,
-				read_level = excluded.read_level, write_level = excluded.write_level`,
-			uid, sqldb.Micros(next), sqldb.Micros(found.Time), found.SubscriptionID, found.PrincipalObjectID, string(found.Read), string(found.Write)); err != nil {
+				read_level = excluded.read_level, write_level = excluded.write_level, denied = excluded.denied`,
+			uid, sqldb.Micros(next), sqldb.Micros(found.Time), found.SubscriptionID, found.PrincipalObjectID, string(found.Read), string(found.Write), bit(found.Denied)); err != nil {
 			return err
 		}
 		before.Time = found.Time
@@ -84,8 +84,10 @@ func (s *Store) RecordPermissions(ctx context.Context, uid string, now time.Time
 // readPermissions is what was found last; its Time is zero when nothing was.
 func readPermissions(ctx context.Context, tx sqldb.Tx, uid string) (permission.Check, error) {
 	var p permission.Check
-	err := tx.QueryRow(ctx, `SELECT time, subscription_id, principal_object_id, read_level, write_level FROM permission_checks
-		WHERE integration_uid = $1`, uid).Scan(at{&p.Time}, &p.SubscriptionID, &p.PrincipalObjectID, &p.Read, &p.Write)
+	var denied int64
+	err := tx.QueryRow(ctx, `SELECT time, subscription_id, principal_object_id, read_level, write_level, denied FROM permission_checks
+		WHERE integration_uid = $1`, uid).Scan(at{&p.Time}, &p.SubscriptionID, &p.PrincipalObjectID, &p.Read, &p.Write, &denied)
+	p.Denied = denied != 0
 	if errors.Is(err, sqldb.ErrNoRows) {
 		return permission.Check{}, nil
 	}

@@ -107,5 +107,10 @@ func TestPermissions_AreKeptAndMakeDueWhatChanged(t *testing.T) {
 		if diff := cmp.Diff(same, b.facts().Permissions); diff != "" || b.touches() != before+2 {
 			b.t.Errorf("another: touched %d times (-want +got):\n%s", b.touches()-before, diff)
 		}
+		same.Time, same.Denied = start.Add(3*time.Minute), true
+		b.record(same)
+		if diff := cmp.Diff(same, b.facts().Permissions); diff != "" || b.touches() != before+3 {
+			b.t.Errorf("denied: touched %d times (-want +got):\n%s", b.touches()-before, diff)
+		}
 	})
 }
