@@ -4,8 +4,8 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/uuid"
 
@@ -64,8 +64,8 @@ func TestStore_DeletesInBatches(t *testing.T) {
 	})
 }
 
-// TestStore_DeletingMuchHoldsNobodyUp has another account's writer go on while ten thousand attachments are removed. It waits from when the deletion
-// takes its revisions until that has committed, which must be the lesser part of it: inserting its changes one by one would make it half.
+// TestStore_DeletingMuchHoldsNobodyUp has another account write while ten thousand attachments are removed, again and again until the deletion takes
+// its revisions, from when on all others wait until it has committed: for one statement then, however much is deleted.
 func TestStore_DeletingMuchHoldsNobodyUp(t *testing.T) {
 	const many = 10_000
 	db := sqldbtest.Postgres(t, store.Migrations())
@@ -76,43 +76,43 @@ func TestStore_DeletingMuchHoldsNobodyUp(t *testing.T) {
 	before := head(t, s)
 	other := project.Name{Account: "beta", ID: "busy"}
 	done := make(chan struct{})
-	var longest, deletion time.Duration
-	for _, err := range together(3, func(who int) error {
-		if who == 2 {
-			return follow(ctx, s, before, done)
-		}
-		if who == 0 {
-			defer close(done)
-			begun := time.Now()
-			_, err := s.DeleteIntegration(ctx, later, net.Name, "", true)
-			deletion = time.Since(begun)
-			return err
-		}
-		for n := 0; ; n++ {
-			select {
-			case <-done:
-				return nil
-			default:
-			}
-			begun := time.Now()
+	var meanwhile, last []string
+	taken := false
+	deletion := sqldbtest.WithCount(ctx, func(query string) {
+		switch {
+		case taken:
+			last = append(last, query)
+		case strings.HasPrefix(query, "UPDATE registry"):
+			taken = true
+		default:
+			meanwhile = append(meanwhile, query)
 			_, err := s.UpdateProject(ctx, later, other, "",
 				func(p project.Project) (project.Spec, error) {
-					return project.Spec{Kind: p.Spec.Kind, DisplayName: fmt.Sprint(n)}, nil
+					return project.Spec{Kind: p.Spec.Kind, DisplayName: fmt.Sprint(len(meanwhile))}, nil
 				},
 				func() (project.Spec, error) { return project.Spec{Kind: project.Stack}, nil })
 			if err != nil {
-				return err
+				t.Errorf("before %.60s: %v", query, err)
 			}
-			longest = max(longest, time.Since(begun))
 		}
+	})
+	for _, err := range together(2, func(who int) error {
+		if who == 1 {
+			return follow(ctx, s, before, done)
+		}
+		defer close(done)
+		_, err := s.DeleteIntegration(deletion, later, net.Name, "", true)
+		return err
 	}) {
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	t.Logf("the deletion took %s, the longest of another's writes %s", deletion, longest)
-	if longest > deletion*2/5 {
-		t.Errorf("of the %s that the deletion took, another account's write waited for %s", deletion, longest)
+	if len(meanwhile) < 50 {
+		t.Errorf("another account could write only %d times", len(meanwhile))
+	}
+	if len(last) != 1 {
+		t.Errorf("all others waited for %d statements: %.100q", len(last), last)
 	}
 }
 
