@@ -22,12 +22,12 @@ const (
 type Config struct {
 	// Driver is DriverSQLite or DriverPostgres.
 	Driver string `yaml:"driver"`
+	// Volatile has SQLite trust the operating system to write in time, and takes a PostgreSQL that does (synchronous_commit or fsync off): a power cut loses what
+	// was committed, or breaks the database. For simulations and tests.
+	Volatile bool `yaml:"volatile"`
 
 	// Path is SQLite's file. It is made, with mode 0600, when it does not exist, as is its folder.
 	Path string `yaml:"path"`
-	// Volatile has SQLite trust the operating system to write in time: a power cut loses or breaks the database. For simulations and tests.
-	Volatile bool `yaml:"volatile"`
-
 	// DSN is PostgreSQL's connection URL or its key=value form, without a password. Of several hosts the one that takes writes is used. A server that is neither on a loopback address nor behind a Unix
 	// socket needs sslmode=verify-full in it, and a PasswordFile.
 	DSN string `yaml:"dsn"`
@@ -63,8 +63,8 @@ func (c Config) Validate() error {
 			add("dsn, password_file: only with driver %s", DriverPostgres)
 		}
 	case DriverPostgres:
-		if c.Path != "" || c.Volatile {
-			add("path, volatile: only with driver %s", DriverSQLite)
+		if c.Path != "" {
+			add("path: only with driver %s", DriverSQLite)
 		}
 		if c.DSN == "" {
 			add("dsn: required with driver %s", DriverPostgres)

@@ -21,7 +21,8 @@ type DB struct {
 
 // Open opens the database and applies the migrations it lacks; nothing is left running or locked when it fails.
 //
-// migrations holds sqlite/NNNN_name.sql and postgres/NNNN_name.sql. Each runs in a transaction of its own, once, in order, under a lock: replicas may start together.
+// migrations holds sqlite/NNNN_name.sql and postgres/NNNN_name.sql. Each runs in a transaction of its own, once, in order, under a lock: replicas may start together. On PostgreSQL it waits for
+// other locks no longer than LockTimeout at a time, so that nobody has to wait long behind it, and gives up after ten times (ErrBlocked).
 // One that was applied must not change afterwards (ErrSchema). Those that a newer release applied are left alone, so that releases can be rolled out one replica at a time; see
 // NewerMigrations.
 func Open(ctx context.Context, config Config, migrations fs.FS) (*DB, error) {

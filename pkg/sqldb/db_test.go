@@ -2,6 +2,7 @@ package sqldb_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"os"
@@ -511,6 +512,113 @@ func TestOpen_RefusesAnotherCollation(t *testing.T) {
 	if _, err := sqldb.Open(t.Context(), other, schema); !errors.Is(err, sqldb.ErrCollation) {
 		t.Errorf("got %v, want ErrCollation", err)
 	}
+}
+
+// TestOpen_AMigrationLetsOthersPass: what waits for a migration that waits for a lock gets through before that lock is free, and then the migration does.
+func TestOpen_AMigrationLetsOthersPass(t *testing.T) {
+	config := sqldbtest.PostgresConfig(t)
+	db := open(t, config, schema)
+	release := hold(t, config)
+	next := files(map[string]string{"0001_accounts.sql": accounts, "0002_note.sql": `ALTER TABLE accounts ADD COLUMN note TEXT`})
+	waiting := config
+	waiting.LockTimeout = 100 * time.Millisecond
+	opened := make(chan error, 1)
+	go func() {
+		migrated, err := sqldb.Open(t.Context(), waiting, next)
+		if err == nil {
+			err = migrated.Close()
+		}
+		opened <- err
+	}()
+	for range 3 {
+		for waits := false; !waits; {
+			if err := db.ReadTx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error {
+				return tx.QueryRow(ctx, `SELECT COUNT(*) > 0 FROM pg_locks WHERE NOT granted`).Scan(&waits)
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		balances(t, db)
+	}
+	select {
+	case err := <-opened:
+		t.Fatalf("the migration did not wait: %v", err)
+	default:
+	}
+	release()
+	if err := <-opened; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestOpen_GivesUpAMigrationThatIsHeldUp(t *testing.T) {
+	config := sqldbtest.PostgresConfig(t)
+	open(t, config, schema)
+	defer hold(t, config)()
+	config.LockTimeout = 10 * time.Millisecond
+	_, err := sqldb.Open(t.Context(), config, files(map[string]string{"0001_accounts.sql": accounts, "0002_note.sql": `ALTER TABLE accounts ADD COLUMN note TEXT`}))
+	if !errors.Is(err, sqldb.ErrBlocked) || !strings.Contains(fmt.Sprint(err), "0002_note") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func open(t *testing.T, config sqldb.Config, migrations fstest.MapFS) *sqldb.DB {
+	t.Helper()
+	db, err := sqldb.Open(t.Context(), config, migrations)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	return db
+}
+
+// hold begins a transaction that has read the accounts, as a backup does, and does not end before it is released.
+func hold(t *testing.T, config sqldb.Config) (release func()) {
+	t.Helper()
+	pool, err := sql.Open("pgx", config.DSN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tx, err := pool.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.ExecContext(t.Context(), `SELECT * FROM accounts`); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		_ = tx.Rollback()
+		_ = pool.Close()
+	}
+}
+
+// TestOpen_RefusesAServerThatDoesNotWaitForItsDisk: whether the server has it so, or the role, at the start or later.
+func TestOpen_RefusesAServerThatDoesNotWaitForItsDisk(t *testing.T) {
+	careless := sqldbtest.PostgresConfig(t)
+	open(t, careless, schema)
+	careless.Volatile = false
+	if _, err := sqldb.Open(t.Context(), careless, schema); !errors.Is(err, sqldb.ErrVolatile) {
+		t.Errorf("without fsync: %v", err)
+	}
+
+	config := sqldbtest.NewServer(t).Config(t)
+	config.MaxConns = 2
+	db := open(t, config, schema)
+	if err := db.Tx(t.Context(), insert("a", "eu", "first", 1)); err != nil {
+		t.Fatal(err)
+	}
+	sqldbtest.ExecPostgres(t, config, `ALTER ROLE postgres SET synchronous_commit = off`)
+	if _, err := sqldb.Open(t.Context(), config, schema); !errors.Is(err, sqldb.ErrVolatile) {
+		t.Errorf("with a role that does not wait: %v", err)
+	}
+	// The second connection is a new one.
+	err := db.Tx(t.Context(), func(ctx context.Context, _ sqldb.Tx) error { return db.Tx(ctx, insert("b", "eu", "second", 2)) })
+	if !errors.Is(err, sqldb.ErrUnavailable) || !errors.Is(err, sqldb.ErrVolatile) {
+		t.Errorf("a connection made since: %v", err)
+	}
+	careless = config
+	careless.Volatile = true
+	open(t, careless, schema)
 }
 
 func TestDB_LivesInABubble(t *testing.T) {

@@ -34,6 +34,10 @@ var (
 	ErrInUse = errors.New("database file is in use by another process")
 	// ErrSchema means the database's migrations are not a past or a future of this code's: one was changed, left out, or is another program's.
 	ErrSchema = errors.New("schema does not match the migrations")
+	// ErrVolatile means that PostgreSQL acknowledges commits that a power cut loses, and the configuration does not say that this is as it should be.
+	ErrVolatile = errors.New("database must wait for its disk before it acknowledges a commit")
+	// ErrBlocked is Open's answer when others held, all the while, locks that a migration needs.
+	ErrBlocked = errors.New("locks that the migration needs are held: end the transactions and backups that hold them (pg_locks, pg_stat_activity), and start again")
 	// ErrCollation means PostgreSQL's database does not compare text by bytes, or is not UTF-8.
 	ErrCollation = errors.New("database must be UTF-8 with collation C")
 )
@@ -185,6 +189,12 @@ func lostConnection(err error) bool {
 	}
 	_, ok := errors.AsType[net.Error](err)
 	return ok
+}
+
+// lockHeld tells that a statement was refused because another session held a lock for longer than it may wait.
+func lockHeld(err error) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && pg.Code == pgLockNotAvailable
 }
 
 // readOnlyServer tells that a write was refused because the server takes none: it was the primary once, and is a standby now.

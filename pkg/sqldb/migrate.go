@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"path"
 	"regexp"
 	"slices"
@@ -60,26 +61,48 @@ const createMigrations = `CREATE TABLE IF NOT EXISTS schema_migrations (
 	applied  BIGINT NOT NULL
 )`
 
-// migrate brings the schema up to steps and names the migrations it does not know. lock is the statement that, run first in a transaction, keeps other processes'
-// migrations out until it ends; empty where beginning the transaction does.
-func migrate(ctx context.Context, pool *sql.DB, lock string, steps []migration) (newer []string, err error) {
-	for {
-		done, unknown, err := migrateOne(ctx, pool, lock, steps)
-		if done || err != nil {
+// migrating is how an engine migrates.
+type migrating struct {
+	// begin are the statements that, run first in a transaction, keep other processes' migrations out until it ends, and limit how long it waits for
+	// other locks; none where beginning the transaction does.
+	begin []string
+	// pause is about how long all others have the locks for which a migration has waited in vain, before it tries again.
+	pause time.Duration
+}
+
+// migrationAttempts is how often a migration waits in vain before it is given up.
+const migrationAttempts = 10
+
+// migrate brings the schema up to steps and names the migrations it does not know.
+func migrate(ctx context.Context, pool *sql.DB, how migrating, steps []migration) (newer []string, err error) {
+	for blocked := 0; ; {
+		done, unknown, err := migrateOne(ctx, pool, how, steps)
+		switch {
+		case lockHeld(err):
+			blocked++
+			if blocked == migrationAttempts {
+				return nil, fmt.Errorf("%w: %w", ErrBlocked, err)
+			}
+			select {
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			case <-time.After(how.pause + rand.N(how.pause)): //nolint:gosec // spreads contenders, guards nothing
+			}
+		case done || err != nil:
 			return unknown, err
 		}
 	}
 }
 
 // migrateOne applies the first migration that is missing, in a transaction. The lock is taken for each one anew, so what is missing is read under it each time.
-func migrateOne(ctx context.Context, pool *sql.DB, lock string, steps []migration) (done bool, newer []string, err error) {
+func migrateOne(ctx context.Context, pool *sql.DB, how migrating, steps []migration) (done bool, newer []string, err error) {
 	tx, err := pool.BeginTx(ctx, nil)
 	if err != nil {
 		return false, nil, fmt.Errorf("begin migration: %w", classify(ctx, err))
 	}
 	defer func() { _ = tx.Rollback() }()
-	if lock != "" {
-		if _, err := tx.ExecContext(ctx, lock); err != nil {
+	for _, statement := range how.begin {
+		if _, err := tx.ExecContext(ctx, statement); err != nil {
 			return false, nil, fmt.Errorf("lock migrations: %w", classify(ctx, err))
 		}
 	}

@@ -41,10 +41,10 @@ func openPostgres(ctx context.Context, config Config, steps []migration) (*DB, e
 		parsed.RuntimeParams["application_name"] = "phasekey"
 	}
 
-	// Migrations may take and wait as long as they need, so they have a connection of their own.
-	first := connectPostgres(parsed, config.PasswordFile)
+	// Migrations may take as long as they need, so they have a connection of their own.
+	first := connectPostgres(parsed, config)
 	first.SetMaxOpenConns(1)
-	newer, err := prepare(ctx, first, steps)
+	newer, err := prepare(ctx, first, config.LockTimeout, steps)
 	if closeErr := first.Close(); err == nil {
 		err = closeErr
 	}
@@ -56,7 +56,7 @@ func openPostgres(ctx context.Context, config Config, steps []migration) (*DB, e
 	limited.RuntimeParams["lock_timeout"] = milliseconds(config.LockTimeout)
 	limited.RuntimeParams["idle_in_transaction_session_timeout"] = milliseconds(config.IdleInTransactionTimeout)
 	limited.RuntimeParams["statement_timeout"] = milliseconds(config.StatementTimeout)
-	pool := connectPostgres(limited, config.PasswordFile)
+	pool := connectPostgres(limited, config)
 	pool.SetMaxOpenConns(config.MaxConns)
 	pool.SetMaxIdleConns(config.MaxConns)
 	// Replicas that started together do not all connect anew at once.
@@ -68,18 +68,36 @@ func openPostgres(ctx context.Context, config Config, steps []migration) (*DB, e
 	}, nil
 }
 
-func connectPostgres(config *pgx.ConnConfig, passwordFile string) *sql.DB {
-	return stdlib.OpenDB(*config, stdlib.OptionBeforeConnect(func(_ context.Context, connect *pgx.ConnConfig) error {
-		if passwordFile == "" {
+func connectPostgres(parsed *pgx.ConnConfig, config Config) *sql.DB {
+	return stdlib.OpenDB(*parsed, stdlib.OptionBeforeConnect(func(_ context.Context, connect *pgx.ConnConfig) error {
+		if config.PasswordFile == "" {
 			return nil
 		}
-		password, err := secret.ReadFile(passwordFile)
+		password, err := secret.ReadFile(config.PasswordFile)
 		if err != nil {
 			return fmt.Errorf("read password: %w", err)
 		}
 		connect.Password = password.Expose()
 		return nil
+	}), stdlib.OptionAfterConnect(func(ctx context.Context, conn *pgx.Conn) error {
+		if config.Volatile {
+			return nil
+		}
+		return checkDurable(ctx, conn)
 	}))
+}
+
+// checkDurable refuses a session whose commits are acknowledged before they are on a disk, as the server, the database or the role may have it.
+func checkDurable(ctx context.Context, conn *pgx.Conn) error {
+	var synchronous, fsync string
+	err := conn.QueryRow(ctx, `SELECT current_setting('synchronous_commit'), current_setting('fsync')`).Scan(&synchronous, &fsync)
+	if err != nil {
+		return err
+	}
+	if synchronous == "off" || fsync == "off" {
+		return fmt.Errorf("%w: %w: synchronous_commit is %s, fsync is %s", ErrUnavailable, ErrVolatile, synchronous, fsync)
+	}
+	return nil
 }
 
 func milliseconds(d time.Duration) string {
@@ -87,7 +105,7 @@ func milliseconds(d time.Duration) string {
 }
 
 // prepare checks the database and migrates it.
-func prepare(ctx context.Context, pool *sql.DB, steps []migration) (newer []string, err error) {
+func prepare(ctx context.Context, pool *sql.DB, lockTimeout time.Duration, steps []migration) (newer []string, err error) {
 	var collation, encoding string
 	var byBytes bool
 	// With an ICU provider datcollate says C and means nothing, so the comparison itself is tried too.
@@ -99,5 +117,8 @@ func prepare(ctx context.Context, pool *sql.DB, steps []migration) (newer []stri
 	if (collation != "C" && collation != "POSIX") || !byBytes || encoding != "UTF8" {
 		return nil, fmt.Errorf("%w: it has encoding %s, collation %s", ErrCollation, encoding, collation)
 	}
-	return migrate(ctx, pool, migrationLock, steps)
+	// Whoever waits for a table's lock has all others wait behind, who come after: so a migration waits for no longer than they would, and comes back.
+	return migrate(ctx, pool, migrating{
+		begin: []string{migrationLock, `SET LOCAL lock_timeout = ` + milliseconds(lockTimeout)}, pause: lockTimeout,
+	}, steps)
 }

@@ -50,7 +50,7 @@ func openSQLite(ctx context.Context, config Config, steps []migration) (_ *DB, e
 	if err := checkSQLite(ctx, pool, config.Volatile); err != nil {
 		return nil, err
 	}
-	newer, err := migrate(ctx, pool, "", steps) // every transaction begins IMMEDIATE, and the file is ours alone
+	newer, err := migrate(ctx, pool, migrating{}, steps) // every transaction begins IMMEDIATE, and the file is ours alone
 	if err != nil {
 		return nil, err
 	}

@@ -33,6 +33,7 @@ type server struct {
 	programs string
 	owner    *syscall.Credential
 	folder   string
+	volatile bool
 	remote   string // how others than admin connect, but for the database; empty for the socket
 	admin    *sql.DB
 
@@ -47,7 +48,11 @@ type server struct {
 // start makes the process's one server. A package has no end to hook into, and a server per test costs seconds, hence one for all; its keeper (see launch)
 // is what ends it.
 var start = sync.OnceValues(func() (*server, error) {
-	return launch("fsync = off\nsynchronous_commit = off\nfull_page_writes = off\n", nil)
+	s, err := launch("fsync = off\nsynchronous_commit = off\nfull_page_writes = off\n", nil)
+	if err == nil {
+		s.volatile = true
+	}
+	return s, err
 })
 
 // PostgresConfig makes an empty database on the private server, dropped when the test ends.
@@ -95,9 +100,9 @@ func (s *server) fresh(t testing.TB, template string) sqldb.Config {
 
 func (s *server) config(database string) sqldb.Config {
 	if s.remote != "" {
-		return sqldb.Config{Driver: sqldb.DriverPostgres, DSN: s.remote + " dbname=" + database}
+		return sqldb.Config{Driver: sqldb.DriverPostgres, Volatile: s.volatile, DSN: s.remote + " dbname=" + database}
 	}
-	return sqldb.Config{Driver: sqldb.DriverPostgres, DSN: fmt.Sprintf("host=%s user=postgres dbname=%s", s.folder, database)}
+	return sqldb.Config{Driver: sqldb.DriverPostgres, Volatile: s.volatile, DSN: fmt.Sprintf("host=%s user=postgres dbname=%s", s.folder, database)}
 }
 
 func (s *server) create(template string) (name string, err error) {

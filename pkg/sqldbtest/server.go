@@ -22,14 +22,13 @@ const (
 	Shutdown Ending = "shutdown"
 )
 
-// Server is a PostgreSQL of the test's own, to be stopped and started. It keeps what it has committed, however its process ends; the
-// machine must not.
+// Server is a PostgreSQL of the test's own, to be stopped and started. It keeps what it has committed, however it ends.
 type Server struct{ *server }
 
 // NewServer starts a server that ends with the test.
 func NewServer(t testing.TB) *Server {
 	t.Helper()
-	return newServer(t, "fsync = off\n", nil)
+	return newServer(t, "", nil)
 }
 
 // Certificate is what a server shows who it is by: PEM files of a certificate, its key, and the CA that its clients trust.
@@ -38,7 +37,7 @@ type Certificate struct{ CertFile, KeyFile, CAFile string }
 // NewTLSServer is NewServer, for programs that come over TCP and TLS: to a loopback address, which the certificate names.
 func NewTLSServer(t testing.TB, ip string, certificate Certificate) *Server {
 	t.Helper()
-	return newServer(t, fmt.Sprintf("fsync = off\nlisten_addresses = '%s'\nport = %d\nssl = on\n", ip, tcpPort), func(s *server) error {
+	return newServer(t, fmt.Sprintf("listen_addresses = '%s'\nport = %d\nssl = on\n", ip, tcpPort), func(s *server) error {
 		s.remote = fmt.Sprintf("host=%s port=%d user=postgres sslmode=verify-full sslrootcert=%s", ip, tcpPort, certificate.CAFile)
 		return errors.Join(
 			s.copyIn(certificate.CertFile, "server.crt"), s.copyIn(certificate.KeyFile, "server.key"),
