@@ -161,6 +161,28 @@ func TestTx_RunsAgainAfterALostRace(t *testing.T) {
 }
 
 // TestTx_RunsAgainAfterADeadlock has two transactions lock two rows crosswise, each called once: the server undoes one of them, which then finds the rows free.
+func TestTx_RunsAgainWhenTold(t *testing.T) {
+	sqldbtest.Run(t, schema, func(t *testing.T, db *sqldb.DB) {
+		own := errors.New("another was first")
+		for _, tt := range []struct{ overtaken, runs int }{{0, 1}, {2, 3}, {100, 6}} {
+			runs := 0
+			err := db.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error {
+				runs++
+				if err := insert(fmt.Sprint("a", tt.overtaken), "eu", fmt.Sprint(tt.overtaken), 1)(ctx, tx); err != nil || runs > tt.overtaken {
+					return err
+				}
+				return fmt.Errorf("insert: %w", sqldb.Again(own))
+			})
+			if runs != tt.runs || errors.Is(err, own) != (tt.overtaken >= tt.runs) || err != nil && !errors.Is(err, own) {
+				t.Errorf("overtaken %d times: %d runs, %v", tt.overtaken, runs, err)
+			}
+		}
+		if got := balances(t, db); len(got) != 2 {
+			t.Errorf("stored are %v", got)
+		}
+	})
+}
+
 func TestTx_RunsAgainAfterADeadlock(t *testing.T) {
 	db := sqldbtest.Postgres(t, schema) // on SQLite transactions take turns
 	for _, id := range []string{"a", "b"} {

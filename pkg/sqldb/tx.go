@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"sync/atomic"
@@ -25,7 +26,7 @@ const (
 // Tx runs fn in a transaction that may write, and commits it when fn returns nil. On PostgreSQL it is READ COMMITTED, unless the database's own default is stricter: each statement sees what was committed
 // when it began, and an UPDATE or DELETE waits for whoever holds its row, then judges the row anew.
 //
-// fn runs again, after a short random delay, up to six times in all, when the database undid the transaction in favour of another, or when a pooled connection turned out to be gone, or to be to
+// fn runs again, after a short random delay, up to six times in all, when the database undid the transaction in favour of another, when fn's error is an Again, or when a pooled connection turned out to be gone, or to be to
 // a server that takes no writes any more; so it must not change
 // anything outside the transaction that a second run would get wrong. Any other error rolls back and is returned, fn's own unchanged. ErrUnavailable and ErrUnknownOutcome say what they
 // mean. When ctx ends before the commit nothing has happened, and its error is returned. A PostgreSQL server that is silent for longer than its own time limits allow, for it or the way to it
@@ -33,6 +34,15 @@ const (
 func (db *DB) Tx(ctx context.Context, fn func(ctx context.Context, tx Tx) error) error {
 	return db.run(ctx, sql.TxOptions{}, fn)
 }
+
+// Again is an error of a transaction's function that wraps err and says that another was first: that the function, run again, may find things otherwise.
+func Again(err error) error { return &againError{err} }
+
+type againError struct{ cause error }
+
+func (e *againError) Error() string { return e.cause.Error() }
+
+func (e *againError) Unwrap() error { return e.cause }
 
 // ReadTx runs fn in a transaction in which every statement sees the same moment, and which must not write. Otherwise it is as Tx.
 func (db *DB) ReadTx(ctx context.Context, fn func(ctx context.Context, tx Tx) error) error {
@@ -106,7 +116,8 @@ func (db *DB) attempt(ctx context.Context, options sql.TxOptions, fn func(ctx co
 			_ = conn.Raw(func(any) error { return driver.ErrBadConn })
 			return ctx.Err() == nil, classify(ctx, err)
 		}
-		return ctx.Err() == nil && lostRace(err), classify(ctx, err)
+		_, again := errors.AsType[*againError](err)
+		return ctx.Err() == nil && (again || lostRace(err)), classify(ctx, err)
 	}
 	if err := sqlfault.Strike(ctx, sqlfault.Commit, options.ReadOnly); err != nil {
 		return false, err

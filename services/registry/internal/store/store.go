@@ -50,9 +50,6 @@ func Migrations() fs.FS {
 	return sub
 }
 
-// maxAttempts bounds how often a write is tried that lost a race for a unique name.
-const maxAttempts = 4
-
 // Store is the registry's database. It is safe for concurrent use.
 type Store struct {
 	*shared
@@ -153,47 +150,53 @@ var (
 // write runs fn in a transaction, then gives its changes their revisions. fn runs again when it lost a race for a unique
 // value: then it finds the winner's row, and answers accordingly.
 func (s *Store) write(ctx context.Context, now time.Time, fn func(ctx context.Context, w *writing) error) error {
-	var err error
-	for range maxAttempts {
-		var made int
-		var at resource.Position
-		begun := s.newest.Load()
-		err = s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
-			v, err := viewed(ctx, tx, begun)
-			if err != nil {
-				return err
-			}
-			w := &writing{view: v, quotas: s.quotas, now: sqldb.Time(sqldb.Micros(now))}
-			at = w.at
-			if err := fn(ctx, w); err != nil {
-				return err
-			}
-			if s.trial {
-				// Before a revision is taken, for which all other writers would wait.
-				return errUnchanged
-			}
-			made = len(w.changes)
-			at, err = w.number(ctx)
+	var made int
+	var at resource.Position
+	var begun *resource.Position
+	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+		begun = s.newest.Load()
+		v, err := viewed(ctx, tx, begun)
+		if err != nil {
 			return err
-		})
-		switch {
-		case errors.Is(err, errUnchanged):
-			s.see(begun, at)
-			return nil
-		case errors.Is(err, sqldb.ErrUnique), errors.Is(err, errRenewed):
-			continue
-		case err == nil:
-			s.see(begun, at)
 		}
-		if err == nil && made > 0 {
-			select {
-			case s.committed <- struct{}{}:
-			default: // one is waiting to be seen already
-			}
+		w := &writing{view: v, quotas: s.quotas, now: sqldb.Time(sqldb.Micros(now))}
+		at = w.at
+		if err := fn(ctx, w); err != nil {
+			return another(err)
 		}
+		if s.trial {
+			// Before a revision is taken, for which all other writers would wait.
+			return errUnchanged
+		}
+		made = len(w.changes)
+		at, err = w.number(ctx)
+		return another(err)
+	})
+	switch {
+	case errors.Is(err, errUnchanged):
+		s.see(begun, at)
+		return nil
+	case errors.Is(err, sqldb.ErrUnique), errors.Is(err, errRenewed):
+		return fmt.Errorf("%w: %w", resource.ErrConflict, err)
+	case err != nil:
 		return meaning(err)
 	}
-	return fmt.Errorf("%w: %w", resource.ErrConflict, err)
+	s.see(begun, at)
+	if made > 0 {
+		select {
+		case s.committed <- struct{}{}:
+		default: // one is waiting to be seen already
+		}
+	}
+	return nil
+}
+
+// another has a write run again that another write has overtaken.
+func another(err error) error {
+	if errors.Is(err, sqldb.ErrUnique) || errors.Is(err, errRenewed) {
+		return sqldb.Again(err)
+	}
+	return err
 }
 
 // number is the last part of every write that changed something: from when it takes the revisions to the commit no other write
