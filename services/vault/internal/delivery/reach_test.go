@@ -14,6 +14,7 @@ import (
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/pkg/sqldbtest"
 	"phasekey.dev/services/vault/internal/audit/audittest"
+	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/delivery"
 	"phasekey.dev/services/vault/internal/fence"
 	"phasekey.dev/services/vault/internal/grant"
@@ -228,10 +229,22 @@ func TestReach_EveryCauseEveryReplica(t *testing.T) {
 		// reason is why another credential comes, err why the stream ends.
 		reason delivery.Reason
 		err    error
+		// alone says that it concerns the last replica's stream, and no other by the same grant.
+		alone bool
 	}{
 		{name: "rotation", reason: delivery.Rotated, do: func(r *reach) error {
 			r.version("uid", 2, "PROPAGATING")
 			r.exec(`UPDATE credential_versions SET state = 'RETIRING' WHERE id = 'uid-v1'`)
+			return commit(`UPDATE credential_versions SET state = 'ACTIVE' WHERE id = 'uid-v2'`)(r)
+		}},
+		{name: "compromise", reason: delivery.Compromised, do: func(r *reach) error {
+			if _, err := r.stores[1].RequestRotation(r.t.Context(), time.Now(), credential.RotationRequest{
+				Integration: "accounts/acme/integrations/uid", Reason: credential.Compromised,
+			}, grant.Caller{}); err != nil {
+				return err
+			}
+			r.version("uid", 2, "PROPAGATING")
+			r.exec(`UPDATE credential_versions SET state = 'REVOKING' WHERE id = 'uid-v1'`)
 			return commit(`UPDATE credential_versions SET state = 'ACTIVE' WHERE id = 'uid-v2'`)(r)
 		}},
 		{name: "detachment", err: grant.ErrDetached, do: registry(store.Wanted{GoneAttachments: []store.Attachment{
@@ -245,6 +258,14 @@ func TestReach_EveryCauseEveryReplica(t *testing.T) {
 		}},
 		{name: "revocation", err: grant.ErrRevoked, do: func(r *reach) error {
 			_, err := r.stores[1].RevokeGrant(r.t.Context(), time.Now(), "acme", "g1", grant.Caller{})
+			return err
+		}},
+		{name: "revocation of a lease", err: lease.ErrClosed, alone: true, do: func(r *reach) error {
+			e, err := r.stores[1].Entitlement(r.t.Context(), "g1", fmt.Sprint("instance-", replicas-1))
+			if err != nil {
+				return err
+			}
+			_, err = r.stores[1].RevokeLease(r.t.Context(), time.Now(), "acme", "g1", e.Lease.UID, grant.Caller{})
 			return err
 		}},
 		{name: "revocation of the run", err: grant.ErrRevoked, do: func(r *reach) error {
@@ -279,9 +300,9 @@ func TestReach_EveryCauseEveryReplica(t *testing.T) {
 						l.mu.Lock()
 						news := l.reasons[1:]
 						switch {
-						case i == replicas:
+						case i == replicas || tt.alone && i != replicas-1:
 							if len(news) != 0 || l.err != nil {
-								t.Errorf("the other grant's stream heard %v, %v", news, l.err)
+								t.Errorf("stream %d, which it does not concern, heard %v, %v", i, news, l.err)
 							}
 						case tt.err != nil && !errors.Is(l.err, tt.err):
 							t.Errorf("replica %d: %v, %v; want %v", l.replica, news, l.err, tt.err)
