@@ -36,7 +36,8 @@ The runner is called once or twice in each situation, with what is added to its 
   --vault 127.0.0.1:PORT --vault-id SPIFFE-ID --ca FILE --grant-fd 3 -- COMMAND [ARGUMENT...]
 
 so 'phasekey conformance -- phasekey exec' judges phasekey exec. The command that it is to run asks for tokens as Azure's SDKs do
-on App Service (IDENTITY_ENDPOINT, IDENTITY_HEADER). docs/runner-protocol.md says what runners have to do.
+on App Service (IDENTITY_ENDPOINT, IDENTITY_HEADER). Where a situation is about another material, there is --material federated-token
+or --material client-secret before the dashes; assertions are asked for by ARM_OIDC_REQUEST_URL and ARM_OIDC_REQUEST_TOKEN. docs/runner-protocol.md says what runners have to do.
 
 The exit code is 0 if the runner got everything right, and 1 if not, or if it could not be judged.`,
 		Args: cobra.ArbitraryArgs,

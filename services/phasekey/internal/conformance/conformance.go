@@ -23,7 +23,8 @@ const limit = 3 * time.Minute
 
 // Config is what to judge.
 type Config struct {
-	// Runner is the command that is judged. It is given `--vault ADDRESS --vault-id ID --ca FILE --grant-fd 3 -- COMMAND…`.
+	// Runner is the command that is judged. It is given `--vault ADDRESS --vault-id ID --ca FILE --grant-fd 3 -- COMMAND…`, where a
+	// situation is about another material with `--material federated-token` or `--material client-secret` before the dashes.
 	Runner []string
 	// Probe is the command that calls Probe with the argument that is added.
 	Probe []string
@@ -96,11 +97,7 @@ func (sit situation) judge(ctx context.Context, config Config) (Result, error) {
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("it took longer than %s", limit))
 	defer cancel()
-	id := sit.id
-	if id == "" {
-		id = VaultID
-	}
-	s, err := open(ctx, config, time.Now, id, sit.stranger)
+	s, err := open(ctx, config, time.Now, sit)
 	if err != nil {
 		return result, fmt.Errorf("prepare %s: %w", sit.name, err)
 	}

@@ -14,6 +14,7 @@ import (
 	"os/signal"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -21,8 +22,10 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	typev1 "phasekey.dev/gen/phasekey/type/v1"
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
 	"phasekey.dev/pkg/rpcerr"
 	"phasekey.dev/pkg/runner"
@@ -95,7 +98,12 @@ func TestConformance_FindsMistakes(t *testing.T) {
 		"another-instance":        {"drain", "first-delivery"},
 		"one-instance-for-all":    {"new-instance", "first-delivery"},
 		"newest-by-arrival":       {"order"},
-		"expired-is-used":         {"expiry"},
+		"expired-is-used":         {"expiry", "assertion-expiry"},
+		"asks-for-tokens":         {"assertion", "secret"},
+		"first-assertion-for-all": {"assertion", "refresh"},
+		"any-material-will-do":    {"other-material"},
+		"acknowledges-at-once":    {"secret-rotation"},
+		"secret-in-log":           {"secret", "secret-rotation"},
 		"lease-left-open":         {"first-delivery", "terminated"},
 		"no-trust-needed":         {"wrong-identity", "wrong-ca"},
 		"unknown-material-ends":   {"unknown-material"},
@@ -187,10 +195,17 @@ func TestConformance_JudgesWhatIsNoRunner(t *testing.T) {
 
 // runWrong is a runner with one mistake: ours, with a connection that lies to it.
 func runWrong(mistake string, args []string) (int, error) {
-	if len(args) < 10 {
+	dashes := slices.Index(args, "--")
+	if dashes < 8 || len(args) == dashes+1 {
 		return 1, errors.New("arguments")
 	}
-	vault, ca, child := args[1], args[5], args[9:]
+	vault, ca, child := args[1], args[5], args[dashes+1:]
+	material := typev1.Material_MATERIAL_ACCESS_TOKEN
+	if i := slices.Index(args[:dashes], "--material"); i >= 0 {
+		material = map[string]typev1.Material{
+			"federated-token": typev1.Material_MATERIAL_FEDERATED_TOKEN, "client-secret": typev1.Material_MATERIAL_CLIENT_SECRET,
+		}[args[i+1]]
+	}
 	raw, err := io.ReadAll(os.NewFile(3, "grant"))
 	if err != nil {
 		return 1, err
@@ -224,7 +239,7 @@ func runWrong(mistake string, args []string) (int, error) {
 	if mistake == "grant-in-log" {
 		fmt.Println("the grant is", string(raw))
 	}
-	r, err := runner.New(runner.Config{Conn: conn, Grant: secret.New(string(raw)), Log: slog.New(slog.DiscardHandler)})
+	r, err := runner.New(runner.Config{Conn: conn, Grant: secret.New(string(raw)), Material: material, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return 1, err
 	}
@@ -232,21 +247,28 @@ func runWrong(mistake string, args []string) (int, error) {
 	defer stop()
 	following, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	ran := make(chan error, 2)
-	go func() { ran <- r.Run(following) }()
-	loopback, err := runner.Listen(ctx, runner.LoopbackConfig{Runner: r, Wait: time.Second, Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		return 1, err
-	}
-	go func() { ran <- loopback.Run(following) }()
-	defer func() {
-		cancel()
-		for range cap(ran) {
-			if err := <-ran; err != nil {
+	var running sync.WaitGroup
+	run := func(run func(context.Context) error) {
+		running.Go(func() {
+			if err := run(following); err != nil {
 				fmt.Fprintln(os.Stderr, err)
 			}
-		}
+		})
+	}
+	defer func() {
+		cancel()
+		running.Wait()
 	}()
+	run(r.Run)
+	environment := r.ClientSecretEnvironment
+	if material != typev1.Material_MATERIAL_CLIENT_SECRET {
+		loopback, err := runner.Listen(ctx, runner.LoopbackConfig{Runner: r, Wait: time.Second, Log: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			return 1, err
+		}
+		run(loopback.Run)
+		environment = loopback.Environment
+	}
 	var held runner.Credential
 	if mistake != "starts-without-delivery" {
 		if held, err = r.Credential(ctx); err != nil {
@@ -255,7 +277,10 @@ func runWrong(mistake string, args []string) (int, error) {
 	}
 	command := exec.CommandContext(ctx, child[0], child[1:]...)
 	command.Cancel = func() error { return command.Process.Signal(syscall.SIGTERM) }
-	command.Env = loopback.Environment(os.Environ(), held)
+	command.Env = environment(os.Environ(), held)
+	if mistake == "secret-in-log" {
+		fmt.Println("the secret is", held.ClientSecret.Expose())
+	}
 	if mistake == "grant-in-environment" {
 		command.Env = append(command.Env, "GRANT="+string(raw))
 	}
@@ -306,15 +331,20 @@ func (w *wrong) unary(ctx context.Context, method string, req, reply any, conn *
 func (w *wrong) stream(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 	again := func() (grpc.ClientStream, error) { return open(ctx, desc, conn, method, opts...) }
 	s, err := again()
-	return &wrongStream{ClientStream: s, wrong: w, again: again, over: ctx.Done()}, w.lie(err)
+	acknowledge := func(instance string, generation int64) {
+		_, _ = vaultv1.NewCredentialServiceClient(conn).AcknowledgeCredential(ctx, &vaultv1.AcknowledgeCredentialRequest{InstanceId: instance, Generation: generation}, opts...)
+	}
+	return &wrongStream{ClientStream: s, wrong: w, again: again, over: ctx.Done(), acknowledge: acknowledge}, w.lie(err)
 }
 
 type wrongStream struct {
 	grpc.ClientStream
 	*wrong
-	again   func() (grpc.ClientStream, error)
-	over    <-chan struct{}
-	request any
+	again       func() (grpc.ClientStream, error)
+	acknowledge func(instance string, generation int64)
+	over        <-chan struct{}
+	request     any
+	first       *vaultv1.Credential
 }
 
 func (s *wrongStream) SendMsg(m any) error {
@@ -324,6 +354,8 @@ func (s *wrongStream) SendMsg(m any) error {
 			req.InstanceId = rand.Text()
 		case "one-instance-for-all":
 			req.InstanceId = "always-the-same"
+		case "asks-for-tokens":
+			req.Material = typev1.Material_MATERIAL_ACCESS_TOKEN
 		}
 	}
 	s.request = m
@@ -362,6 +394,17 @@ func (s *wrongStream) RecvMsg(m any) error {
 		resp.GetCredential().Generation = arrivals
 	case "expired-is-used":
 		resp.GetCredential().ExpireTime = timestamppb.New(time.Now().Add(time.Hour))
+	case "first-assertion-for-all":
+		if s.first == nil {
+			s.first = proto.CloneOf(resp.GetCredential())
+		}
+		resp.GetCredential().Material = s.first.GetMaterial()
+	case "any-material-will-do":
+		if c := resp.GetCredential(); c.GetAccessToken() != nil && s.request.(*vaultv1.StreamCredentialsRequest).GetMaterial() == typev1.Material_MATERIAL_FEDERATED_TOKEN {
+			c.Material = &vaultv1.Credential_FederatedToken{FederatedToken: &vaultv1.FederatedToken{Token: c.GetAccessToken().GetToken()}}
+		}
+	case "acknowledges-at-once":
+		s.acknowledge(s.request.(*vaultv1.StreamCredentialsRequest).GetInstanceId(), resp.GetCredential().GetGeneration())
 	case "unknown-material-ends":
 		if resp.GetCredential().GetMaterial() == nil {
 			return rpcerr.New(codes.PermissionDenied, "GRANT_REVOKED", "taken for final")

@@ -18,10 +18,12 @@ import (
 // ProbeExit is the exit code of a probe that was let go: no runner has it by itself.
 const ProbeExit = 7
 
-// question is what a probe is asked, and answer what it says.
+// question is what a probe is asked, and answer what it says. Without anything it asks for the environment.
 type question struct {
-	// Audience asks for a token; empty asks for the environment.
+	// Audience asks for a token.
 	Audience string `json:"audience,omitempty"`
+	// Assertion asks for an assertion.
+	Assertion bool `json:"assertion,omitempty"`
 }
 
 type answer struct {
@@ -31,8 +33,8 @@ type answer struct {
 	Environment []string `json:"environment,omitempty"`
 }
 
-// Probe is the command that a runner runs: it asks the runner's endpoint, as Azure's SDKs ask App Service's, whatever it is told to
-// by the Unix socket at an address, and returns its exit code when that is closed.
+// Probe is the command that a runner runs: it asks the runner's endpoint, as Azure's SDKs ask App Service's and Terraform's providers an OpenID
+// provider, whatever it is told to by the Unix socket at an address, and returns its exit code when that is closed.
 func Probe(ctx context.Context, address string, env []string) (int, error) {
 	conn, err := new(net.Dialer).DialContext(ctx, "unix", address)
 	if err != nil {
@@ -52,7 +54,10 @@ func Probe(ctx context.Context, address string, env []string) (int, error) {
 			return ProbeExit, nil // it was let go
 		}
 		a := answer{Environment: env}
-		if q.Audience != "" {
+		switch {
+		case q.Assertion:
+			a = askProvider(ctx, client, values)
+		case q.Audience != "":
 			a = askEndpoint(ctx, client, values, q.Audience)
 		}
 		if err := out.Encode(a); err != nil {
@@ -68,6 +73,28 @@ func askEndpoint(ctx context.Context, client *http.Client, env map[string]string
 		return answer{Problem: err.Error()}
 	}
 	req.Header.Set("X-IDENTITY-HEADER", env["IDENTITY_HEADER"])
+	return do(client, req)
+}
+
+// askProvider asks for an assertion.
+func askProvider(ctx context.Context, client *http.Client, env map[string]string) answer {
+	where, err := url.Parse(env["ARM_OIDC_REQUEST_URL"])
+	if err != nil {
+		return answer{Problem: err.Error()}
+	}
+	query := where.Query()
+	query.Set("audience", "api://AzureADTokenExchange")
+	where.RawQuery = query.Encode()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, where.String(), http.NoBody)
+	if err != nil {
+		return answer{Problem: err.Error()}
+	}
+	req.Header.Set("Authorization", "Bearer "+env["ARM_OIDC_REQUEST_TOKEN"])
+	return do(client, req)
+}
+
+// do makes a request, and takes the token or the assertion from the answer.
+func do(client *http.Client, req *http.Request) answer {
 	resp, err := client.Do(req)
 	if err != nil {
 		return answer{Problem: err.Error()}
@@ -75,11 +102,12 @@ func askEndpoint(ctx context.Context, client *http.Client, env map[string]string
 	defer func() { _ = resp.Body.Close() }()
 	var body struct {
 		AccessToken string `json:"access_token"`
+		Value       string `json:"value"`
 	}
 	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&body); err != nil && resp.StatusCode == http.StatusOK {
 		return answer{Status: resp.StatusCode, Problem: "the answer is no JSON object"}
 	}
-	return answer{Status: resp.StatusCode, Token: body.AccessToken}
+	return answer{Status: resp.StatusCode, Token: body.AccessToken + body.Value}
 }
 
 // probe is the other end: a command that a runner has started. It answers one question after another.

@@ -3,6 +3,7 @@ package conformance
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -47,6 +48,18 @@ const (
 	maxOutput = 4 << 20
 )
 
+// What a runner may be told to ask for, and the vault's names for it. Nothing said means access tokens.
+const (
+	federatedToken = "federated-token"
+	clientSecret   = "client-secret"
+)
+
+var materials = map[string][]typev1.Material{
+	"":             {typev1.Material_MATERIAL_UNSPECIFIED, typev1.Material_MATERIAL_ACCESS_TOKEN},
+	federatedToken: {typev1.Material_MATERIAL_FEDERATED_TOKEN},
+	clientSecret:   {typev1.Material_MATERIAL_CLIENT_SECRET},
+}
+
 // unavailable is how a vault, or what is before it, is away.
 var unavailable = status.Error(codes.Unavailable, "as scripted: away")
 
@@ -58,13 +71,15 @@ var instancePattern = regexp.MustCompile(`^[A-Za-z0-9_-]{8,64}$`)
 type session struct {
 	ctx    context.Context
 	config Config
-	dir    string
-	vault  *vault
-	ca     string
-	probes chan *probe
-	dials  net.Listener
-	canary string
-	now    func() time.Time
+	// material is what the runner is told to ask for, in the words of its flag; empty for access tokens.
+	material string
+	dir      string
+	vault    *vault
+	ca       string
+	probes   chan *probe
+	dials    net.Listener
+	canary   string
+	now      func() time.Time
 
 	runners []*process
 	under   *probe // the first runner's command, once that has come
@@ -105,13 +120,13 @@ func (o *output) String() string {
 	return o.text.String()
 }
 
-// open prepares a situation: a vault with this identity, of the CA that the runner is told of unless it is to be a stranger.
-func open(ctx context.Context, config Config, now func() time.Time, id string, stranger bool) (*session, error) {
+// open prepares a situation: a vault with its identity, of the CA that the runner is told of unless it is to be a stranger.
+func open(ctx context.Context, config Config, now func() time.Time, sit situation) (*session, error) {
 	dir, err := os.MkdirTemp("", "phasekey-conformance-")
 	if err != nil {
 		return nil, err
 	}
-	s := &session{ctx: ctx, config: config, dir: dir, canary: "pk_conformance_" + rand.Text(), probes: make(chan *probe, 16), now: now}
+	s := &session{ctx: ctx, config: config, material: sit.material, dir: dir, canary: "pk_conformance_" + rand.Text(), probes: make(chan *probe, 16), now: now}
 	fail := func(err error) (*session, error) { return nil, errors.Join(err, os.RemoveAll(dir)) }
 	known, err := devca.Open(filepath.Join(dir, "tls"), now())
 	if err != nil {
@@ -119,12 +134,12 @@ func open(ctx context.Context, config Config, now func() time.Time, id string, s
 	}
 	s.ca = known.CAFile()
 	issuer := known
-	if stranger {
+	if sit.stranger {
 		if issuer, err = devca.Open(filepath.Join(dir, "other"), now()); err != nil {
 			return fail(err)
 		}
 	}
-	files, err := issuer.Issue(now(), "vault", devca.Leaf{ID: id, DNS: []string{"localhost"}, IPs: []net.IP{net.IPv4(127, 0, 0, 1)}})
+	files, err := issuer.Issue(now(), "vault", devca.Leaf{ID: cmp.Or(sit.id, VaultID), DNS: []string{"localhost"}, IPs: []net.IP{net.IPv4(127, 0, 0, 1)}})
 	if err != nil {
 		return fail(err)
 	}
@@ -187,9 +202,11 @@ func (s *session) start() {
 		s.wrong("start the runner: %w", err)
 		return
 	}
-	args := slices.Concat(s.config.Runner[1:],
-		[]string{"--vault", s.vault.address(), "--vault-id", VaultID, "--ca", s.ca, "--grant-fd", "3", "--"},
-		s.config.Probe, []string{filepath.Join(s.dir, "probe")})
+	args := append(slices.Clone(s.config.Runner[1:]), "--vault", s.vault.address(), "--vault-id", VaultID, "--ca", s.ca, "--grant-fd", "3")
+	if s.material != "" {
+		args = append(args, "--material", s.material)
+	}
+	args = slices.Concat(args, []string{"--"}, s.config.Probe, []string{filepath.Join(s.dir, "probe")})
 	r := &process{out: &output{}, ended: make(chan struct{})}
 	r.command = exec.CommandContext(s.ctx, s.config.Runner[0], args...) //nolint:gosec // what it is told to judge
 	r.command.Env = slices.DeleteFunc(slices.Clone(s.config.Env), func(e string) bool { return strings.HasPrefix(e, "PHASEKEY_") })
@@ -208,7 +225,8 @@ func (s *session) start() {
 	s.runners = append(s.runners, r)
 }
 
-// credential is what the vault delivers as generation n: a token for Resource Manager that lives for an hour.
+// credential is what the vault delivers as generation n: a token for Resource Manager that lives for an hour, or what else the runner was told to
+// ask for.
 func (s *session) credential(n int64, change ...func(*vaultv1.Credential)) *vaultv1.Credential {
 	now := s.now()
 	c := &vaultv1.Credential{
@@ -221,6 +239,13 @@ func (s *session) credential(n int64, change ...func(*vaultv1.Credential)) *vaul
 		SubscriptionId: "33333333-3333-4333-8333-333333333333",
 		Material:       &vaultv1.Credential_AccessToken{AccessToken: &vaultv1.AccessToken{Audience: resourceManager, Token: s.token(n)}},
 		Environment:    map[string]string{"ARM_RESOURCE_PROVIDER_REGISTRATIONS": "none"},
+	}
+	switch s.material {
+	case federatedToken:
+		c.Material = &vaultv1.Credential_FederatedToken{FederatedToken: &vaultv1.FederatedToken{Token: s.token(n)}}
+	case clientSecret:
+		c.Material = &vaultv1.Credential_ClientSecret{ClientSecret: &vaultv1.ClientSecret{Secret: s.token(n)}}
+		c.RefreshTime, c.ExpireTime = c.GetGrantExpireTime(), c.GetGrantExpireTime()
 	}
 	for _, do := range change {
 		do(c)
@@ -259,8 +284,8 @@ func (s *session) opened(c *stream) {
 	switch {
 	case !instancePattern.MatchString(c.instance):
 		s.wrong("instance_id %q is not 8 to 64 of A-Za-z0-9_-", c.instance)
-	case c.request.GetMaterial() > typev1.Material_MATERIAL_ACCESS_TOKEN:
-		s.wrong("it asked for %s without having been told to", c.request.GetMaterial())
+	case !slices.Contains(materials[s.material], c.request.GetMaterial()):
+		s.wrong("it asked for %s, and was told to ask for %s", c.request.GetMaterial(), cmp.Or(s.material, "nothing else than tokens"))
 	case len(s.runners) == 1 && len(s.streams) > 0 && s.streams[0].instance != c.instance:
 		s.wrong("it came back as another instance: %s was %s, which takes another lease of the grant's four", c.instance, s.streams[0].instance)
 	}
@@ -272,8 +297,22 @@ func (s *session) begin(change ...func(*vaultv1.Credential)) *stream {
 	s.start()
 	c := s.next(soon)
 	s.send(c, s.credential(1, change...))
-	s.holds(1)
+	if s.material == clientSecret {
+		s.hasSecret(1)
+	} else {
+		s.holds(1)
+	}
 	return c
+}
+
+// hasSecret checks that the command was started with secret n.
+func (s *session) hasSecret(n int64) {
+	a := s.ask(question{})
+	for _, name := range []string{"ARM_CLIENT_SECRET", "AZURE_CLIENT_SECRET"} {
+		if s.err == nil && !slices.Contains(a.Environment, name+"="+s.token(n)) {
+			s.wrong("the command does not have secret %d in %s", n, name)
+		}
+	}
 }
 
 func (s *session) send(c *stream, credential *vaultv1.Credential) {
@@ -302,13 +341,21 @@ func (s *session) come() {
 	}
 }
 
-// ask has the command ask for a token.
-func (s *session) ask(audience string) answer {
+// own is how the command asks for what the runner holds.
+func (s *session) own() question {
+	if s.material == federatedToken {
+		return question{Assertion: true}
+	}
+	return question{Audience: resourceManager}
+}
+
+// ask asks the command something.
+func (s *session) ask(q question) answer {
 	s.come()
 	if s.err != nil {
 		return answer{}
 	}
-	a, err := s.under.ask(question{Audience: audience})
+	a, err := s.under.ask(q)
 	if err != nil {
 		s.wrong("the command below the runner has ended, or does not answer: %w", err)
 	}
@@ -333,7 +380,7 @@ func (s *session) has(a answer, n int64) bool { return a.Status == 200 && a.Toke
 func (s *session) holds(n int64) {
 	var last answer
 	for until := s.now().Add(soon); s.err == nil; s.pause(interval) {
-		if last = s.ask(resourceManager); s.has(last, n) {
+		if last = s.ask(s.own()); s.has(last, n) {
 			return
 		}
 		if s.now().After(until) {
@@ -345,7 +392,7 @@ func (s *session) holds(n int64) {
 // keeps checks for a while that the command gets token n all the time.
 func (s *session) keeps(n int64, d time.Duration) {
 	for until := s.now().Add(d); s.err == nil && s.now().Before(until); s.pause(interval) {
-		if a := s.ask(resourceManager); s.err == nil && !s.has(a, n) {
+		if a := s.ask(s.own()); s.err == nil && !s.has(a, n) {
 			s.wrong("the command did not get token %d, which was still good, but: %s", n, s.said(a))
 		}
 	}
@@ -355,7 +402,7 @@ func (s *session) keeps(n int64, d time.Duration) {
 func (s *session) hasNone(after time.Duration) {
 	for until, from := s.now().Add(after+2*time.Second), s.now().Add(after); s.err == nil && s.now().Before(until); s.pause(interval) {
 		asked := s.now()
-		if a := s.ask(resourceManager); s.err == nil && a.Status == 200 && asked.After(from) {
+		if a := s.ask(s.own()); s.err == nil && a.Status == 200 && asked.After(from) {
 			s.wrong("the command got what it must not get any more: %s", s.said(a))
 		}
 	}

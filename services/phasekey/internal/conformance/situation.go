@@ -26,6 +26,8 @@ type situation struct {
 	// id is the vault's identity, VaultID if empty; stranger has its certificate be of a CA that the runner was not told of.
 	id       string
 	stranger bool
+	// material is what the runner is told to ask for; empty for access tokens, of which it is told nothing.
+	material string
 	play     func(*session)
 }
 
@@ -57,6 +59,11 @@ func situations() []situation {
 		{name: "new-instance", about: "two processes are two instances", play: newInstance},
 		{name: "environment", about: "the command sees neither the grant nor how the runner was called", play: environment},
 		{name: "terminated", about: "SIGTERM ends the command, then the lease", play: terminated},
+		{name: "assertion", about: "told federated-token, it asks for that, and gives each assertion as it comes, of a rotated key too", material: federatedToken, play: assertion},
+		{name: "assertion-expiry", about: "an assertion that has expired is not given; what comes later is", material: federatedToken, play: expiry},
+		{name: "other-material", about: "an access token replaces no assertion", material: federatedToken, play: otherMaterial},
+		{name: "secret", about: "told client-secret, it asks for that, and starts the command with it", material: clientSecret, play: secretDelivery},
+		{name: "secret-rotation", about: "a newer secret is not acknowledged while a command lives that has the older one", material: clientSecret, play: secretRotation},
 		{name: "wrong-identity", about: "a vault with another SPIFFE ID is not shown the grant", id: "spiffe://phasekey.dev/registry", play: notTrusted},
 		{name: "wrong-ca", about: "a vault of another CA is not shown the grant", stranger: true, play: notTrusted},
 	}
@@ -116,9 +123,7 @@ func rotation(s *session) {
 	})
 	c := s.begin()
 	s.getsOther(101)
-	s.send(c, s.credential(2, func(m *vaultv1.Credential) {
-		m.CredentialVersion, m.Reason = 2, vaultv1.Credential_REASON_ROTATED
-	}))
+	s.send(c, s.credential(2, rotated))
 	s.holds(2)
 	s.getsOther(102)
 }
@@ -130,7 +135,7 @@ func (s *session) other(n int64) *vaultv1.Credential {
 
 // getsOther checks what the command gets for another audience.
 func (s *session) getsOther(n int64) {
-	if a := s.ask(keyVault); s.err == nil && !s.has(a, n) {
+	if a := s.ask(question{Audience: keyVault}); s.err == nil && !s.has(a, n) {
 		s.wrong("asked for %s, the command did not get token %d, but: %s", keyVault, n, s.said(a))
 	}
 }
@@ -367,12 +372,23 @@ func unknownFields(s *session) {
 }
 
 func unknownMaterial(s *session) {
-	c := s.begin()
-	s.send(c, s.credential(2, func(m *vaultv1.Credential) {
+	useless(s, func(m *vaultv1.Credential) {
 		m.Material = nil
 		// Beside its siblings in the oneof.
 		m.ProtoReflect().SetUnknown(unknownField(29))
-	}))
+	})
+}
+
+func otherMaterial(s *session) {
+	useless(s, func(m *vaultv1.Credential) {
+		m.Material = &vaultv1.Credential_AccessToken{AccessToken: &vaultv1.AccessToken{Audience: resourceManager, Token: s.token(2)}}
+	})
+}
+
+// useless delivers something that replaces nothing.
+func useless(s *session, change func(*vaultv1.Credential)) {
+	c := s.begin()
+	s.send(c, s.credential(2, change))
 	came := s.during(2*time.Second, func(*stream) {}, func() { s.keeps(1, 2*time.Second) })
 	if len(came) > 0 {
 		c = came[len(came)-1]
@@ -382,6 +398,47 @@ func unknownMaterial(s *session) {
 	}
 	s.send(c, s.credential(3))
 	s.holds(3)
+}
+
+func rotated(m *vaultv1.Credential) {
+	m.CredentialVersion, m.Reason = 2, vaultv1.Credential_REASON_ROTATED
+}
+
+func assertion(s *session) {
+	c := s.begin()
+	s.quiet(3*time.Second, func() {
+		s.send(c, s.credential(2))
+		s.holds(2)
+		s.send(c, s.credential(3, rotated))
+		s.holds(3)
+		s.keeps(3, time.Second)
+	})
+	s.finish()
+}
+
+func secretDelivery(s *session) {
+	s.begin()
+	s.finish()
+}
+
+// A runner may start its command anew with the newer secret, and acknowledge that.
+func secretRotation(s *session) {
+	c := s.begin()
+	s.quiet(3*time.Second, func() { s.send(c, s.credential(2, rotated)) })
+	if s.err != nil {
+		return
+	}
+	acknowledged := slices.ContainsFunc(s.vault.acknowledged(), func(n int64) bool { return n > 1 })
+	switch _, gone := s.under.ask(question{}); {
+	case gone == nil && acknowledged:
+		s.wrong("it acknowledged the newer secret while a command lived that had been started with the older one")
+	case gone == nil:
+		s.hasSecret(1)
+	default:
+		s.under = nil
+		s.hasSecret(2)
+	}
+	s.finish()
 }
 
 func otherAudience(s *session) {
@@ -409,7 +466,7 @@ func otherAudience(s *session) {
 
 func refusedAudience(s *session) {
 	c := s.begin()
-	if a := s.ask(keyVault); s.err == nil && a.Status < 400 {
+	if a := s.ask(question{Audience: keyVault}); s.err == nil && a.Status < 400 {
 		s.wrong("for a refused audience the command got: %s", s.said(a))
 	}
 	s.keeps(1, time.Second)

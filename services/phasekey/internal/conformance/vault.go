@@ -74,6 +74,7 @@ type vault struct {
 	strange []string
 	fetches []*vaultv1.FetchCredentialRequest
 	closes  []string // instances
+	acks    []int64  // generations
 	fetch   func(*vaultv1.FetchCredentialRequest) (*vaultv1.Credential, error)
 	serving sync.WaitGroup
 }
@@ -325,6 +326,24 @@ func (v *vault) CloseLease(ctx context.Context, req *vaultv1.CloseLeaseRequest) 
 	defer v.mu.Unlock()
 	v.closes = append(v.closes, req.GetInstanceId())
 	return &vaultv1.CloseLeaseResponse{}, nil
+}
+
+// AcknowledgeCredential implements vaultv1.CredentialServiceServer.
+func (v *vault) AcknowledgeCredential(ctx context.Context, req *vaultv1.AcknowledgeCredentialRequest) (*vaultv1.AcknowledgeCredentialResponse, error) {
+	if err := v.check(ctx); err != nil {
+		return nil, err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.acks = append(v.acks, req.GetGeneration())
+	return &vaultv1.AcknowledgeCredentialResponse{}, nil
+}
+
+// acknowledged are the generations that were acknowledged so far.
+func (v *vault) acknowledged() []int64 {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return slices.Clone(v.acks)
 }
 
 // onFetch says what FetchCredential answers.
