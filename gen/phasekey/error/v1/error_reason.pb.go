@@ -76,7 +76,7 @@ const (
 	ErrorReason_ERROR_REASON_NOTHING_ATTACHED ErrorReason = 34
 	// FAILED_PRECONDITION. No subscription is known: neither the attachment nor the integration names one.
 	ErrorReason_ERROR_REASON_NO_SUBSCRIPTION ErrorReason = 35
-	// OUT_OF_RANGE. The cursor is of another database, of the future, or compacted away. List again.
+	// OUT_OF_RANGE. The cursor is of another database, of the future, or compacted away. List again; of the audit's events, begin anew by a time.
 	ErrorReason_ERROR_REASON_CURSOR_OUT_OF_RANGE ErrorReason = 36
 	// FAILED_PRECONDITION. The report comes from a mastership, of `metadata.shard` in `metadata.epoch`, that is no longer the newest to report on
 	// `metadata.subject`, a shard or an integration.

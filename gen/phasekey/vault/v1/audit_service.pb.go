@@ -154,6 +154,134 @@ func (x *ListAuditEventsResponse) GetNextPageToken() string {
 	return ""
 }
 
+// Says which events to stream, and from where on.
+type TailAuditEventsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The account, `accounts/{account}`; `accounts/-` for all, which only callers without a limit to accounts may.
+	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
+	// From the last TailAuditEventsResponse of the same parent: what came with it, and all before it, is not sent again. The filter may be another.
+	Cursor string `protobuf:"bytes,2,opt,name=cursor,proto3" json:"cursor,omitempty"`
+	// Only events of this time or later, as far back as they are kept. Without it and without a cursor, those that are recorded from now on.
+	StartTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	// Only events that pass, as in ListAuditEventsRequest.
+	Filter        string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TailAuditEventsRequest) Reset() {
+	*x = TailAuditEventsRequest{}
+	mi := &file_phasekey_vault_v1_audit_service_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TailAuditEventsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TailAuditEventsRequest) ProtoMessage() {}
+
+func (x *TailAuditEventsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_vault_v1_audit_service_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TailAuditEventsRequest.ProtoReflect.Descriptor instead.
+func (*TailAuditEventsRequest) Descriptor() ([]byte, []int) {
+	return file_phasekey_vault_v1_audit_service_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *TailAuditEventsRequest) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *TailAuditEventsRequest) GetCursor() string {
+	if x != nil {
+		return x.Cursor
+	}
+	return ""
+}
+
+func (x *TailAuditEventsRequest) GetStartTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartTime
+	}
+	return nil
+}
+
+func (x *TailAuditEventsRequest) GetFilter() string {
+	if x != nil {
+		return x.Filter
+	}
+	return ""
+}
+
+// The next events, or none when it only carries the cursor forward.
+type TailAuditEventsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the order in which they are to be told.
+	AuditEvents []*AuditEvent `protobuf:"bytes,1,rep,name=audit_events,json=auditEvents,proto3" json:"audit_events,omitempty"`
+	// Resumes after this message. Opaque, and good for as long as the records behind it are kept.
+	Cursor        string `protobuf:"bytes,2,opt,name=cursor,proto3" json:"cursor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TailAuditEventsResponse) Reset() {
+	*x = TailAuditEventsResponse{}
+	mi := &file_phasekey_vault_v1_audit_service_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TailAuditEventsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TailAuditEventsResponse) ProtoMessage() {}
+
+func (x *TailAuditEventsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_phasekey_vault_v1_audit_service_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TailAuditEventsResponse.ProtoReflect.Descriptor instead.
+func (*TailAuditEventsResponse) Descriptor() ([]byte, []int) {
+	return file_phasekey_vault_v1_audit_service_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *TailAuditEventsResponse) GetAuditEvents() []*AuditEvent {
+	if x != nil {
+		return x.AuditEvents
+	}
+	return nil
+}
+
+func (x *TailAuditEventsResponse) GetCursor() string {
+	if x != nil {
+		return x.Cursor
+	}
+	return ""
+}
+
 // Says what to export.
 type ExportAuditEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -167,7 +295,7 @@ type ExportAuditEventsRequest struct {
 
 func (x *ExportAuditEventsRequest) Reset() {
 	*x = ExportAuditEventsRequest{}
-	mi := &file_phasekey_vault_v1_audit_service_proto_msgTypes[2]
+	mi := &file_phasekey_vault_v1_audit_service_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -179,7 +307,7 @@ func (x *ExportAuditEventsRequest) String() string {
 func (*ExportAuditEventsRequest) ProtoMessage() {}
 
 func (x *ExportAuditEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phasekey_vault_v1_audit_service_proto_msgTypes[2]
+	mi := &file_phasekey_vault_v1_audit_service_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -192,7 +320,7 @@ func (x *ExportAuditEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportAuditEventsRequest.ProtoReflect.Descriptor instead.
 func (*ExportAuditEventsRequest) Descriptor() ([]byte, []int) {
-	return file_phasekey_vault_v1_audit_service_proto_rawDescGZIP(), []int{2}
+	return file_phasekey_vault_v1_audit_service_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ExportAuditEventsRequest) GetStartTime() *timestamppb.Timestamp {
@@ -225,7 +353,7 @@ type ExportAuditEventsResponse struct {
 
 func (x *ExportAuditEventsResponse) Reset() {
 	*x = ExportAuditEventsResponse{}
-	mi := &file_phasekey_vault_v1_audit_service_proto_msgTypes[3]
+	mi := &file_phasekey_vault_v1_audit_service_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -237,7 +365,7 @@ func (x *ExportAuditEventsResponse) String() string {
 func (*ExportAuditEventsResponse) ProtoMessage() {}
 
 func (x *ExportAuditEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phasekey_vault_v1_audit_service_proto_msgTypes[3]
+	mi := &file_phasekey_vault_v1_audit_service_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -250,7 +378,7 @@ func (x *ExportAuditEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportAuditEventsResponse.ProtoReflect.Descriptor instead.
 func (*ExportAuditEventsResponse) Descriptor() ([]byte, []int) {
-	return file_phasekey_vault_v1_audit_service_proto_rawDescGZIP(), []int{3}
+	return file_phasekey_vault_v1_audit_service_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ExportAuditEventsResponse) GetItem() isExportAuditEventsResponse_Item {
@@ -319,7 +447,7 @@ type AuditRecord struct {
 
 func (x *AuditRecord) Reset() {
 	*x = AuditRecord{}
-	mi := &file_phasekey_vault_v1_audit_service_proto_msgTypes[4]
+	mi := &file_phasekey_vault_v1_audit_service_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -331,7 +459,7 @@ func (x *AuditRecord) String() string {
 func (*AuditRecord) ProtoMessage() {}
 
 func (x *AuditRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_phasekey_vault_v1_audit_service_proto_msgTypes[4]
+	mi := &file_phasekey_vault_v1_audit_service_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -344,7 +472,7 @@ func (x *AuditRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRecord.ProtoReflect.Descriptor instead.
 func (*AuditRecord) Descriptor() ([]byte, []int) {
-	return file_phasekey_vault_v1_audit_service_proto_rawDescGZIP(), []int{4}
+	return file_phasekey_vault_v1_audit_service_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *AuditRecord) GetWriter() string {
@@ -413,7 +541,7 @@ type AuditCheckpoint struct {
 
 func (x *AuditCheckpoint) Reset() {
 	*x = AuditCheckpoint{}
-	mi := &file_phasekey_vault_v1_audit_service_proto_msgTypes[5]
+	mi := &file_phasekey_vault_v1_audit_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -425,7 +553,7 @@ func (x *AuditCheckpoint) String() string {
 func (*AuditCheckpoint) ProtoMessage() {}
 
 func (x *AuditCheckpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_phasekey_vault_v1_audit_service_proto_msgTypes[5]
+	mi := &file_phasekey_vault_v1_audit_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -438,7 +566,7 @@ func (x *AuditCheckpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditCheckpoint.ProtoReflect.Descriptor instead.
 func (*AuditCheckpoint) Descriptor() ([]byte, []int) {
-	return file_phasekey_vault_v1_audit_service_proto_rawDescGZIP(), []int{5}
+	return file_phasekey_vault_v1_audit_service_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *AuditCheckpoint) GetNumber() int64 {
@@ -482,7 +610,7 @@ type ListAuditCheckpointsRequest struct {
 
 func (x *ListAuditCheckpointsRequest) Reset() {
 	*x = ListAuditCheckpointsRequest{}
-	mi := &file_phasekey_vault_v1_audit_service_proto_msgTypes[6]
+	mi := &file_phasekey_vault_v1_audit_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -494,7 +622,7 @@ func (x *ListAuditCheckpointsRequest) String() string {
 func (*ListAuditCheckpointsRequest) ProtoMessage() {}
 
 func (x *ListAuditCheckpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_phasekey_vault_v1_audit_service_proto_msgTypes[6]
+	mi := &file_phasekey_vault_v1_audit_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -507,7 +635,7 @@ func (x *ListAuditCheckpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditCheckpointsRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditCheckpointsRequest) Descriptor() ([]byte, []int) {
-	return file_phasekey_vault_v1_audit_service_proto_rawDescGZIP(), []int{6}
+	return file_phasekey_vault_v1_audit_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListAuditCheckpointsRequest) GetPageSize() int32 {
@@ -539,7 +667,7 @@ type ListAuditCheckpointsResponse struct {
 
 func (x *ListAuditCheckpointsResponse) Reset() {
 	*x = ListAuditCheckpointsResponse{}
-	mi := &file_phasekey_vault_v1_audit_service_proto_msgTypes[7]
+	mi := &file_phasekey_vault_v1_audit_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -551,7 +679,7 @@ func (x *ListAuditCheckpointsResponse) String() string {
 func (*ListAuditCheckpointsResponse) ProtoMessage() {}
 
 func (x *ListAuditCheckpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_phasekey_vault_v1_audit_service_proto_msgTypes[7]
+	mi := &file_phasekey_vault_v1_audit_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -564,7 +692,7 @@ func (x *ListAuditCheckpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditCheckpointsResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditCheckpointsResponse) Descriptor() ([]byte, []int) {
-	return file_phasekey_vault_v1_audit_service_proto_rawDescGZIP(), []int{7}
+	return file_phasekey_vault_v1_audit_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListAuditCheckpointsResponse) GetAuditCheckpoints() []*AuditCheckpoint {
@@ -601,7 +729,16 @@ const file_phasekey_vault_v1_audit_service_proto_rawDesc = "" +
 	"\x06filter\x18\x04 \x01(\tB\f\xe2A\x01\x01\xbaH\x05r\x03\x18\xd0\x0fR\x06filter\"\x83\x01\n" +
 	"\x17ListAuditEventsResponse\x12@\n" +
 	"\faudit_events\x18\x01 \x03(\v2\x1d.phasekey.vault.v1.AuditEventR\vauditEvents\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x98\x01\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x9b\x02\n" +
+	"\x16TailAuditEventsRequest\x12s\n" +
+	"\x06parent\x18\x01 \x01(\tB[\xe2A\x01\x02\xfaA\x1f\x12\x1dvault.phasekey.dev/AuditEvent\xbaH2r02.^accounts/([a-z]([a-z0-9-]{0,61}[a-z0-9])?|-)$R\x06parent\x12%\n" +
+	"\x06cursor\x18\x02 \x01(\tB\r\xe2A\x01\x01\xbaH\x06r\x04\x18\xe0\xd4\x03R\x06cursor\x12?\n" +
+	"\n" +
+	"start_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x01R\tstartTime\x12$\n" +
+	"\x06filter\x18\x04 \x01(\tB\f\xe2A\x01\x01\xbaH\x05r\x03\x18\xd0\x0fR\x06filter\"s\n" +
+	"\x17TailAuditEventsResponse\x12@\n" +
+	"\faudit_events\x18\x01 \x03(\v2\x1d.phasekey.vault.v1.AuditEventR\vauditEvents\x12\x16\n" +
+	"\x06cursor\x18\x02 \x01(\tR\x06cursor\"\x98\x01\n" +
 	"\x18ExportAuditEventsRequest\x12?\n" +
 	"\n" +
 	"start_time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x01R\tstartTime\x12;\n" +
@@ -635,9 +772,10 @@ const file_phasekey_vault_v1_audit_service_proto_rawDesc = "" +
 	"\x11audit_checkpoints\x18\x01 \x03(\v2\".phasekey.vault.v1.AuditCheckpointR\x10auditCheckpoints\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x1d\n" +
 	"\n" +
-	"public_key\x18\x03 \x01(\fR\tpublicKey2\x83\x03\n" +
+	"public_key\x18\x03 \x01(\fR\tpublicKey2\xfa\x03\n" +
 	"\fAuditService\x12s\n" +
-	"\x0fListAuditEvents\x12).phasekey.vault.v1.ListAuditEventsRequest\x1a*.phasekey.vault.v1.ListAuditEventsResponse\"\t\x8a\x94#\x02\x01\x02\x90\x02\x01\x12z\n" +
+	"\x0fListAuditEvents\x12).phasekey.vault.v1.ListAuditEventsRequest\x1a*.phasekey.vault.v1.ListAuditEventsResponse\"\t\x8a\x94#\x02\x01\x02\x90\x02\x01\x12u\n" +
+	"\x0fTailAuditEvents\x12).phasekey.vault.v1.TailAuditEventsRequest\x1a*.phasekey.vault.v1.TailAuditEventsResponse\"\t\x8a\x94#\x02\x01\x02\x90\x02\x010\x01\x12z\n" +
 	"\x11ExportAuditEvents\x12+.phasekey.vault.v1.ExportAuditEventsRequest\x1a,.phasekey.vault.v1.ExportAuditEventsResponse\"\b\x8a\x94#\x01\x02\x90\x02\x010\x01\x12\x81\x01\n" +
 	"\x14ListAuditCheckpoints\x12..phasekey.vault.v1.ListAuditCheckpointsRequest\x1a/.phasekey.vault.v1.ListAuditCheckpointsResponse\"\b\x8a\x94#\x01\x02\x90\x02\x01B,Z*phasekey.dev/gen/phasekey/vault/v1;vaultv1b\x06proto3"
 
@@ -653,39 +791,45 @@ func file_phasekey_vault_v1_audit_service_proto_rawDescGZIP() []byte {
 	return file_phasekey_vault_v1_audit_service_proto_rawDescData
 }
 
-var file_phasekey_vault_v1_audit_service_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_phasekey_vault_v1_audit_service_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_phasekey_vault_v1_audit_service_proto_goTypes = []any{
 	(*ListAuditEventsRequest)(nil),       // 0: phasekey.vault.v1.ListAuditEventsRequest
 	(*ListAuditEventsResponse)(nil),      // 1: phasekey.vault.v1.ListAuditEventsResponse
-	(*ExportAuditEventsRequest)(nil),     // 2: phasekey.vault.v1.ExportAuditEventsRequest
-	(*ExportAuditEventsResponse)(nil),    // 3: phasekey.vault.v1.ExportAuditEventsResponse
-	(*AuditRecord)(nil),                  // 4: phasekey.vault.v1.AuditRecord
-	(*AuditCheckpoint)(nil),              // 5: phasekey.vault.v1.AuditCheckpoint
-	(*ListAuditCheckpointsRequest)(nil),  // 6: phasekey.vault.v1.ListAuditCheckpointsRequest
-	(*ListAuditCheckpointsResponse)(nil), // 7: phasekey.vault.v1.ListAuditCheckpointsResponse
-	(*AuditEvent)(nil),                   // 8: phasekey.vault.v1.AuditEvent
-	(*timestamppb.Timestamp)(nil),        // 9: google.protobuf.Timestamp
+	(*TailAuditEventsRequest)(nil),       // 2: phasekey.vault.v1.TailAuditEventsRequest
+	(*TailAuditEventsResponse)(nil),      // 3: phasekey.vault.v1.TailAuditEventsResponse
+	(*ExportAuditEventsRequest)(nil),     // 4: phasekey.vault.v1.ExportAuditEventsRequest
+	(*ExportAuditEventsResponse)(nil),    // 5: phasekey.vault.v1.ExportAuditEventsResponse
+	(*AuditRecord)(nil),                  // 6: phasekey.vault.v1.AuditRecord
+	(*AuditCheckpoint)(nil),              // 7: phasekey.vault.v1.AuditCheckpoint
+	(*ListAuditCheckpointsRequest)(nil),  // 8: phasekey.vault.v1.ListAuditCheckpointsRequest
+	(*ListAuditCheckpointsResponse)(nil), // 9: phasekey.vault.v1.ListAuditCheckpointsResponse
+	(*AuditEvent)(nil),                   // 10: phasekey.vault.v1.AuditEvent
+	(*timestamppb.Timestamp)(nil),        // 11: google.protobuf.Timestamp
 }
 var file_phasekey_vault_v1_audit_service_proto_depIdxs = []int32{
-	8,  // 0: phasekey.vault.v1.ListAuditEventsResponse.audit_events:type_name -> phasekey.vault.v1.AuditEvent
-	9,  // 1: phasekey.vault.v1.ExportAuditEventsRequest.start_time:type_name -> google.protobuf.Timestamp
-	9,  // 2: phasekey.vault.v1.ExportAuditEventsRequest.end_time:type_name -> google.protobuf.Timestamp
-	4,  // 3: phasekey.vault.v1.ExportAuditEventsResponse.record:type_name -> phasekey.vault.v1.AuditRecord
-	5,  // 4: phasekey.vault.v1.ExportAuditEventsResponse.checkpoint:type_name -> phasekey.vault.v1.AuditCheckpoint
-	9,  // 5: phasekey.vault.v1.AuditRecord.record_time:type_name -> google.protobuf.Timestamp
-	9,  // 6: phasekey.vault.v1.AuditCheckpoint.sign_time:type_name -> google.protobuf.Timestamp
-	5,  // 7: phasekey.vault.v1.ListAuditCheckpointsResponse.audit_checkpoints:type_name -> phasekey.vault.v1.AuditCheckpoint
-	0,  // 8: phasekey.vault.v1.AuditService.ListAuditEvents:input_type -> phasekey.vault.v1.ListAuditEventsRequest
-	2,  // 9: phasekey.vault.v1.AuditService.ExportAuditEvents:input_type -> phasekey.vault.v1.ExportAuditEventsRequest
-	6,  // 10: phasekey.vault.v1.AuditService.ListAuditCheckpoints:input_type -> phasekey.vault.v1.ListAuditCheckpointsRequest
-	1,  // 11: phasekey.vault.v1.AuditService.ListAuditEvents:output_type -> phasekey.vault.v1.ListAuditEventsResponse
-	3,  // 12: phasekey.vault.v1.AuditService.ExportAuditEvents:output_type -> phasekey.vault.v1.ExportAuditEventsResponse
-	7,  // 13: phasekey.vault.v1.AuditService.ListAuditCheckpoints:output_type -> phasekey.vault.v1.ListAuditCheckpointsResponse
-	11, // [11:14] is the sub-list for method output_type
-	8,  // [8:11] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	10, // 0: phasekey.vault.v1.ListAuditEventsResponse.audit_events:type_name -> phasekey.vault.v1.AuditEvent
+	11, // 1: phasekey.vault.v1.TailAuditEventsRequest.start_time:type_name -> google.protobuf.Timestamp
+	10, // 2: phasekey.vault.v1.TailAuditEventsResponse.audit_events:type_name -> phasekey.vault.v1.AuditEvent
+	11, // 3: phasekey.vault.v1.ExportAuditEventsRequest.start_time:type_name -> google.protobuf.Timestamp
+	11, // 4: phasekey.vault.v1.ExportAuditEventsRequest.end_time:type_name -> google.protobuf.Timestamp
+	6,  // 5: phasekey.vault.v1.ExportAuditEventsResponse.record:type_name -> phasekey.vault.v1.AuditRecord
+	7,  // 6: phasekey.vault.v1.ExportAuditEventsResponse.checkpoint:type_name -> phasekey.vault.v1.AuditCheckpoint
+	11, // 7: phasekey.vault.v1.AuditRecord.record_time:type_name -> google.protobuf.Timestamp
+	11, // 8: phasekey.vault.v1.AuditCheckpoint.sign_time:type_name -> google.protobuf.Timestamp
+	7,  // 9: phasekey.vault.v1.ListAuditCheckpointsResponse.audit_checkpoints:type_name -> phasekey.vault.v1.AuditCheckpoint
+	0,  // 10: phasekey.vault.v1.AuditService.ListAuditEvents:input_type -> phasekey.vault.v1.ListAuditEventsRequest
+	2,  // 11: phasekey.vault.v1.AuditService.TailAuditEvents:input_type -> phasekey.vault.v1.TailAuditEventsRequest
+	4,  // 12: phasekey.vault.v1.AuditService.ExportAuditEvents:input_type -> phasekey.vault.v1.ExportAuditEventsRequest
+	8,  // 13: phasekey.vault.v1.AuditService.ListAuditCheckpoints:input_type -> phasekey.vault.v1.ListAuditCheckpointsRequest
+	1,  // 14: phasekey.vault.v1.AuditService.ListAuditEvents:output_type -> phasekey.vault.v1.ListAuditEventsResponse
+	3,  // 15: phasekey.vault.v1.AuditService.TailAuditEvents:output_type -> phasekey.vault.v1.TailAuditEventsResponse
+	5,  // 16: phasekey.vault.v1.AuditService.ExportAuditEvents:output_type -> phasekey.vault.v1.ExportAuditEventsResponse
+	9,  // 17: phasekey.vault.v1.AuditService.ListAuditCheckpoints:output_type -> phasekey.vault.v1.ListAuditCheckpointsResponse
+	14, // [14:18] is the sub-list for method output_type
+	10, // [10:14] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_phasekey_vault_v1_audit_service_proto_init() }
@@ -694,7 +838,7 @@ func file_phasekey_vault_v1_audit_service_proto_init() {
 		return
 	}
 	file_phasekey_vault_v1_audit_event_proto_init()
-	file_phasekey_vault_v1_audit_service_proto_msgTypes[3].OneofWrappers = []any{
+	file_phasekey_vault_v1_audit_service_proto_msgTypes[5].OneofWrappers = []any{
 		(*ExportAuditEventsResponse_Record)(nil),
 		(*ExportAuditEventsResponse_Checkpoint)(nil),
 	}
@@ -704,7 +848,7 @@ func file_phasekey_vault_v1_audit_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_phasekey_vault_v1_audit_service_proto_rawDesc), len(file_phasekey_vault_v1_audit_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

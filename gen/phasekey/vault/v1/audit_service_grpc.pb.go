@@ -20,6 +20,7 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	AuditService_ListAuditEvents_FullMethodName      = "/phasekey.vault.v1.AuditService/ListAuditEvents"
+	AuditService_TailAuditEvents_FullMethodName      = "/phasekey.vault.v1.AuditService/TailAuditEvents"
 	AuditService_ExportAuditEvents_FullMethodName    = "/phasekey.vault.v1.AuditService/ExportAuditEvents"
 	AuditService_ListAuditCheckpoints_FullMethodName = "/phasekey.vault.v1.AuditService/ListAuditCheckpoints"
 )
@@ -35,6 +36,16 @@ type AuditServiceClient interface {
 	// Caller: the platform or an operator, within the accounts of its identity.
 	// Errors: INVALID_FIELDS, INVALID_PAGE_TOKEN.
 	ListAuditEvents(ctx context.Context, in *ListAuditEventsRequest, opts ...grpc.CallOption) (*ListAuditEventsResponse, error)
+	// Streams an account's events as they are recorded, by whichever replica, without an end. Each event comes once for a cursor. Those that one process
+	// recorded come in its order; those of several are about in the order of their times, so that an event of another process may come later than
+	// one of a later time, and is never left out for that. As long as nothing passes the filter, messages without events carry the cursor
+	// forward: one as soon as the stream has caught up, then one at least every ten seconds. A reader that is slow slows nobody but itself.
+	// Events of before there were chains are not streamed.
+	// Caller: the platform or an operator, within the accounts of its identity.
+	// Errors: INVALID_FIELDS; OUT_OF_RANGE, CURSOR_OUT_OF_RANGE (records behind the cursor are not kept any more, or it was not given for this parent by
+	// this database: begin anew, by start_time); RESOURCE_EXHAUSTED, RATE_LIMITED (at most eight an identity and replica); UNAVAILABLE, DEPENDENCY_UNAVAILABLE or DRAINING (come back with
+	// the last cursor).
+	TailAuditEvents(ctx context.Context, in *TailAuditEventsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TailAuditEventsResponse], error)
 	// Streams the records of all accounts with their hashes, and the signed checkpoints between them, in the order in which they are verified:
 	// a checkpoint that names all chains, unless it is from the very beginning; then, for each checkpoint, the records that it covers, and
 	// itself; at the end, without an end_time, the records that no checkpoint covers yet. `phasekey audit verify` reads this.
@@ -65,9 +76,28 @@ func (c *auditServiceClient) ListAuditEvents(ctx context.Context, in *ListAuditE
 	return out, nil
 }
 
+func (c *auditServiceClient) TailAuditEvents(ctx context.Context, in *TailAuditEventsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TailAuditEventsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &AuditService_ServiceDesc.Streams[0], AuditService_TailAuditEvents_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[TailAuditEventsRequest, TailAuditEventsResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AuditService_TailAuditEventsClient = grpc.ServerStreamingClient[TailAuditEventsResponse]
+
 func (c *auditServiceClient) ExportAuditEvents(ctx context.Context, in *ExportAuditEventsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ExportAuditEventsResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &AuditService_ServiceDesc.Streams[0], AuditService_ExportAuditEvents_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &AuditService_ServiceDesc.Streams[1], AuditService_ExportAuditEvents_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -105,6 +135,16 @@ type AuditServiceServer interface {
 	// Caller: the platform or an operator, within the accounts of its identity.
 	// Errors: INVALID_FIELDS, INVALID_PAGE_TOKEN.
 	ListAuditEvents(context.Context, *ListAuditEventsRequest) (*ListAuditEventsResponse, error)
+	// Streams an account's events as they are recorded, by whichever replica, without an end. Each event comes once for a cursor. Those that one process
+	// recorded come in its order; those of several are about in the order of their times, so that an event of another process may come later than
+	// one of a later time, and is never left out for that. As long as nothing passes the filter, messages without events carry the cursor
+	// forward: one as soon as the stream has caught up, then one at least every ten seconds. A reader that is slow slows nobody but itself.
+	// Events of before there were chains are not streamed.
+	// Caller: the platform or an operator, within the accounts of its identity.
+	// Errors: INVALID_FIELDS; OUT_OF_RANGE, CURSOR_OUT_OF_RANGE (records behind the cursor are not kept any more, or it was not given for this parent by
+	// this database: begin anew, by start_time); RESOURCE_EXHAUSTED, RATE_LIMITED (at most eight an identity and replica); UNAVAILABLE, DEPENDENCY_UNAVAILABLE or DRAINING (come back with
+	// the last cursor).
+	TailAuditEvents(*TailAuditEventsRequest, grpc.ServerStreamingServer[TailAuditEventsResponse]) error
 	// Streams the records of all accounts with their hashes, and the signed checkpoints between them, in the order in which they are verified:
 	// a checkpoint that names all chains, unless it is from the very beginning; then, for each checkpoint, the records that it covers, and
 	// itself; at the end, without an end_time, the records that no checkpoint covers yet. `phasekey audit verify` reads this.
@@ -127,6 +167,9 @@ type UnimplementedAuditServiceServer struct{}
 
 func (UnimplementedAuditServiceServer) ListAuditEvents(context.Context, *ListAuditEventsRequest) (*ListAuditEventsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListAuditEvents not implemented")
+}
+func (UnimplementedAuditServiceServer) TailAuditEvents(*TailAuditEventsRequest, grpc.ServerStreamingServer[TailAuditEventsResponse]) error {
+	return status.Error(codes.Unimplemented, "method TailAuditEvents not implemented")
 }
 func (UnimplementedAuditServiceServer) ExportAuditEvents(*ExportAuditEventsRequest, grpc.ServerStreamingServer[ExportAuditEventsResponse]) error {
 	return status.Error(codes.Unimplemented, "method ExportAuditEvents not implemented")
@@ -172,6 +215,17 @@ func _AuditService_ListAuditEvents_Handler(srv interface{}, ctx context.Context,
 	}
 	return interceptor(ctx, in, info, handler)
 }
+
+func _AuditService_TailAuditEvents_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(TailAuditEventsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AuditServiceServer).TailAuditEvents(m, &grpc.GenericServerStream[TailAuditEventsRequest, TailAuditEventsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AuditService_TailAuditEventsServer = grpc.ServerStreamingServer[TailAuditEventsResponse]
 
 func _AuditService_ExportAuditEvents_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(ExportAuditEventsRequest)
@@ -219,6 +273,11 @@ var AuditService_ServiceDesc = grpc.ServiceDesc{
 		},
 	},
 	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "TailAuditEvents",
+			Handler:       _AuditService_TailAuditEvents_Handler,
+			ServerStreams: true,
+		},
 		{
 			StreamName:    "ExportAuditEvents",
 			Handler:       _AuditService_ExportAuditEvents_Handler,

@@ -132,3 +132,16 @@ type Growth struct {
 	From chain.Head
 	To   int64
 }
+
+// State is how long the chains are at one moment.
+type State struct {
+	// Checkpoint is the newest; its number is 0 when there is none.
+	Checkpoint Checkpoint
+	Chains     []Extent
+}
+
+// Extent is how long a chain is: up to Covered the newest checkpoint that names it says so, and it ends with End.
+type Extent struct {
+	Writer       string
+	Covered, End int64
+}

@@ -118,6 +118,37 @@ func (s *Store) AuditGrowth(ctx context.Context) ([]audit.Growth, error) {
 	return out, nil
 }
 
+// AuditState returns how long the chains are: all of them, or, while the newest checkpoint is the known one, those that it does not cover whole.
+func (s *Store) AuditState(ctx context.Context, known int64) (audit.State, error) {
+	var out audit.State
+	err := s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
+		out = audit.State{}
+		if err := tx.QueryRow(ctx, `SELECT COALESCE(MAX(number), 0) FROM audit_checkpoints`).Scan(&out.Checkpoint.Number); err != nil {
+			return err
+		}
+		which := ` AND w.seq <> COALESCE(h.seq, 0)`
+		if out.Checkpoint.Number != known {
+			which = ``
+			if out.Checkpoint.Number > 0 {
+				row := tx.QueryRow(ctx, `SELECT `+checkpointColumns+` FROM audit_checkpoints WHERE number = $1`, out.Checkpoint.Number)
+				if out.Checkpoint, err = scanCheckpoint(row); err != nil {
+					return err
+				}
+			}
+		}
+		out.Chains, err = sqldb.Collect(ctx, tx, func(row sqldb.Row) (e audit.Extent, err error) {
+			err = row.Scan(&e.Writer, &e.Covered, &e.End)
+			return e, err
+		}, `SELECT w.writer, COALESCE(h.seq, 0), w.seq FROM audit_writers w LEFT JOIN audit_heads h ON h.writer = w.writer
+			WHERE w.hash <> ''`+which+` ORDER BY w.writer`)
+		return err
+	})
+	if err != nil {
+		return audit.State{}, fmt.Errorf("read state of the audit trail: %w", err)
+	}
+	return out, nil
+}
+
 // AuditHeads returns what the last checkpoint that named it says of each chain.
 func (s *Store) AuditHeads(ctx context.Context) ([]chain.Head, error) {
 	var out []chain.Head
@@ -195,6 +226,11 @@ func (s *Store) FullCheckpoint(ctx context.Context, before time.Time) (audit.Che
 		return c, err
 	}
 	return s.checkpoint(ctx, `WHERE complete = 1 ORDER BY time, number LIMIT 1`)
+}
+
+// CheckpointBase returns the newest full checkpoint of a number up to that one; its number is 0 when there is none.
+func (s *Store) CheckpointBase(ctx context.Context, upTo int64) (audit.Checkpoint, error) {
+	return s.checkpoint(ctx, `WHERE complete = 1 AND number <= $1 ORDER BY number DESC LIMIT 1`, upTo)
 }
 
 func (s *Store) checkpoint(ctx context.Context, which string, args ...any) (audit.Checkpoint, error) {
