@@ -46,6 +46,7 @@ import (
 	"phasekey.dev/services/vault/internal/rotation"
 	"phasekey.dev/services/vault/internal/rpc"
 	"phasekey.dev/services/vault/internal/store"
+	"phasekey.dev/services/vault/internal/tail"
 )
 
 const (
@@ -73,6 +74,7 @@ type App struct {
 	releaser  *delivery.Releaser
 	forgetter *delivery.Forgetter
 	notary    *notary.Notary
+	tails     *tail.Hub
 	meter     *delivery.Meter
 	server    *grpcserver.Server
 	runners   *grpcserver.Server
@@ -139,6 +141,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *App, err error) 
 		Store: a.store, Keys: a.keyring, Taken: store.ErrChanged, Retention: cfg.Audit.Retention, File: cfg.Audit.CheckpointFile,
 		Log: log, Metrics: a.metrics,
 	})
+	a.tails = tail.New(tail.Config{Source: a.store, Log: a.log, Metrics: a.metrics})
 	if err := a.work(clouds, client); err != nil {
 		return nil, err
 	}
@@ -311,7 +314,7 @@ func (a *App) listen(ctx context.Context) error {
 	services := rpc.Config{
 		PageKey: pageKey,
 		Grants:  a.store, Leases: a.store, Accounts: a.store, Versions: a.store, Rotations: a.store, Pauses: a.store, SigningKeys: a.store, SigningTiming: a.cfg.Issuer.Keys, Hub: a.hub, Changed: a.changed, Prober: a.prober, Checker: a.checker,
-		Resolver: registryv1.NewAttachmentServiceClient(a.registry), Trail: a.store, Keys: a.keyring,
+		Resolver: registryv1.NewAttachmentServiceClient(a.registry), Trail: a.store, Keys: a.keyring, Tails: a.tails,
 	}
 	policy := grpcserver.OptionPolicy(optionsv1.E_Callers)
 	ln, err := a.held.Listen(ctx, "listen", a.cfg.Listen)
@@ -369,6 +372,7 @@ func (a *App) Run(ctx context.Context) error {
 		task.Task{Name: "keyring", Run: func(ctx context.Context) error { return a.keyring.Run(ctx, a.log) }},
 		task.Task{Name: "own credentials", Run: a.watch.Run},
 		task.Task{Name: "notary", Run: a.notary.Run},
+		task.Task{Name: "audit tails", Run: a.tails.Run},
 		task.Task{Name: "hub", Run: a.hub.Run},
 		task.Task{Name: "permissions", Run: a.checker.Run},
 		task.Task{Name: "releaser", Run: a.releaser.Run},

@@ -33,6 +33,7 @@ type auditTrail interface {
 type auditService struct {
 	vaultv1.UnsafeAuditServiceServer
 	trail auditTrail
+	tails tailer
 	keys  audit.Keys
 	pages pages
 }

@@ -21,6 +21,7 @@ import (
 	"phasekey.dev/services/vault/internal/rolecheck"
 	"phasekey.dev/services/vault/internal/rotation"
 	"phasekey.dev/services/vault/internal/signing"
+	"phasekey.dev/services/vault/internal/tail"
 )
 
 var errRegistry = errors.New("registry does not answer")
@@ -68,6 +69,8 @@ func table() rpcerr.Table {
 		row(grant.ErrNotFound, codes.NotFound, errorv1.ErrorReason_ERROR_REASON_RESOURCE_NOT_FOUND),
 		row(grant.ErrInUse, codes.AlreadyExists, errorv1.ErrorReason_ERROR_REASON_GRANT_IN_USE),
 		row(grant.ErrRequestIDReused, codes.AlreadyExists, errorv1.ErrorReason_ERROR_REASON_REQUEST_ID_REUSED),
+		row(tail.ErrPosition, codes.OutOfRange, errorv1.ErrorReason_ERROR_REASON_CURSOR_OUT_OF_RANGE),
+		row(tail.ErrTooMany, codes.ResourceExhausted, errorv1.ErrorReason_ERROR_REASON_RATE_LIMITED, rpcerr.Retry(retryAfter)),
 		row(pagetoken.ErrInvalid, codes.InvalidArgument, errorv1.ErrorReason_ERROR_REASON_INVALID_PAGE_TOKEN),
 		row(rotation.ErrDeleting, codes.FailedPrecondition, errorv1.ErrorReason_ERROR_REASON_INTEGRATION_DELETING),
 		row(credential.ErrDeleting, codes.FailedPrecondition, errorv1.ErrorReason_ERROR_REASON_INTEGRATION_DELETING),
@@ -89,6 +92,7 @@ func table() rpcerr.Table {
 		later(grant.ErrBehind, errorv1.ErrorReason_ERROR_REASON_ENTITLEMENT_STALE),
 		later(grant.ErrStale, errorv1.ErrorReason_ERROR_REASON_ENTITLEMENT_STALE),
 		later(errRegistry, errorv1.ErrorReason_ERROR_REASON_DEPENDENCY_UNAVAILABLE),
+		later(tail.ErrUnavailable, errorv1.ErrorReason_ERROR_REASON_DEPENDENCY_UNAVAILABLE),
 		later(sqldb.ErrUnavailable, errorv1.ErrorReason_ERROR_REASON_DEPENDENCY_UNAVAILABLE),
 	}
 }

@@ -97,6 +97,7 @@ type Config struct {
 	// Trail is the audit's, Keys those that it is authenticated and signed by.
 	Trail auditTrail
 	Keys  audit.Keys
+	Tails tailer
 	// PageKey is what the database's page tokens are sealed with.
 	PageKey secret.Text
 	// Changed is called after something was changed that streams must hear of, so that they hear sooner.
@@ -112,7 +113,7 @@ func Register(cfg Config) func(grpc.ServiceRegistrar) {
 		vaultv1.RegisterAccountServiceServer(to, accountService{accounts: cfg.Accounts, hub: cfg.Hub, changed: cfg.Changed})
 		vaultv1.RegisterAccessServiceServer(to, accessService{prober: cfg.Prober, checker: cfg.Checker})
 		vaultv1.RegisterRotationServiceServer(to, rotationService{versions: cfg.Versions, rotations: cfg.Rotations, pauses: cfg.Pauses, keys: cfg.SigningKeys, timing: cfg.SigningTiming, pages: pages})
-		vaultv1.RegisterAuditServiceServer(to, auditService{trail: cfg.Trail, keys: cfg.Keys, pages: pages})
+		vaultv1.RegisterAuditServiceServer(to, auditService{trail: cfg.Trail, tails: cfg.Tails, keys: cfg.Keys, pages: pages})
 		RegisterRunners(cfg)(to)
 	}
 }

@@ -48,6 +48,7 @@ import (
 	"phasekey.dev/services/vault/internal/rpc"
 	"phasekey.dev/services/vault/internal/signing"
 	"phasekey.dev/services/vault/internal/store"
+	"phasekey.dev/services/vault/internal/tail"
 )
 
 const (
@@ -187,15 +188,17 @@ func inBubble(t *testing.T, test func(v *vault)) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		cfg := rpc.Config{PageKey: pageKey, Grants: v.store, Leases: v.store, Accounts: v.store, Versions: v.store, Rotations: v.store, Pauses: v.store, SigningKeys: v.store, SigningTiming: signing.Production(), Hub: v.hub, Resolver: v.resolver, Prober: v.prober, Checker: v.checker, Changed: v.hub.Nudge, Trail: v.store, Keys: audittest.Keys(1)}
+		tails := tail.New(tail.Config{Source: v.store, Log: log})
+		cfg := rpc.Config{PageKey: pageKey, Tails: tails, Grants: v.store, Leases: v.store, Accounts: v.store, Versions: v.store, Rotations: v.store, Pauses: v.store, SigningKeys: v.store, SigningTiming: signing.Production(), Hub: v.hub, Resolver: v.resolver, Prober: v.prober, Checker: v.checker, Changed: v.hub.Nudge, Trail: v.store, Keys: audittest.Keys(1)}
 		v.serve(cfg, log)
 
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() {
-			metered := make(chan error, 1)
-			go func() { metered <- meter.Run(ctx) }()
-			done <- errors.Join(v.hub.Run(ctx), <-metered)
+			others := make(chan error, 2)
+			go func() { others <- meter.Run(ctx) }()
+			go func() { others <- tails.Run(ctx) }()
+			done <- errors.Join(v.hub.Run(ctx), <-others, <-others)
 		}()
 		v.stop = sync.OnceFunc(func() {
 			cancel()

@@ -13,7 +13,7 @@ import (
 )
 
 // ErrPosition means that the records cannot be followed from a position: those behind it are not kept any more, were removed, or never were.
-var ErrPosition = errors.New("the audit trail cannot be followed from there")
+var ErrPosition = errors.New("the audit's events cannot be followed from there; begin anew by a time")
 
 // digestSize is how much of a checkpoint's digest tells it from another of the same number, which a database has after a restore.
 const digestSize = 8
