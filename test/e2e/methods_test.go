@@ -217,6 +217,7 @@ func (c *tour) visits(t *testing.T) []visit {
 		{vault + "AccountService/FreezeAccount", "operator", is(&vaultv1.FreezeAccountRequest{Name: account, Reason: "a tour"}), nil},
 		{vault + "AccountService/UnfreezeAccount", "operator", is(&vaultv1.UnfreezeAccountRequest{Name: account}), nil},
 		{vault + "AuditService/ListAuditEvents", "platform", is(&vaultv1.ListAuditEventsRequest{Parent: account, Filter: `kind = CredentialDelivered`}), nil},
+		{vault + "AuditService/TailAuditEvents", "platform", is(&vaultv1.TailAuditEventsRequest{Parent: account, Filter: `kind = CredentialDelivered`}), nil},
 		{vault + "AuditService/ExportAuditEvents", "operator", is(&vaultv1.ExportAuditEventsRequest{}), nil},
 		{vault + "AuditService/ListAuditCheckpoints", "operator", is(&vaultv1.ListAuditCheckpointsRequest{}), nil},
 		{vault + "GrantService/RevokeGrants", "platform", is(&vaultv1.RevokeGrantsRequest{Parent: account, Scope: &vaultv1.RevokeGrantsRequest_Run{Run: "run-1"}}), nil},
