@@ -484,7 +484,9 @@ func TestTail_Bookmarks(t *testing.T) {
 			t.Errorf("the last bookmark leads to %q, %v", got, err)
 		}
 		cancel()
-		<-done
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
 	})
 }
 
@@ -517,7 +519,9 @@ func TestTail_AsManyAsThereMayBe(t *testing.T) {
 		}
 		cancel()
 		for range tail.PerCaller + others - 1 {
-			<-ended
+			if err := <-ended; !errors.Is(err, context.Canceled) {
+				t.Error(err)
+			}
 		}
 		ctx = t.Context()
 		if got, _, err := w.told(h, tail.Request{Caller: "a"}, func([]string) bool { return true }); err != nil || len(got) > 0 {
