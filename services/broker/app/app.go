@@ -107,9 +107,10 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *App, err error) 
 	if err != nil {
 		return nil, err
 	}
+	a.follow = follow.New(follow.Config{Store: a.store, Interval: cfg.WatchInterval, Log: log})
 	links := consent.Links{Key: key, Clouds: clouds(cfg.Clouds), PublicURL: cfg.PublicURL}
 	service := rpc.New(rpc.Config{
-		Store: a.store, Registry: registry, Vault: vault, Log: log, MaxOpen: cfg.MaxOpenSessions, Poll: cfg.WatchInterval,
+		Store: a.store, Registry: registry, Vault: vault, Log: log, MaxOpen: cfg.MaxOpenSessions, Follow: a.follow,
 		Links: links, Origins: cfg.ReturnOrigins,
 	})
 	if err := a.listen(ctx, service, metrics); err != nil {
@@ -189,7 +190,6 @@ func (a *App) listenPages(ctx context.Context, links consent.Links, look *roles.
 		}
 		config = a.webCert.TLSConfig()
 	}
-	a.follow = follow.New(follow.Config{Store: a.store, Interval: a.cfg.WatchInterval, Log: a.log})
 	site, err := web.New(web.Config{
 		Store: a.store, Follow: a.follow, Roles: look, Proxies: proxies(a.cfg.TrustedProxies), Links: links, Origins: a.cfg.ReturnOrigins, Platform: a.cfg.PlatformName, Brand: a.cfg.Pages, AttemptLife: a.cfg.AttemptLife,
 		Log: a.log, Metrics: metrics,

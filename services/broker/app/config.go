@@ -67,7 +67,7 @@ type Config struct {
 	ProbeInterval time.Duration `yaml:"probe_interval"`
 	// PollInterval is how often the registry is asked whether an application is ready.
 	PollInterval time.Duration `yaml:"poll_interval"`
-	// WatchInterval is how often a watched session is read from the database.
+	// WatchInterval is how often the sessions that somebody watches are read from the database, all at once.
 	WatchInterval time.Duration `yaml:"watch_interval"`
 	// MaxOpenSessions is how many sessions of one integration may be open at once.
 	MaxOpenSessions int `yaml:"max_open_sessions"`

@@ -1,4 +1,4 @@
-// Package follow tells those who look at sessions what becomes of them, whichever replica wrote it.
+// Package follow tells those who look at sessions, in a browser or by a stream, what becomes of them, whichever replica wrote it.
 //
 // It guarantees that a follower is given the newest state, not each between, within an interval; and that the database is asked as
 // often for a thousand followers as for one, about those sessions alone that somebody follows. It does not guarantee that anything is

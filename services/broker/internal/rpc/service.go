@@ -11,6 +11,7 @@ import (
 
 	brokerv1 "phasekey.dev/gen/phasekey/broker/v1"
 	"phasekey.dev/services/broker/internal/consent"
+	"phasekey.dev/services/broker/internal/follow"
 )
 
 // store keeps the sessions; its methods are as package store describes them.
@@ -33,6 +34,11 @@ type vault interface {
 	ProbeConsent(ctx context.Context, integration string) (consent.Proof, error)
 }
 
+// follower tells of changes of sessions, see package follow.
+type follower interface {
+	Follow(linkHash []byte, seen int64) *follow.Follower
+}
+
 // Config is what a Service is made from.
 type Config struct {
 	Store    store
@@ -44,8 +50,8 @@ type Config struct {
 	Log     *slog.Logger
 	// MaxOpen is how many sessions of one integration may be open at once.
 	MaxOpen int
-	// Poll is how often a watched session is read again.
-	Poll time.Duration
+	// Follow tells of changes of sessions.
+	Follow follower
 }
 
 // Service implements ConsentService.

@@ -26,6 +26,7 @@ import (
 	"phasekey.dev/pkg/secret"
 	"phasekey.dev/pkg/sqldbtest"
 	"phasekey.dev/services/broker/internal/consent"
+	"phasekey.dev/services/broker/internal/follow"
 	"phasekey.dev/services/broker/internal/rpc"
 	"phasekey.dev/services/broker/internal/store"
 )
@@ -85,6 +86,25 @@ type failingStore struct {
 	*store.Store
 	mu  sync.Mutex
 	err error
+	// gets and looks are how often sessions were read one by one, and many at once.
+	gets, looks int
+}
+
+func (s *failingStore) reads() (gets, looks int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.gets, s.looks
+}
+
+func (s *failingStore) ByLinks(ctx context.Context, hashes [][]byte) (map[string]consent.Session, error) {
+	s.mu.Lock()
+	s.looks++
+	err := s.err
+	s.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	return s.Store.ByLinks(ctx, hashes)
 }
 
 func (s *failingStore) fail(err error) {
@@ -103,6 +123,9 @@ func (s *failingStore) Get(ctx context.Context, name consent.Name) (consent.Sess
 	if err := s.failure(); err != nil {
 		return consent.Session{}, err
 	}
+	s.mu.Lock()
+	s.gets++
+	s.mu.Unlock()
 	return s.Store.Get(ctx, name)
 }
 
@@ -165,9 +188,13 @@ func inBubble(t *testing.T, test func(t *testing.T, w *world)) {
 				{ID: vault, Role: "vault", Accounts: []string{"*"}},
 			},
 		}
+		hub := follow.New(follow.Config{Store: w.failing, Interval: poll, Log: discard()})
+		following, stop := context.WithCancel(t.Context())
+		defer stop()
+		go func() { _ = hub.Run(following) }()
 		cfg.Register = func(r grpc.ServiceRegistrar) {
 			brokerv1.RegisterConsentServiceServer(r, rpc.New(rpc.Config{
-				Store: w.failing, Registry: w.registry, Vault: w.vault, Links: w.links, Origins: consent.Origins{"https://app.example.com"}, Log: discard(), MaxOpen: maxOpen, Poll: poll,
+				Store: w.failing, Registry: w.registry, Vault: w.vault, Links: w.links, Origins: consent.Origins{"https://app.example.com"}, Log: discard(), MaxOpen: maxOpen, Follow: hub,
 			}))
 		}
 		w.server = grpctest.Start(t, cfg)

@@ -23,8 +23,8 @@ type received struct {
 	err     error
 }
 
-// follow receives in the background until the stream ends.
-func follow(stream grpc.ServerStreamingClient[brokerv1.WatchConsentSessionResponse]) <-chan received {
+// receive receives in the background until the stream ends.
+func receive(stream grpc.ServerStreamingClient[brokerv1.WatchConsentSessionResponse]) <-chan received {
 	out := make(chan received, 100)
 	go func() {
 		for {
@@ -103,10 +103,13 @@ func TestWatchConsentSession(t *testing.T) {
 				}
 			}, code: codes.Unavailable, reason: "DRAINING"},
 		}},
-		{"until the database is away", []step{
+		{"while the database is away", []step{
 			first,
-			{name: "away", do: func(_ *testing.T, w *world) { w.failing.fail(consent.ErrUnavailable) },
-				code: codes.Unavailable, reason: "DEPENDENCY_UNAVAILABLE"},
+			{name: "away", do: func(t *testing.T, w *world) {
+				w.failing.fail(consent.ErrUnavailable)
+				w.settle(t, "uid-new", ready)
+			}},
+			{name: "back", do: func(_ *testing.T, w *world) { w.failing.fail(nil) }, want: brokerv1.ConsentSession_STATE_AWAITING_CONSENT},
 		}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -120,7 +123,7 @@ func TestWatchConsentSession(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				got := follow(stream)
+				got := receive(stream)
 				for _, step := range tc.steps {
 					if step.do != nil {
 						step.do(t, w)
@@ -187,6 +190,54 @@ func next(t *testing.T, step string, got <-chan received) received {
 		t.Fatalf("step %s: nothing came", step)
 		return received{}
 	}
+}
+
+func TestWatchConsentSession_ManyAskTheDatabaseAsOftenAsOne(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		c := w.client(t, platform)
+		const sessions, streams = 3, 24
+		var names []string
+		for range sessions {
+			created, err := c.CreateConsentSession(t.Context(), create("new"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			names = append(names, created.GetName())
+		}
+		watch := func(n int) (watched []<-chan received) {
+			for i := range n {
+				stream, err := c.WatchConsentSession(t.Context(), &brokerv1.WatchConsentSessionRequest{Name: names[i%sessions]})
+				if err != nil {
+					t.Fatal(err)
+				}
+				watched = append(watched, receive(stream))
+			}
+			synctest.Wait()
+			return watched
+		}
+		asked := func() int {
+			_, before := w.failing.reads()
+			<-time.After(10 * time.Minute)
+			synctest.Wait()
+			_, after := w.failing.reads()
+			return after - before
+		}
+		all := watch(1)
+		one := asked()
+		all = append(all, watch(streams-1)...)
+		many := asked()
+		if gets, _ := w.failing.reads(); one == 0 || many != one || gets != streams {
+			t.Errorf("asked %d times for one stream, %d for %d; and read %d sessions one by one", one, many, streams, gets)
+		}
+		w.settle(t, "uid-new", consent.Observation{Finding: consent.Ready, ClientID: "client"})
+		<-time.After(poll)
+		synctest.Wait()
+		for i, got := range all {
+			if first, then := next(t, "at once", got), next(t, "ready", got); first.err != nil || then.session.GetState() != brokerv1.ConsentSession_STATE_AWAITING_CONSENT {
+				t.Errorf("stream %d: %v, then %v", i, first, then)
+			}
+		}
+	})
 }
 
 func TestWatchConsentSession_OfAnEndedSession(t *testing.T) {
