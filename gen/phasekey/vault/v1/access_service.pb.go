@@ -11,6 +11,7 @@ import (
 	_ "google.golang.org/genproto/googleapis/api/annotations"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	_ "phasekey.dev/gen/phasekey/options/v1"
 	reflect "reflect"
@@ -194,8 +195,11 @@ type ProbeConsentResponse struct {
 	ServicePrincipalObjectId string `protobuf:"bytes,2,opt,name=service_principal_object_id,json=servicePrincipalObjectId,proto3" json:"service_principal_object_id,omitempty"`
 	// The AADSTS code of the refusal, for example 700016; 0 when consented.
 	AadstsCode int32 `protobuf:"varint,3,opt,name=aadsts_code,json=aadstsCode,proto3" json:"aadsts_code,omitempty"`
-	// When the tenant was asked.
-	ProbeTime     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=probe_time,json=probeTime,proto3" json:"probe_time,omitempty"`
+	// When the tenant was asked, by the vault's clock.
+	ProbeTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=probe_time,json=probeTime,proto3" json:"probe_time,omitempty"`
+	// How long before this call came the tenant was asked; zero when it was asked during the call. It tells a caller, whatever its clock
+	// says, whether the answer is from before something.
+	Age           *durationpb.Duration `protobuf:"bytes,5,opt,name=age,proto3" json:"age,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -254,6 +258,13 @@ func (x *ProbeConsentResponse) GetAadstsCode() int32 {
 func (x *ProbeConsentResponse) GetProbeTime() *timestamppb.Timestamp {
 	if x != nil {
 		return x.ProbeTime
+	}
+	return nil
+}
+
+func (x *ProbeConsentResponse) GetAge() *durationpb.Duration {
+	if x != nil {
+		return x.Age
 	}
 	return nil
 }
@@ -651,17 +662,18 @@ var File_phasekey_vault_v1_access_service_proto protoreflect.FileDescriptor
 
 const file_phasekey_vault_v1_access_service_proto_rawDesc = "" +
 	"\n" +
-	"&phasekey/vault/v1/access_service.proto\x12\x11phasekey.vault.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!phasekey/options/v1/callers.proto\"\xc3\x01\n" +
+	"&phasekey/vault/v1/access_service.proto\x12\x11phasekey.vault.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!phasekey/options/v1/callers.proto\"\xc3\x01\n" +
 	"\x13ProbeConsentRequest\x12\xab\x01\n" +
 	"\vintegration\x18\x01 \x01(\tB\x88\x01\xe2A\x01\x02\xfaA#\n" +
-	"!registry.phasekey.dev/Integration\xbaH[rY2W^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/integrations/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\vintegration\"\xcf\x01\n" +
+	"!registry.phasekey.dev/Integration\xbaH[rY2W^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/integrations/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\vintegration\"\xfc\x01\n" +
 	"\x14ProbeConsentResponse\x12\x1c\n" +
 	"\tconsented\x18\x01 \x01(\bR\tconsented\x12=\n" +
 	"\x1bservice_principal_object_id\x18\x02 \x01(\tR\x18servicePrincipalObjectId\x12\x1f\n" +
 	"\vaadsts_code\x18\x03 \x01(\x05R\n" +
 	"aadstsCode\x129\n" +
 	"\n" +
-	"probe_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tprobeTime\"\xc1\x03\n" +
+	"probe_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tprobeTime\x12+\n" +
+	"\x03age\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x03age\"\xc1\x03\n" +
 	"\x17CheckPermissionsRequest\x12\xab\x01\n" +
 	"\vintegration\x18\x01 \x01(\tB\x88\x01\xe2A\x01\x02\xfaA#\n" +
 	"!registry.phasekey.dev/Integration\xbaH[rY2W^accounts/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/integrations/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\vintegration\x12\xf7\x01\n" +
@@ -736,27 +748,29 @@ var file_phasekey_vault_v1_access_service_proto_goTypes = []any{
 	(*AssignedRole)(nil),             // 7: phasekey.vault.v1.AssignedRole
 	(*DenyAssignment)(nil),           // 8: phasekey.vault.v1.DenyAssignment
 	(*timestamppb.Timestamp)(nil),    // 9: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 10: google.protobuf.Duration
 }
 var file_phasekey_vault_v1_access_service_proto_depIdxs = []int32{
 	9,  // 0: phasekey.vault.v1.ProbeConsentResponse.probe_time:type_name -> google.protobuf.Timestamp
-	6,  // 1: phasekey.vault.v1.CheckPermissionsResponse.scopes:type_name -> phasekey.vault.v1.ScopePermissions
-	9,  // 2: phasekey.vault.v1.CheckPermissionsResponse.check_time:type_name -> google.protobuf.Timestamp
-	1,  // 3: phasekey.vault.v1.ScopePermissions.visibility:type_name -> phasekey.vault.v1.ScopePermissions.Visibility
-	7,  // 4: phasekey.vault.v1.ScopePermissions.roles:type_name -> phasekey.vault.v1.AssignedRole
-	0,  // 5: phasekey.vault.v1.ScopePermissions.read:type_name -> phasekey.vault.v1.ScopePermissions.Level
-	0,  // 6: phasekey.vault.v1.ScopePermissions.write:type_name -> phasekey.vault.v1.ScopePermissions.Level
-	8,  // 7: phasekey.vault.v1.ScopePermissions.deny_assignments:type_name -> phasekey.vault.v1.DenyAssignment
-	0,  // 8: phasekey.vault.v1.DenyAssignment.read:type_name -> phasekey.vault.v1.ScopePermissions.Level
-	0,  // 9: phasekey.vault.v1.DenyAssignment.write:type_name -> phasekey.vault.v1.ScopePermissions.Level
-	2,  // 10: phasekey.vault.v1.AccessService.ProbeConsent:input_type -> phasekey.vault.v1.ProbeConsentRequest
-	4,  // 11: phasekey.vault.v1.AccessService.CheckPermissions:input_type -> phasekey.vault.v1.CheckPermissionsRequest
-	3,  // 12: phasekey.vault.v1.AccessService.ProbeConsent:output_type -> phasekey.vault.v1.ProbeConsentResponse
-	5,  // 13: phasekey.vault.v1.AccessService.CheckPermissions:output_type -> phasekey.vault.v1.CheckPermissionsResponse
-	12, // [12:14] is the sub-list for method output_type
-	10, // [10:12] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	10, // 1: phasekey.vault.v1.ProbeConsentResponse.age:type_name -> google.protobuf.Duration
+	6,  // 2: phasekey.vault.v1.CheckPermissionsResponse.scopes:type_name -> phasekey.vault.v1.ScopePermissions
+	9,  // 3: phasekey.vault.v1.CheckPermissionsResponse.check_time:type_name -> google.protobuf.Timestamp
+	1,  // 4: phasekey.vault.v1.ScopePermissions.visibility:type_name -> phasekey.vault.v1.ScopePermissions.Visibility
+	7,  // 5: phasekey.vault.v1.ScopePermissions.roles:type_name -> phasekey.vault.v1.AssignedRole
+	0,  // 6: phasekey.vault.v1.ScopePermissions.read:type_name -> phasekey.vault.v1.ScopePermissions.Level
+	0,  // 7: phasekey.vault.v1.ScopePermissions.write:type_name -> phasekey.vault.v1.ScopePermissions.Level
+	8,  // 8: phasekey.vault.v1.ScopePermissions.deny_assignments:type_name -> phasekey.vault.v1.DenyAssignment
+	0,  // 9: phasekey.vault.v1.DenyAssignment.read:type_name -> phasekey.vault.v1.ScopePermissions.Level
+	0,  // 10: phasekey.vault.v1.DenyAssignment.write:type_name -> phasekey.vault.v1.ScopePermissions.Level
+	2,  // 11: phasekey.vault.v1.AccessService.ProbeConsent:input_type -> phasekey.vault.v1.ProbeConsentRequest
+	4,  // 12: phasekey.vault.v1.AccessService.CheckPermissions:input_type -> phasekey.vault.v1.CheckPermissionsRequest
+	3,  // 13: phasekey.vault.v1.AccessService.ProbeConsent:output_type -> phasekey.vault.v1.ProbeConsentResponse
+	5,  // 14: phasekey.vault.v1.AccessService.CheckPermissions:output_type -> phasekey.vault.v1.CheckPermissionsResponse
+	13, // [13:15] is the sub-list for method output_type
+	11, // [11:13] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_phasekey_vault_v1_access_service_proto_init() }

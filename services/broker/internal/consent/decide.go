@@ -25,6 +25,8 @@ type Proof struct {
 	PrincipalObjectID string
 	// Time is when the tenant was asked, by the vault's clock.
 	Time time.Time
+	// Age is how long that was before the vault was asked; zero if it was then.
+	Age time.Duration
 	// Refusal is what the tenant said instead of a token.
 	Refusal string
 }
@@ -46,8 +48,18 @@ type Observation struct {
 	// ClientID and ApplicationName are the application's, when Ready.
 	ClientID        string
 	ApplicationName string
-	// Proof is nil when the vault was not asked, or did not answer.
-	Proof *Proof
+	// Proof is nil when the vault was not asked, or did not answer; AskTime is when it was asked.
+	Proof   *Proof
+	AskTime time.Time
+}
+
+// proofFor is what is proven for a session. An answer from before it was opened, such as the last one to another session, says nothing about
+// what an administrator does with this one.
+func (o Observation) proofFor(s Session) *Proof {
+	if o.Proof == nil || o.AskTime.Add(-o.Proof.Age).Before(s.CreateTime) {
+		return nil
+	}
+	return o.Proof
 }
 
 // Observe turns the registry's answer into an observation.
@@ -63,12 +75,12 @@ func Observe(i Integration) Observation {
 }
 
 // Decide returns what becomes of a session, and whether that is a change. The deadline comes first: a session is never
-// completed after it, even if the proof was on its way.
+// completed after it, even if the proof was on its way; nor by a proof from before it was opened.
 func Decide(now time.Time, s Session, o Observation) (Session, bool) {
 	if !s.State.Open() {
 		return s, false
 	}
-	next := s
+	next, proof := s, o.proofFor(s)
 	switch {
 	case !now.Before(s.ExpireTime):
 		next.State = Expired
@@ -76,17 +88,17 @@ func Decide(now time.Time, s Session, o Observation) (Session, bool) {
 		next.State, next.LastRefusal = Expired, RefusalIntegrationGone
 	case o.Finding == Deleting:
 		next.State, next.LastRefusal = Expired, RefusalIntegrationDeleting
-	case o.Proof != nil && o.Proof.Consented:
+	case proof != nil && proof.Consented:
 		next.State, next.LastRefusal = Completed, ""
-		next.PrincipalObjectID = o.Proof.PrincipalObjectID
+		next.PrincipalObjectID = proof.PrincipalObjectID
 	case o.Finding == Ready:
 		if s.ClientID != "" && o.ClientID != s.ClientID {
 			// It was made anew: what a browser said was about another one, and must not keep the button away.
 			next.LastCallback, next.CallbackTime = "", time.Time{}
 		}
 		next.State, next.ClientID, next.ApplicationName = AwaitingConsent, o.ClientID, o.ApplicationName
-		if o.Proof != nil {
-			next.LastRefusal = o.Proof.Refusal
+		if proof != nil {
+			next.LastRefusal = proof.Refusal
 		}
 	case o.Finding == Preparing:
 		// Also from AwaitingConsent: an application that was lost and is made anew has another client ID, and

@@ -45,6 +45,7 @@ func expiredAtDeadline(s *consent.Session) {
 func TestDecide(t *testing.T) {
 	now := created.Add(time.Hour)
 	proven := &consent.Proof{Consented: true, PrincipalObjectID: "oid"}
+	old := &consent.Proof{Consented: true, PrincipalObjectID: "oid", Age: time.Second + 1}
 	refused := &consent.Proof{Refusal: "AADSTS700016"}
 	for _, tc := range []struct {
 		name    string
@@ -76,6 +77,17 @@ func TestDecide(t *testing.T) {
 				awaiting(s)
 				s.State, s.PrincipalObjectID, s.EndTime = consent.Completed, "oid", now
 			}},
+		{"proven the moment it was opened", now, session(awaiting), consent.Observation{Finding: consent.Ready, ClientID: "client", ApplicationName: "phasekey Network", Proof: proven, AskTime: created},
+			func(s *consent.Session) {
+				awaiting(s)
+				s.State, s.PrincipalObjectID, s.EndTime = consent.Completed, "oid", now
+			}},
+		{"proven before it was opened", now, session(awaiting),
+			consent.Observation{Finding: consent.Ready, ClientID: "client", ApplicationName: "phasekey Network", Proof: proven, AskTime: created.Add(-1)}, nil},
+		{"proven before, by an answer that was kept", now, session(awaiting),
+			consent.Observation{Finding: consent.Ready, ClientID: "client", ApplicationName: "phasekey Network", Proof: old, AskTime: created.Add(time.Second)}, nil},
+		{"refused before it was opened", now, session(awaiting),
+			consent.Observation{Finding: consent.Ready, ClientID: "client", ApplicationName: "phasekey Network", Proof: refused, AskTime: created.Add(-1)}, nil},
 		{"a moment before the deadline", deadline.Add(-1), session(awaiting), consent.Observation{}, nil},
 		{"at the deadline", deadline, session(awaiting), consent.Observation{},
 			expiredAtDeadline},
@@ -95,6 +107,9 @@ func TestDecide(t *testing.T) {
 			consent.Observation{Finding: consent.Ready, Proof: proven}, nil},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			if tc.seen.AskTime.IsZero() {
+				tc.seen.AskTime = tc.now
+			}
 			got, changed := consent.Decide(tc.now, tc.session, tc.seen)
 			want := tc.session
 			if tc.want != nil {

@@ -228,7 +228,7 @@ func (p *Prover) look(ctx context.Context, c consent.Claim) (consent.Round, cons
 	default:
 		p.probes.WithLabelValues("refused").Inc()
 	}
-	seen.Proof = &proof
+	seen.Proof, seen.AskTime = &proof, done.ProbeTime
 	return done, seen
 }
 

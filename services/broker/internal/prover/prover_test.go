@@ -206,6 +206,49 @@ func pass(d time.Duration) {
 	synctest.Wait()
 }
 
+func TestProver_TakesNoProofFromBeforeASessionWasOpened(t *testing.T) {
+	t.Run("which the vault had kept", func(t *testing.T) {
+		inBubble(t, func(t *testing.T, w *world) {
+			w.vault.change(func(v *fakeVault) {
+				v.proof = consent.Proof{Consented: true, PrincipalObjectID: "gone", Age: 3 * time.Second}
+			})
+			pass(time.Minute)
+			name := w.open(time.Hour)
+			stop := w.start(nil)
+			defer stop()
+			pass(interval / 2)
+			if s := w.get(name); s.State != consent.AwaitingConsent || len(w.vault.questions()) != 1 {
+				t.Errorf("after an old answer: state %d, %d questions", s.State, len(w.vault.questions()))
+			}
+			w.vault.change(func(v *fakeVault) { v.proof = consent.Proof{Refusal: "AADSTS700016"} })
+			pass(interval)
+			if s := w.get(name); s.State != consent.AwaitingConsent || s.LastRefusal != "AADSTS700016" {
+				t.Errorf("after a new one: state %d, refusal %q", s.State, s.LastRefusal)
+			}
+		})
+	})
+	t.Run("which was on its way", func(t *testing.T) {
+		inBubble(t, func(t *testing.T, w *world) {
+			w.vault.change(func(v *fakeVault) {
+				v.proof, v.takes = consent.Proof{Consented: true, PrincipalObjectID: "oid"}, 4*time.Second
+			})
+			first := w.open(time.Hour)
+			stop := w.start(nil)
+			defer stop()
+			pass(2 * time.Second)
+			second := w.open(time.Hour)
+			pass(4 * time.Second)
+			if a, b := w.get(first), w.get(second); a.State != consent.Completed || b.State != consent.AwaitingConsent {
+				t.Errorf("after the first answer: states %d and %d", a.State, b.State)
+			}
+			pass(interval + 4*time.Second)
+			if b := w.get(second); b.State != consent.Completed {
+				t.Errorf("after the second answer: state %d", b.State)
+			}
+		})
+	})
+}
+
 func TestProver_WaitsThenCompletesByProof(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		w.registry.change(func(r *fakeRegistry) {

@@ -213,6 +213,7 @@ func create(integration string) *brokerv1.CreateConsentSessionRequest {
 func (w *world) settle(t *testing.T, uid string, seen consent.Observation) {
 	t.Helper()
 	now := time.Now()
+	seen.AskTime = now
 	claim, err := w.store.Claim(t.Context(), now, now.Add(time.Minute), uid)
 	if err != nil {
 		t.Fatal(err)

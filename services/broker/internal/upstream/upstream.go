@@ -83,12 +83,14 @@ func (v *Vault) ProbeConsent(ctx context.Context, integration string) (consent.P
 		return consent.Proof{}, failed(ctx, why(err), "probe consent of "+integration)
 	}
 	if !answer.GetConsented() {
-		return consent.Proof{Refusal: fmt.Sprintf("AADSTS%d", answer.GetAadstsCode()), Time: answer.GetProbeTime().AsTime()}, nil
+		return consent.Proof{Refusal: fmt.Sprintf("AADSTS%d", answer.GetAadstsCode()), Time: answer.GetProbeTime().AsTime(), Age: answer.GetAge().AsDuration()}, nil
 	}
 	if answer.GetServicePrincipalObjectId() == "" {
 		return consent.Proof{}, fmt.Errorf("probe consent of %s: %w", integration, ErrNoPrincipal)
 	}
-	return consent.Proof{Consented: true, PrincipalObjectID: answer.GetServicePrincipalObjectId(), Time: answer.GetProbeTime().AsTime()}, nil
+	return consent.Proof{
+		Consented: true, PrincipalObjectID: answer.GetServicePrincipalObjectId(), Time: answer.GetProbeTime().AsTime(), Age: answer.GetAge().AsDuration(),
+	}, nil
 }
 
 // CheckPermissions has the vault look which roles an integration's principal has in its default subscription; it returns that

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
@@ -147,6 +148,10 @@ func TestVault_ProbeConsent(t *testing.T) {
 		{"consented", &vaultv1.ProbeConsentResponse{Consented: true, ServicePrincipalObjectId: "oid", ProbeTime: timestamppb.New(at)}, nil,
 			consent.Proof{Consented: true, PrincipalObjectID: "oid", Time: at}, nil},
 		{"refused", &vaultv1.ProbeConsentResponse{AadstsCode: 700016, ProbeTime: timestamppb.New(at)}, nil, consent.Proof{Refusal: "AADSTS700016", Time: at}, nil},
+		{"refused some time ago", &vaultv1.ProbeConsentResponse{AadstsCode: 700016, ProbeTime: timestamppb.New(at), Age: durationpb.New(time.Second)}, nil,
+			consent.Proof{Refusal: "AADSTS700016", Time: at, Age: time.Second}, nil},
+		{"consented some time ago", &vaultv1.ProbeConsentResponse{Consented: true, ServicePrincipalObjectId: "oid", ProbeTime: timestamppb.New(at), Age: durationpb.New(time.Second)}, nil,
+			consent.Proof{Consented: true, PrincipalObjectID: "oid", Time: at, Age: time.Second}, nil},
 		{"refused, with an ID all the same", &vaultv1.ProbeConsentResponse{AadstsCode: 7000112, ServicePrincipalObjectId: "oid", ProbeTime: timestamppb.New(at)}, nil,
 			consent.Proof{Refusal: "AADSTS7000112", Time: at}, nil},
 		{"consented by nobody", &vaultv1.ProbeConsentResponse{Consented: true}, nil, consent.Proof{}, upstream.ErrNoPrincipal},

@@ -228,6 +228,7 @@ func (w *world) open(change func(*consent.Session)) (consent.Session, string) {
 func (w *world) settle(seen consent.Observation) {
 	w.t.Helper()
 	now := time.Now()
+	seen.AskTime = now
 	claim, err := w.store.Claim(w.t.Context(), now, now.Add(time.Minute), uid)
 	if err != nil {
 		w.t.Fatal(err)

@@ -4,7 +4,9 @@ import (
 	"context"
 	"strconv"
 	"strings"
+	"time"
 
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
@@ -19,11 +21,12 @@ type accessService struct {
 }
 
 func (s accessService) ProbeConsent(ctx context.Context, req *vaultv1.ProbeConsentRequest) (*vaultv1.ProbeConsentResponse, error) {
+	came := time.Now()
 	answer, err := s.prober.Probe(ctx, req.GetIntegration())
 	if err != nil {
 		return nil, statusAbout(err, req.GetIntegration())
 	}
-	resp := &vaultv1.ProbeConsentResponse{ProbeTime: timestamppb.New(answer.Time)}
+	resp := &vaultv1.ProbeConsentResponse{ProbeTime: timestamppb.New(answer.Time), Age: durationpb.New(max(0, came.Sub(answer.Time)))}
 	if answer.Finding == credential.Works {
 		resp.Consented, resp.ServicePrincipalObjectId = true, answer.PrincipalObjectID
 	} else {

@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	optionsv1 "phasekey.dev/gen/phasekey/options/v1"
@@ -802,23 +803,27 @@ func TestCredentials_Stream(t *testing.T) {
 }
 
 func TestAccess_ProbeConsent(t *testing.T) {
-	at := time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
 	ask := &vaultv1.ProbeConsentRequest{Integration: "accounts/acme/integrations/read"}
 	for _, tt := range []struct {
 		name   string
 		answer credential.Probe
+		age    time.Duration // of the answer; less than nothing: it was got during the call
 		err    error
 		want   *vaultv1.ProbeConsentResponse
 		code   codes.Code
 		reason string
 	}{
 		{
-			name: "consented", answer: credential.Probe{Time: at, Finding: credential.Works, PrincipalObjectID: "oid"},
-			want: &vaultv1.ProbeConsentResponse{Consented: true, ServicePrincipalObjectId: "oid", ProbeTime: timestamppb.New(at)},
+			name: "consented", answer: credential.Probe{Finding: credential.Works, PrincipalObjectID: "oid"}, age: -time.Second,
+			want: &vaultv1.ProbeConsentResponse{Consented: true, ServicePrincipalObjectId: "oid", Age: durationpb.New(0)},
 		},
 		{
-			name: "not consented", answer: credential.Probe{Time: at, Finding: credential.ConsentMissing, Code: "AADSTS700016"},
-			want: &vaultv1.ProbeConsentResponse{AadstsCode: 700016, ProbeTime: timestamppb.New(at)},
+			name: "consented some time ago", answer: credential.Probe{Finding: credential.Works, PrincipalObjectID: "oid"}, age: 7 * time.Second,
+			want: &vaultv1.ProbeConsentResponse{Consented: true, ServicePrincipalObjectId: "oid", Age: durationpb.New(7 * time.Second)},
+		},
+		{
+			name: "not consented", answer: credential.Probe{Finding: credential.ConsentMissing, Code: "AADSTS700016"},
+			want: &vaultv1.ProbeConsentResponse{AadstsCode: 700016, Age: durationpb.New(0)},
 		},
 		{name: "no such integration", err: sqldb.ErrNoRows, code: codes.NotFound, reason: "RESOURCE_NOT_FOUND"},
 		{name: "deleting", err: rotation.ErrDeleting, code: codes.FailedPrecondition, reason: "INTEGRATION_DELETING"},
@@ -829,6 +834,7 @@ func TestAccess_ProbeConsent(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			inBubble(t, func(v *vault) {
 				v.prober.answer, v.prober.err = tt.answer, nil
+				v.prober.answer.Time = time.Now().Add(-tt.age)
 				if tt.err != nil {
 					v.prober.err = fmt.Errorf("probe: %w: detail of the inside", tt.err)
 				}
@@ -840,6 +846,7 @@ func TestAccess_ProbeConsent(t *testing.T) {
 					}
 					return
 				}
+				tt.want.ProbeTime = timestamppb.New(v.prober.answer.Time)
 				if diff := cmp.Diff(tt.want, got, protocmp.Transform()); err != nil || diff != "" {
 					v.t.Errorf("%v, %s", err, diff)
 				}
