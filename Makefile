@@ -105,6 +105,11 @@ fix: $(BIN)/golangci-lint ## Format, and mend what the linters can mend
 year: ## Live through ten simulated years of 200 integrations with every fault; takes hours
 	go test -count=1 -timeout 24h -run TestYear -v ./services/vault/internal/year -year.seeds=10 -year.days=365 -year.integrations=200 -year.leases=50 -year.progress
 
+FUZZTIME ?= 1m
+.PHONY: fuzz
+fuzz: ## Fuzz every function there is for that, each for FUZZTIME; RUN=pattern selects
+	@tools/fuzz.sh '$(RUN)' '$(FUZZTIME)' $(MODULES)
+
 .PHONY: planted
 planted: setup ## Break the rotator in one way after another, and see that the tests find each
 	go run ./test/cmd/planted
