@@ -387,44 +387,68 @@ func TestLists_PageByPage(t *testing.T) {
 	}
 }
 
-// TestLists_BoundBytes: a page of the largest integrations stays below what clients usually take.
+// TestLists_BoundBytes: a page of the largest integrations that there can be, and a batch of as many as may be, stay below what clients usually take, a page not by much.
 func TestLists_BoundBytes(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
+	const widest = "\U00010400" // a letter of four bytes
 	big := newIntegration()
+	big.DisplayName = strings.Repeat(widest, 60)
 	for i := range 20 {
-		big.AllowedAudiences = append(big.AllowedAudiences, fmt.Sprintf("https://a%02d%s", i, strings.Repeat("x", 180)))
+		big.AllowedAudiences = append(big.AllowedAudiences, fmt.Sprintf("https://a%02d%s", i, strings.Repeat("x", 200-len("https://a00"))))
 	}
-	const many = 420
+	for i := range 50 {
+		big.Labels = append(big.Labels, fmt.Sprintf("%02d%s", i, strings.Repeat(widest, 78)))
+	}
+	const many = 150
 	for i := range many {
 		created, err := w.platform.integrations.CreateIntegration(ctx, &registryv1.CreateIntegrationRequest{Parent: "accounts/acme", IntegrationId: fmt.Sprint("i", i), Integration: big})
 		if err != nil {
 			t.Fatal(err)
 		}
-		req := &registryv1.ReportConditionsRequest{IntegrationUid: created.GetUid(), Mastership: &registryv1.Mastership{Epoch: 1, Holder: holder}}
-		for kind := registryv1.Condition_TYPE_APPLICATION_READY; kind <= registryv1.Condition_TYPE_CREDENTIAL_READY; kind++ {
-			req.Conditions = append(req.Conditions, &registryv1.Condition{Type: kind, Status: registryv1.Condition_STATUS_FALSE, Message: strings.Repeat("é", 1000)})
+		req := &registryv1.ReportConditionsRequest{
+			IntegrationUid: created.GetUid(), Mastership: &registryv1.Mastership{Epoch: 1, Holder: holder}, ApplicationDisplayName: strings.Repeat(widest, 256),
+		}
+		for kind := range registryv1.Condition_Type_name {
+			if kind != 0 {
+				req.Conditions = append(req.Conditions, &registryv1.Condition{
+					Type: registryv1.Condition_Type(kind), Status: registryv1.Condition_STATUS_FALSE, Reason: strings.Repeat("X", 60), Message: strings.Repeat(widest, 1000),
+				})
+			}
 		}
 		if _, err := w.vault.status.ReportConditions(ctx, req); err != nil {
 			t.Fatal(err)
 		}
 	}
+	usual := grpc.MaxCallRecvMsgSize(4 << 20)
 	seen, token := 0, ""
+	batch := &registryv1.BatchGetIntegrationsRequest{Parent: "accounts/acme"}
 	for {
-		got, err := w.platform.integrations.ListIntegrations(ctx, &registryv1.ListIntegrationsRequest{Parent: "accounts/acme", PageSize: 1000, PageToken: token}, grpc.MaxCallRecvMsgSize(4<<20))
+		got, err := w.platform.integrations.ListIntegrations(ctx, &registryv1.ListIntegrationsRequest{Parent: "accounts/acme", PageSize: 1000, PageToken: token}, usual)
 		if err != nil {
 			t.Fatal(err)
 		}
 		seen += len(got.GetIntegrations())
+		for _, i := range got.GetIntegrations()[:min(len(got.GetIntegrations()), 100-len(batch.GetNames()))] {
+			batch.Names = append(batch.Names, i.GetName())
+		}
 		if token = got.GetNextPageToken(); token == "" {
 			break
+		}
+		if size := proto.Size(got); size < 3<<20-64<<10 || size > 3<<20 {
+			t.Errorf("a page of %d has %d bytes", len(got.GetIntegrations()), size)
 		}
 	}
 	if seen != many {
 		t.Fatalf("saw %d of %d", seen, many)
 	}
+	got, err := w.platform.integrations.BatchGetIntegrations(ctx, batch, usual)
+	if err != nil || len(got.GetIntegrations()) != 100 {
+		t.Errorf("a batch gave %d, %v", len(got.GetIntegrations()), err)
+	}
+	t.Logf("the largest integration has %d bytes, a batch of them %d", proto.Size(got.GetIntegrations()[0]), proto.Size(got))
 	// The same for watching them all.
-	stream, err := w.vault.watch.Watch(ctx, &registryv1.WatchRequest{Cursor: resource.Position{Incarnation: w.store.Incarnation()}.Cursor()}, grpc.MaxCallRecvMsgSize(4<<20))
+	stream, err := w.vault.watch.Watch(ctx, &registryv1.WatchRequest{Cursor: resource.Position{Incarnation: w.store.Incarnation()}.Cursor()}, usual)
 	if err != nil {
 		t.Fatal(err)
 	}
