@@ -31,6 +31,12 @@ func NewServer(t testing.TB) *Server {
 	return newServer(t, "", nil)
 }
 
+// NewDurableServer is NewServer whose commits wait for the disk, with memory for more than a test's data: to measure with.
+func NewDurableServer(t testing.TB) *Server {
+	t.Helper()
+	return newServer(t, "shared_buffers = 256MB\nautovacuum = on\n", nil)
+}
+
 // Certificate is what a server shows who it is by: PEM files of a certificate, its key, and the CA that its clients trust.
 type Certificate struct{ CertFile, KeyFile, CAFile string }
 

@@ -1,0 +1,242 @@
+package load
+
+import (
+	"context"
+	"crypto/rand"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	typev1 "phasekey.dev/gen/phasekey/type/v1"
+	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
+	"phasekey.dev/pkg/sqldb"
+)
+
+//nolint:gochecknoglobals // flags are
+var (
+	streams  = flag.Int("load.streams", 40, "streams that have a connection of their own; twice as many share some")
+	rounds   = flag.Int("load.rounds", 1, "how often everything is measured")
+	duration = flag.Duration("load.duration", 200*time.Millisecond, "how long each number of callers calls")
+	firsts   = flag.Int("load.firsts", 5, "how many runners come one after another")
+	promises = flag.Bool("load.promises", false, "fail when a promise is not kept")
+	only     = flag.String("load.only", "fetch,first,own,shared", "what to measure")
+	progress = flag.Bool("load.progress", false, "say what is being measured, and show the table")
+	output_  = flag.String("load.json", "", "write the numbers to this file")
+)
+
+func rowID() string { return rand.Text() }
+
+// rowContent is of the size of an audit record.
+var rowContent = strings.Repeat("0123456789abcdef", 40) //nolint:gochecknoglobals // a constant
+
+// stage is one run of everything.
+type stage struct {
+	world  *world
+	report *report
+	// credential is one that a vault gave; the floor gives the same.
+	credential *vaultv1.Credential
+}
+
+func TestLoad(t *testing.T) {
+	w := newWorld(t)
+	s := &stage{world: w, report: &report{Machine: fmt.Sprintf("%d processors, %s", runtime.NumCPU(), runtime.Version()), Streams: *streams, Rounds: *rounds}}
+	asked := strings.Split(*only, ",")
+	s.say("starting PostgreSQL, Redis, the simulator, a registry and two vaults; %d runners get a grant", 2**streams)
+	postgres := w.newSuite(t, sqldb.DriverPostgres, 2, 2**streams)
+	s.credential = w.fetchOne(t, postgres)
+	if slices.Contains(asked, "fetch") || slices.Contains(asked, "first") {
+		s.calls(t, asked, postgres)
+	}
+	for _, pattern := range []struct {
+		name             string
+		n, perConnection int
+		memory, reach    bound
+	}{
+		{"own", *streams, 1, bound{most: 1.25}, bound{least: 0.8}},
+		{"shared", 2 * *streams, streamsPerConnection, bound{most: 1.5}, bound{least: 0.8}},
+	} {
+		if !slices.Contains(asked, pattern.name) {
+			continue
+		}
+		for round := range *rounds {
+			s.say("round %d: %d streams, connections %s", round+1, pattern.n, pattern.name)
+			s.streams(t, postgres, pattern.name, pattern.n, pattern.perConnection, pattern.memory, pattern.reach)
+		}
+	}
+	s.finish(t)
+}
+
+func (s *stage) say(format string, args ...any) {
+	if *progress {
+		fmt.Printf(time.Now().Format("15:04:05  ")+format+"\n", args...)
+	}
+}
+
+func (s *stage) finish(t *testing.T) {
+	t.Helper()
+	if *progress {
+		s.report.write(os.Stdout)
+	}
+	if *output_ != "" {
+		text, err := s.report.json()
+		must(t, err)
+		must(t, os.MkdirAll(filepath.Dir(*output_), 0o755))
+		must(t, os.WriteFile(*output_, append(text, '\n'), 0o644))
+	}
+	if *promises {
+		for _, broken := range s.report.broken() {
+			t.Error(broken)
+		}
+	}
+}
+
+// fetchOne is a credential as a runner gets it.
+func (w *world) fetchOne(t *testing.T, s *suite) *vaultv1.Credential {
+	t.Helper()
+	conn, err := w.connect(s.vaults[0])
+	must(t, err)
+	defer func() { must(t, conn.Close()) }()
+	ctx, cancel := context.WithTimeout(s.holders[0].shown(t.Context()), callTimeout)
+	defer cancel()
+	got, err := vaultv1.NewCredentialServiceClient(conn).FetchCredential(ctx, &vaultv1.FetchCredentialRequest{
+		InstanceId: s.holders[0].instance, Material: typev1.Material_MATERIAL_ACCESS_TOKEN,
+	})
+	must(t, err)
+	return got.GetCredential()
+}
+
+// calls measures single calls, on both databases.
+func (s *stage) calls(t *testing.T, asked []string, postgres *suite) {
+	t.Helper()
+	w := s.world
+	bare := w.newFloor(t, "floor", s.credential, nil)
+	bare.start(t)
+	type contender struct {
+		suite     *suite
+		inserting *server
+	}
+	contenders := []contender{{suite: postgres}, {suite: w.newSuite(t, sqldb.DriverSQLite, 1, *streams)}}
+	for i := range contenders {
+		c := &contenders[i]
+		db := w.newDatabase(t, c.suite.name, "floor")
+		c.inserting = w.newFloor(t, "floor that inserts into "+c.suite.name, s.credential, &db)
+		c.inserting.start(t)
+	}
+	for round := range *rounds {
+		for _, callers := range []int{1, 16, 64} {
+			if !slices.Contains(asked, "fetch") {
+				continue
+			}
+			s.say("round %d: FetchCredential, %d callers", round+1, callers)
+			floor := w.fetch(t, bare, callers, postgres.holders, *duration, nothing)
+			for _, c := range contenders {
+				name := fmt.Sprintf("FetchCredential, %d callers, %s", callers, c.suite.name)
+				vault := w.fetch(t, c.suite.vaults[0], callers, c.suite.holders, *duration, c.suite.databaseTime)
+				inserting := w.fetch(t, c.inserting, callers, c.suite.holders, *duration, c.suite.databaseTime)
+				promised := bound{}
+				if callers == 64 && c.suite.admin != nil {
+					promised.least = 0.5
+				}
+				s.report.add(name, "calls/s", "", promised, vault.rate(), floor.rate())
+				s.report.add(name, "calls/s", "a floor that commits an insert a call", bound{}, vault.rate(), inserting.rate())
+				s.report.add(name+": server", "µs CPU", "", bound{}, vault.cost(vault.server), floor.cost(floor.server))
+				if c.suite.admin != nil {
+					s.report.add(name+": database", "µs CPU", "a floor that commits an insert a call", bound{}, vault.cost(vault.database), inserting.cost(inserting.database))
+				}
+			}
+		}
+		if !slices.Contains(asked, "first") {
+			continue
+		}
+		s.say("round %d: %d runners, one after another", round+1, *firsts)
+		took := map[*server][]time.Duration{}
+		for i := range *firsts {
+			for _, to := range []*server{bare, contenders[0].suite.vaults[0], contenders[0].inserting} {
+				d, err := w.first(t.Context(), to, postgres.holders[i%len(postgres.holders)])
+				must(t, err)
+				took[to] = append(took[to], d)
+			}
+		}
+		for _, all := range took {
+			slices.Sort(all)
+		}
+		vault, floor, inserting := took[contenders[0].suite.vaults[0]], took[bare], took[contenders[0].inserting]
+		s.report.add("first credential, fresh connection, p50", "ms", "", bound{}, quantile(vault, 0.5), quantile(floor, 0.5))
+		commit := max(quantile(inserting, 0.5)-quantile(floor, 0.5), 0)
+		s.report.add("first credential, fresh connection, p99", "ms", "1.5 × the floor, and a commit", bound{most: 1},
+			quantile(vault, 0.99), 1.5*quantile(floor, 0.99)+commit)
+	}
+	for _, c := range contenders {
+		c.inserting.kill(t)
+	}
+	bare.kill(t)
+}
+
+const (
+	// gatherTime, reachTime and settleTime bound what is waited for; the first two are for each thousand streams more.
+	gatherTime = 30 * time.Second
+	reachTime  = 30 * time.Second
+	// returnTime is until all are served again after a replica's death.
+	returnTime = 3 * time.Minute
+)
+
+// scaled is a limit for so many streams.
+func scaled(limit time.Duration, n int) time.Duration { return limit * time.Duration(1+n/1000) }
+
+// streams measures live streams: of the floor, then of a vault, each a fresh process.
+func (s *stage) streams(t *testing.T, suite *suite, name string, n, perConnection int, memory, reach bound) {
+	t.Helper()
+	type result struct{ memory, rate, p50, p99, last, push float64 }
+	measure := func(to *server, others []*server, push func() time.Time) (r result, c *crowd) {
+		base := to.memory(t)
+		c = s.world.gather(t, n, perConnection, suite.holders, scaled(gatherTime, n), append([]*server{to}, others...)...)
+		r = result{
+			memory: float64(to.memory(t)-base) / float64(n) / 1024, rate: float64(n) / c.opened.Seconds(), p50: quantile(c.firsts, 0.5), p99: quantile(c.firsts, 0.99),
+		}
+		s.say("%s has %d streams: %.0f a second, %.1f KiB each", to.name, n, r.rate, r.memory)
+		c.forget()
+		began := push()
+		last, err := c.reached(c.arrivals, scaled(reachTime, n))
+		must(t, err)
+		r.last = last.Sub(began).Seconds()
+		r.push = float64(n) / r.last
+		s.say("%s has reached all of them in %.3f s", to.name, r.last)
+		return r, c
+	}
+	bare := s.world.newFloor(t, "floor of "+name, s.credential, nil)
+	bare.start(t)
+	floor, c := measure(bare, nil, func() time.Time {
+		now := time.Now()
+		bare.push(t)
+		return now
+	})
+	c.leave()
+	bare.kill(t)
+
+	first, second := suite.vaults[0], suite.vaults[1]
+	first.kill(t)
+	first.start(t)
+	vault, c := measure(first, []*server{second}, func() time.Time { return suite.rotate(t) })
+	label := fmt.Sprintf("%d streams, connections %s", n, name)
+	s.report.add(label+": memory", "KiB", "", memory, vault.memory, floor.memory)
+	s.report.add(label+": opened", "1/s", "", bound{}, vault.rate, floor.rate)
+	s.report.add(label+": first, p50", "ms", "", bound{}, vault.p50, floor.p50)
+	s.report.add(label+": first, p99", "ms", "", bound{}, vault.p99, floor.p99)
+	s.report.add(label+": all reached after", "s", "", bound{}, vault.last, floor.last)
+	s.report.add(label+": rate of that", "1/s", "", reach, vault.push, floor.push)
+	c.forget()
+	died := time.Now()
+	first.kill(t)
+	last, err := c.reached(c.returns, returnTime)
+	must(t, err)
+	s.report.add(label+": served again after", "s", "", bound{}, last.Sub(died).Seconds())
+	s.say("all are served again %.1f s after %s died", last.Sub(died).Seconds(), first.name)
+	c.leave()
+	first.start(t)
+}

@@ -1,0 +1,322 @@
+package load
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/resolver"
+
+	typev1 "phasekey.dev/gen/phasekey/type/v1"
+	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
+)
+
+const (
+	// streamsPerConnection is how many streams share a connection where they do.
+	streamsPerConnection = 500
+	// openAtOnce is how many runners come at the same moment.
+	openAtOnce = 64
+	callTimeout = 30 * time.Second
+)
+
+// listed resolves targets of this form: all:///address,address.
+type listed struct{}
+
+func (listed) Scheme() string { return "all" }
+
+func (listed) Build(target resolver.Target, conn resolver.ClientConn, _ resolver.BuildOptions) (resolver.Resolver, error) {
+	var state resolver.State
+	for address := range strings.SplitSeq(target.Endpoint(), ",") {
+		state.Addresses = append(state.Addresses, resolver.Address{Addr: address})
+	}
+	return listed{}, conn.UpdateState(state)
+}
+
+func (listed) ResolveNow(resolver.ResolveNowOptions) {}
+func (listed) Close()                                {}
+
+// connect makes a runner's connection, to the first of the servers that answers.
+func (w *world) connect(servers ...*server) (*grpc.ClientConn, error) {
+	var addresses []string
+	for _, s := range servers {
+		addresses = append(addresses, s.runners)
+	}
+	return grpc.NewClient("all:///"+strings.Join(addresses, ","),
+		grpc.WithResolvers(listed{}), grpc.WithDisableServiceConfig(), grpc.WithTransportCredentials(credentials.NewTLS(w.runner)),
+		grpc.WithReadBufferSize(4<<10), grpc.WithSharedWriteBuffer(true),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff: backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second}, MinConnectTimeout: 5 * time.Second,
+		}))
+}
+
+func (h holder) shown(ctx context.Context) context.Context {
+	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+h.token)
+}
+
+// fetched is what callers of FetchCredential had of it.
+type fetched struct {
+	calls    int
+	duration time.Duration
+	// server and database are what the calls cost of the processors, where it is known.
+	server, database time.Duration
+}
+
+// rate is in calls a second.
+func (f fetched) rate() float64 { return float64(f.calls) / f.duration.Seconds() }
+
+// cost is the server's processor time for a call, in microseconds.
+func (f fetched) cost(of time.Duration) float64 {
+	return float64(of.Microseconds()) / float64(max(f.calls, 1))
+}
+
+// fetch has callers, each with a connection of its own, call for so long.
+func (w *world) fetch(t *testing.T, to *server, callers int, holders []holder, d time.Duration, database func(t *testing.T) time.Duration) fetched {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), d+callTimeout)
+	defer cancel()
+	var (
+		calls, turn atomic.Int64
+		counting    atomic.Bool
+		over        atomic.Bool
+		all         sync.WaitGroup
+		failures    = make(chan error, callers)
+		warm        sync.WaitGroup
+	)
+	turn.Store(rand.Int64N(int64(len(holders))))
+	warm.Add(callers)
+	for range callers {
+		all.Go(func() {
+			conn, err := w.connect(to)
+			if err != nil {
+				failures <- err
+				warm.Done()
+				return
+			}
+			defer func() { _ = conn.Close() }()
+			client := vaultv1.NewCredentialServiceClient(conn)
+			for first := true; !over.Load(); first = false {
+				h := holders[int(turn.Add(1))%len(holders)]
+				_, err := client.FetchCredential(h.shown(ctx), &vaultv1.FetchCredentialRequest{InstanceId: h.instance, Material: typev1.Material_MATERIAL_ACCESS_TOKEN})
+				if first {
+					warm.Done()
+				}
+				if err != nil {
+					failures <- err
+					return
+				}
+				if counting.Load() {
+					calls.Add(1)
+				}
+			}
+		})
+	}
+	warm.Wait()
+	pid := to.running.Process.Pid
+	out := fetched{server: -processorTime(t, pid), database: -database(t)}
+	began := time.Now()
+	counting.Store(true)
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
+	}
+	counting.Store(false)
+	out.duration, out.calls = time.Since(began), int(calls.Load())
+	out.server += processorTime(t, pid)
+	out.database += database(t)
+	over.Store(true)
+	all.Wait()
+	select {
+	case err := <-failures:
+		t.Fatalf("%d callers of %s: %v", callers, to.name, err)
+	default:
+	}
+	return out
+}
+
+func nothing(*testing.T) time.Duration { return 0 }
+
+// first is how long a runner that comes anew waits for its credential.
+func (w *world) first(ctx context.Context, to *server, h holder) (time.Duration, error) {
+	began := time.Now()
+	conn, err := w.connect(to)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = conn.Close() }()
+	ctx, cancel := context.WithTimeout(h.shown(ctx), callTimeout)
+	defer cancel()
+	stream, err := vaultv1.NewCredentialServiceClient(conn).StreamCredentials(ctx, h.request())
+	if err != nil {
+		return 0, err
+	}
+	_, err = stream.Recv()
+	return time.Since(began), err
+}
+
+func (h holder) request() *vaultv1.StreamCredentialsRequest {
+	return &vaultv1.StreamCredentialsRequest{InstanceId: h.instance, Material: typev1.Material_MATERIAL_ACCESS_TOKEN}
+}
+
+// crowd is many runners with a stream each.
+type crowd struct {
+	world   *world
+	servers []*server
+	conns   []*grpc.ClientConn
+	runners sync.WaitGroup
+	stop    context.CancelFunc
+	// opened is how long it took until all had a credential, firsts how long each did.
+	opened time.Duration
+	firsts []time.Duration
+
+	// arrivals gets the moment of every credential that is no stream's first, returns of every one that is, but for a runner's very first.
+	arrivals, returns chan time.Time
+}
+
+var errOverdue = errors.New("not in time")
+
+// gather opens n streams to the first of the servers, so many on a connection, and returns when all have a credential.
+func (w *world) gather(t *testing.T, n, perConnection int, holders []holder, limit time.Duration, servers ...*server) *crowd {
+	t.Helper()
+	ctx, stop := context.WithCancel(t.Context())
+	c := &crowd{world: w, servers: servers, stop: stop, arrivals: make(chan time.Time, 2*n), returns: make(chan time.Time, 2*n)}
+	t.Cleanup(c.leave)
+	for range (n + perConnection - 1) / perConnection {
+		conn, err := w.connect(servers...)
+		must(t, err)
+		c.conns = append(c.conns, conn)
+	}
+	type outcome struct {
+		took time.Duration
+		err  error
+	}
+	firsts := make(chan outcome, n)
+	places := make(chan struct{}, openAtOnce)
+	began := time.Now()
+	c.runners.Go(func() {
+		for i := range n {
+			select {
+			case places <- struct{}{}:
+			case <-ctx.Done():
+				return
+			}
+			c.runners.Go(func() {
+				came := time.Now()
+				stream, err := c.open(ctx, i/perConnection, holders[i])
+				firsts <- outcome{time.Since(came), err}
+				<-places
+				if err == nil {
+					c.follow(ctx, i/perConnection, holders[i], stream)
+				}
+			})
+		}
+	})
+	late := time.After(limit)
+	for range n {
+		select {
+		case got := <-firsts:
+			if got.err != nil {
+				t.Fatalf("a stream of %s: %v\n%s", servers[0].name, got.err, servers[0].output.tail())
+			}
+			c.firsts = append(c.firsts, got.took)
+		case <-late:
+			t.Fatalf("%d of %d streams of %s have a credential within %s", len(c.firsts), n, servers[0].name, limit)
+		}
+	}
+	c.opened = time.Since(began)
+	slices.Sort(c.firsts)
+	return c
+}
+
+// open opens a stream and waits for its first credential.
+func (c *crowd) open(ctx context.Context, conn int, h holder) (grpc.ServerStreamingClient[vaultv1.StreamCredentialsResponse], error) {
+	stream, err := vaultv1.NewCredentialServiceClient(c.conns[conn]).StreamCredentials(h.shown(ctx), h.request(), grpc.WaitForReady(true))
+	if err != nil {
+		return nil, err
+	}
+	_, err = stream.Recv()
+	return stream, err
+}
+
+// follow reads a stream, and opens it anew when it breaks, until ctx ends.
+func (c *crowd) follow(ctx context.Context, conn int, h holder, stream grpc.ServerStreamingClient[vaultv1.StreamCredentialsResponse]) {
+	for {
+		_, err := stream.Recv()
+		for ctx.Err() == nil && err != nil {
+			if stream, err = c.open(ctx, conn, h); err != nil {
+				select {
+				case <-ctx.Done():
+				case <-time.After(100*time.Millisecond + rand.N(200*time.Millisecond)):
+				}
+				continue
+			}
+			note(c.returns)
+			_, err = stream.Recv()
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		note(c.arrivals)
+	}
+}
+
+func note(to chan<- time.Time) {
+	select {
+	case to <- time.Now():
+	default: // nobody counts so many
+	}
+}
+
+// reached waits until as many as there are runners have come by the channel, and returns the moment of the last.
+func (c *crowd) reached(by <-chan time.Time, limit time.Duration) (last time.Time, err error) {
+	late := time.After(limit)
+	for i := range c.firsts {
+		select {
+		case at := <-by:
+			if at.After(last) {
+				last = at
+			}
+		case <-late:
+			return last, fmt.Errorf("%d of %d %w (%s)", i, len(c.firsts), errOverdue, limit)
+		}
+	}
+	return last, nil
+}
+
+// forget forgets what has come.
+func (c *crowd) forget() {
+	for _, from := range []chan time.Time{c.arrivals, c.returns} {
+		for len(from) > 0 {
+			<-from
+		}
+	}
+}
+
+// leave ends all streams and connections. It may be called twice.
+func (c *crowd) leave() {
+	c.stop()
+	for _, conn := range c.conns {
+		if conn.GetState() != connectivity.Shutdown {
+			_ = conn.Close()
+		}
+	}
+	c.runners.Wait()
+}
+
+// quantile is of sorted durations, in milliseconds.
+func quantile(sorted []time.Duration, q float64) float64 {
+	return milliseconds(sorted[min(int(q*float64(len(sorted))), len(sorted)-1)])
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
