@@ -202,7 +202,7 @@ func (s *stage) streams(t *testing.T, suite *suite, name string, n, perConnectio
 		s.say("%s has %d streams: %.0f a second, %.1f KiB each", to.name, n, r.rate, r.memory)
 		c.forget()
 		began := push()
-		last, err := c.reached(c.arrivals, scaled(reachTime, n))
+		last, err := c.reached(n, c.arrivals, scaled(reachTime, n))
 		must(t, err)
 		r.last = last.Sub(began).Seconds()
 		r.push = float64(n) / r.last
@@ -233,7 +233,7 @@ func (s *stage) streams(t *testing.T, suite *suite, name string, n, perConnectio
 	c.forget()
 	died := time.Now()
 	first.kill(t)
-	last, err := c.reached(c.returns, returnTime)
+	last, err := c.reached(n-int(c.elsewhere.Load()), c.returns, returnTime)
 	must(t, err)
 	s.report.add(label+": served again after", "s", "", bound{}, last.Sub(died).Seconds())
 	s.say("all are served again %.1f s after %s died", last.Sub(died).Seconds(), first.name)

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/resolver"
 
 	typev1 "phasekey.dev/gen/phasekey/type/v1"
@@ -180,6 +181,9 @@ type crowd struct {
 	opened time.Duration
 	firsts []time.Duration
 
+	// elsewhere are the runners that found the first of the servers too slow, and went to another.
+	elsewhere atomic.Int64
+
 	// arrivals gets the moment of every credential that is no stream's first, returns of every one that is, but for a runner's very first.
 	arrivals, returns chan time.Time
 }
@@ -214,6 +218,9 @@ func (w *world) gather(t *testing.T, n, perConnection int, holders []holder, lim
 			c.runners.Go(func() {
 				came := time.Now()
 				stream, err := c.open(ctx, i/perConnection, holders[i])
+				if err == nil && !servedBy(stream, servers[0]) {
+					c.elsewhere.Add(1)
+				}
 				firsts <- outcome{time.Since(came), err}
 				<-places
 				if err == nil {
@@ -249,6 +256,11 @@ func (c *crowd) open(ctx context.Context, conn int, h holder) (grpc.ServerStream
 	return stream, err
 }
 
+func servedBy(stream grpc.ClientStream, s *server) bool {
+	from, ok := peer.FromContext(stream.Context())
+	return ok && from.Addr.String() == s.runners
+}
+
 // follow reads a stream, and opens it anew when it breaks, until ctx ends.
 func (c *crowd) follow(ctx context.Context, conn int, h holder, stream grpc.ServerStreamingClient[vaultv1.StreamCredentialsResponse]) {
 	for {
@@ -278,17 +290,17 @@ func note(to chan<- time.Time) {
 	}
 }
 
-// reached waits until as many as there are runners have come by the channel, and returns the moment of the last.
-func (c *crowd) reached(by <-chan time.Time, limit time.Duration) (last time.Time, err error) {
+// reached waits until so many have come by the channel, and returns the moment of the last.
+func (c *crowd) reached(n int, by <-chan time.Time, limit time.Duration) (last time.Time, err error) {
 	late := time.After(limit)
-	for i := range c.firsts {
+	for i := range n {
 		select {
 		case at := <-by:
 			if at.After(last) {
 				last = at
 			}
 		case <-late:
-			return last, fmt.Errorf("%d of %d %w (%s)", i, len(c.firsts), errOverdue, limit)
+			return last, fmt.Errorf("%d of %d %w (%s)", i, n, errOverdue, limit)
 		}
 	}
 	return last, nil

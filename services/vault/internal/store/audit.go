@@ -159,12 +159,30 @@ func (t *tuples) add(row ...any) {
 	t.n++
 }
 
-// values is the VALUES clause, whose columns are called column1 and so on by both engines. It completes args.
-func (t *tuples) values() string {
+// roundUp is the next power of two: of sizes that are few, engines keep statements prepared.
+func roundUp(n int) int {
 	size := 1
-	for size < t.n {
+	for size < n {
 		size *= 2
 	}
+	return size
+}
+
+// places are the parameters of a list of n.
+func places(n int) string {
+	var b strings.Builder
+	for i := range n {
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		fmt.Fprintf(&b, "$%d", i+1)
+	}
+	return b.String()
+}
+
+// values is the VALUES clause, whose columns are called column1 and so on by both engines. It completes args.
+func (t *tuples) values() string {
+	size := roundUp(t.n)
 	for ; t.n < size; t.n++ {
 		for _, c := range t.casts {
 			if c == 'i' {

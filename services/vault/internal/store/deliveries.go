@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -17,29 +16,12 @@ import (
 	"phasekey.dev/services/vault/internal/lease"
 )
 
-const (
-	// maxBatch is how many deliveries share a transaction: more make each wait longer than the commit that they save, and SQLite finds a parameter by
-	// going through all.
-	maxBatch = 64
-	// batchTimeout bounds a batch, which no single caller's context does.
-	batchTimeout = 30 * time.Second
-)
-
-// deliveries are those that have been ordered and not begun. While a batch is being committed others gather, and are the next batch: nobody waits for
-// company, and whoever comes while the database is busy shares a commit.
-type deliveries struct {
-	mu      sync.Mutex
-	waiting []*ordered
-	running bool
-}
-
-// ordered is a delivery under way. Whoever has taken it from the queue writes to it, and closes done.
+// ordered is a delivery under way.
 type ordered struct {
+	order
 	Delivery
-	ctx  context.Context //nolint:containedctx // of the caller who waits for it
-	now  time.Time
-	uid  string // of the lease, should it be opened
-	done chan struct{}
+	now time.Time
+	uid string // of the lease, should it be opened
 
 	// refusal is why it is not entitled, once that is known.
 	refusal error
@@ -57,57 +39,26 @@ type ordered struct {
 // Errors: those of grant.Standing.Check, lease.ErrClosed, lease.ErrTooMany, a lease.HoldError, and lease.ErrVersionGone when only
 // the version is no longer usable, or the material no longer allowed: read the entitlement again.
 func (s *Store) Deliver(ctx context.Context, now time.Time, d Delivery) (lease.Lease, error) {
-	o := &ordered{Delivery: d, ctx: ctx, now: now, uid: d.LeaseUID, done: make(chan struct{})}
+	o := &ordered{order: newOrder(ctx), Delivery: d, now: now, uid: d.LeaseUID}
 	if o.uid == "" {
 		o.uid = uuid.NewString()
 	}
-	s.order(o)
-	select {
-	case <-o.done:
-		if o.err != nil {
-			return lease.Lease{}, fmt.Errorf("deliver by grant %s: %w", d.GrantUID, o.err)
-		}
-		return o.lease, nil
-	case <-ctx.Done():
-		return lease.Lease{}, fmt.Errorf("deliver by grant %s: %w", d.GrantUID, ctx.Err())
+	err := s.deliveries.wait(ctx, o)
+	if err == nil {
+		err = o.err
 	}
+	if err != nil {
+		return lease.Lease{}, fmt.Errorf("deliver by grant %s: %w", d.GrantUID, err)
+	}
+	return o.lease, nil
 }
 
-// order has the delivery made, by a goroutine that is gone when there is nothing left to do.
-func (s *Store) order(o *ordered) {
-	q := &s.deliveries
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.waiting = append(q.waiting, o)
-	if q.running {
-		return
-	}
-	q.running = true
-	go func() {
-		for {
-			batch := q.take()
-			if batch == nil {
-				return
-			}
-			s.deliver(batch)
-			for _, o := range batch {
-				close(o.done)
-			}
-		}
-	}()
-}
-
-// take takes what can be delivered together: one delivery a lease, and client secrets of one version alone, so that no batch locks the rows of several.
-// With nothing left it says that nobody works any more.
-func (q *deliveries) take() []*ordered {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	type key struct{ grantUID, instanceID string }
-	var batch, rest []*ordered
-	taken := map[key]bool{}
+// takeDeliveries takes what can be delivered together: one delivery a lease, and client secrets of one version alone, so that no batch locks the rows of several.
+func takeDeliveries(waiting []*ordered) (batch, rest []*ordered) {
+	taken := map[instance]bool{}
 	held := ""
-	for _, o := range q.waiting {
-		k := key{o.GrantUID, o.InstanceID}
+	for _, o := range waiting {
+		k := instance{o.GrantUID, o.InstanceID}
 		secret := o.Material == lease.ClientSecret
 		switch {
 		case o.ctx.Err() != nil: // its caller is gone
@@ -121,18 +72,14 @@ func (q *deliveries) take() []*ordered {
 			}
 		}
 	}
-	q.waiting = rest
-	q.running = len(batch) > 0
-	return batch
+	return batch, rest
 }
 
 // errAgain means that some of a batch are refused, and that it is to be begun anew without them.
 var errAgain = errors.New("batch without those that are refused")
 
 // deliver makes the deliveries of a batch, and says in each how that went. A panic, too, is the failure of these and of no others.
-func (s *Store) deliver(batch []*ordered) {
-	ctx, stop := contextOf(batch)
-	defer stop()
+func (s *Store) deliver(ctx context.Context, batch []*ordered) {
 	var left []*ordered
 	for {
 		left = slices.DeleteFunc(slices.Clone(batch), func(o *ordered) bool { return o.refusal != nil })
@@ -156,29 +103,6 @@ func (s *Store) deliver(batch []*ordered) {
 		if o.refusal != nil {
 			o.err = o.refusal
 		}
-	}
-}
-
-// contextOf is the first caller's without its end: the batch is given up when all callers are gone.
-func contextOf(batch []*ordered) (context.Context, func()) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(batch[0].ctx), batchTimeout)
-	var mu sync.Mutex
-	here := len(batch)
-	var stops []func() bool
-	for _, o := range batch {
-		stops = append(stops, context.AfterFunc(o.ctx, func() {
-			mu.Lock()
-			defer mu.Unlock()
-			if here--; here == 0 {
-				cancel()
-			}
-		}))
-	}
-	return ctx, func() {
-		for _, stop := range stops {
-			stop()
-		}
-		cancel()
 	}
 }
 

@@ -102,11 +102,29 @@ func (s *Store) insertGrant(ctx context.Context, tx sqldb.Tx, now time.Time, g g
 
 // GrantByToken returns the grant that the token opens, grant.ErrUnknown when there is none.
 func (s *Store) GrantByToken(ctx context.Context, token grant.Hash) (grant.Grant, error) {
-	g, err := s.findGrant(ctx, `token_hash = $1`, token[:])
-	if errors.Is(err, grant.ErrNotFound) {
-		return grant.Grant{}, grant.ErrUnknown
+	g, err := s.tokens.get(ctx, token)
+	if err != nil && !errors.Is(err, grant.ErrUnknown) {
+		err = fmt.Errorf("read grant: %w", err)
 	}
 	return g, err
+}
+
+// grantsByToken reads the grants that the tokens open.
+func grantsByToken(ctx context.Context, tx sqldb.Tx, tokens []grant.Hash) (map[grant.Hash]grant.Grant, error) {
+	args := make([]any, roundUp(len(tokens)))
+	for i, token := range tokens {
+		args[i] = token[:]
+	}
+	out := make(map[grant.Hash]grant.Grant, len(tokens))
+	_, err := sqldb.Collect(ctx, tx, func(row sqldb.Row) (struct{}, error) {
+		var hash []byte
+		g, err := scanGrant(row, &hash)
+		if err == nil {
+			out[grant.Hash(hash)] = g
+		}
+		return struct{}{}, err
+	}, `SELECT `+grantColumns+`, token_hash FROM grants WHERE token_hash IN (`+places(len(args))+`)`, args...)
+	return out, err
 }
 
 // UseGrant notes that the token has been shown: from then on it is not replaced. grant.ErrUnknown when another token has

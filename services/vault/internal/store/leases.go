@@ -46,62 +46,130 @@ func (e Entitlement) Check(now time.Time) error {
 	return nil
 }
 
+// instance is a runner instance's name: it has at most one lease.
+type instance struct{ grantUID, instanceID string }
+
 // Entitlement reads what a delivery to the instance by the grant is decided by; grant.ErrNotFound when there is no such grant.
 func (s *Store) Entitlement(ctx context.Context, grantUID, instanceID string) (Entitlement, error) {
-	var out Entitlement
-	err := s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
-		out = Entitlement{}
-		if out.Standing, err = standing(ctx, tx, grantUID); err != nil {
-			return err
-		}
-		out.Lease, err = scanLease(tx.QueryRow(ctx, `SELECT `+leaseColumns+` FROM leases WHERE grant_uid = $1 AND instance_id = $2`, grantUID, instanceID))
-		if err != nil && !errors.Is(err, sqldb.ErrNoRows) {
-			return err
-		}
-		uid := out.Grant.IntegrationUID
-		out.Integration, err = scanIntegration(tx.QueryRow(ctx, `SELECT `+integrationColumns+` FROM integrations WHERE uid = $1`, uid))
-		if err != nil && !errors.Is(err, sqldb.ErrNoRows) {
-			return err
-		}
-		if out.Versions, err = liveVersions(ctx, tx, uid); err != nil {
-			return err
-		}
-		var lost int64
-		err = tx.QueryRow(ctx, `SELECT COALESCE((SELECT MAX(up_to) FROM rotations WHERE integration_uid = $1 AND reason = 'COMPROMISED'), 0),
-			COALESCE((SELECT consent_time FROM applications WHERE integration_uid = $1 AND consented = 0), 0)`, uid).Scan(&out.Compromised, &lost)
-		out.ConsentLostTime = sqldb.Time(lost)
-		return err
-	})
+	out, err := s.entitlements.get(ctx, instance{grantUID, instanceID})
 	if err != nil {
 		return Entitlement{}, fmt.Errorf("read entitlement of grant %s: %w", grantUID, err)
 	}
 	return out, nil
 }
 
+// entitlements reads those of the instances whose grants there are.
+func entitlements(ctx context.Context, tx sqldb.Tx, of []instance) (map[instance]Entitlement, error) {
+	grants, leases := make([]string, len(of)), tuples{casts: "tt"}
+	for i, k := range of {
+		grants[i] = k.grantUID
+		leases.add(k.grantUID, k.instanceID)
+	}
+	standings, err := standings(ctx, tx, grants)
+	if err != nil {
+		return nil, err
+	}
+	held := make(map[instance]lease.Lease, len(of))
+	found, err := sqldb.Collect(ctx, tx, scanLease, `SELECT `+leaseColumns+` FROM (`+leases.values()+`) v, leases
+		WHERE grant_uid = v.column1 AND instance_id = v.column2`, leases.args...)
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range found {
+		held[instance{l.GrantUID, l.InstanceID}] = l
+	}
+	given, err := integrationsOf(ctx, tx, standings)
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[instance]Entitlement, len(of))
+	for _, k := range of {
+		found, ok := standings[k.grantUID]
+		if !ok {
+			continue
+		}
+		e := given[found.Grant.IntegrationUID]
+		e.Standing, e.Lease = found, held[k]
+		out[k] = e
+	}
+	return out, nil
+}
+
+// integrationsOf reads what entitlements have in common that are by grants of one integration, by its UID.
+func integrationsOf(ctx context.Context, tx sqldb.Tx, standings map[string]grant.Standing) (map[string]Entitlement, error) {
+	var args []any
+	seen := map[string]bool{}
+	for _, found := range standings {
+		if uid := found.Grant.IntegrationUID; !seen[uid] {
+			seen[uid] = true
+			args = append(args, uid)
+		}
+	}
+	args = append(args, make([]any, roundUp(len(args))-len(args))...)
+	which := places(len(args))
+	out := make(map[string]Entitlement, len(seen))
+	_, err := sqldb.Collect(ctx, tx, func(row sqldb.Row) (struct{}, error) {
+		var e Entitlement
+		var err error
+		e.Integration, err = scanIntegration(row, &e.Compromised, at{&e.ConsentLostTime})
+		if err == nil {
+			out[e.Integration.UID] = e
+		}
+		return struct{}{}, err
+	}, `SELECT `+integrationColumns+`,
+			COALESCE((SELECT MAX(r.up_to) FROM rotations r WHERE r.integration_uid = integrations.uid AND r.reason = 'COMPROMISED'), 0),
+			COALESCE((SELECT a.consent_time FROM applications a WHERE a.integration_uid = integrations.uid AND a.consented = 0), 0)
+		FROM integrations WHERE uid IN (`+which+`)`, args...)
+	if err != nil {
+		return nil, err
+	}
+	versions, err := liveVersions(ctx, tx, which, args...)
+	if err != nil {
+		return nil, err
+	}
+	for _, v := range versions {
+		e := out[v.IntegrationUID]
+		e.Versions = append(e.Versions, v)
+		out[v.IntegrationUID] = e
+	}
+	return out, nil
+}
+
 func standing(ctx context.Context, tx sqldb.Tx, grantUID string) (grant.Standing, error) {
-	var (
-		out                         grant.Standing
-		bookmark                    int64
-		integration, project, given bool
-		labels, isFrozen            bool
-	)
-	g, err := scanGrant(tx.QueryRow(ctx, `SELECT `+grantColumns+`,
+	found, err := standings(ctx, tx, []string{grantUID})
+	if err != nil {
+		return grant.Standing{}, err
+	}
+	out, ok := found[grantUID]
+	if !ok {
+		return grant.Standing{}, grant.ErrNotFound
+	}
+	return out, nil
+}
+
+// standings reads those of the grants that there are, by their UIDs.
+func standings(ctx context.Context, tx sqldb.Tx, grantUIDs []string) (map[string]grant.Standing, error) {
+	args := make([]any, roundUp(len(grantUIDs)))
+	for i, uid := range grantUIDs {
+		args[i] = uid
+	}
+	out := make(map[string]grant.Standing, len(grantUIDs))
+	_, err := sqldb.Collect(ctx, tx, func(row sqldb.Row) (struct{}, error) {
+		var s grant.Standing
+		var err error
+		s.Grant, err = scanGrant(row, &s.Incarnation, &s.Revision, at{&s.BookmarkTime}, &s.IntegrationLives, &s.ProjectLives, &s.Attached, &s.Unlabelled, &s.Frozen)
+		if err == nil {
+			out[s.Grant.UID] = s
+		}
+		return struct{}{}, err
+	}, `SELECT `+grantColumns+`,
 			COALESCE((SELECT incarnation FROM projection WHERE singleton = 1), ''),
 			COALESCE((SELECT revision FROM projection WHERE singleton = 1), 0),
 			COALESCE((SELECT bookmark_time FROM projection WHERE singleton = 1), 0),
 			EXISTS (SELECT 1 FROM integrations i WHERE i.uid = g.integration_uid AND i.deleting = 0),
 			EXISTS (SELECT 1 FROM projects p WHERE p.uid = g.project_uid), `+attached+`, `+unlabelled+`, `+frozen+`
-		FROM grants g WHERE uid = $1`, grantUID),
-		&out.Incarnation, &out.Revision, &bookmark, &integration, &project, &given, &labels, &isFrozen)
-	if errors.Is(err, sqldb.ErrNoRows) {
-		return grant.Standing{}, grant.ErrNotFound
-	}
-	if err != nil {
-		return grant.Standing{}, err
-	}
-	out.Grant, out.BookmarkTime = g, sqldb.Time(bookmark)
-	out.IntegrationLives, out.ProjectLives, out.Attached, out.Unlabelled, out.Frozen = integration, project, given, labels, isFrozen
-	return out, nil
+		FROM grants g WHERE uid IN (`+places(len(args))+`)`, args...)
+	return out, err
 }
 
 // Delivery is one credential, about to leave.

@@ -320,8 +320,8 @@ const integrationColumns = `integrations.uid, integrations.name, integrations.di
 	integrations.cloud, integrations.default_subscription_id, integrations.allowed_audiences, integrations.rotation_period,
 	integrations.deleting, integrations.revision, integrations.delivery_materials, integrations.credential_kind`
 
-// scanIntegration reads a row of integrationColumns.
-func scanIntegration(row sqldb.Row) (Integration, error) {
+// scanIntegration reads a row that begins with integrationColumns; more are further columns.
+func scanIntegration(row sqldb.Row, more ...any) (Integration, error) {
 	var (
 		out       Integration
 		audiences string
@@ -330,8 +330,9 @@ func scanIntegration(row sqldb.Row) (Integration, error) {
 		period    int64
 		deleting  int64
 	)
-	if err := row.Scan(&out.UID, &out.Name, &out.DisplayName, &out.TenantID, &out.Cloud, &out.DefaultSubscriptionID,
-		&audiences, &period, &deleting, &out.Revision, &materials, &how); err != nil {
+	columns := []any{&out.UID, &out.Name, &out.DisplayName, &out.TenantID, &out.Cloud, &out.DefaultSubscriptionID,
+		&audiences, &period, &deleting, &out.Revision, &materials, &how}
+	if err := row.Scan(append(columns, more...)...); err != nil {
 		return Integration{}, err
 	}
 	if err := json.Unmarshal([]byte(audiences), &out.AllowedAudiences); err != nil {

@@ -32,6 +32,7 @@ import (
 	"phasekey.dev/services/vault/internal/audit"
 	"phasekey.dev/services/vault/internal/election"
 	"phasekey.dev/services/vault/internal/fence"
+	"phasekey.dev/services/vault/internal/grant"
 )
 
 //go:embed migrations
@@ -49,12 +50,21 @@ type Store struct {
 	// keys authenticate audit records; writer names this process in them: each process numbers and chains its own.
 	keys       audit.Keys
 	writer     string
-	deliveries deliveries
+	deliveries queue[*ordered]
+	// tokens are grants by their tokens, entitlements what deliveries to runner instances are decided by.
+	tokens       *lookup[grant.Hash, grant.Grant]
+	entitlements *lookup[instance, Entitlement]
 }
 
 // New returns a store on an open database that has Migrations. Without keys nothing can be recorded, and so nothing done that has to be.
 func New(db *sqldb.DB, keys audit.Keys) *Store {
-	return &Store{db: db, keys: keys, writer: uuid.NewString()}
+	s := &Store{
+		db: db, keys: keys, writer: uuid.NewString(),
+		tokens:       newLookup(db, grant.ErrUnknown, grantsByToken),
+		entitlements: newLookup(db, grant.ErrNotFound, entitlements),
+	}
+	s.deliveries.take, s.deliveries.do = takeDeliveries, s.deliver
+	return s
 }
 
 // PageKey returns what this database's page tokens are sealed with, at all replicas.

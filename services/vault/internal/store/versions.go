@@ -46,8 +46,9 @@ func (s *Store) CredentialVersions(ctx context.Context, integration string, befo
 	return out, nil
 }
 
-// liveVersions are the integration's ACTIVE version, if there is one, and after it those that are RETIRING, the newest first.
-func liveVersions(ctx context.Context, tx sqldb.Tx, integrationUID string) ([]Live, error) {
+// liveVersions are each integration's ACTIVE version, if there is one, and after it those that are RETIRING, the newest first. Which are the places of the
+// integrations' UIDs.
+func liveVersions(ctx context.Context, tx sqldb.Tx, which string, integrationUIDs ...any) ([]Live, error) {
 	return sqldb.Collect(ctx, tx, func(row sqldb.Row) (l Live, err error) {
 		l.Version, err = scanVersion(row, &l.ClientID, &l.TenantID, &l.Cloud)
 		return l, err
@@ -55,8 +56,8 @@ func liveVersions(ctx context.Context, tx sqldb.Tx, integrationUID string) ([]Li
 		FROM credential_versions
 		JOIN applications ON applications.integration_uid = credential_versions.integration_uid
 		JOIN integrations ON integrations.uid = credential_versions.integration_uid
-		WHERE credential_versions.integration_uid = $1 AND credential_versions.state IN ('ACTIVE', 'RETIRING')
-		ORDER BY credential_versions.state, credential_versions.number DESC`, integrationUID)
+		WHERE credential_versions.integration_uid IN (`+which+`) AND credential_versions.state IN ('ACTIVE', 'RETIRING')
+		ORDER BY credential_versions.state, credential_versions.number DESC`, integrationUIDs...)
 }
 
 const versionColumns = `credential_versions.id, credential_versions.integration_uid, credential_versions.number,
