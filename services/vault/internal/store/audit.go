@@ -95,12 +95,17 @@ func (t *trail) end(ctx context.Context, tx sqldb.Tx, now time.Time) error {
 const auditColumns = `writer, seq, place, time, kind, actor, request_id, account, grant_uid, run, lease_uid, instance_id, generation,
 	integration, integration_uid, project, project_uid, version_id, material, reason, audience, client_request_id, expire_time, hash, mac, key_id`
 
-// auditArgs are a record's entry in the order of auditColumns. The first entry has the record's hash and MAC.
-func auditArgs(r audit.Record, place int, e audit.Entry) []any {
-	hash, mac, keyID := "", "", int64(0)
-	if place == 0 {
-		hash, mac, keyID = r.Hash.String(), hex.EncodeToString(r.MAC), int64(r.KeyID)
+// sealOf is what the row of a record's entry says in the columns hash, mac and key_id: the first entry has the record's.
+func sealOf(r audit.Record, place int) (hash, mac string, keyID int64) {
+	if place > 0 {
+		return "", "", 0
 	}
+	return r.Hash.String(), hex.EncodeToString(r.MAC), int64(r.KeyID)
+}
+
+// auditArgs are a record's entry in the order of auditColumns.
+func auditArgs(r audit.Record, place int, e audit.Entry) []any {
+	hash, mac, keyID := sealOf(r, place)
 	return []any{
 		r.Writer, r.Seq, place, e.Time, e.Kind, e.Actor, e.RequestID, e.Account, e.GrantUID, e.Run, e.LeaseUID, e.InstanceID, e.Generation,
 		e.Integration, e.IntegrationUID, e.Project, e.ProjectUID, e.VersionID, e.Material, e.Reason, e.Audience, e.ClientRequestID, e.ExpireTime,
@@ -168,18 +173,6 @@ func roundUp(n int) int {
 	return size
 }
 
-// places are the parameters of a list of n.
-func places(n int) string {
-	var b strings.Builder
-	for i := range n {
-		if i > 0 {
-			b.WriteString(", ")
-		}
-		fmt.Fprintf(&b, "$%d", i+1)
-	}
-	return b.String()
-}
-
 // values is the VALUES clause, whose columns are called column1 and so on by both engines. It completes args.
 func (t *tuples) values() string {
 	size := roundUp(t.n)
@@ -215,6 +208,18 @@ func (t *tuples) values() string {
 			}
 		}
 		b.WriteString(")")
+	}
+	return b.String()
+}
+
+// column is the list of the parameters of one column, counted from 1, of all rows that values has.
+func (t *tuples) column(n int) string {
+	var b strings.Builder
+	for i := range t.n {
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		fmt.Fprintf(&b, "$%d", i*len(t.casts)+n)
 	}
 	return b.String()
 }

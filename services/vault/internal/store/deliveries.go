@@ -179,13 +179,12 @@ func refused(ctx context.Context, tx sqldb.Tx, now time.Time, grantUID string, w
 
 // lockForDelivery locks the grants of the deliveries, and reads them and, of each, the leases that lease.Admit decides by.
 func lockForDelivery(ctx context.Context, tx sqldb.Tx, batch []*ordered) (map[string]grant.Grant, map[string][]lease.Lease, error) {
-	which, instances := tuples{casts: "t"}, tuples{casts: "tt"}
-	for _, o := range batch {
-		which.add(o.GrantUID)
+	which, instances := make([]any, roundUp(len(batch))), tuples{casts: "tt"}
+	for i, o := range batch {
+		which[i] = o.GrantUID
 		instances.add(o.GrantUID, o.InstanceID)
 	}
-	values := which.values()
-	found, err := lockGrants(ctx, tx, values, which.args...)
+	found, err := lockGrants(ctx, tx, placeholders(1, len(which)), which...)
 	if err != nil {
 		return nil, nil, fmt.Errorf("lock grants: %w", err)
 	}
@@ -194,7 +193,7 @@ func lockForDelivery(ctx context.Context, tx sqldb.Tx, batch []*ordered) (map[st
 		grants[g.UID] = g
 	}
 	// Whoever has the grant can open and close leases all day: those that are over must not make the others slow.
-	open, err := sqldb.Collect(ctx, tx, scanLease, `SELECT `+leaseColumns+` FROM leases WHERE close_time = 0 AND grant_uid IN (`+values+`)`, which.args...)
+	open, err := sqldb.Collect(ctx, tx, scanLease, `SELECT `+leaseColumns+` FROM leases WHERE close_time = 0 AND grant_uid IN (`+placeholders(1, len(which))+`)`, which...)
 	if err != nil {
 		return nil, nil, fmt.Errorf("read leases: %w", err)
 	}
@@ -305,7 +304,7 @@ func (s *Store) recordDeliveries(ctx context.Context, tx sqldb.Tx, made []delive
 		}
 		groups[c] = append(groups[c], d)
 	}
-	rows := deliveryRows{tuples: tuples{casts: auditCasts + "ttti"}}
+	rows := deliveryRows{tuples: tuples{casts: deliveryCasts}}
 	for _, c := range kinds {
 		entries := make([]audit.Entry, len(groups[c]))
 		for i, d := range groups[c] {
@@ -328,8 +327,15 @@ func (s *Store) recordDeliveries(ctx context.Context, tx sqldb.Tx, made []delive
 	return t.end(ctx, tx, newest)
 }
 
-// deliveryRows are rows of audit_events that are inserted only where they are entitled.
+// deliveryRows are rows of audit_events that are inserted only where they are entitled. What the rows say that entitle is not among their columns.
 type deliveryRows struct{ tuples }
+
+const (
+	deliveryCasts = "tiiitttttitttttitti" + "ttti"
+	// deliveryGrant and deliveryLease are the columns of the UIDs.
+	deliveryGrant = 8
+	deliveryLease = 9
+)
 
 func (rows *deliveryRows) put(r audit.Record, place int, d delivered) {
 	// What else than ACTIVE the version may be, and what else than a policy that names the material will do.
@@ -337,8 +343,11 @@ func (rows *deliveryRows) put(r audit.Record, place int, d delivered) {
 	if d.Material == lease.AccessToken || d.Material == lease.FederatedToken {
 		orState, orMaterials = "RETIRING", "[]"
 	}
-	args := auditArgs(r, place, r.Entries[place])
-	rows.add(append(args, orState, `%"`+string(d.Material)+`"%`, orMaterials, sqldb.Micros(d.now.Add(-grant.MaxSilence)))...)
+	e := r.Entries[place]
+	hash, mac, keyID := sealOf(r, place)
+	rows.add(r.Writer, r.Seq, place, e.Time, e.Kind, e.Actor, e.RequestID, e.GrantUID, e.LeaseUID, e.Generation, e.VersionID, e.Material, e.Reason, e.Audience,
+		e.ClientRequestID, e.ExpireTime, hash, mac, keyID,
+		orState, `%"`+string(d.Material)+`"%`, orMaterials, sqldb.Micros(d.now.Add(-grant.MaxSilence)))
 }
 
 // insertEntitled records the deliveries for which it finds, at this very moment, everything that entitles to them: the grant live, its account not frozen, the lease
@@ -346,20 +355,23 @@ func (rows *deliveryRows) put(r audit.Record, place int, d delivered) {
 // gives the material, the version one that has it, an attachment or labels that give the access, and a copy of the registry that is fresh and no older than
 // the grant. Those without are refused: errAgain.
 func (s *Store) insertEntitled(ctx context.Context, tx sqldb.Tx, rows *deliveryRows, made []delivered) error {
+	values := rows.values()
+	// That the grants and leases are these is said twice: what else would an engine that knows little of them begin with but all there are?
 	recorded, err := sqldb.Collect(ctx, tx, scanUID, `INSERT INTO audit_events (`+auditColumns+`)
 		SELECT v.column1, v.column2, v.column3, v.column4, v.column5, v.column6, v.column7, g.account, g.uid, g.run, l.uid, l.instance_id, l.generation,
-			g.integration, g.integration_uid, g.project, g.project_uid, c.id, v.column19, v.column20, v.column21, v.column22, v.column23,
-			v.column24, v.column25, v.column26
-		FROM (`+rows.values()+`) v, grants g, leases l, credential_versions c, integrations i, projects p, projection r
-		WHERE g.uid = v.column9 AND g.revoke_time = 0 AND g.expire_time > v.column4
-			AND l.uid = v.column11 AND l.grant_uid = g.uid AND l.close_time = 0 AND l.generation = v.column13
-			AND c.id = v.column18 AND c.integration_uid = g.integration_uid AND c.state IN ('ACTIVE', v.column27)
+			g.integration, g.integration_uid, g.project, g.project_uid, c.id, v.column12, v.column13, v.column14, v.column15, v.column16,
+			v.column17, v.column18, v.column19
+		FROM (`+values+`) v, grants g, leases l, credential_versions c, integrations i, projects p, projection r
+		WHERE g.uid IN (`+rows.column(deliveryGrant)+`) AND l.uid IN (`+rows.column(deliveryLease)+`)
+			AND g.uid = v.column8 AND g.revoke_time = 0 AND g.expire_time > v.column4
+			AND l.uid = v.column9 AND l.grant_uid = g.uid AND l.close_time = 0 AND l.generation = v.column10
+			AND c.id = v.column11 AND c.integration_uid = g.integration_uid AND c.state IN ('ACTIVE', v.column20)
 			AND i.uid = g.integration_uid AND i.deleting = 0
-			AND (i.delivery_materials LIKE v.column28 OR i.delivery_materials = v.column29)
-			AND (v.column19 = 'ACCESS_TOKEN' OR (v.column19 = 'FEDERATED_TOKEN') = (i.credential_kind = 'FEDERATED'))
-			AND (v.column19 = 'ACCESS_TOKEN' OR (v.column19 = 'FEDERATED_TOKEN') = (c.signing_key <> ''))
+			AND (i.delivery_materials LIKE v.column21 OR i.delivery_materials = v.column22)
+			AND (v.column12 = 'ACCESS_TOKEN' OR (v.column12 = 'FEDERATED_TOKEN') = (i.credential_kind = 'FEDERATED'))
+			AND (v.column12 = 'ACCESS_TOKEN' OR (v.column12 = 'FEDERATED_TOKEN') = (c.signing_key <> ''))
 			AND p.uid = g.project_uid
-			AND r.singleton = 1 AND r.bookmark_time > v.column30 AND r.incarnation <> ''
+			AND r.singleton = 1 AND r.bookmark_time > v.column23 AND r.incarnation <> ''
 			AND (r.incarnation <> g.incarnation OR r.revision >= g.revision)
 			AND NOT `+frozen+` AND `+attached+` RETURNING lease_uid`, rows.args...)
 	if err != nil {

@@ -123,7 +123,7 @@ func grantsByToken(ctx context.Context, tx sqldb.Tx, tokens []grant.Hash) (map[g
 			out[grant.Hash(hash)] = g
 		}
 		return struct{}{}, err
-	}, `SELECT `+grantColumns+`, token_hash FROM grants WHERE token_hash IN (`+places(len(args))+`)`, args...)
+	}, `SELECT `+grantColumns+`, token_hash FROM grants WHERE token_hash IN (`+placeholders(1, len(args))+`)`, args...)
 	return out, err
 }
 

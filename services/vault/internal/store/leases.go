@@ -106,7 +106,7 @@ func integrationsOf(ctx context.Context, tx sqldb.Tx, standings map[string]grant
 		}
 	}
 	args = append(args, make([]any, roundUp(len(args))-len(args))...)
-	which := places(len(args))
+	which := placeholders(1, len(args))
 	out := make(map[string]Entitlement, len(seen))
 	_, err := sqldb.Collect(ctx, tx, func(row sqldb.Row) (struct{}, error) {
 		var e Entitlement
@@ -168,7 +168,7 @@ func standings(ctx context.Context, tx sqldb.Tx, grantUIDs []string) (map[string
 			COALESCE((SELECT bookmark_time FROM projection WHERE singleton = 1), 0),
 			EXISTS (SELECT 1 FROM integrations i WHERE i.uid = g.integration_uid AND i.deleting = 0),
 			EXISTS (SELECT 1 FROM projects p WHERE p.uid = g.project_uid), `+attached+`, `+unlabelled+`, `+frozen+`
-		FROM grants g WHERE uid IN (`+places(len(args))+`)`, args...)
+		FROM grants g WHERE uid IN (`+placeholders(1, len(args))+`)`, args...)
 	return out, err
 }
 
