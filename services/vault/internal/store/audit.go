@@ -211,15 +211,3 @@ func (t *tuples) values() string {
 	}
 	return b.String()
 }
-
-// column is the list of the parameters of one column, counted from 1, of all rows that values has.
-func (t *tuples) column(n int) string {
-	var b strings.Builder
-	for i := range t.n {
-		if i > 0 {
-			b.WriteString(", ")
-		}
-		fmt.Fprintf(&b, "$%d", i*len(t.casts)+n)
-	}
-	return b.String()
-}

@@ -330,12 +330,8 @@ func (s *Store) recordDeliveries(ctx context.Context, tx sqldb.Tx, made []delive
 // deliveryRows are rows of audit_events that are inserted only where they are entitled. What the rows say that entitle is not among their columns.
 type deliveryRows struct{ tuples }
 
-const (
-	deliveryCasts = "tiiitttttitttttitti" + "ttti"
-	// deliveryGrant and deliveryLease are the columns of the UIDs.
-	deliveryGrant = 8
-	deliveryLease = 9
-)
+// deliveryCasts are the types of their columns, of which the last four are only looked at.
+const deliveryCasts = "tiiitttttitttttitti" + "ttti"
 
 func (rows *deliveryRows) put(r audit.Record, place int, d delivered) {
 	// What else than ACTIVE the version may be, and what else than a policy that names the material will do.
@@ -355,16 +351,14 @@ func (rows *deliveryRows) put(r audit.Record, place int, d delivered) {
 // gives the material, the version one that has it, an attachment or labels that give the access, and a copy of the registry that is fresh and no older than
 // the grant. Those without are refused: errAgain.
 func (s *Store) insertEntitled(ctx context.Context, tx sqldb.Tx, rows *deliveryRows, made []delivered) error {
-	values := rows.values()
-	// That the grants and leases are these is said twice: what else would an engine that knows little of them begin with but all there are?
+	// Adding nothing keeps PostgreSQL from going by the indexes of the grants and leases that are live: it would go through all of them, for each delivery.
 	recorded, err := sqldb.Collect(ctx, tx, scanUID, `INSERT INTO audit_events (`+auditColumns+`)
 		SELECT v.column1, v.column2, v.column3, v.column4, v.column5, v.column6, v.column7, g.account, g.uid, g.run, l.uid, l.instance_id, l.generation,
 			g.integration, g.integration_uid, g.project, g.project_uid, c.id, v.column12, v.column13, v.column14, v.column15, v.column16,
 			v.column17, v.column18, v.column19
-		FROM (`+values+`) v, grants g, leases l, credential_versions c, integrations i, projects p, projection r
-		WHERE g.uid IN (`+rows.column(deliveryGrant)+`) AND l.uid IN (`+rows.column(deliveryLease)+`)
-			AND g.uid = v.column8 AND g.revoke_time = 0 AND g.expire_time > v.column4
-			AND l.uid = v.column9 AND l.grant_uid = g.uid AND l.close_time = 0 AND l.generation = v.column10
+		FROM (`+rows.values()+`) v, grants g, leases l, credential_versions c, integrations i, projects p, projection r
+		WHERE g.uid = v.column8 AND g.revoke_time = 0 AND g.expire_time + 0 > v.column4
+			AND l.uid = v.column9 AND l.grant_uid = g.uid AND l.close_time + 0 = 0 AND l.generation = v.column10
 			AND c.id = v.column11 AND c.integration_uid = g.integration_uid AND c.state IN ('ACTIVE', v.column20)
 			AND i.uid = g.integration_uid AND i.deleting = 0
 			AND (i.delivery_materials LIKE v.column21 OR i.delivery_materials = v.column22)
