@@ -119,6 +119,13 @@ BENCHES := ./pkg/entrasim ./services/registry/internal/rpc ./services/vault/inte
 .PHONY: bench
 bench: build ## Measure what the documentation promises, and fail if a ratio or a bound of memory is not kept
 	@tools/bench.sh $(BENCHES)
+	@$(MAKE) --no-print-directory load
+
+# A process may have 20,000 descriptors; the vault and its runners are processes of their own.
+LOAD := -load.streams=10000 -load.rounds=3 -load.duration=5s -load.firsts=300
+.PHONY: load
+load: build setup ## Measure the vault beside a bare gRPC server, 20,000 streams among it; takes half an hour
+	go test -count=1 -timeout 3h -run TestLoad -v ./test/load $(LOAD) -load.promises -load.progress -load.json=$(BUILD)/load.json
 
 PICTURES := waiting landing entra pending result declined
 .PHONY: pictures

@@ -103,7 +103,7 @@ func serveFloor(file string) error {
 			MinVersion: tls.VersionTLS13, SessionTicketsDisabled: true, NextProtos: []string{"h2"},
 			Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: roots,
 		})),
-		grpc.MaxConcurrentStreams(c.StreamsPerClient), grpc.ReadBufferSize(4<<10), grpc.SharedWriteBuffer(true),
+		grpc.MaxConcurrentStreams(c.StreamsPerClient), grpc.ReadBufferSize(4<<10),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
 	)
 	vaultv1.RegisterCredentialServiceServer(server, f)

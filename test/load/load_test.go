@@ -27,7 +27,7 @@ var (
 	promises = flag.Bool("load.promises", false, "fail when a promise is not kept")
 	only     = flag.String("load.only", "fetch,first,own,shared", "what to measure")
 	progress = flag.Bool("load.progress", false, "say what is being measured, and show the table")
-	output_  = flag.String("load.json", "", "write the numbers to this file")
+	numbers  = flag.String("load.json", "", "write the numbers to this file")
 )
 
 func rowID() string { return rand.Text() }
@@ -83,11 +83,11 @@ func (s *stage) finish(t *testing.T) {
 	if *progress {
 		s.report.write(os.Stdout)
 	}
-	if *output_ != "" {
+	if *numbers != "" {
 		text, err := s.report.json()
 		must(t, err)
-		must(t, os.MkdirAll(filepath.Dir(*output_), 0o755))
-		must(t, os.WriteFile(*output_, append(text, '\n'), 0o644))
+		must(t, os.MkdirAll(filepath.Dir(*numbers), 0o755))
+		must(t, os.WriteFile(*numbers, append(text, '\n'), 0o644))
 	}
 	if *promises {
 		for _, broken := range s.report.broken() {

@@ -28,7 +28,7 @@ const (
 	// streamsPerConnection is how many streams share a connection where they do.
 	streamsPerConnection = 500
 	// openAtOnce is how many runners come at the same moment.
-	openAtOnce = 64
+	openAtOnce  = 64
 	callTimeout = 30 * time.Second
 )
 
@@ -56,7 +56,7 @@ func (w *world) connect(servers ...*server) (*grpc.ClientConn, error) {
 	}
 	return grpc.NewClient("all:///"+strings.Join(addresses, ","),
 		grpc.WithResolvers(listed{}), grpc.WithDisableServiceConfig(), grpc.WithTransportCredentials(credentials.NewTLS(w.runner)),
-		grpc.WithReadBufferSize(4<<10), grpc.WithSharedWriteBuffer(true),
+		grpc.WithReadBufferSize(4<<10),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff: backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second}, MinConnectTimeout: 5 * time.Second,
 		}))

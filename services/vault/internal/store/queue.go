@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"phasekey.dev/pkg/caught"
 	"phasekey.dev/pkg/sqldb"
 )
 
@@ -21,7 +22,7 @@ const (
 type queue[T ordering] struct {
 	// take picks what can be done together from what waits, in its order. What is in neither is given up.
 	take func(waiting []T) (batch, rest []T)
-	// do does a batch, and writes to each how that went.
+	// do does a batch, and writes to each how that went. It must not panic.
 	do func(ctx context.Context, batch []T)
 
 	mu      sync.Mutex
@@ -135,9 +136,11 @@ func newLookup[K comparable, V any](db *sqldb.DB, missing error, read func(ctx c
 			}
 		}
 		var found map[K]V
-		err := db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
-			found, err = read(ctx, tx, keys)
-			return err
+		err := caught.Panic(func() error {
+			return db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
+				found, err = read(ctx, tx, keys)
+				return err
+			})
 		})
 		for _, w := range batch {
 			value, ok := found[w.key]
