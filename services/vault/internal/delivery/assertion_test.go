@@ -13,6 +13,7 @@ import (
 
 	"github.com/golang-jwt/jwt/v5"
 
+	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/services/vault/internal/delivery"
 	"phasekey.dev/services/vault/internal/grant"
 	"phasekey.dev/services/vault/internal/issuer"
@@ -38,6 +39,15 @@ func (f *fakeStore) SigningKeys(context.Context) ([]signing.Key, error) {
 	return slices.Clone(f.keys), nil
 }
 
+func (f *fakeStore) SigningKeyCompromised(_ context.Context, id string) (bool, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.down {
+		return false, sqldb.ErrUnavailable
+	}
+	return slices.ContainsFunc(f.keys, func(k signing.Key) bool { return k.ID == id && k.Reason == signing.Compromised }), nil
+}
+
 func first(a, b string) string {
 	if a != "" {
 		return a
@@ -46,9 +56,11 @@ func first(a, b string) string {
 }
 
 // trust is a federated version under k1.
-func trust(number int64) store.Live {
+func trust(number int64) store.Live { return trustUnder("k1", number) }
+
+func trustUnder(key string, number int64) store.Live {
 	v := live(number)
-	v.Sealed, v.SigningKey, v.EndTime = nil, "k1", time.Time{}
+	v.Sealed, v.SigningKey, v.EndTime = nil, key, time.Time{}
 	return v
 }
 
@@ -153,6 +165,41 @@ func TestHub_AssertionsFollowTheKind(t *testing.T) {
 			t.Errorf("a token: %v by version %d", err, d.Version)
 		}
 	})
+}
+
+// A key that is dropped leaves its version without a signature, until another is proven under the next key: the reader waits, and is told why.
+func TestHub_ADroppedKeyIsACompromise(t *testing.T) {
+	for name, tt := range map[string]struct {
+		material lease.Material
+		reason   string
+		want     string
+	}{
+		"of an assertion": {lease.FederatedToken, signing.Compromised, "COMPROMISED v2 2"},
+		"of a token":      {lease.AccessToken, signing.Compromised, "COMPROMISED v2 2"},
+		"in its course":   {lease.FederatedToken, "", "ROTATED v2 2"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(w *world) {
+				w.federate(trustUnder("k0", 1))
+				w.request.Material = tt.material
+				next, lost := w.store.keys[0], w.store.keys[0]
+				lost.ID, lost.Sealed = "k0", append([]byte(signing.SealedAs("k0")), lost.Sealed[len(signing.SealedAs("k1")):]...)
+				w.store.keys = []signing.Key{lost}
+				defer w.open()()
+				w.took("at once", "INITIAL v1 1")
+				if tt.reason != "" {
+					lost.State, lost.Reason = signing.Removed, tt.reason
+					w.store.change("uid", "", func(f *fakeStore) { f.keys, f.versions = []signing.Key{lost}, nil })
+					w.after(10 * time.Second)
+					w.took("while there is nothing")
+					w.end("while there is nothing", nil)
+				}
+				w.store.change("uid", "", func(f *fakeStore) { f.keys, f.versions = []signing.Key{lost, next}, []store.Live{trust(2)} })
+				w.after(10 * time.Second)
+				w.took("once there is another", tt.want)
+			})
+		})
+	}
 }
 
 func TestHub_SecretsFollowTheKind(t *testing.T) {

@@ -49,6 +49,7 @@ type database interface {
 	GrantByToken(ctx context.Context, token grant.Hash) (grant.Grant, error)
 	UseGrant(ctx context.Context, now time.Time, token grant.Hash) error
 	Entitlement(ctx context.Context, grantUID, instanceID string) (store.Entitlement, error)
+	SigningKeyCompromised(ctx context.Context, id string) (bool, error)
 	Deliver(ctx context.Context, now time.Time, d store.Delivery) (lease.Lease, error)
 	Acknowledge(ctx context.Context, now time.Time, grantUID, instanceID string, generation int64, caller grant.Caller) (released []int64, err error)
 	CloseLease(ctx context.Context, now time.Time, grantUID, instanceID string, caller grant.Caller) error

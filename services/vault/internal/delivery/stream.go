@@ -35,7 +35,9 @@ const (
 type holding struct {
 	Delivery
 	versionID string
-	requestID string
+	// signingKey is the one that the version is under; empty for a client secret's.
+	signingKey string
+	requestID  string
 	// renewTime is when to look for a newer one.
 	renewTime time.Time
 	// end is the grant's, as far as is known; the reader may have yet to be told of a later one.
@@ -272,13 +274,19 @@ func (h *Hub) renew(ctx context.Context, r Request, s *stream, held *holding) (h
 		return holding{}, nil
 	}
 	newest, err := h.make(ctx, r, e)
-	compromised := held.Version <= e.Compromised
+	compromised := false
+	if err != nil || newest.versionID != held.versionID {
+		var unknown error
+		if compromised, unknown = h.compromised(ctx, held, e); unknown != nil {
+			return holding{}, unknown
+		}
+	}
 	switch {
 	case err != nil && usable && r.Material == lease.ClientSecret && (errors.Is(err, issuer.ErrNotReady) || errors.Is(err, lease.ErrHoldTooLong)):
 		// That nothing newer can be held is no reason to let go of what is. But the reader has yet to be told of what is new, and that the
 		// ACTIVE version works again makes no change.
 		due = due || errors.Is(err, issuer.ErrNotReady)
-	case err != nil && compromised && !usable && errors.Is(err, issuer.ErrNotReady) && now.Before(held.ExpireTime):
+	case err != nil && compromised && errors.Is(err, issuer.ErrNotReady) && now.Before(held.ExpireTime):
 		// Taken back before there is another one, which is being made: that is what the reader has to be told, and soon.
 		held.retry(now)
 		return holding{}, nil
@@ -295,6 +303,14 @@ func (h *Hub) renew(ctx context.Context, r Request, s *stream, held *holding) (h
 		held.retry(now)
 	}
 	return holding{}, nil
+}
+
+// compromised reports whether somebody said that what is held is in other hands: the version, or the key that signs for it.
+func (h *Hub) compromised(ctx context.Context, held *holding, e store.Entitlement) (bool, error) {
+	if held.Version <= e.Compromised || held.signingKey == "" {
+		return held.Version <= e.Compromised, nil
+	}
+	return h.config.Store.SigningKeyCompromised(ctx, held.signingKey)
 }
 
 func later(a, b time.Time) time.Time {
@@ -443,6 +459,12 @@ func (h *Hub) attempt(ctx context.Context, r Request, e store.Entitlement, reaso
 		h.config.Meter.Count(now, e.Grant.Account)
 	}
 
+	signingKey := ""
+	for _, v := range e.Versions {
+		if v.ID == m.versionID {
+			signingKey = v.SigningKey
+		}
+	}
 	refresh := m.renewTime
 	if !refresh.After(now) {
 		refresh = now.Add(spread(retryEvery))
@@ -455,10 +477,11 @@ func (h *Hub) attempt(ctx context.Context, r Request, e store.Entitlement, reaso
 			SubscriptionID: e.Grant.SubscriptionID, Material: r.Material, Audience: chosen, Token: m.token, Secret: m.secret,
 			Environment: environment(e.Integration.TenantID, m.clientID, e.Grant.SubscriptionID, e.Grant.Access(), cloud),
 		},
-		versionID: m.versionID,
-		requestID: m.requestID,
-		renewTime: refresh,
-		end:       e.Grant.ExpireTime,
+		versionID:  m.versionID,
+		signingKey: signingKey,
+		requestID:  m.requestID,
+		renewTime:  refresh,
+		end:        e.Grant.ExpireTime,
 
 		consentLost: e.ConsentLostTime,
 	}, nil

@@ -152,6 +152,18 @@ func (s *Store) DropSigningKey(ctx context.Context, now time.Time, id string, ca
 	return nil
 }
 
+// SigningKeyCompromised reports whether somebody dropped the key because it may be in other hands.
+func (s *Store) SigningKeyCompromised(ctx context.Context, id string) (bool, error) {
+	var out bool
+	err := s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+		return tx.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM signing_keys WHERE id = $1 AND reason = $2)`, id, signing.Compromised).Scan(&out)
+	})
+	if err != nil {
+		return false, fmt.Errorf("read signing key %s: %w", id, err)
+	}
+	return out, nil
+}
+
 const signingColumns = `id, number, state, public, sealed, publish_time, sign_time, replace_time, retire_time, remove_time, reason`
 
 func signingKeys(ctx context.Context, tx sqldb.Tx) ([]signing.Key, error) {

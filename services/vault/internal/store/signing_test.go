@@ -131,6 +131,11 @@ func TestSigningKeys_AreWantedAndDroppedByAnybody(t *testing.T) {
 			got[0].State != signing.Published {
 			b.t.Errorf("after one was dropped: %+v", got)
 		}
+		for id, want := range map[string]bool{"a": true, "n": false, "nobody's": false} {
+			if said, err := b.store.SigningKeyCompromised(ctx, id); err != nil || said != want {
+				b.t.Errorf("%s is compromised: %v, %v", id, said, err)
+			}
+		}
 		var records, reasons int
 		if err := b.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
 			return tx.QueryRow(ctx, `SELECT COUNT(*), COUNT(DISTINCT reason) FROM audit_events WHERE kind = 'SigningKeysRotated' AND actor = $1`, caller.Identity).Scan(&records, &reasons)
