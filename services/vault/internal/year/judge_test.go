@@ -24,6 +24,7 @@ const grace = 20 * time.Minute
 // rows, what it knows of runners from their receipts.
 type judge struct {
 	w *world
+	federation
 
 	mu     sync.Mutex
 	counts map[string]int
@@ -70,7 +71,7 @@ type turn struct {
 
 func newJudge(w *world) *judge {
 	return &judge{
-		w: w, counts: map[string]int{}, kills: map[string]int{}, secrets: map[string]*secretLife{}, consents: map[string][]turn{}, compromises: map[string][]compromise{},
+		w: w, federation: newFederation(), counts: map[string]int{}, kills: map[string]int{}, secrets: map[string]*secretLife{}, consents: map[string][]turn{}, compromises: map[string][]compromise{},
 		left: map[string]time.Time{}, removed: map[string]bool{}, purged: map[string]bool{},
 	}
 }
@@ -184,6 +185,8 @@ func (j *judge) follow() {
 					j.w.fail("I3: secret %s was removed at %s, and %s may use it until %s", e.KeyID, e.Time.UTC(), h.job.name, h.until.UTC())
 				}
 			}
+		case e.Kind == "federatedCredential.added", e.Kind == "federatedCredential.removed":
+			j.followTrust(e)
 		case e.Kind == "application.purged":
 			j.purged[e.Application] = true
 		case e.Kind == entrasim.KindRequest && e.Operation == "login.token" && e.Status == 200 && e.Tenant != j.w.platform.Tenant:
@@ -196,7 +199,7 @@ func (j *judge) follow() {
 
 // row is a version as the vault has it.
 type row struct {
-	id, keyID, state                           string
+	id, keyID, signingKey, state               string
 	number                                     int64
 	add, activate, retire, revoke, remove, end time.Time
 }
@@ -206,10 +209,10 @@ func (j *judge) rows(ctx context.Context, where string, args ...any) []row {
 	err := j.w.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
 		out, err = sqldb.Collect(ctx, tx, func(r sqldb.Row) (v row, err error) {
 			var add, activate, retire, revoke, remove, end int64
-			err = r.Scan(&v.id, &v.keyID, &v.state, &v.number, &add, &activate, &retire, &revoke, &remove, &end)
+			err = r.Scan(&v.id, &v.keyID, &v.signingKey, &v.state, &v.number, &add, &activate, &retire, &revoke, &remove, &end)
 			v.add, v.activate, v.retire, v.revoke, v.remove, v.end = sqldb.Time(add), sqldb.Time(activate), sqldb.Time(retire), sqldb.Time(revoke), sqldb.Time(remove), sqldb.Time(end)
 			return v, err
-		}, `SELECT id, key_id, state, number, add_time, activate_time, retire_time, revoke_time, remove_time, end_time FROM credential_versions WHERE `+where+` ORDER BY number`, args...)
+		}, `SELECT id, key_id, signing_key, state, number, add_time, activate_time, retire_time, revoke_time, remove_time, end_time FROM credential_versions WHERE `+where+` ORDER BY number`, args...)
 		return err
 	})
 	if err != nil && ctx.Err() == nil {
@@ -239,7 +242,7 @@ func (j *judge) receive(ctx context.Context, b *job, d delivery.Delivery) {
 		j.w.fail("%s was given something of %s, which was deleted %s before", b.name, b.integration.Name, sqldb.Time(at).Sub(left))
 	}
 	j.gap(ctx, b, now)
-	j.told(b, d)
+	j.told(b, d, sqldb.Time(at))
 	all := j.rows(ctx, `integration_uid = $1 AND number <= $2`, b.integration.UID, d.Version)
 	if len(all) == 0 {
 		return
@@ -249,29 +252,27 @@ func (j *judge) receive(ctx context.Context, b *job, d delivery.Delivery) {
 	defer j.mu.Unlock()
 	s := j.secrets[v.keyID]
 	switch {
-	case v.number != d.Version || s == nil:
+	case v.number != d.Version || s == nil && v.signingKey == "":
 		j.w.fail("I2: %s was given version %d of %s, of which Entra knows nothing", b.name, d.Version, b.integration.Name)
 		return
-	case s.grants < j.w.timing.Proofs:
-		j.w.fail("I2: %s was given version %d of %s after %d proofs", b.name, d.Version, b.integration.Name, s.grants)
-	case now.Before(v.add.Add(j.w.timing.Settling)) && j.replacesWorking(all, v):
+	case j.proofs(d.ClientID, v) < j.w.timing.Proofs:
+		j.w.fail("I2: %s was given version %d of %s after %d proofs", b.name, d.Version, b.integration.Name, j.proofs(d.ClientID, v))
+	case now.Before(v.add.Add(j.w.timing.Settling)) && j.replacesWorking(d.ClientID, all, v):
 		j.w.fail("I2: %s was given version %d of %s %s after it was made", b.name, d.Version, b.integration.Name, now.Sub(v.add))
 	}
+	b.key = v.signingKey
 	if d.Material == lease.ClientSecret {
 		s.holds = append(s.holds, &hold{job: b, until: d.GrantExpireTime, number: d.Version})
 	}
 }
 
 // replacesWorking tells whether a version took the place of one that worked everywhere. The lock is held.
-func (j *judge) replacesWorking(all []row, v row) bool {
-	for _, before := range all {
-		s := j.secrets[before.keyID]
-		if before.number < v.number && before.retire.Equal(v.activate) && s != nil && !s.everywhere.After(v.activate) &&
-			v.activate.Before(before.end) && (s.refused.IsZero() || v.activate.Before(s.refused)) {
-			return true
-		}
-	}
-	return false
+func (j *judge) replacesWorking(application string, all []row, v row) bool {
+	return slices.ContainsFunc(all, func(before row) bool {
+		return before.number < v.number && before.retire.Equal(v.activate) && slices.ContainsFunc(j.works(application, before, time.Now()), func(s span) bool {
+			return !s.from.After(v.activate) && v.activate.Before(s.to)
+		})
+	})
 }
 
 // release ends what is claimed for a job.
@@ -362,6 +363,7 @@ func (j *judge) integration(ctx context.Context, i *integration, now time.Time) 
 	j.oneWorks(ctx, i, rows, now)
 	j.compromised(ctx, i, rows, now)
 	j.noneUnknown(i, rows, now)
+	j.untrusted(i, rows, now)
 }
 
 func (j *judge) oneActive(i *integration, rows []row) {
@@ -381,24 +383,13 @@ func (j *judge) oneActive(i *integration, rows []row) {
 func (j *judge) oneWorks(ctx context.Context, i *integration, rows []row, now time.Time) {
 	var first time.Time
 	var works []span
+	client := j.w.registry.reported(i.UID).ClientID
 	j.mu.Lock()
 	for _, v := range rows {
 		if !v.activate.IsZero() && (first.IsZero() || v.activate.Before(first)) {
 			first = v.activate
 		}
-		s := j.secrets[v.keyID]
-		if v.keyID == "" || s == nil {
-			continue
-		}
-		to := earlier(now, v.end)
-		for _, end := range []time.Time{s.refused, v.revoke} {
-			if !end.IsZero() {
-				to = earlier(to, end)
-			}
-		}
-		if from := later(s.everywhere, v.add); from.Before(to) {
-			works = append(works, span{from, to})
-		}
+		works = append(works, j.works(client, v, now)...)
 	}
 	j.mu.Unlock()
 	if first.IsZero() {
@@ -487,7 +478,7 @@ func (j *judge) tableLocked(rows []row) string {
 		return t.UTC().Format("01-02T15:04:05")
 	}
 	for _, v := range rows[max(0, len(rows)-6):] {
-		fmt.Fprintf(&out, "  version %d %s: added %s, active %s, retired %s, revoked %s, ends %s", v.number, v.state, at(v.add), at(v.activate), at(v.retire), at(v.revoke), at(v.end))
+		fmt.Fprintf(&out, "  version %d %s%s: added %s, active %s, retired %s, revoked %s, ends %s", v.number, v.state, v.signingKey, at(v.add), at(v.activate), at(v.retire), at(v.revoke), at(v.end))
 		if s := j.secrets[v.keyID]; s != nil {
 			fmt.Fprintf(&out, "; at Entra: everywhere %s, removed %s, refused %s, %d grants", at(s.everywhere), at(s.removed), at(s.refused), s.grants)
 		}

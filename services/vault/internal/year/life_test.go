@@ -23,6 +23,7 @@ import (
 	"phasekey.dev/services/vault/internal/fence"
 	"phasekey.dev/services/vault/internal/issuer"
 	"phasekey.dev/services/vault/internal/rotation"
+	"phasekey.dev/services/vault/internal/signer"
 	"phasekey.dev/services/vault/internal/store"
 )
 
@@ -79,6 +80,10 @@ type life struct {
 	end   context.CancelFunc
 	hub   *delivery.Hub
 	store *store.Store
+	// signer, site and keeper make it an issuer.
+	signer *signer.Signer
+	site   *signer.Site
+	keeper *signer.Keeper
 
 	mu     sync.Mutex
 	dead   bool
@@ -98,11 +103,14 @@ func (r *replica) live(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := l.sign(signer.Config{Issuer: issuerURL, Store: keys{l.store}, Keyring: w.keyring, Poll: poll, Log: log}); err != nil {
+		return err
+	}
 	l.hub = delivery.New(delivery.Config{
 		LongestHold: 24 * time.Hour,
 		Store:       l.store,
-		Issuer:      issuer.New(issuer.Config{Minter: entra.Clouds{"public": directory}, Keyring: w.keyring, Prober: l.store, Log: log}),
-		Keyring:     w.keyring, HoldMargin: w.timing.HoldMargin,
+		Issuer:      issuer.New(issuer.Config{Minter: entra.Clouds{"public": directory}, Keyring: w.keyring, Signer: l.signer, Prober: l.store, Log: log}),
+		Keyring:     w.keyring, Signer: l.signer, HoldMargin: w.timing.HoldMargin,
 		Clouds: map[string]delivery.Cloud{"public": {ResourceManager: directory.ResourceManager(), Environment: "public"}},
 		Poll:   poll, Log: log,
 	})
@@ -112,7 +120,7 @@ func (r *replica) live(ctx context.Context) error {
 	}
 	worker, err := rotation.New(rotation.Config{
 		Budget: permits,
-		Store:  l.store, Clouds: rotation.Clouds{"public": directory}, Keyring: w.keyring, Reporter: w.registry, Timing: w.timing,
+		Store:  l.store, Clouds: rotation.Clouds{"public": directory}, Keyring: w.keyring, Signer: l.signer, Reporter: w.registry, Timing: w.timing,
 		DeploymentID: deployment, NamePrefix: "Phasekey", RedirectURI: redirectURI, Log: log, Poll: poll,
 		Notify: func(string) { w.hint(l) },
 	})
@@ -130,8 +138,9 @@ func (r *replica) live(ctx context.Context) error {
 	var tasks sync.WaitGroup
 	tasks.Go(func() { _ = l.hub.Run(l.ctx) })
 	tasks.Go(func() { l.release(l.ctx) })
+	tasks.Go(func() { _ = l.signer.Run(l.ctx) })
 	tasks.Go(func() {
-		if err := elector.Run(l.ctx, worker.Serve); err != nil {
+		if err := elector.Run(l.ctx, l.serve(worker)); err != nil {
 			w.fail("elector of %s: %v", r.name, err)
 		}
 	})
@@ -238,9 +247,9 @@ func (l *life) strike(step string) error {
 }
 
 // atSQL is the life's hook in every transaction.
-func (l *life) atSQL(_ context.Context, at sqldbtest.Point, readOnly bool) error {
+func (l *life) atSQL(ctx context.Context, at sqldbtest.Point, readOnly bool) error {
 	// Only at the beginning does it not keep the one connection there is.
-	if err := l.pass(at == sqldbtest.Begin); err != nil {
+	if err := l.pass(at == sqldbtest.Begin && ctx.Value(unpausedKey{}) == nil); err != nil {
 		return err
 	}
 	if at == sqldbtest.Begin && l.r.w.weather.is(noSQL) {
@@ -286,6 +295,10 @@ func (l *life) RoundTrip(request *http.Request) (*http.Response, error) {
 	if err := l.pass(waits); err != nil {
 		return nil, err
 	}
+	request, application, key, err := shown(request)
+	if err != nil {
+		return nil, err
+	}
 	step := operation(request)
 	if err := l.strike("before " + step); err != nil {
 		return nil, err
@@ -308,6 +321,9 @@ func (l *life) RoundTrip(request *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	l.r.w.judge.overhear(body)
+	if key != "" && response.StatusCode == http.StatusOK {
+		l.r.w.judge.assertionGranted(application, key)
+	}
 	response.Body = io.NopCloser(strings.NewReader(string(body)))
 	if err := l.strike("after " + step); err != nil {
 		return nil, err

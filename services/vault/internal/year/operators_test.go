@@ -95,7 +95,7 @@ func (j *judge) gaps(ctx context.Context, uid string, now time.Time) (out []span
 		}
 		out = append(out, gap)
 	}
-	return out
+	return append(out, j.dropGaps(j.rows(ctx, `integration_uid = $1 AND signing_key <> ''`, uid), now)...)
 }
 
 // gapped tells whether somebody accepted at some time in the span that nothing works.
@@ -176,13 +176,18 @@ func (j *judge) compromised(ctx context.Context, i *integration, rows []row, now
 }
 
 // told judges that a reader who has something of what is in other hands hears why it is given something else.
-func (j *judge) told(b *job, d delivery.Delivery) {
+func (j *judge) told(b *job, d delivery.Delivery, at time.Time) {
 	if b.held == nil || d.Reason == delivery.Initial || d.Version == b.held.Version {
 		return
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	lost := slices.ContainsFunc(j.compromises[b.integration.UID], func(c compromise) bool { return b.held.Version <= c.upTo && d.Version > c.upTo })
+	dropped, sure := j.inOtherHands(b, at)
+	if !sure {
+		return
+	}
+	lost = lost || dropped
 	if lost != (d.Reason == delivery.Compromised) {
 		j.w.fail("%s was given version %d after %d of %s, because: %s; in other hands: %t", b.name, d.Version, b.held.Version, b.integration.Name, d.Reason, lost)
 	}

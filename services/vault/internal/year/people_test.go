@@ -101,14 +101,22 @@ type job struct {
 	slow    bool
 	// hand has one place: what is received is received one after another.
 	hand chan struct{}
-	// What it holds, as its last receipt says.
+	// What it holds, as its last receipt says, and the signing key that it stands on, if it does.
 	held *delivery.Delivery
+	key  string
 }
 
 func (j *job) run(ctx context.Context) {
 	w, i := j.w, j.integration
 	now := time.Now()
-	j.end = now.Add(10*time.Minute + time.Duration(j.dice.Int64N(int64(20*time.Hour))))
+	material, longest := lease.AccessToken, 20*time.Hour
+	if j.dice.IntN(3) == 0 {
+		material = lease.ClientSecret
+		if federated, _ := w.registry.federated(i); federated {
+			material, longest = lease.FederatedToken, 4*time.Hour // it is renewed every few minutes
+		}
+	}
+	j.end = now.Add(10*time.Minute + time.Duration(j.dice.Int64N(int64(longest))))
 	token, hash := grant.Mint()
 	g, err := grant.New(now, uuid.NewString(), grant.Request{
 		Account: account, Project: i.project.Name, Phase: []grant.Phase{grant.Planning, grant.Applying}[j.dice.IntN(2)], Run: j.name, ExpireTime: j.end,
@@ -125,10 +133,7 @@ func (j *job) run(ctx context.Context) {
 		}
 		return
 	}
-	j.request = delivery.Request{Token: token, InstanceID: j.name, Material: lease.AccessToken}
-	if j.dice.IntN(3) == 0 {
-		j.request.Material = lease.ClientSecret
-	}
+	j.request = delivery.Request{Token: token, InstanceID: j.name, Material: material}
 	j.slow = j.dice.IntN(6) == 0
 	// A job ends before its grant does, most of the time.
 	length := time.Until(j.end)
@@ -181,7 +186,9 @@ func (j *job) stream(ctx context.Context) (final bool) {
 				return errDead
 			}
 			j.w.judge.receive(ctx, j, d)
+			j.use(ctx, j.held)
 			j.held = &d
+			j.use(ctx, j.held)
 			sleep(handling, reads)
 			return nil
 		})
@@ -194,7 +201,7 @@ func (j *job) stream(ctx context.Context) (final bool) {
 		// The handler ends when its process goes on, and nobody hears of it: ended has room for one.
 		return false
 	}
-	for _, end := range []error{grant.ErrExpired, grant.ErrRevoked, grant.ErrDetached, grant.ErrIntegrationDeleted, lease.ErrClosed, grant.ErrUnknown, lease.ErrHoldTooLong} {
+	for _, end := range []error{grant.ErrExpired, grant.ErrRevoked, grant.ErrDetached, grant.ErrIntegrationDeleted, lease.ErrClosed, grant.ErrUnknown, lease.ErrHoldTooLong, delivery.ErrMaterialNotAllowed} {
 		if errors.Is(err, end) {
 			if errors.Is(err, grant.ErrExpired) && time.Now().Before(j.end.Add(-time.Second)) {
 				j.w.fail("%s was told that its grant has expired, %s before its end", j.name, time.Until(j.end))

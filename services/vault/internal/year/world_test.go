@@ -27,7 +27,6 @@ import (
 	"phasekey.dev/services/vault/internal/fence"
 	"phasekey.dev/services/vault/internal/keyring"
 	"phasekey.dev/services/vault/internal/keyring/keystore"
-	"phasekey.dev/services/vault/internal/lease"
 	"phasekey.dev/services/vault/internal/rotation"
 	"phasekey.dev/services/vault/internal/store"
 )
@@ -103,6 +102,7 @@ func newWorld(t *testing.T, set settings) *world {
 			Graph: entrasim.Range{Max: time.Minute}, Application: entrasim.Range{Max: 5 * time.Minute}, Secret: entrasim.Range{Max: 18 * time.Minute},
 			Principal: entrasim.Range{Max: 5 * time.Minute}, Removal: entrasim.Range{Max: 10 * time.Minute},
 		},
+		Issuers: &issuers{w: w, kept: map[string]document{}},
 	})
 	must(t, err)
 	t.Cleanup(func() { must(t, w.sim.Close()) })
@@ -173,6 +173,8 @@ func (w *world) run(ctx context.Context, progress func(day int)) {
 	all.Go(func() { w.customers(ctx) })
 	all.Go(func() { w.comeAndGo(ctx) })
 	all.Go(func() { w.operators(ctx) })
+	all.Go(func() { w.kinds(ctx) })
+	all.Go(func() { w.keysInHand(ctx) })
 	for i := range w.set.leases {
 		all.Go(func() { w.runner(ctx, fmt.Sprintf("runner-%d", i)) })
 	}
@@ -204,6 +206,8 @@ type integration struct {
 	administrator string
 	project       store.Project
 	attachment    store.Attachment
+	// kindTime is when its kind was last changed.
+	kindTime time.Time
 }
 
 // registry is the one service that does not run here: what it wants goes into the vault's copy as its feed would put it.
@@ -241,7 +245,7 @@ func (r *registry) add(ctx context.Context) {
 		Integration: store.Integration{
 			UID: uid, Name: fmt.Sprintf("accounts/%s/integrations/i%d", account, n), DisplayName: fmt.Sprintf("Integration %d", n),
 			TenantID: tenant.ID, Cloud: "public", DefaultSubscriptionID: uuid.NewString(), RotationPeriod: 24 * time.Hour,
-			DeliveryMaterials: []lease.Material{lease.AccessToken, lease.ClientSecret},
+			Federated: n%5 == 3, DeliveryMaterials: materials(n%5 == 3),
 		},
 		administrator: administrator,
 		project:       store.Project{UID: uuid.NewString(), Name: fmt.Sprintf("accounts/%s/projects/p%d", account, n)},
@@ -261,6 +265,11 @@ func (r *registry) add(ctx context.Context) {
 func (r *registry) publish(ctx context.Context, changed store.Wanted) {
 	r.turn <- struct{}{}
 	defer func() { <-r.turn }()
+	r.tell(ctx, changed)
+}
+
+// tell is for whoever has the turn.
+func (r *registry) tell(ctx context.Context, changed store.Wanted) {
 	first := r.revision == 0
 	if len(changed.Integrations)+len(changed.GoneIntegrations)+len(changed.Attachments)+len(changed.GoneAttachments) > 0 {
 		r.revision++
@@ -318,8 +327,8 @@ func (r *registry) remove(ctx context.Context, i *integration) {
 	r.w.judge.integration(ctx, i, time.Now())
 	r.mu.Lock()
 	r.all = slices.DeleteFunc(r.all, func(other *integration) bool { return other == i })
-	r.mu.Unlock()
 	deleting := i.Integration
+	r.mu.Unlock()
 	deleting.Deleting = true
 	r.publish(ctx, store.Wanted{Integrations: []store.Integration{deleting}, GoneAttachments: []store.Attachment{i.attachment}})
 	r.w.judge.leaves(i.UID)

@@ -1,0 +1,480 @@
+package year_test
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"phasekey.dev/pkg/entrasim"
+	"phasekey.dev/services/vault/internal/delivery"
+	"phasekey.dev/services/vault/internal/election"
+	"phasekey.dev/services/vault/internal/grant"
+	"phasekey.dev/services/vault/internal/lease"
+	"phasekey.dev/services/vault/internal/rotation"
+	"phasekey.dev/services/vault/internal/signer"
+	"phasekey.dev/services/vault/internal/signing"
+	"phasekey.dev/services/vault/internal/store"
+)
+
+const (
+	issuerURL = "https://issuer.example"
+	// keysRemembered is how long Entra goes by the keys that it has read of an issuer.
+	keysRemembered = 3 * time.Hour
+)
+
+// keyTiming is production's, with keys that sign for some days only.
+func keyTiming() signing.Timing {
+	t := signing.Production()
+	t.Period = 5 * 24 * time.Hour
+	return t
+}
+
+// sign makes the life an issuer.
+func (l *life) sign(config signer.Config) error {
+	l.signer = signer.New(config)
+	site, err := signer.NewSite(l.signer, config.Log, nil)
+	if err != nil {
+		return err
+	}
+	l.site = site
+	l.keeper = &signer.Keeper{Store: l.store, Keyring: l.r.w.keyring, Timing: keyTiming(), Poll: poll, Log: config.Log}
+	return nil
+}
+
+// serve does a master's work; that of the first shard keeps the keys too.
+func (l *life) serve(worker *rotation.Worker) func(ctx context.Context, m election.Mastership) error {
+	return func(ctx context.Context, m election.Mastership) error {
+		if m.Shard != 0 {
+			return worker.Serve(ctx, m)
+		}
+		both, ctx := errgroup.WithContext(ctx)
+		both.Go(func() error { return worker.Serve(ctx, m) })
+		both.Go(func() error { return l.keeper.Serve(ctx, m) })
+		return both.Wait()
+	}
+}
+
+// keys are read with a mutex, for which others wait; a bubble's time stands still for as long, so a pause does not hold that up.
+type keys struct{ *store.Store }
+
+type unpausedKey struct{}
+
+func (k keys) SigningKeys(ctx context.Context) ([]signing.Key, error) {
+	return k.Store.SigningKeys(context.WithValue(ctx, unpausedKey{}, true))
+}
+
+// issuers is how Entra reads the issuer: from any replica that answers, and seldom.
+type issuers struct {
+	w *world
+
+	mu   sync.Mutex
+	kept map[string]document // by path
+}
+
+type document struct {
+	text string
+	time time.Time
+}
+
+// RoundTrip implements http.RoundTripper.
+func (i *issuers) RoundTrip(request *http.Request) (*http.Response, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	at := request.URL.Path
+	if time.Since(i.kept[at].time) >= keysRemembered {
+		for _, r := range i.w.replicas {
+			l := r.current()
+			if l == nil || !l.answers() {
+				continue
+			}
+			w := httptest.NewRecorder()
+			if l.site.ServeHTTP(w, request); w.Code == http.StatusOK {
+				i.kept[at] = document{w.Body.String(), time.Now()}
+				i.w.judge.issuerRead(w.Body.Bytes())
+				break
+			}
+		}
+	}
+	if i.kept[at].text == "" {
+		return nil, errors.New("no replica answers")
+	}
+	return &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(i.kept[at].text)), Request: request}, nil
+}
+
+// answers tells whether the life is neither dead nor paused.
+func (l *life) answers() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return !l.dead && l.resume == nil
+}
+
+// materials are what an integration of the kind gives away.
+func materials(federated bool) []lease.Material {
+	if federated {
+		return []lease.Material{lease.AccessToken, lease.FederatedToken}
+	}
+	return []lease.Material{lease.AccessToken, lease.ClientSecret}
+}
+
+// federated tells of which kind an integration is, and since when.
+func (r *registry) federated(i *integration) (is bool, since time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return i.Federated, i.kindTime
+}
+
+// changeKind makes an integration one of the other kind, unless it was deleted meanwhile.
+func (r *registry) changeKind(ctx context.Context, i *integration) {
+	r.turn <- struct{}{}
+	defer func() { <-r.turn }()
+	r.mu.Lock()
+	there := slices.Contains(r.all, i)
+	if there {
+		i.Federated, i.kindTime = !i.Federated, time.Now()
+		i.DeliveryMaterials = materials(i.Federated)
+	}
+	changed := i.Integration
+	r.mu.Unlock()
+	if there {
+		r.tell(ctx, store.Wanted{Integrations: []store.Integration{changed}})
+	}
+}
+
+// kinds has now and then an integration get on without a secret, or get one.
+func (w *world) kinds(ctx context.Context) {
+	dice := w.luck.dice("kinds")
+	for ctx.Err() == nil {
+		sleep(ctx, 12*time.Hour+time.Duration(dice.Int64N(int64(48*time.Hour))))
+		all := w.registry.living()
+		w.judge.count("changes of kind")
+		w.registry.changeKind(ctx, all[dice.IntN(len(all))])
+	}
+}
+
+// keysInHand has the signing keys replaced out of turn, now and then because somebody may have them.
+func (w *world) keysInHand(ctx context.Context) {
+	dice := w.luck.dice("keys in hand")
+	who := grant.Caller{Identity: "operator"}
+	for ctx.Err() == nil {
+		sleep(ctx, 30*time.Hour+time.Duration(dice.Int64N(int64(72*time.Hour))))
+		all, err := w.store.SigningKeys(ctx)
+		lost := map[signing.State]bool{}
+		switch dice.IntN(4) {
+		case 0: // the one that new versions are made under
+			lost[signing.Signing] = true
+		case 1: // whatever there is
+			lost[signing.Signing], lost[signing.Published] = true, true
+		default:
+			if err == nil {
+				w.judge.count("signing keys replaced out of turn")
+				err = w.store.WantSigningKey(ctx, time.Now(), who)
+			}
+		}
+		for _, k := range all {
+			if lost[k.State] {
+				w.judge.drop(k.ID)
+				err = errors.Join(err, w.store.DropSigningKey(ctx, time.Now(), k.ID, who))
+			}
+		}
+		if err != nil && ctx.Err() == nil && !errors.Is(err, signing.ErrNotFound) {
+			w.fail("operator of keys: %v", err)
+		}
+	}
+}
+
+// federation is what is known of assertions, and of what they stand on.
+type federation struct {
+	// trusts are applications' federated credentials, by client ID and Entra's ID.
+	trusts map[string]map[string]*trust
+	// known is when Entra knew a signing key, dropped when somebody said that it is in other hands.
+	known   map[string]span
+	dropped map[string]time.Time
+	// granted are the times of token requests by assertions that were granted, by client ID and key.
+	granted map[string][]time.Time
+}
+
+// trust is what Entra made of a federated credential: from when on, and until when, every replica of the token service goes by it.
+type trust struct{ from, to time.Time }
+
+func newFederation() federation {
+	return federation{trusts: map[string]map[string]*trust{}, known: map[string]span{}, dropped: map[string]time.Time{}, granted: map[string][]time.Time{}}
+}
+
+// followTrust takes in that a federated credential came or went. The lock is held.
+func (j *judge) followTrust(e entrasim.Entry) {
+	everywhere, anywhere := e.Time, e.Time
+	for n, m := range e.Visible.Login {
+		at := time.Unix(0, m)
+		if everywhere = later(everywhere, at); n == 0 || at.Before(anywhere) {
+			anywhere = at
+		}
+	}
+	if e.Kind == "federatedCredential.added" {
+		if j.trusts[e.Application] == nil {
+			j.trusts[e.Application] = map[string]*trust{}
+		}
+		j.trusts[e.Application][e.KeyID] = &trust{from: everywhere}
+		j.counts["federated credentials made"]++
+		return
+	}
+	j.trusts[e.Application][e.KeyID].to = anywhere
+	j.counts["federated credentials removed"]++
+}
+
+// issuerRead takes in that Entra has read a document of the issuer's.
+func (j *judge) issuerRead(text []byte) {
+	var set struct {
+		Keys []struct {
+			ID string `json:"kid"`
+		} `json:"keys"`
+	}
+	if json.Unmarshal(text, &set) != nil || set.Keys == nil {
+		return
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for id, s := range j.known {
+		if s.to.IsZero() {
+			s.to = time.Now()
+			j.known[id] = s
+		}
+	}
+	for _, k := range set.Keys {
+		s, ok := j.known[k.ID]
+		if !ok {
+			j.counts["signing keys"]++
+			s.from = time.Now()
+		}
+		s.to = time.Time{}
+		j.known[k.ID] = s
+	}
+}
+
+// drop notes that somebody said that a signing key is in other hands.
+func (j *judge) drop(id string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.counts["signing keys dropped"]++
+	j.dropped[id] = time.Now()
+}
+
+// shown reads of a token request whose assertion it shows, and by which key; nothing when it shows none. It returns the request with its body unread.
+func shown(request *http.Request) (_ *http.Request, application, key string, err error) {
+	if !strings.HasSuffix(request.URL.Path, "/token") {
+		return request, "", "", nil
+	}
+	body, err := io.ReadAll(request.Body)
+	if err != nil {
+		return nil, "", "", err
+	}
+	request = request.Clone(request.Context())
+	request.Body = io.NopCloser(strings.NewReader(string(body)))
+	form, err := url.ParseQuery(string(body))
+	if err != nil || !form.Has("client_assertion") {
+		return request, "", "", err
+	}
+	head, _, _ := strings.Cut(form.Get("client_assertion"), ".")
+	text, err := base64.RawURLEncoding.DecodeString(head)
+	if err != nil {
+		return nil, "", "", err
+	}
+	var header struct {
+		Key string `json:"kid"`
+	}
+	return request, form.Get("client_id"), header.Key, json.Unmarshal(text, &header)
+}
+
+// assertionGranted takes in that a token was issued for an assertion.
+func (j *judge) assertionGranted(application, key string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.granted[application+" "+key] = append(j.granted[application+" "+key], time.Now())
+}
+
+// proofs is how many token requests by a version of the application were granted. The lock is held.
+func (j *judge) proofs(application string, v row) int {
+	if v.signingKey == "" {
+		return j.secrets[v.keyID].grants
+	}
+	all := j.granted[application+" "+v.signingKey]
+	n, _ := slices.BinarySearchFunc(all, v.add, time.Time.Compare)
+	return len(all) - n
+}
+
+// stood are the spans in which an application had both of its federated credentials, everywhere. The lock is held.
+func (j *judge) stood(application string, now time.Time) (out []span) {
+	type edge struct {
+		at  time.Time
+		add int
+	}
+	var edges []edge
+	for _, t := range j.trusts[application] {
+		edges = append(edges, edge{t.from, 1})
+		if !t.to.IsZero() {
+			edges = append(edges, edge{later(t.from, t.to), -1})
+		}
+	}
+	slices.SortFunc(edges, func(a, b edge) int { return a.at.Compare(b.at) })
+	n := 0
+	for k, e := range edges {
+		end := now
+		if k+1 < len(edges) {
+			end = earlier(now, edges[k+1].at)
+		}
+		if n += e.add; n >= 2 && e.at.Before(end) {
+			out = append(out, span{e.at, end})
+		}
+	}
+	return out
+}
+
+// works are the spans in which a version of the application works everywhere and is the vault's. The lock is held.
+func (j *judge) works(application string, v row, now time.Time) (out []span) {
+	whole := span{v.add, now}
+	limit := func(end time.Time) {
+		if !end.IsZero() {
+			whole.to = earlier(whole.to, end)
+		}
+	}
+	limit(v.end)
+	limit(v.revoke)
+	if v.signingKey == "" {
+		s := j.secrets[v.keyID]
+		if s == nil {
+			return nil
+		}
+		whole.from = later(whole.from, s.everywhere)
+		limit(s.refused)
+		if whole.from.Before(whole.to) {
+			return []span{whole}
+		}
+		return nil
+	}
+	known, ok := j.known[v.signingKey]
+	if !ok {
+		return nil
+	}
+	whole.from = later(whole.from, known.from)
+	limit(known.to)
+	limit(j.dropped[v.signingKey])
+	for _, s := range j.stood(application, now) {
+		if s = (span{later(s.from, whole.from), earlier(s.to, whole.to)}); s.from.Before(s.to) {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// dropGaps are the spans in which an integration has nothing that works because its signing key was dropped: until the next version is ACTIVE, and has had time
+// to settle.
+func (j *judge) dropGaps(rows []row, now time.Time) (out []span) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, v := range rows {
+		at := j.dropped[v.signingKey]
+		// A replica that has yet to hear of it may sign a last proof.
+		if at.IsZero() || v.activate.IsZero() || v.activate.After(at.Add(2*poll)) || !v.retire.IsZero() && v.retire.Before(at) {
+			continue
+		}
+		gap := span{at, now}
+		for _, next := range rows {
+			if next.activate.After(at) && next.activate.Add(grace).Before(gap.to) && j.dropped[next.signingKey].IsZero() {
+				gap.to = next.activate.Add(grace)
+			}
+		}
+		out = append(out, gap)
+	}
+	return out
+}
+
+// inOtherHands tells whether a job's version stood on a key that was dropped before a moment; sure is false about a moment too close to tell.
+func (j *judge) inOtherHands(b *job, at time.Time) (lost, sure bool) {
+	dropped := j.dropped[b.key]
+	return !dropped.IsZero() && dropped.Before(at), dropped.IsZero() || at.Sub(dropped).Abs() > time.Minute
+}
+
+// untrusted judges that an integration which has a secret again is not trusted without one for ever.
+func (j *judge) untrusted(i *integration, rows []row, now time.Time) {
+	federated, since := j.w.registry.federated(i)
+	if federated {
+		return
+	}
+	for _, v := range rows {
+		if v.signingKey == "" {
+			continue
+		}
+		if v.state != "REVOKED" && v.state != "ABANDONED" {
+			return
+		}
+		since = later(since, later(v.revoke, v.remove))
+	}
+	allowed := 6*time.Hour + j.w.weather.overlap(span{since, now}, noSQL, noEntra, noGraph, throttled, lossy, noRedis)
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for id, t := range j.trusts[j.w.registry.reported(i.UID).ClientID] {
+		if t.to.IsZero() && now.Sub(later(since, t.from)) > allowed {
+			j.w.fail("I4: %s has had a secret again for %s, and is still trusted without (%s)\n%s", i.Name, now.Sub(since), id, j.tableLocked(rows))
+		}
+	}
+}
+
+// use has a runner exchange what it was given for a token, as its tools do, which nothing but what people did may keep it from.
+func (b *job) use(ctx context.Context, d *delivery.Delivery) {
+	if d == nil || d.Material != lease.FederatedToken || !time.Now().Before(d.ExpireTime) {
+		return
+	}
+	form := url.Values{
+		"grant_type": {"client_credentials"}, "scope": {"https://management.azure.com/.default"}, "client_id": {d.ClientID},
+		"client_assertion_type": {"urn:ietf:params:oauth:client-assertion-type:jwt-bearer"}, "client_assertion": {d.Token.Expose()},
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, b.w.sim.Endpoints().Login+"/"+d.TenantID+"/oauth2/v2.0/token", strings.NewReader(form.Encode()))
+	must(b.w.t, err)
+	request.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	response, err := b.w.sim.Transport().RoundTrip(request)
+	if err != nil {
+		return // the world ends
+	}
+	text, err := io.ReadAll(response.Body)
+	must(b.w.t, err)
+	b.w.judge.used(ctx, b, d, fmt.Sprintf("%d %s", response.StatusCode, text))
+}
+
+// used judges how the token service has answered a runner's assertion.
+func (j *judge) used(ctx context.Context, b *job, d *delivery.Delivery, answer string) {
+	if strings.HasPrefix(answer, "200 ") {
+		j.count("assertions exchanged")
+		return
+	}
+	now := time.Now()
+	uid := b.integration.UID
+	if j.w.weather.is(noEntra) || !j.leftAt(uid).IsZero() || !j.consented(uid, span{now.Add(-grace), now}) {
+		return
+	}
+	j.follow()
+	rows := j.rows(ctx, `integration_uid = $1 AND number = $2`, uid, d.Version)
+	if len(rows) == 0 {
+		return
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	v := rows[0]
+	v.revoke, v.end = time.Time{}, time.Time{} // what is given away lives on
+	everywhere := slices.ContainsFunc(j.works(d.ClientID, v, now), func(s span) bool { return s.to.Equal(now) })
+	if !j.dropped[v.signingKey].IsZero() || !everywhere && now.Before(v.activate.Add(grace)) { // as the first one may be
+		j.counts["assertions refused, as they may be"]++
+		return
+	}
+	j.w.fail("%s was given an assertion of version %d of %s, which was refused: %.300s", b.name, d.Version, b.integration.Name, answer)
+}
