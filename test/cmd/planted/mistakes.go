@@ -2,6 +2,9 @@ package main
 
 const vault = "services/vault/internal/"
 
+// keys is a part of it in which half of the integrations have no secret.
+func keys() []string { return year("-year.days=8", "-year.federated=2") }
+
 // year is a short part of the simulated year that meets most of what goes wrong in a whole one.
 func year(more ...string) []string {
 	return append([]string{"./services/vault/internal/year", "-run=TestYear", "-year.days=4", "-year.integrations=6", "-year.leases=8"}, more...)
@@ -233,6 +236,41 @@ var mistakes = []mistake{
 		from: `held.versionID && compromised:`,
 		to:   `held.versionID && compromised && due && extended:`,
 		test: []string{"./services/vault/internal/delivery"},
+	},
+	{
+		name: "the newest key signs for everybody",
+		file: "services/vault/internal/signer/signer.go",
+		from: `	key := k.private[keyID]
+	if`,
+		to: `	if newest, ok := signing.Current(k.keys); ok {
+		keyID = newest.ID
+	}
+	key := k.private[keyID]
+	if`,
+		test: keys(), says: "I2:",
+	},
+	{
+		name: "a key that still signs for some is not published any more",
+		file: "services/vault/internal/signer/keys.go",
+		from: `			if k.State != state {`,
+		to:   `			if k.State != state || state == signing.Signing && len(set.Keys) > 0 {`,
+		test: keys(), says: "I1:",
+	},
+	{
+		name: "an application is not trusted any more while a version stands on that",
+		file: "services/vault/internal/credential/federated.go",
+		from: `		if v.Federated() {
+			return nil`,
+		to: `		if v.Federated() && v.State == Propagating {
+			return nil`,
+		test: keys(), says: "I1:",
+	},
+	{
+		name: "who has something under a key that is in other hands is not told",
+		file: "services/vault/internal/delivery/stream.go",
+		from: `return h.config.Store.SigningKeyCompromised(ctx, held.signingKey)`,
+		to:   `return false, nil`,
+		test: keys(), says: "in other hands: true",
 	},
 	{
 		name: "a secret is in the log",

@@ -157,9 +157,16 @@ func (w *world) kinds(ctx context.Context) {
 	dice := w.luck.dice("kinds")
 	for ctx.Err() == nil {
 		sleep(ctx, 12*time.Hour+time.Duration(dice.Int64N(int64(48*time.Hour))))
-		all := w.registry.living()
-		w.judge.count("changes of kind")
-		w.registry.changeKind(ctx, all[dice.IntN(len(all))])
+		// Those without a secret are few, and have as many turns.
+		without := dice.IntN(2) == 0
+		all := slices.DeleteFunc(w.registry.living(), func(i *integration) bool {
+			federated, _ := w.registry.federated(i)
+			return federated != without
+		})
+		if len(all) > 0 {
+			w.judge.count("changes of kind")
+			w.registry.changeKind(ctx, all[dice.IntN(len(all))])
+		}
 	}
 }
 
@@ -168,7 +175,7 @@ func (w *world) keysInHand(ctx context.Context) {
 	dice := w.luck.dice("keys in hand")
 	who := grant.Caller{Identity: "operator"}
 	for ctx.Err() == nil {
-		sleep(ctx, 30*time.Hour+time.Duration(dice.Int64N(int64(72*time.Hour))))
+		sleep(ctx, 24*time.Hour+time.Duration(dice.Int64N(int64(48*time.Hour))))
 		all, err := w.store.SigningKeys(ctx)
 		lost := map[signing.State]bool{}
 		switch dice.IntN(4) {
@@ -270,6 +277,19 @@ func (j *judge) drop(id string) {
 	j.dropped[id] = time.Now()
 }
 
+// keyOf is the ID of the key that an assertion says it was signed by.
+func keyOf(assertion string) string {
+	head, _, _ := strings.Cut(assertion, ".")
+	text, err := base64.RawURLEncoding.DecodeString(head)
+	var header struct {
+		Key string `json:"kid"`
+	}
+	if err != nil || json.Unmarshal(text, &header) != nil {
+		return ""
+	}
+	return header.Key
+}
+
 // shown reads of a token request whose assertion it shows, and by which key; nothing when it shows none. It returns the request with its body unread.
 func shown(request *http.Request) (_ *http.Request, application, key string, err error) {
 	if !strings.HasSuffix(request.URL.Path, "/token") {
@@ -285,15 +305,7 @@ func shown(request *http.Request) (_ *http.Request, application, key string, err
 	if err != nil || !form.Has("client_assertion") {
 		return request, "", "", err
 	}
-	head, _, _ := strings.Cut(form.Get("client_assertion"), ".")
-	text, err := base64.RawURLEncoding.DecodeString(head)
-	if err != nil {
-		return nil, "", "", err
-	}
-	var header struct {
-		Key string `json:"kid"`
-	}
-	return request, form.Get("client_id"), header.Key, json.Unmarshal(text, &header)
+	return request, form.Get("client_id"), keyOf(form.Get("client_assertion")), nil
 }
 
 // assertionGranted takes in that a token was issued for an assertion.

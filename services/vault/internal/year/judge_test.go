@@ -260,7 +260,9 @@ func (j *judge) receive(ctx context.Context, b *job, d delivery.Delivery) {
 	case now.Before(v.add.Add(j.w.timing.Settling)) && j.replacesWorking(d.ClientID, all, v):
 		j.w.fail("I2: %s was given version %d of %s %s after it was made", b.name, d.Version, b.integration.Name, now.Sub(v.add))
 	}
-	b.key = v.signingKey
+	if b.key = v.signingKey; d.Material == lease.FederatedToken && keyOf(d.Token.Expose()) != b.key {
+		j.w.fail("I2: %s was given an assertion of version %d of %s by a key that it was not proven with", b.name, d.Version, b.integration.Name)
+	}
 	if d.Material == lease.ClientSecret {
 		s.holds = append(s.holds, &hold{job: b, until: d.GrantExpireTime, number: d.Version})
 	}

@@ -113,7 +113,7 @@ func (j *job) run(ctx context.Context) {
 	if j.dice.IntN(3) == 0 {
 		material = lease.ClientSecret
 		if federated, _ := w.registry.federated(i); federated {
-			material, longest = lease.FederatedToken, 4*time.Hour // it is renewed every few minutes
+			material, longest = lease.FederatedToken, 2*time.Hour // it is renewed every few minutes
 		}
 	}
 	j.end = now.Add(10*time.Minute + time.Duration(j.dice.Int64N(int64(longest))))

@@ -41,9 +41,11 @@ const (
 type settings struct {
 	seed         uint64
 	integrations int
-	leases       int
-	days         int
-	replicas     int
+	// federated: one of so many integrations has no secret.
+	federated int
+	leases    int
+	days      int
+	replicas  int
 	// killChance is that of a death at each write and each request; pauseChance that of a pause with a request on its way.
 	killChance, pauseChance float64
 }
@@ -245,7 +247,7 @@ func (r *registry) add(ctx context.Context) {
 		Integration: store.Integration{
 			UID: uid, Name: fmt.Sprintf("accounts/%s/integrations/i%d", account, n), DisplayName: fmt.Sprintf("Integration %d", n),
 			TenantID: tenant.ID, Cloud: "public", DefaultSubscriptionID: uuid.NewString(), RotationPeriod: 24 * time.Hour,
-			Federated: n%5 == 3, DeliveryMaterials: materials(n%5 == 3),
+			Federated: n%r.w.set.federated == 1, DeliveryMaterials: materials(n%r.w.set.federated == 1),
 		},
 		administrator: administrator,
 		project:       store.Project{UID: uuid.NewString(), Name: fmt.Sprintf("accounts/%s/projects/p%d", account, n)},

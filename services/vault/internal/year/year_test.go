@@ -18,6 +18,7 @@ var (
 	seeds        = flag.Int("year.seeds", 1, "so many seeds, from the first on")                      //nolint:gochecknoglobals // flags are
 	days         = flag.Int("year.days", 0, "so many days; 30 by default, 3 under the race detector") //nolint:gochecknoglobals // flags are
 	integrations = flag.Int("year.integrations", 20, "so many integrations")                          //nolint:gochecknoglobals // flags are
+	federated    = flag.Int("year.federated", 10, "one of so many integrations has no secret")        //nolint:gochecknoglobals // flags are
 	leases       = flag.Int("year.leases", 8, "so many runners at a time")                            //nolint:gochecknoglobals // flags are
 	progress     = flag.Bool("year.progress", false, "say each day how it stands")                    //nolint:gochecknoglobals // flags are
 )
@@ -26,7 +27,7 @@ func TestYear(t *testing.T) {
 	logging.Disable() // it tells of every connection that is refused
 	// A world is small, and what it throws away is much.
 	defer debug.SetGCPercent(debug.SetGCPercent(400))
-	set := settings{integrations: *integrations, leases: *leases, days: *days, killChance: 0.002, pauseChance: 0.0005}
+	set := settings{integrations: *integrations, federated: *federated, leases: *leases, days: *days, killChance: 0.002, pauseChance: 0.0005}
 	if set.days == 0 {
 		set.days = defaultDays
 	}
