@@ -67,7 +67,7 @@ func (j *judge) pronounce(t *testing.T) {
 }
 
 // work has runners use every integration until the test ends or stop is called: its tokens all the time in one long run, its secret in one short job after
-// another.
+// another, or its assertions in a long run.
 func (w *world) work(t *testing.T) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -98,6 +98,16 @@ func (w *world) work(t *testing.T) (stop func()) {
 			}
 			follow(ctx, i, typev1.Material_MATERIAL_ACCESS_TOKEN, grant, func(ctx context.Context, r *runner.Runner) { w.useToken(ctx, i, r) })
 		})
+		if i.federated {
+			all.Go(func() {
+				grant, err := w.grant(ctx, i, "without a secret", time.Hour)
+				if err != nil {
+					return // the test ends
+				}
+				follow(ctx, i, typev1.Material_MATERIAL_FEDERATED_TOKEN, grant, func(ctx context.Context, r *runner.Runner) { w.useAssertion(ctx, i, r) })
+			})
+			continue
+		}
 		all.Go(func() {
 			for n := 0; ctx.Err() == nil; n++ {
 				grant, err := w.grant(ctx, i, fmt.Sprintf("job-%d", n), jobLife)
@@ -184,30 +194,36 @@ func (w *world) useSecret(ctx context.Context, i *integration, r *runner.Runner)
 			began = newest
 		}
 		for _, c := range []runner.Credential{began, newest} {
-			form := url.Values{
-				"client_id": {i.clientID}, "client_secret": {c.ClientSecret.Expose()}, "grant_type": {"client_credentials"},
-				"scope": {"https://management.azure.com/.default"},
-			}
-			request, err := http.NewRequestWithContext(ctx, http.MethodPost, w.origin+"/"+i.tenant+"/oauth2/v2.0/token", strings.NewReader(form.Encode()))
-			if err != nil {
-				w.judge.fail("%v", err)
+			if !w.exchange(ctx, i, "secret", c, url.Values{"client_secret": {c.ClientSecret.Expose()}}) {
 				return
-			}
-			request.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-			status, body, err := w.do(request)
-			var answer struct {
-				Description string `json:"error_description"`
-			}
-			_ = json.Unmarshal(body, &answer) // of a refusal
-			switch {
-			case ctx.Err() != nil:
-				return
-			case err != nil || status != http.StatusOK:
-				w.judge.fail("Entra ID refuses version %d of %s, which a lease holds: %d %s %v", c.Version, i.name, status, answer.Description, err)
-				return
-			default:
-				w.judge.used("secret", i, c.Version)
 			}
 		}
 	}
+}
+
+// exchange asks for a token with what a lease holds, and tells whether there was one.
+func (w *world) exchange(ctx context.Context, i *integration, material string, c runner.Credential, form url.Values) bool {
+	form.Set("client_id", i.clientID)
+	form.Set("grant_type", "client_credentials")
+	form.Set("scope", "https://management.azure.com/.default")
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, w.origin+"/"+i.tenant+"/oauth2/v2.0/token", strings.NewReader(form.Encode()))
+	if err != nil {
+		w.judge.fail("%v", err)
+		return false
+	}
+	request.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	status, body, err := w.do(request)
+	var answer struct {
+		Description string `json:"error_description"`
+	}
+	_ = json.Unmarshal(body, &answer) // of a refusal
+	switch {
+	case ctx.Err() != nil:
+		return false
+	case err != nil || status != http.StatusOK:
+		w.judge.fail("Entra ID refuses the %s of version %d of %s, which a lease holds: %d %s %v", material, c.Version, i.name, status, answer.Description, err)
+		return false
+	}
+	w.judge.used(material, i, c.Version)
+	return true
 }

@@ -87,16 +87,17 @@ type world struct {
 // vault is one replica.
 type vault struct {
 	process
-	services, runners string
-	redis             *proxy
-	grants            vaultv1.GrantServiceClient
-	rotation          vaultv1.RotationServiceClient
+	services, runners, issuer string
+	redis                     *proxy
+	grants                    vaultv1.GrantServiceClient
+	rotation                  vaultv1.RotationServiceClient
 }
 
 // integration is one customer's.
 type integration struct {
 	name, project                  string
 	tenant, subscription, clientID string
+	federated                      bool
 }
 
 // newWorld starts everything, and stops it after the test.
@@ -108,6 +109,7 @@ func newWorld(t *testing.T) *world {
 	must(t, err)
 	w.startSimulator(t)
 	server := w.certificate(t, "server")
+	w.startIssuer(t, server)
 	w.postgres = sqldbtest.NewTLSServer(t, w.ip, sqldbtest.Certificate(server))
 	w.startRedis(t, server)
 	w.startRegistry(t)
@@ -144,6 +146,7 @@ func (w *world) startSimulator(t *testing.T) {
 	// Tokens live for about as long as a fault lasts: who gets no new ones has none soon.
 	entra := &process{name: "entrasim", answers: []string{address}, command: []string{
 		binary(t, "entrasim"), "-listen", address, "-tls", filepath.Join(w.dir, "entra"), "-lag", fmt.Sprintf("0s-%s,role=0s", lag), "-token-life", "60s-75s",
+		"-issuer-ca", w.ca.CAFile(),
 	}}
 	entra.start(t)
 	t.Cleanup(func() { entra.stop(t) })
@@ -294,8 +297,11 @@ func (w *world) startVaults(t *testing.T) {
 		}},
 	}
 	for i := range vaults {
-		v := &vault{services: w.at(7451 + 10*i), runners: w.at(7452 + 10*i), redis: newProxy(t, w.redisConfig.Addrs[0])}
+		v := &vault{services: w.at(7451 + 10*i), runners: w.at(7452 + 10*i), issuer: w.at(7453 + 10*i), redis: newProxy(t, w.redisConfig.Addrs[0])}
 		config["listen"], config["runners_listen"] = v.services, v.runners
+		config["issuer"] = map[string]any{
+			"url": w.issuerURL(), "listen": v.issuer, "keys": map[string]any{"period": keyPeriod.String(), "publish": "5s", "keep": "10s"},
+		}
 		config["redis"] = map[string]any{"addrs": []string{v.redis.address}, "tls": true, "ca_file": key.CAFile, "server_name": "localhost"}
 		name := fmt.Sprintf("vault-%d", i+1)
 		file := w.configure(t, name, config)
@@ -307,7 +313,7 @@ func (w *world) startVaults(t *testing.T) {
 				t.Fatalf("vaultd init: %v\n%s", err, first.output.tail())
 			}
 		}
-		v.process = process{name: name, answers: []string{v.services, v.runners}, command: []string{program, "--config", file}}
+		v.process = process{name: name, answers: []string{v.services, v.runners, v.issuer}, command: []string{program, "--config", file}}
 		v.start(t)
 		t.Cleanup(func() { v.stop(t) })
 		conn := w.dial(t, grpcclient.Config{Target: v.services, TLS: w.client(t, "platform").ClientConfig(trustDomain + "vault")})
@@ -342,7 +348,11 @@ func (w *world) onboard(t *testing.T) {
 	ctx := t.Context()
 	made := registryv1.NewIntegrationServiceClient(w.registry)
 	for n := range integrations {
-		i := &integration{name: fmt.Sprintf("%s/integrations/i%d", account, n), project: fmt.Sprintf("%s/projects/p%d", account, n)}
+		kind, material := typev1.CredentialKind_CREDENTIAL_KIND_CLIENT_SECRET, typev1.Material_MATERIAL_CLIENT_SECRET
+		if federated(n) {
+			kind, material = typev1.CredentialKind_CREDENTIAL_KIND_FEDERATED, typev1.Material_MATERIAL_FEDERATED_TOKEN
+		}
+		i := &integration{federated: federated(n), name: fmt.Sprintf("%s/integrations/i%d", account, n), project: fmt.Sprintf("%s/projects/p%d", account, n)}
 		w.integrations = append(w.integrations, i)
 		var tenant, subscription struct {
 			ID string `json:"id"`
@@ -355,7 +365,7 @@ func (w *world) onboard(t *testing.T) {
 			Parent: account, IntegrationId: fmt.Sprintf("i%d", n),
 			Integration: &registryv1.Integration{
 				DisplayName: fmt.Sprintf("Integration %d", n), TenantId: i.tenant, DefaultSubscriptionId: i.subscription, RotationPeriod: durationpb.New(period),
-				DeliveryMaterials: []typev1.Material{typev1.Material_MATERIAL_ACCESS_TOKEN, typev1.Material_MATERIAL_CLIENT_SECRET},
+				CredentialKind: kind, DeliveryMaterials: []typev1.Material{typev1.Material_MATERIAL_ACCESS_TOKEN, material},
 			},
 		})
 		must(t, err)
