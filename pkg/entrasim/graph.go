@@ -127,6 +127,9 @@ func (s *Simulator) routeGraph(c *call) {
 		}
 		for _, option := range []string{"$search", "$orderby", "$skip", "$apply", "$expand"} {
 			// An answer that leaves one out would be taken for one that heeds it.
+			if heeded := option == "$expand" && route.operation == "graph.application.get" && c.URL.Query().Get(option) == expandable; heeded {
+				continue
+			}
 			if c.Method == http.MethodGet && c.URL.Query().Has(option) {
 				return c.fail(http.StatusBadRequest, "Request_UnsupportedQuery", "The query option '"+option+"' is not supported.")
 			}
@@ -358,7 +361,7 @@ func selectProperties(c *call, collection string, item map[string]any) *reply {
 	if text == "" || text == "*" {
 		return nil
 	}
-	wanted := make(map[string]bool)
+	wanted := map[string]bool{c.URL.Query().Get("$expand"): true}
 	for name := range strings.SplitSeq(text, ",") {
 		name = strings.TrimSpace(name)
 		if _, known := item[name]; !known && c.Method == http.MethodGet {

@@ -120,11 +120,20 @@ func (s *Simulator) changeable(c *call, key graphKey) (*applicationRecord, *appl
 }
 
 func (s *Simulator) getApplication(c *call, key graphKey) reply {
-	_, a := s.findApplication(c, key)
+	record, a := s.findApplication(c, key)
 	if a == nil {
 		return notFound(c, key)
 	}
 	item := a.view()
+	if c.URL.Query().Get("$expand") == expandable {
+		trusts := []any{}
+		for _, r := range record.federated {
+			if f := r.seen(PlaneGraph, c.replica, c.now); f != nil {
+				trusts = append(trusts, f.view())
+			}
+		}
+		item[expandable] = trusts
+	}
 	if c.selectsKeys() {
 		item["keyCredentials"] = keyViews(a.Keys, true)
 	}

@@ -11,7 +11,8 @@ import (
 
 const (
 	maxFederated     = 20
-	maxFederatedText = 600 // characters of issuer, subject, audience and description
+	maxFederatedText = 600                            // characters of issuer, subject, audience and description
+	expandable       = "federatedIdentityCredentials" // what an application may be read with
 	codeFederated    = "InvalidFederatedIdentityCredentialValue"
 )
 

@@ -56,6 +56,10 @@ func TestGraph_FederatedCredentials(t *testing.T) {
 	if audiences, _ := made.at("audiences").([]any); len(audiences) != 1 || audiences[0] != exchange {
 		t.Errorf("audiences %v", made.at("audiences"))
 	}
+	whole := w.graph(http.MethodGet, "/applications/"+a.id+"?$select=id&$expand=federatedIdentityCredentials", "")
+	if found, _ := whole.at("federatedIdentityCredentials").([]any); whole.status != 200 || len(found) != 1 || found[0].(map[string]any)["name"] != "plan" || whole.at("appId") != nil {
+		t.Errorf("the application with them is %d %s", whole.status, whole.body)
+	}
 	for _, path := range []string{
 		list + "/" + id, list + "/plan", list + "(name='plan')", list + "('" + id + "')",
 		"/applications(appId='" + a.clientID + "')/federatedIdentityCredentials/" + id,

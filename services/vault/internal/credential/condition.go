@@ -74,6 +74,9 @@ func applicationReady(f Facts) Condition {
 		c.Reason, c.Message = "Creating", "The application is being made."
 	case a.ReadyTime.IsZero():
 		c.Reason, c.Message = "ReplicationPending", "The application has not reached all of Entra ID yet."
+	case a.ForeignPasswords+a.ForeignTrusts > 0:
+		c.True, c.Reason = true, "ForeignCredentials"
+		c.Message = "The application has client secrets or federated credentials that Phasekey did not make, and leaves alone: whoever made them can act as it. Look who did, and remove them."
 	default:
 		c.True, c.Reason = true, "Replicated"
 	}

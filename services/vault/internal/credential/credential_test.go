@@ -470,8 +470,8 @@ func TestReadFound_KnowsItsOwn(t *testing.T) {
 	if !slices.Equal(c.Strays, want) {
 		t.Errorf("strays are %v, want %v", c.Strays, want)
 	}
-	if c.Application.Foreign != 2 {
-		t.Errorf("%d foreign passwords, want 2", c.Application.Foreign)
+	if c.Application.ForeignPasswords != 2 {
+		t.Errorf("%d foreign passwords, want 2", c.Application.ForeignPasswords)
 	}
 }
 

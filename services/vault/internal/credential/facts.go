@@ -76,8 +76,9 @@ type Application struct {
 	ReadTime time.Time
 	// WriteTime is when it was last written to, successfully or not.
 	WriteTime time.Time
-	// Foreign counts the passwords which that read found and which nobody here made. They are left alone.
-	Foreign int
+	// ForeignPasswords and ForeignTrusts count the passwords and the federated credentials which that read found and which nobody here
+	// made. They are left alone.
+	ForeignPasswords, ForeignTrusts int
 	// MissingReads counts reads in a row, spaced, that did not find it, the last at MissingTime.
 	MissingReads int
 	MissingTime  time.Time

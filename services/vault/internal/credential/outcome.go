@@ -36,6 +36,8 @@ const (
 type MadeApplication struct {
 	ObjectID, ClientID, DisplayName string
 	Passwords                       []MadePassword
+	// ForeignTrusts counts its federated credentials that are none of ours.
+	ForeignTrusts int
 }
 
 // MadePassword is a password as Graph has it.
@@ -105,13 +107,14 @@ func (f Facts) ReadFound(now time.Time, deployment string, made MadeApplication)
 	if a.ObjectID == "" {
 		a.ObjectID, a.ClientID, a.DisplayName = made.ObjectID, made.ClientID, made.DisplayName
 	}
-	a.ReadTime, a.MissingReads, a.MissingTime, a.Foreign = now, 0, time.Time{}, 0
+	a.ReadTime, a.MissingReads, a.MissingTime = now, 0, time.Time{}
+	a.ForeignPasswords, a.ForeignTrusts = 0, made.ForeignTrusts
 	a.succeeded()
 	var strays []Stray
 	for _, p := range made.Passwords {
 		switch {
 		case !OwnName(deployment, p.Name):
-			a.Foreign++
+			a.ForeignPasswords++
 			continue
 		case slices.ContainsFunc(f.Versions, func(v Version) bool { return v.KeyID == p.KeyID }):
 			continue // in use, or about to be removed

@@ -28,6 +28,8 @@ type Application struct {
 	DisplayName string
 	// Passwords are its client secrets, without their texts.
 	Passwords []Password
+	// Trusts are its federated credentials; only FindApplication tells them.
+	Trusts []Trust
 }
 
 // Password is one client secret of an application, without its text, which Graph shows once.

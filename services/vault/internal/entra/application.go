@@ -34,7 +34,7 @@ const selected = "id,appId,displayName,signInAudience,web,requiredResourceAccess
 // the directory has it. Idempotent, and safe to repeat after any error. Class NotFound means that it was made, and that
 // the replica asked next does not know it yet.
 func (d *Directory) EnsureApplication(ctx context.Context, spec directory.Spec) (directory.Application, error) {
-	found, err := d.read(ctx, spec.UniqueName)
+	found, err := d.read(ctx, spec.UniqueName, "")
 	if directory.ClassOf(err) == directory.NotFound {
 		headers := abstractions.NewRequestHeaders()
 		headers.Add("Prefer", "create-if-missing")
@@ -46,7 +46,7 @@ func (d *Directory) EnsureApplication(ctx context.Context, spec directory.Spec) 
 		if made != nil && made.GetId() != nil {
 			return application(made), nil
 		}
-		if found, err = d.read(ctx, spec.UniqueName); err != nil {
+		if found, err = d.read(ctx, spec.UniqueName, ""); err != nil {
 			return directory.Application{}, err
 		}
 	} else if err != nil {
@@ -63,11 +63,15 @@ func (d *Directory) EnsureApplication(ctx context.Context, spec directory.Spec) 
 // FindApplication reads an application by its unique name. Class NotFound may also mean that the replica asked does not know
 // it yet.
 func (d *Directory) FindApplication(ctx context.Context, uniqueName string) (directory.Application, error) {
-	found, err := d.read(ctx, uniqueName)
+	found, err := d.read(ctx, uniqueName, "&$expand=federatedIdentityCredentials")
 	if err != nil {
 		return directory.Application{}, err
 	}
-	return application(found), nil
+	out := application(found)
+	for _, f := range found.GetFederatedIdentityCredentials() {
+		out.Trusts = append(out.Trusts, trust(f))
+	}
+	return out, nil
 }
 
 // AddPassword makes a client secret that ends at the given time, and returns its text, which cannot be had again. After class
@@ -139,8 +143,8 @@ func (d *Directory) PurgeApplication(ctx context.Context, objectID string) error
 	return nil
 }
 
-func (d *Directory) read(ctx context.Context, uniqueName string) (models.Applicationable, error) {
-	found, err := d.item().WithUrl(d.uniqueNameURL(uniqueName)+"?$select="+selected).Get(ctx, nil)
+func (d *Directory) read(ctx context.Context, uniqueName, more string) (models.Applicationable, error) {
+	found, err := d.item().WithUrl(d.uniqueNameURL(uniqueName)+"?$select="+selected+more).Get(ctx, nil)
 	if err != nil {
 		return nil, graphError("read application", false, err)
 	}

@@ -75,11 +75,15 @@ func (d *Directory) trusts(ctx context.Context, objectID string) ([]directory.Tr
 	}
 	var out []directory.Trust
 	for _, f := range found.GetValue() {
-		t := directory.Trust{Name: value(f.GetName()), Issuer: value(f.GetIssuer()), Subject: value(f.GetSubject())}
-		if audiences := f.GetAudiences(); len(audiences) == 1 {
-			t.Audience = audiences[0]
-		}
-		out = append(out, t)
+		out = append(out, trust(f))
 	}
 	return out, nil
+}
+
+func trust(f models.FederatedIdentityCredentialable) directory.Trust {
+	t := directory.Trust{Name: value(f.GetName()), Issuer: value(f.GetIssuer()), Subject: value(f.GetSubject())}
+	if audiences := f.GetAudiences(); len(audiences) == 1 {
+		t.Audience = audiences[0]
+	}
+	return t
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"testing"
 	"time"
 
@@ -107,6 +108,10 @@ func TestTrust_IsMadeByOneRequestEachAndMended(t *testing.T) {
 	stranger := []directory.Trust{{Name: "stranger", Issuer: issuerURL, Subject: "stranger", Audience: directory.AssertionAudience}}
 	if _, err := w.dir.EnsureTrust(t.Context(), app.ObjectID, stranger); err != nil {
 		t.Fatal(err)
+	}
+	found, err := w.dir.FindApplication(t.Context(), spec.UniqueName)
+	if err != nil || !slices.Equal(found.Trusts, append(wanted, stranger...)) {
+		t.Errorf("the application has %v, %v", found.Trusts, err)
 	}
 	names := []string{wanted[0].Name, wanted[1].Name}
 	for step, want := range []struct{ left, writes int }{{1, 6}, {0, 7}, {0, 7}} {

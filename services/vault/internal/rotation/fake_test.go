@@ -145,6 +145,11 @@ func (app *fakeApp) entity() directory.Application {
 	for _, key := range slices.Sorted(maps.Keys(app.passwords)) {
 		out.Passwords = append(out.Passwords, app.passwords[key].Password)
 	}
+	for _, name := range slices.Sorted(maps.Keys(app.trusts)) {
+		if t := app.trusts[name]; t.removed.IsZero() {
+			out.Trusts = append(out.Trusts, t.Trust)
+		}
+	}
 	return out
 }
 

@@ -189,6 +189,59 @@ func (s *stage) serveFederated() {
 	go func() { served <- s.serveAs(ctx, m) }()
 }
 
+// Whoever may write to our application can let themselves in. That is said, and left to people.
+func TestForeign_CredentialsAreReportedAndLeftAlone(t *testing.T) {
+	for name, plant := range map[string]func(app *fakeApp){
+		"a password": func(app *fakeApp) {
+			app.passwords["theirs"] = &fakePassword{Password: directory.Password{KeyID: "theirs", DisplayName: "theirs", EndTime: time.Now().Add(365 * 24 * time.Hour)}}
+		},
+		"a trust": func(app *fakeApp) {
+			app.trusts["theirs"] = &fakeTrust{Trust: directory.Trust{Name: "theirs", Issuer: "https://elsewhere.example", Subject: "theirs", Audience: directory.AssertionAudience}}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newStage(t)
+				s.want(store.Integration{Federated: true})
+				s.serveFederated()
+				s.live()
+				stands := func(step, reason string, count float64) {
+					t.Helper()
+					time.Sleep(2 * time.Hour)
+					if _, conditions := s.registry.last(); conditions != reason+"+ PrincipalFound+ Proven+" {
+						t.Errorf("%s: conditions are %s", step, conditions)
+					}
+					if got := s.measured()["phasekey_vault_applications_with_foreign_credentials 0"]; got != count {
+						t.Errorf("%s: %v applications have foreign credentials", step, got)
+					}
+				}
+				each := func(do func(app *fakeApp)) {
+					s.entra.set(func(d *fakeDirectory) {
+						for _, app := range d.apps {
+							do(app)
+						}
+					})
+				}
+				stands("before", "Replicated", 0)
+				each(plant)
+				stands("there", "ForeignCredentials", 1)
+				time.Sleep(3 * 24 * time.Hour)
+				each(func(app *fakeApp) {
+					if len(app.passwords)+len(app.trusts) != 3 {
+						t.Errorf("passwords %v and trusts %v are there", app.passwords, app.trusts)
+					}
+					delete(app.passwords, "theirs")
+					delete(app.trusts, "theirs")
+				})
+				stands("gone", "Replicated", 0)
+				if err := s.end(); err != nil {
+					t.Fatal(err)
+				}
+			})
+		})
+	}
+}
+
 func TestFederated_ComesAliveWithoutASecret(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)

@@ -13,7 +13,8 @@ const (
 	keyTo          = "to"
 	keyClass       = "class"
 	keyCode        = "code"
-	keyForeign     = "foreign_passwords"
+	keyPasswords   = "foreign_passwords"
+	keyTrusts      = "foreign_federated_credentials"
 	keyClient      = "client_request_id"
 	keyLeases      = "leases"
 )

@@ -18,7 +18,7 @@ type metrics struct {
 	transitions *prometheus.CounterVec
 	reports     *prometheus.CounterVec
 	// By shard, while this replica is its master.
-	lag, age, expiring, open *prometheus.GaugeVec
+	lag, age, expiring, foreign, open *prometheus.GaugeVec
 }
 
 func newMetrics(r prometheus.Registerer) (*metrics, error) {
@@ -55,6 +55,10 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			Name: "phasekey_vault_credential_versions_expiring",
 			Help: "Active credential versions of the shard that should have been replaced: less than a period of their lives is left.",
 		}, []string{"shard"}),
+		foreign: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "phasekey_vault_applications_with_foreign_credentials",
+			Help: "Applications of the shard that have passwords or federated credentials which the vault did not make. Above 0: somebody else can act as them.",
+		}, []string{"shard"}),
 		open: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "phasekey_vault_rotations_open",
 			Help: "Rotations in the shard that somebody asked for and that have not ended, by reason.",
@@ -64,7 +68,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		return m, nil
 	}
 	var problems []error
-	for _, c := range []prometheus.Collector{m.calls, m.proofs, m.rotations, m.transitions, m.reports, m.lag, m.age, m.expiring, m.open} {
+	for _, c := range []prometheus.Collector{m.calls, m.proofs, m.rotations, m.transitions, m.reports, m.lag, m.age, m.expiring, m.foreign, m.open} {
 		problems = append(problems, r.Register(c))
 	}
 	if err := errors.Join(problems...); err != nil {
@@ -78,6 +82,7 @@ func (m *metrics) measured(shard int, now time.Time, s store.Schedule) {
 	label := strconv.Itoa(shard)
 	m.lag.WithLabelValues(label).Set(s.Lag.Seconds())
 	m.expiring.WithLabelValues(label).Set(float64(s.Expiring))
+	m.foreign.WithLabelValues(label).Set(float64(s.Foreign))
 	age := 0.0
 	if !s.OldestActive.IsZero() {
 		age = now.Sub(s.OldestActive).Seconds()
@@ -91,7 +96,7 @@ func (m *metrics) measured(shard int, now time.Time, s store.Schedule) {
 // forget removes the gauges of a shard that another replica may be master of from now on.
 func (m *metrics) forget(shard int) {
 	label := prometheus.Labels{"shard": strconv.Itoa(shard)}
-	for _, gauge := range []*prometheus.GaugeVec{m.lag, m.age, m.expiring, m.open} {
+	for _, gauge := range []*prometheus.GaugeVec{m.lag, m.age, m.expiring, m.foreign, m.open} {
 		gauge.DeletePartialMatch(label)
 	}
 }

@@ -263,28 +263,29 @@ func TestWorker_RecordsWhatVersionsCameTo(t *testing.T) {
 	})
 }
 
+// measured are the gauges of the last mastership, by name and labels.
+func (s *stage) measured() map[string]float64 {
+	s.t.Helper()
+	families, err := s.metrics.Load().Gather()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	out := map[string]float64{}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			key := f.GetName()
+			for _, l := range m.GetLabel() {
+				key += " " + l.GetValue()
+			}
+			out[key] = m.GetGauge().GetValue()
+		}
+	}
+	return out
+}
+
 func TestWorker_MeasuresHowItsShardStands(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, _ := settled(t, 4*time.Second) // which is within what the lag may be
-		registry := s.metrics.Load()
-		measured := func() map[string]float64 {
-			t.Helper()
-			families, err := registry.Gather()
-			if err != nil {
-				t.Fatal(err)
-			}
-			out := map[string]float64{}
-			for _, f := range families {
-				for _, m := range f.GetMetric() {
-					key := f.GetName()
-					for _, l := range m.GetLabel() {
-						key += " " + l.GetValue()
-					}
-					out[key] = m.GetGauge().GetValue()
-				}
-			}
-			return out
-		}
 		s.request(credential.Compromised, false)
 		s.entra.set(func(d *fakeDirectory) {
 			d.before = func(_ context.Context, op string) error {
@@ -295,7 +296,7 @@ func TestWorker_MeasuresHowItsShardStands(t *testing.T) {
 			}
 		})
 		time.Sleep(60 * time.Hour)
-		got := measured()
+		got := s.measured()
 		if got["phasekey_vault_rotations_open COMPROMISED 0"] != 1 || got["phasekey_vault_rotations_open SCHEDULED 0"] != 0 {
 			t.Errorf("rotations open are %v", got)
 		}
@@ -308,7 +309,7 @@ func TestWorker_MeasuresHowItsShardStands(t *testing.T) {
 		if err := s.end(); err != nil {
 			t.Fatal(err)
 		}
-		for key := range measured() {
+		for key := range s.measured() {
 			if strings.HasSuffix(key, " 0") {
 				t.Errorf("%s is still there although the shard was given up", key)
 			}

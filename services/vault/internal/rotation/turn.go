@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -330,9 +331,15 @@ func (t *turn) read(ctx context.Context) error {
 			t.log.ErrorContext(ctx, "application was replaced by another of its name")
 			return t.facts.Ensured(now, application(found))
 		}
-		change := t.facts.ReadFound(now, t.w.config.DeploymentID, application(found))
-		if n := change.Application.Foreign; n > known.Foreign {
-			t.log.WarnContext(ctx, "application has passwords that are not ours", slog.Int(keyForeign, n))
+		made := application(found)
+		for _, trust := range found.Trusts {
+			if !slices.Contains(t.w.trusts(t.uid), trust) {
+				made.ForeignTrusts++
+			}
+		}
+		change := t.facts.ReadFound(now, t.w.config.DeploymentID, made)
+		if a := change.Application; a.ForeignPasswords > known.ForeignPasswords || a.ForeignTrusts > known.ForeignTrusts {
+			t.log.WarnContext(ctx, "application has credentials that are not ours", slog.Int(keyPasswords, a.ForeignPasswords), slog.Int(keyTrusts, a.ForeignTrusts))
 		}
 		return change
 	}, func(now time.Time, f credential.Failure) credential.Change {

@@ -267,7 +267,7 @@ const applicationColumns = `applications.integration_uid, applications.object_id
 	applications.life_limit, applications.delete_time, applications.purge_time, applications.forget_time,
 	applications.report_digest, applications.report_time, applications.activate_time, applications.seen_probe_time,
 	applications.seen_want_time, applications.lease_end_time, applications.absences, applications.absence_time,
-	applications.trust_digest, applications.trust_time, applications.trust_send_time`
+	applications.trust_digest, applications.trust_time, applications.trust_send_time, applications.foreign_trusts`
 
 // scanApplication reads a row that begins with applicationColumns; more are further columns.
 func scanApplication(row sqldb.Row, more ...any) (credential.Application, error) {
@@ -277,12 +277,12 @@ func scanApplication(row sqldb.Row, more ...any) (credential.Application, error)
 		limit     int64
 	)
 	columns := []any{&a.IntegrationUID, &a.ObjectID, &a.ClientID, &a.DisplayName, &a.SpecDigest, at{&a.EnsureSendTime}, at{&a.EnsureTime},
-		at{&a.ReadTime}, at{&a.WriteTime}, &a.Foreign, &a.MissingReads, at{&a.MissingTime}, &a.HomeProofs, at{&a.HomeTime}, at{&a.ReadyTime},
+		at{&a.ReadTime}, at{&a.WriteTime}, &a.ForeignPasswords, &a.MissingReads, at{&a.MissingTime}, &a.HomeProofs, at{&a.HomeTime}, at{&a.ReadyTime},
 		&consented, at{&a.ConsentTime}, &a.PrincipalObjectID, at{&a.ObserveTime}, &a.ConsentRefusals, at{&a.ConsentRefusedSince},
 		&a.ConsentCode, &a.Failures, &a.FailureCode, at{&a.NextTime}, &a.AddFailures, &a.AddCode, at{&a.AddNextTime}, &limit,
 		at{&a.DeleteTime}, at{&a.PurgeTime}, at{&a.ForgetTime}, &a.ReportDigest, at{&a.ReportTime},
 		at{&a.ActivateTime}, at{&a.SeenProbeTime}, at{&a.SeenWantTime}, at{&a.LeaseEndTime}, &a.Absences, at{&a.AbsenceTime},
-		&a.TrustDigest, at{&a.TrustTime}, at{&a.TrustSendTime}}
+		&a.TrustDigest, at{&a.TrustTime}, at{&a.TrustSendTime}, &a.ForeignTrusts}
 	err := row.Scan(append(columns, more...)...)
 	a.Consented = consented != 0
 	a.LifeLimit = time.Duration(limit) * time.Microsecond
@@ -291,13 +291,13 @@ func scanApplication(row sqldb.Row, more ...any) (credential.Application, error)
 
 func (tx masterTx) saveApplication(ctx context.Context, uid string, a credential.Application) error {
 	args := []any{uid, a.ObjectID, a.ClientID, a.DisplayName, a.SpecDigest, sqldb.Micros(a.EnsureSendTime), sqldb.Micros(a.EnsureTime),
-		sqldb.Micros(a.ReadTime), sqldb.Micros(a.WriteTime), a.Foreign, a.MissingReads, sqldb.Micros(a.MissingTime), a.HomeProofs,
+		sqldb.Micros(a.ReadTime), sqldb.Micros(a.WriteTime), a.ForeignPasswords, a.MissingReads, sqldb.Micros(a.MissingTime), a.HomeProofs,
 		sqldb.Micros(a.HomeTime), sqldb.Micros(a.ReadyTime), bit(a.Consented), sqldb.Micros(a.ConsentTime), a.PrincipalObjectID,
 		sqldb.Micros(a.ObserveTime), a.ConsentRefusals, sqldb.Micros(a.ConsentRefusedSince), a.ConsentCode, a.Failures, a.FailureCode,
 		sqldb.Micros(a.NextTime), a.AddFailures, a.AddCode, sqldb.Micros(a.AddNextTime), a.LifeLimit.Microseconds(),
 		sqldb.Micros(a.DeleteTime), sqldb.Micros(a.PurgeTime), sqldb.Micros(a.ForgetTime), a.ReportDigest, sqldb.Micros(a.ReportTime),
 		sqldb.Micros(a.ActivateTime), sqldb.Micros(a.SeenProbeTime), sqldb.Micros(a.SeenWantTime), sqldb.Micros(a.LeaseEndTime), a.Absences,
-		sqldb.Micros(a.AbsenceTime), a.TrustDigest, sqldb.Micros(a.TrustTime), sqldb.Micros(a.TrustSendTime)}
+		sqldb.Micros(a.AbsenceTime), a.TrustDigest, sqldb.Micros(a.TrustTime), sqldb.Micros(a.TrustSendTime), a.ForeignTrusts}
 	saved, err := tx.Exec(ctx, `UPDATE applications SET object_id = $2, client_id = $3, display_name = $4, spec_digest = $5,
 		ensure_send_time = $6, ensure_time = $7, read_time = $8, write_time = $9, foreign_passwords = $10, missing_reads = $11,
 		missing_time = $12, home_proofs = $13, home_time = $14, ready_time = $15, consented = $16, consent_time = $17,
@@ -305,7 +305,7 @@ func (tx masterTx) saveApplication(ctx context.Context, uid string, a credential
 		failures = $23, failure_code = $24, retry_time = $25, add_failures = $26, add_code = $27, add_retry_time = $28, life_limit = $29,
 		delete_time = $30, purge_time = $31, forget_time = $32, report_digest = $33, report_time = $34, activate_time = $35, seen_probe_time = $36, seen_want_time = $37,
 		lease_end_time = $38, absences = $39, absence_time = $40,
-		trust_digest = $41, trust_time = $42, trust_send_time = $43
+		trust_digest = $41, trust_time = $42, trust_send_time = $43, foreign_trusts = $44
 		WHERE integration_uid = $1`, args...)
 	if err != nil {
 		return fmt.Errorf("save application: %w", err)

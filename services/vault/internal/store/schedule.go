@@ -17,6 +17,8 @@ type Schedule struct {
 	OldestActive time.Time
 	// Expiring counts ACTIVE versions that should have been replaced: too little of their lives is left, as the condition RotationLate has it.
 	Expiring int
+	// Foreign counts applications that have passwords or federated credentials which nobody here made.
+	Foreign int
 	// Open counts rotations that were asked for and have not ended, by reason.
 	Open map[credential.RotationReason]int
 }
@@ -28,6 +30,10 @@ func (s *Store) Schedule(ctx context.Context, shard int, now time.Time) (Schedul
 		out = Schedule{Open: map[credential.RotationReason]int{credential.Scheduled: 0, credential.Compromised: 0}}
 		var first int64
 		if err := tx.QueryRow(ctx, `SELECT COALESCE(MIN(next_time), $2) FROM applications WHERE shard = $1`, shard, int64(never)).Scan(&first); err != nil {
+			return err
+		}
+		if err := tx.QueryRow(ctx, `SELECT COUNT(*) FROM applications WHERE shard = $1 AND foreign_passwords + foreign_trusts > 0 AND delete_time = 0`, shard).
+			Scan(&out.Foreign); err != nil {
 			return err
 		}
 		if due := sqldb.Time(first); first != never && due.Before(now) {
