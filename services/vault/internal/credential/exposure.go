@@ -6,7 +6,8 @@ const (
 	// removalLag is how long Entra may take to refuse a removed secret everywhere: as long as it takes at most to know a new one.
 	removalLag = 20 * time.Minute
 	// tokenLife is the longest that Entra chooses by default for an access token, 60 to 90 minutes at random. Source: "Access tokens in the
-	// Microsoft identity platform", token lifetime.
+	// Microsoft identity platform", token lifetime. The tokens of continuous access evaluation, which live for a day, are not for applications of many tenants:
+	// "Continuous access evaluation for workload identities", prerequisites.
 	tokenLife = 90 * time.Minute
 )
 

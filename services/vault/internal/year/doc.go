@@ -3,7 +3,7 @@
 //
 // A fault is drawn from a number that only (seed, replica, step, occurrence) decide: replicas are killed before and after every write and request, paused past
 // their lock's life, and lose replies. The weather changes in the large: Redis, the database, Entra or the registry is away, Graph throttles, a customer withdraws
-// consent. Meanwhile runners hold leases: some read slowly, some vanish, some come back all the time; and operators have integrations rotated, pause that, and
+// consent. Some integrations have no secret; the signing keys change, and kinds do. Meanwhile runners hold leases: some read slowly, some vanish, some come back all the time; and operators have integrations rotated, pause that, and
 // say that secrets are in other hands.
 //
 // The judge rests on what the three parties wrote down by themselves: the simulator's journal (what worked where, and when), the rows of the vault, and the

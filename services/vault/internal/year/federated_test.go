@@ -205,8 +205,8 @@ func (w *world) keysInHand(ctx context.Context) {
 type federation struct {
 	// trusts are applications' federated credentials, by client ID and Entra's ID.
 	trusts map[string]map[string]*trust
-	// known is when Entra knew a signing key, dropped when somebody said that it is in other hands.
-	known   map[string]span
+	// known are the spans in which Entra knew a signing key, the last without an end where it does; dropped is when somebody said that it is in other hands.
+	known   map[string][]span
 	dropped map[string]time.Time
 	// granted are the times of token requests by assertions that were granted, by client ID and key.
 	granted map[string][]time.Time
@@ -216,7 +216,7 @@ type federation struct {
 type trust struct{ from, to time.Time }
 
 func newFederation() federation {
-	return federation{trusts: map[string]map[string]*trust{}, known: map[string]span{}, dropped: map[string]time.Time{}, granted: map[string][]time.Time{}}
+	return federation{trusts: map[string]map[string]*trust{}, known: map[string][]span{}, dropped: map[string]time.Time{}, granted: map[string][]time.Time{}}
 }
 
 // followTrust takes in that a federated credential came or went. The lock is held.
@@ -252,20 +252,21 @@ func (j *judge) issuerRead(text []byte) {
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	for id, s := range j.known {
-		if s.to.IsZero() {
-			s.to = time.Now()
-			j.known[id] = s
+	read := map[string]bool{}
+	for _, k := range set.Keys {
+		read[k.ID] = true
+		all := j.known[k.ID]
+		if len(all) == 0 {
+			j.counts["signing keys"]++
+		}
+		if n := len(all); n == 0 || !all[n-1].to.IsZero() {
+			j.known[k.ID] = append(all, span{from: time.Now()})
 		}
 	}
-	for _, k := range set.Keys {
-		s, ok := j.known[k.ID]
-		if !ok {
-			j.counts["signing keys"]++
-			s.from = time.Now()
+	for id, all := range j.known {
+		if last := &all[len(all)-1]; !read[id] && last.to.IsZero() {
+			last.to = time.Now()
 		}
-		s.to = time.Time{}
-		j.known[k.ID] = s
 	}
 }
 
@@ -374,16 +375,15 @@ func (j *judge) works(application string, v row, now time.Time) (out []span) {
 		}
 		return nil
 	}
-	known, ok := j.known[v.signingKey]
-	if !ok {
-		return nil
-	}
-	whole.from = later(whole.from, known.from)
-	limit(known.to)
 	limit(j.dropped[v.signingKey])
-	for _, s := range j.stood(application, now) {
-		if s = (span{later(s.from, whole.from), earlier(s.to, whole.to)}); s.from.Before(s.to) {
-			out = append(out, s)
+	for _, known := range j.known[v.signingKey] {
+		if known.to.IsZero() {
+			known.to = now
+		}
+		for _, s := range j.stood(application, now) {
+			if s = (span{later(later(s.from, known.from), whole.from), earlier(earlier(s.to, known.to), whole.to)}); s.from.Before(s.to) {
+				out = append(out, s)
+			}
 		}
 	}
 	return out
