@@ -33,7 +33,7 @@ var eventView = view[*vaultv1.AuditEvent]{
 }
 
 func audit(o *options) *cobra.Command {
-	return noun("audit", "What happened, and whether that is still all of it", o.listAudit(), o.exportAudit(), o.auditKey(), o.verifyAudit())
+	return noun("audit", "What happened, and whether that is still all of it", o.listAudit(), o.tailAudit(), o.exportAudit(), o.auditKey(), o.verifyAudit())
 }
 
 func (s *session) audit() (vaultv1.AuditServiceClient, error) {

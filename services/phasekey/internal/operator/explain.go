@@ -31,7 +31,7 @@ var advice = map[string]string{
 	"ACCESS_TAKEN":              "another integration is attached for that access: detach it first",
 	"NOTHING_ATTACHED":          "attach an integration for that access: `phasekey attachments create PROJECT INTEGRATION`",
 	"NO_SUBSCRIPTION":           "give the attachment a subscription, or the integration a default one",
-	"CURSOR_OUT_OF_RANGE":       "list again, and watch from there",
+	"CURSOR_OUT_OF_RANGE":       "begin anew: list again, or follow the audit from a time (--start) without the cursor",
 	"ROTATION_PAUSED":           "resume rotation first, or say --compromised if the credential is in other hands",
 	"MISLEADING_NAME":           "choose another display name: administrators of customers see it when they consent",
 	"REPORT_FENCED":             "a newer master reports; nothing is to be done",

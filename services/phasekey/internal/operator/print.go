@@ -232,24 +232,34 @@ func showOne[M named](ctx context.Context, p *printer, v view[M], get func(ctx c
 	return card(p, v, m)
 }
 
+// rows are printed one after another, in columns as wide as what was in them so far.
+type rows struct{ widths []int }
+
+// fit makes room for a row.
+func (r *rows) fit(texts []string) {
+	for i, text := range texts {
+		if i == len(r.widths) {
+			r.widths = append(r.widths, 0)
+		}
+		r.widths[i] = max(r.widths[i], len([]rune(text)))
+	}
+}
+
+func (r *rows) print(out io.Writer, texts []string) error {
+	r.fit(texts)
+	var b strings.Builder
+	for i, text := range texts[:len(texts)-1] {
+		fmt.Fprintf(&b, "%-*s", r.widths[i]+2, text)
+	}
+	_, err := fmt.Fprintln(out, b.String()+texts[len(texts)-1])
+	return err
+}
+
 // watch looks again and again, and prints each message that is new or has changed: a row, or a line of JSON. What is gone is said as
 // a note.
 func watch[M named](ctx context.Context, p *printer, v view[M], look func(ctx context.Context) ([]M, error)) error {
 	heads, cells := v.inList()
-	widths := make([]int, len(heads))
-	print := func(texts []string) error {
-		var b strings.Builder
-		for i, text := range texts {
-			widths[i] = max(widths[i], len([]rune(text)))
-			if i == len(texts)-1 {
-				b.WriteString(text)
-				break
-			}
-			fmt.Fprintf(&b, "%-*s", widths[i]+2, text)
-		}
-		_, err := fmt.Fprintln(p.out, b.String())
-		return err
-	}
+	var rows rows
 	last := map[string]M{}
 	for first := true; ; first = false {
 		list, err := look(ctx)
@@ -258,11 +268,9 @@ func watch[M named](ctx context.Context, p *printer, v view[M], look func(ctx co
 		}
 		if first && !p.json {
 			for _, m := range list {
-				for i, text := range strings.Split(row(cells, m), "\t") {
-					widths[i] = max(widths[i], len([]rune(text)))
-				}
+				rows.fit(strings.Split(row(cells, m), "\t"))
 			}
-			if err := print(heads); err != nil {
+			if err := rows.print(p.out, heads); err != nil {
 				return err
 			}
 		}
@@ -275,7 +283,7 @@ func watch[M named](ctx context.Context, p *printer, v view[M], look func(ctx co
 			if p.json {
 				err = p.line(m)
 			} else {
-				err = print(strings.Split(row(cells, m), "\t"))
+				err = rows.print(p.out, strings.Split(row(cells, m), "\t"))
 			}
 			if err != nil {
 				return err

@@ -1,0 +1,187 @@
+package operator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
+	"phasekey.dev/pkg/rpcerr"
+)
+
+const (
+	// firstAgain and longestAgain are how long is waited before a tail that broke goes on.
+	firstAgain   = time.Second
+	longestAgain = 30 * time.Second
+	// maxCursor bounds the file of a cursor.
+	maxCursor = 64 << 10
+)
+
+func (o *options) tailAudit() *cobra.Command {
+	var filter, start, file string
+	c := o.verb("tail", "Follow what happens in an account, from now on or from a time, until interrupted", cobra.NoArgs, func(ctx context.Context, s *session, _ []string) error {
+		parent, err := s.parent()
+		if err != nil {
+			return err
+		}
+		req := &vaultv1.TailAuditEventsRequest{Parent: parent, Filter: filter}
+		if start != "" {
+			t, err := time.Parse(time.RFC3339, start)
+			if err != nil {
+				return errors.New("--start: say a time like 2006-01-02T15:04:05Z")
+			}
+			req.StartTime = timestamppb.New(t)
+		}
+		client, err := s.audit()
+		if err != nil {
+			return err
+		}
+		t := &auditTail{printer: s.printer, request: req, file: file, open: func(ctx context.Context, req *vaultv1.TailAuditEventsRequest) (auditStream, error) {
+			return client.TailAuditEvents(ctx, req)
+		}}
+		return t.run(ctx)
+	})
+	c.Flags().StringVar(&filter, "filter", "", `which, after AIP-160: 'kind = CredentialDelivered AND run = "run-1"'`)
+	c.Flags().StringVar(&start, "start", "", "events of this time (RFC 3339) and later; otherwise those from now on")
+	c.Flags().StringVar(&file, "cursor-file", "", "keep in this file up to where events were printed, and go on from there when started again")
+	return c
+}
+
+// auditStream is what events come by.
+type auditStream interface {
+	Recv() (*vaultv1.TailAuditEventsResponse, error)
+}
+
+// auditTail prints events as they come, and goes on where it was when the stream breaks.
+type auditTail struct {
+	*printer
+	request *vaultv1.TailAuditEventsRequest
+	// file keeps the cursor; empty for none.
+	file string
+	open func(ctx context.Context, req *vaultv1.TailAuditEventsRequest) (auditStream, error)
+	rows rows
+}
+
+// run prints until ctx ends, which is no error. A stream that breaks before anything came by it is one; so is one that cannot go on.
+func (t *auditTail) run(ctx context.Context) error {
+	if t.file != "" {
+		cursor, err := readCursor(t.file)
+		if err != nil {
+			return fmt.Errorf("--cursor-file: %w", err)
+		}
+		t.request.Cursor = cursor
+	}
+	if !t.json {
+		heads, _ := eventView.inList()
+		if err := t.rows.print(t.out, heads); err != nil {
+			return err
+		}
+	}
+	began, again := false, firstAgain
+	for {
+		came, err := t.once(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if came {
+			began, again = true, firstAgain
+		}
+		if !began || !breaks(err) {
+			return err
+		}
+		t.note("the stream broke, going on in %s: %v", again, rpcerr.Explain(err))
+		if !pause(ctx, again) {
+			return nil
+		}
+		again = min(2*again, longestAgain)
+	}
+}
+
+// breaks tells whether an error passes.
+func breaks(err error) bool {
+	if errors.Is(err, io.EOF) {
+		return true
+	}
+	st, ok := rpcerr.FromError(err)
+	return ok && (st.Code() == codes.Unavailable || st.Code() == codes.ResourceExhausted)
+}
+
+// once prints what comes by one stream, and reports whether anything did.
+func (t *auditTail) once(ctx context.Context) (came bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := t.open(ctx, t.request)
+	if err != nil {
+		return false, err
+	}
+	_, cells := eventView.inList()
+	for {
+		message, err := stream.Recv()
+		if err != nil {
+			return came, err
+		}
+		came = true
+		for _, e := range message.GetAuditEvents() {
+			if t.json {
+				err = t.line(e)
+			} else {
+				err = t.rows.print(t.out, strings.Split(row(cells, e), "\t"))
+			}
+			if err != nil {
+				return came, err
+			}
+		}
+		t.request.Cursor = message.GetCursor()
+		if t.file != "" {
+			if err := writeCursor(t.file, message.GetCursor()); err != nil {
+				return came, fmt.Errorf("--cursor-file: %w", err)
+			}
+		}
+	}
+}
+
+// readCursor is what the file keeps; empty when there is no file yet.
+func readCursor(name string) (string, error) {
+	f, err := os.Open(name) //nolint:gosec // the file that the flag names
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = f.Close() }()
+	text, err := io.ReadAll(io.LimitReader(f, maxCursor))
+	if err != nil {
+		return "", err
+	}
+	cursor := strings.TrimSpace(string(text))
+	if cursor == "" {
+		return "", fmt.Errorf("%s is empty: remove it to begin anew", name)
+	}
+	return cursor, nil
+}
+
+// writeCursor puts another file in the place of the one there is: whenever it is read it is whole.
+func writeCursor(name, cursor string) error {
+	f, err := os.CreateTemp(filepath.Dir(name), ".cursor-")
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(cursor + "\n")
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), name)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return nil
+}
