@@ -729,10 +729,10 @@ const file_phasekey_vault_v1_audit_service_proto_rawDesc = "" +
 	"\x06filter\x18\x04 \x01(\tB\f\xe2A\x01\x01\xbaH\x05r\x03\x18\xd0\x0fR\x06filter\"\x83\x01\n" +
 	"\x17ListAuditEventsResponse\x12@\n" +
 	"\faudit_events\x18\x01 \x03(\v2\x1d.phasekey.vault.v1.AuditEventR\vauditEvents\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x9b\x02\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xad\x02\n" +
 	"\x16TailAuditEventsRequest\x12s\n" +
-	"\x06parent\x18\x01 \x01(\tB[\xe2A\x01\x02\xfaA\x1f\x12\x1dvault.phasekey.dev/AuditEvent\xbaH2r02.^accounts/([a-z]([a-z0-9-]{0,61}[a-z0-9])?|-)$R\x06parent\x12%\n" +
-	"\x06cursor\x18\x02 \x01(\tB\r\xe2A\x01\x01\xbaH\x06r\x04\x18\xe0\xd4\x03R\x06cursor\x12?\n" +
+	"\x06parent\x18\x01 \x01(\tB[\xe2A\x01\x02\xfaA\x1f\x12\x1dvault.phasekey.dev/AuditEvent\xbaH2r02.^accounts/([a-z]([a-z0-9-]{0,61}[a-z0-9])?|-)$R\x06parent\x127\n" +
+	"\x06cursor\x18\x02 \x01(\tB\x1f\xe2A\x01\x01\xbaH\x18r\x16\x18\xe0\xd4\x032\x10^[A-Za-z0-9_-]*$R\x06cursor\x12?\n" +
 	"\n" +
 	"start_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x01R\tstartTime\x12$\n" +
 	"\x06filter\x18\x04 \x01(\tB\f\xe2A\x01\x01\xbaH\x05r\x03\x18\xd0\x0fR\x06filter\"s\n" +

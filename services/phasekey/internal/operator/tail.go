@@ -69,6 +69,8 @@ type auditTail struct {
 	file string
 	open func(ctx context.Context, req *vaultv1.TailAuditEventsRequest) (auditStream, error)
 	rows rows
+	// headed tells whether the table has its heads.
+	headed bool
 }
 
 // run prints until ctx ends, which is no error. A stream that breaks before anything came by it is one; so is one that cannot go on.
@@ -79,12 +81,6 @@ func (t *auditTail) run(ctx context.Context) error {
 			return fmt.Errorf("--cursor-file: %w", err)
 		}
 		t.request.Cursor = cursor
-	}
-	if !t.json {
-		heads, _ := eventView.inList()
-		if err := t.rows.print(t.out, heads); err != nil {
-			return err
-		}
 	}
 	began, again := false, firstAgain
 	for {
@@ -123,22 +119,14 @@ func (t *auditTail) once(ctx context.Context) (came bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	_, cells := eventView.inList()
 	for {
 		message, err := stream.Recv()
 		if err != nil {
 			return came, err
 		}
 		came = true
-		for _, e := range message.GetAuditEvents() {
-			if t.json {
-				err = t.line(e)
-			} else {
-				err = t.rows.print(t.out, strings.Split(row(cells, e), "\t"))
-			}
-			if err != nil {
-				return came, err
-			}
+		if err := t.print(message.GetAuditEvents()); err != nil {
+			return came, err
 		}
 		t.request.Cursor = message.GetCursor()
 		if t.file != "" {
@@ -147,6 +135,34 @@ func (t *auditTail) once(ctx context.Context) (came bool, err error) {
 			}
 		}
 	}
+}
+
+func (t *auditTail) print(events []*vaultv1.AuditEvent) error {
+	if t.json {
+		for _, e := range events {
+			if err := t.line(e); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	heads, cells := eventView.inList()
+	var texts [][]string
+	if !t.headed {
+		texts, t.headed = append(texts, heads), true
+	}
+	for _, e := range events {
+		texts = append(texts, strings.Split(row(cells, e), "\t"))
+	}
+	for _, row := range texts {
+		t.rows.fit(row)
+	}
+	for _, row := range texts {
+		if err := t.rows.print(t.out, row); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // readCursor is what the file keeps; empty when there is no file yet.

@@ -129,7 +129,7 @@ func TestAuditTail_Table(t *testing.T) {
 	}
 	lines := strings.Split(out.String(), "\n")
 	if len(lines) != 4 || !strings.HasPrefix(lines[0], "TIME") || !strings.Contains(lines[1], "run-1") || !strings.Contains(lines[2], "a longer run") ||
-		strings.Index(lines[0], "RUN") > strings.Index(lines[1], "run-1") {
+		strings.Index(lines[0], "RUN") != strings.Index(lines[1], "run-1") || strings.Index(lines[0], "PROJECT") != strings.Index(lines[2], "a longer run")+len("a longer run  ") {
 		t.Errorf("%s", out)
 	}
 }
