@@ -67,6 +67,17 @@ func (p *player) accesses() []typev1.Access {
 	}[p.dice.IntN(4)]
 }
 
+// accesses are those that the attachment is for, one by one.
+func (a *modelAttachment) accesses() (all []typev1.Access) {
+	if a.read {
+		all = append(all, typev1.Access_ACCESS_READ)
+	}
+	if a.write {
+		all = append(all, typev1.Access_ACCESS_WRITE)
+	}
+	return all
+}
+
 func has(accesses []typev1.Access, a typev1.Access) bool {
 	return len(accesses) == 0 || slices.Contains(accesses, a)
 }
@@ -89,9 +100,19 @@ func (p *player) attach(ctx context.Context) {
 		name: project + "/attachments/" + idOf(integration), integration: integration, project: project, subscription: p.pick("", subscription),
 		read: has(accesses, typev1.Access_ACCESS_READ), write: has(accesses, typev1.Access_ACCESS_WRITE),
 	}
+	requestID, earlier := p.draw(project)
+	if earlier != nil && p.yes() {
+		again := *earlier.what.(*modelAttachment)
+		a, integration = &again, again.integration
+		accesses = a.accesses()
+	}
+	contents := contentsOf(a.name, a.read, a.write, a.subscription)
+	asked := *a
 	var want refused
 	i := p.m.integrations[integration]
 	switch {
+	case earlier != nil:
+		want = earlier.repeated(contents)
 	case p.m.projects[project] == nil || i == nil:
 		want = "RESOURCE_NOT_FOUND"
 	case i.deleting:
@@ -101,12 +122,13 @@ func (p *player) attach(ctx context.Context) {
 	case p.taken(a):
 		want = "ACCESS_TAKEN"
 	}
-	got, ok := calls(ctx, p, fmt.Sprintf("attach %+v", *a), want, func(ctx context.Context, validateOnly bool) (*registryv1.Attachment, error) {
+	got, ok := calls(ctx, p, fmt.Sprintf("attach %+v by %q", *a, requestID), want, func(ctx context.Context, validateOnly bool) (*registryv1.Attachment, error) {
 		return p.w.platform.attachments.CreateAttachment(ctx, &registryv1.CreateAttachmentRequest{
 			Parent: project, Attachment: &registryv1.Attachment{Integration: integration, Accesses: accesses, SubscriptionId: a.subscription}, ValidateOnly: validateOnly,
+			RequestId: requestID,
 		})
 	})
-	if ok {
+	if ok && p.made(request{parent: project, id: requestID, contents: contents, what: &asked}, earlier, got) {
 		p.saw(got)
 		a.etag = got.GetEtag()
 		p.m.attachments[a.name] = a

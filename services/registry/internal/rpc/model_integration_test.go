@@ -15,7 +15,11 @@ import (
 type modelIntegration struct {
 	name, uid, display, subscription, etag string
 	labels                                 []string
-	auto, deleting                         bool
+	auto, deleting, everActive             bool
+	conditions                             map[string]observed
+	fence                                  fence
+	// told is the state as the registry told it, empty in the model, which derives it.
+	told string
 }
 
 // mistaken is what nobody can have meant.
@@ -26,23 +30,32 @@ func (i *modelIntegration) mistaken() bool {
 func (p *player) createIntegration(ctx context.Context) {
 	name := p.integration()
 	n := &modelIntegration{name: name, display: p.pick("One", "Two"), subscription: p.pick("", subscription), labels: p.labels("autoattach:"), auto: p.yes()}
+	requestID, earlier := p.draw(accountOf(name))
+	if earlier != nil && p.yes() {
+		again := *earlier.what.(*modelIntegration)
+		n, name = &again, again.name
+	}
+	contents := contentsOf(name, n.display, n.subscription, sorted(n.labels), n.auto)
+	asked := *n
 	var want refused
 	switch {
 	case n.mistaken():
 		want = "INVALID_FIELDS"
+	case earlier != nil:
+		want = earlier.repeated(contents)
 	case p.m.integrations[name] != nil:
 		want = "RESOURCE_EXISTS"
 	case p.m.count(accountOf(name), "integrations") >= modelQuota:
 		want = "QUOTA_EXCEEDED"
 	}
-	made, ok := calls(ctx, p, fmt.Sprintf("create %+v", *n), want, func(ctx context.Context, validateOnly bool) (*registryv1.Integration, error) {
+	made, ok := calls(ctx, p, fmt.Sprintf("create %+v by %q", *n, requestID), want, func(ctx context.Context, validateOnly bool) (*registryv1.Integration, error) {
 		return p.w.platform.integrations.CreateIntegration(ctx, &registryv1.CreateIntegrationRequest{
-			Parent: accountOf(name), IntegrationId: idOf(name), ValidateOnly: validateOnly, Integration: &registryv1.Integration{
+			Parent: accountOf(name), IntegrationId: idOf(name), ValidateOnly: validateOnly, RequestId: requestID, Integration: &registryv1.Integration{
 				DisplayName: n.display, TenantId: tenant, DefaultSubscriptionId: n.subscription, Labels: n.labels, AutoAttach: n.auto,
 			},
 		})
 	})
-	if ok {
+	if ok && p.made(request{parent: accountOf(name), id: requestID, contents: contents, what: &asked}, earlier, made) {
 		p.saw(made)
 		n.uid, n.etag, n.labels = made.GetUid(), made.GetEtag(), sorted(n.labels)
 		p.m.integrations[name] = n
@@ -164,24 +177,5 @@ func (p *player) deleteIntegration(ctx context.Context) {
 		p.old = append(p.old, n.etag)
 		n.deleting, n.etag = true, got.GetEtag()
 		maps.DeleteFunc(p.m.attachments, func(_ string, a *modelAttachment) bool { return a.integration == name })
-	}
-}
-
-// forgetIntegration is what the vault does when the application is gone for good.
-func (p *player) forgetIntegration(ctx context.Context) {
-	name := p.integration()
-	n := p.m.integrations[name]
-	if n == nil {
-		return
-	}
-	var want refused
-	if !n.deleting {
-		want = "INVALID_FIELDS"
-	}
-	_, err := p.w.vault.status.ReportConditions(ctx, &registryv1.ReportConditionsRequest{
-		IntegrationUid: n.uid, Mastership: &registryv1.Mastership{Shard: 0, Epoch: 1, Holder: holder}, ApplicationRemoved: true,
-	})
-	if p.ended("forget "+name, want, err) {
-		delete(p.m.integrations, name)
 	}
 }

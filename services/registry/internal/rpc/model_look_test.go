@@ -1,6 +1,7 @@
 package rpc_test
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -8,7 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 
 	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
 	typev1 "phasekey.dev/gen/phasekey/type/v1"
@@ -20,7 +21,8 @@ type picture []string
 func pictureOf(integrations map[string]*modelIntegration, projects map[string]*modelProject, attachments map[string]*modelAttachment) picture {
 	var lines picture
 	for _, i := range integrations {
-		lines = append(lines, fmt.Sprintf("%s uid=%s display=%s subscription=%s labels=%v auto=%t deleting=%t etag=%s", i.name, i.uid, i.display, i.subscription, i.labels, i.auto, i.deleting, i.etag))
+		lines = append(lines, fmt.Sprintf("%s uid=%s display=%s subscription=%s labels=%v auto=%t state=%s conditions=%s etag=%s",
+			i.name, i.uid, i.display, i.subscription, i.labels, i.auto, cmp.Or(i.told, i.state()), i.known(), i.etag))
 	}
 	for _, p := range projects {
 		lines = append(lines, fmt.Sprintf("%s uid=%s display=%s labels=%v etag=%s", p.name, p.uid, p.display, p.labels, p.etag))
@@ -44,9 +46,13 @@ func newFold() *fold {
 }
 
 func (f *fold) integration(i *registryv1.Integration) {
+	conditions := map[string]observed{}
+	for _, c := range i.GetConditions() {
+		conditions[strings.TrimPrefix(c.GetType().String(), "TYPE_")] = observed{status: strings.TrimPrefix(c.GetStatus().String(), "STATUS_"), reason: c.GetReason()}
+	}
 	f.integrations[i.GetName()] = &modelIntegration{
 		name: i.GetName(), uid: i.GetUid(), display: i.GetDisplayName(), subscription: i.GetDefaultSubscriptionId(), labels: i.GetLabels(),
-		auto: i.GetAutoAttach(), deleting: i.GetState() == registryv1.Integration_STATE_DELETING, etag: i.GetEtag(),
+		auto: i.GetAutoAttach(), told: strings.TrimPrefix(i.GetState().String(), "STATE_"), conditions: conditions, etag: i.GetEtag(),
 	}
 }
 
@@ -187,7 +193,7 @@ func tags[M tagged](messages []M) []tagged {
 func (p *player) compare(what string, got *fold) {
 	p.t.Helper()
 	want := pictureOf(p.m.integrations, p.m.projects, p.m.attachments)
-	if diff := cmp.Diff(want, pictureOf(got.integrations, got.projects, got.attachments)); diff != "" {
+	if diff := gocmp.Diff(want, pictureOf(got.integrations, got.projects, got.attachments)); diff != "" {
 		p.t.Fatalf("%s: -model +registry\n%s\n%s", what, diff, strings.Join(p.trace[max(0, len(p.trace)-15):], "\n"))
 	}
 }

@@ -28,6 +28,8 @@ type model struct {
 	integrations map[string]*modelIntegration
 	projects     map[string]*modelProject
 	attachments  map[string]*modelAttachment
+	// fences are the shards' masterships.
+	fences map[int32]fence
 }
 
 const modelQuota = 3
@@ -66,6 +68,10 @@ type player struct {
 	times map[string]times
 	// old are etags that were current once.
 	old []string
+	// requests are those that were made by a request ID.
+	requests []*request
+	// ends counts how calls ended, and by what they were special.
+	ends map[refused]int
 	// trace is what was called, for a failure.
 	trace []string
 }
@@ -135,6 +141,7 @@ func mismatch(given, current string) refused {
 func (p *player) ended(what string, want refused, err error) bool {
 	p.t.Helper()
 	p.trace = append(p.trace, fmt.Sprintf("%s → %q", what, want))
+	p.ends[want]++
 	if got := refused(rpcerr.Reason(err)); err != nil && (got != want || want == "") || err == nil && want != "" {
 		p.t.Fatalf("got %v, want %q\n%s", err, want, strings.Join(p.trace[max(0, len(p.trace)-15):], "\n"))
 	}
@@ -168,7 +175,7 @@ func calls[M proto.Message](ctx context.Context, p *player, what string, want re
 // step makes one call.
 func (p *player) step(ctx context.Context) {
 	// Weighted so that there is something to change.
-	switch n := p.dice.IntN(20); {
+	switch n := p.dice.IntN(24); {
 	case n < 4:
 		p.createIntegration(ctx)
 	case n < 6:
@@ -185,8 +192,10 @@ func (p *player) step(ctx context.Context) {
 		p.attach(ctx)
 	case n < 18:
 		p.updateAttachment(ctx)
-	default:
+	case n < 20:
 		p.detach(ctx)
+	default:
+		p.report(ctx)
 	}
 }
 
@@ -213,8 +222,8 @@ func TestRegistry_DoesAsItsModel(t *testing.T) {
 		w := newWorldOn(t, db, quota.Config{Integrations: modelQuota, Projects: modelQuota, Attachments: 100})
 		seed := uint64(time.Now().UnixNano())
 		t.Logf("seed %d", seed)
-		p := &player{t: t, w: w, times: map[string]times{}, dice: rand.New(rand.NewPCG(seed, 0)), m: model{
-			integrations: map[string]*modelIntegration{}, projects: map[string]*modelProject{}, attachments: map[string]*modelAttachment{},
+		p := &player{t: t, w: w, times: map[string]times{}, ends: map[refused]int{}, dice: rand.New(rand.NewPCG(seed, 0)), m: model{
+			integrations: map[string]*modelIntegration{}, projects: map[string]*modelProject{}, attachments: map[string]*modelAttachment{}, fences: map[int32]fence{},
 		}}
 		begin, err := w.vault.integrations.ListIntegrations(t.Context(), &registryv1.ListIntegrationsRequest{Parent: "accounts/-"})
 		must(t, err)
@@ -240,5 +249,6 @@ func TestRegistry_DoesAsItsModel(t *testing.T) {
 			}
 		}
 		p.compare("what was watched", told)
+		t.Logf("calls ended %v", p.ends)
 	})
 }
