@@ -123,7 +123,7 @@ func (p *player) attach(ctx context.Context) {
 		want = "ACCESS_TAKEN"
 	}
 	got, ok := calls(ctx, p, fmt.Sprintf("attach %+v by %q", *a, requestID), want, func(ctx context.Context, validateOnly bool) (*registryv1.Attachment, error) {
-		return p.w.platform.attachments.CreateAttachment(ctx, &registryv1.CreateAttachmentRequest{
+		return p.by.attachments.CreateAttachment(ctx, &registryv1.CreateAttachmentRequest{
 			Parent: project, Attachment: &registryv1.Attachment{Integration: integration, Accesses: accesses, SubscriptionId: a.subscription}, ValidateOnly: validateOnly,
 			RequestId: requestID,
 		})
@@ -176,7 +176,7 @@ func (p *player) updateAttachment(ctx context.Context) {
 		}
 	}
 	got, ok := calls(ctx, p, fmt.Sprintf("update %v, missing %t", given, missing), want, func(ctx context.Context, validateOnly bool) (*registryv1.Attachment, error) {
-		return p.w.platform.attachments.UpdateAttachment(ctx, &registryv1.UpdateAttachmentRequest{
+		return p.by.attachments.UpdateAttachment(ctx, &registryv1.UpdateAttachmentRequest{
 			Attachment: given, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"accesses"}}, AllowMissing: missing, ValidateOnly: validateOnly,
 		})
 	})
@@ -203,7 +203,7 @@ func (p *player) detach(ctx context.Context) {
 	}
 	_, ok := calls(ctx, p, fmt.Sprintf("detach %v", req), want, func(ctx context.Context, validateOnly bool) (*emptypb.Empty, error) {
 		req.ValidateOnly = validateOnly
-		return p.w.platform.attachments.DeleteAttachment(ctx, req)
+		return p.by.attachments.DeleteAttachment(ctx, req)
 	})
 	if ok && a != nil {
 		p.old = append(p.old, a.etag)
@@ -261,7 +261,7 @@ func (p *player) explain(ctx context.Context, to *modelProject) {
 		}
 		want = append(want, line)
 	}
-	got, err := p.w.platform.attachments.ListEffectiveAttachments(ctx, &registryv1.ListEffectiveAttachmentsRequest{Parent: to.name})
+	got, err := p.by.attachments.ListEffectiveAttachments(ctx, &registryv1.ListEffectiveAttachmentsRequest{Parent: to.name})
 	must(p.t, err)
 	var have []string
 	for _, e := range got.GetEffectiveAttachments() {

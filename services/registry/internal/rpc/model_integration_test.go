@@ -49,7 +49,7 @@ func (p *player) createIntegration(ctx context.Context) {
 		want = "QUOTA_EXCEEDED"
 	}
 	made, ok := calls(ctx, p, fmt.Sprintf("create %+v by %q", *n, requestID), want, func(ctx context.Context, validateOnly bool) (*registryv1.Integration, error) {
-		return p.w.platform.integrations.CreateIntegration(ctx, &registryv1.CreateIntegrationRequest{
+		return p.by.integrations.CreateIntegration(ctx, &registryv1.CreateIntegrationRequest{
 			Parent: accountOf(name), IntegrationId: idOf(name), ValidateOnly: validateOnly, RequestId: requestID, Integration: &registryv1.Integration{
 				DisplayName: n.display, TenantId: tenant, DefaultSubscriptionId: n.subscription, Labels: n.labels, AutoAttach: n.auto,
 			},
@@ -120,7 +120,7 @@ func (p *player) updateIntegration(ctx context.Context) {
 		}
 	}
 	got, ok := calls(ctx, p, fmt.Sprintf("update %v to %v, missing %t", paths, given, missing), want, func(ctx context.Context, validateOnly bool) (*registryv1.Integration, error) {
-		return p.w.platform.integrations.UpdateIntegration(ctx, &registryv1.UpdateIntegrationRequest{
+		return p.by.integrations.UpdateIntegration(ctx, &registryv1.UpdateIntegrationRequest{
 			Integration: given, UpdateMask: &fieldmaskpb.FieldMask{Paths: paths}, AllowMissing: missing, ValidateOnly: validateOnly,
 		})
 	})
@@ -170,7 +170,7 @@ func (p *player) deleteIntegration(ctx context.Context) {
 	}
 	got, ok := calls(ctx, p, fmt.Sprintf("delete %v", req), want, func(ctx context.Context, validateOnly bool) (*registryv1.Integration, error) {
 		req.ValidateOnly = validateOnly
-		return p.w.platform.integrations.DeleteIntegration(ctx, req)
+		return p.by.integrations.DeleteIntegration(ctx, req)
 	})
 	if ok && n != nil {
 		p.saw(got)

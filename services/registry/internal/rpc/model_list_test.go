@@ -155,7 +155,7 @@ func (p *player) find(ctx context.Context) {
 		{`client_id:*`, func(*modelIntegration) bool { return false }},
 	}, []key[*modelIntegration]{text("display_name", func(i *modelIntegration) string { return i.display })},
 		func(filter, orderBy, token string, size int32) (names []string, next string, err error) {
-			got, err := p.w.vault.integrations.ListIntegrations(ctx, &registryv1.ListIntegrationsRequest{Parent: "accounts/-", Filter: filter, OrderBy: orderBy, PageToken: token, PageSize: size})
+			got, err := p.w.vault.integrations.ListIntegrations(ctx, &registryv1.ListIntegrationsRequest{Parent: p.everything(), Filter: filter, OrderBy: orderBy, PageToken: token, PageSize: size})
 			for _, i := range got.GetIntegrations() {
 				names = append(names, i.GetName())
 			}
@@ -173,7 +173,7 @@ func (p *player) find(ctx context.Context) {
 		{`name:"beta"`, func(of *modelProject) bool { return strings.Contains(of.name, "beta") }},
 	}, []key[*modelProject]{text("display_name", func(of *modelProject) string { return of.display })},
 		func(filter, orderBy, token string, size int32) (names []string, next string, err error) {
-			got, err := p.w.vault.projects.ListProjects(ctx, &registryv1.ListProjectsRequest{Parent: "accounts/-", Filter: filter, OrderBy: orderBy, PageToken: token, PageSize: size})
+			got, err := p.w.vault.projects.ListProjects(ctx, &registryv1.ListProjectsRequest{Parent: p.everything(), Filter: filter, OrderBy: orderBy, PageToken: token, PageSize: size})
 			for _, one := range got.GetProjects() {
 				names = append(names, one.GetName())
 			}
@@ -190,7 +190,7 @@ func (p *player) find(ctx context.Context) {
 		{fmt.Sprintf(`integration = %q`, of), func(a *modelAttachment) bool { return a.integration == of }},
 		{`name:"/q/"`, func(a *modelAttachment) bool { return strings.Contains(a.name, "/q/") }},
 	}, nil, func(filter, orderBy, token string, size int32) (names []string, next string, err error) {
-		got, err := p.w.vault.attachments.ListAttachments(ctx, &registryv1.ListAttachmentsRequest{Parent: "accounts/-/projects/-", Filter: filter, OrderBy: orderBy, PageToken: token, PageSize: size})
+		got, err := p.w.vault.attachments.ListAttachments(ctx, &registryv1.ListAttachmentsRequest{Parent: p.everything() + "/projects/-", Filter: filter, OrderBy: orderBy, PageToken: token, PageSize: size})
 		for _, a := range got.GetAttachments() {
 			names = append(names, a.GetName())
 		}

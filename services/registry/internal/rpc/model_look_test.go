@@ -94,17 +94,17 @@ func (p *player) look(ctx context.Context) {
 	t := p.t
 	t.Helper()
 	got := newFold()
-	integrations, err := p.w.vault.integrations.ListIntegrations(ctx, &registryv1.ListIntegrationsRequest{Parent: "accounts/-"})
+	integrations, err := p.w.vault.integrations.ListIntegrations(ctx, &registryv1.ListIntegrationsRequest{Parent: p.everything()})
 	must(t, err)
 	for _, i := range integrations.GetIntegrations() {
 		got.integration(i)
 	}
-	projects, err := p.w.vault.projects.ListProjects(ctx, &registryv1.ListProjectsRequest{Parent: "accounts/-"})
+	projects, err := p.w.vault.projects.ListProjects(ctx, &registryv1.ListProjectsRequest{Parent: p.everything()})
 	must(t, err)
 	for _, one := range projects.GetProjects() {
 		got.project(one)
 	}
-	attachments, err := p.w.vault.attachments.ListAttachments(ctx, &registryv1.ListAttachmentsRequest{Parent: "accounts/-/projects/-"})
+	attachments, err := p.w.vault.attachments.ListAttachments(ctx, &registryv1.ListAttachmentsRequest{Parent: p.everything() + "/projects/-"})
 	must(t, err)
 	for _, a := range attachments.GetAttachments() {
 		got.attachment(a)
@@ -154,7 +154,7 @@ func (p *player) batch(ctx context.Context) {
 		}
 	}
 	if names := p.some(of(slices.Collect(maps.Keys(p.m.integrations))), account+"/integrations/nowhere"); len(names) > 0 {
-		got, err := p.w.platform.integrations.BatchGetIntegrations(ctx, &registryv1.BatchGetIntegrationsRequest{Parent: account, Names: names})
+		got, err := p.by.integrations.BatchGetIntegrations(ctx, &registryv1.BatchGetIntegrationsRequest{Parent: account, Names: names})
 		told(names, func(name string) string {
 			if i := p.m.integrations[name]; i != nil {
 				return i.etag
@@ -163,7 +163,7 @@ func (p *player) batch(ctx context.Context) {
 		}, tags(got.GetIntegrations()), err)
 	}
 	if names := p.some(of(slices.Collect(maps.Keys(p.m.projects))), account+"/projects/nowhere"); len(names) > 0 {
-		got, err := p.w.platform.projects.BatchGetProjects(ctx, &registryv1.BatchGetProjectsRequest{Parent: account, Names: names})
+		got, err := p.by.projects.BatchGetProjects(ctx, &registryv1.BatchGetProjectsRequest{Parent: account, Names: names})
 		told(names, func(name string) string {
 			if one := p.m.projects[name]; one != nil {
 				return one.etag
@@ -172,7 +172,7 @@ func (p *player) batch(ctx context.Context) {
 		}, tags(got.GetProjects()), err)
 	}
 	if names := p.some(of(slices.Collect(maps.Keys(p.m.attachments))), account+"/projects/p/attachments/nowhere"); len(names) > 0 {
-		got, err := p.w.platform.attachments.BatchGetAttachments(ctx, &registryv1.BatchGetAttachmentsRequest{Parent: account + "/projects/-", Names: names})
+		got, err := p.by.attachments.BatchGetAttachments(ctx, &registryv1.BatchGetAttachmentsRequest{Parent: account + "/projects/-", Names: names})
 		told(names, func(name string) string {
 			if a := p.m.attachments[name]; a != nil {
 				return a.etag

@@ -45,7 +45,7 @@ func (p *player) writeProject(ctx context.Context) {
 		}
 	}
 	got, ok := calls(ctx, p, fmt.Sprintf("write %v, missing %t", given, missing), want, func(ctx context.Context, validateOnly bool) (*registryv1.Project, error) {
-		return p.w.platform.projects.UpdateProject(ctx, &registryv1.UpdateProjectRequest{
+		return p.by.projects.UpdateProject(ctx, &registryv1.UpdateProjectRequest{
 			Project: given, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"display_name", "labels"}}, AllowMissing: missing, ValidateOnly: validateOnly,
 		})
 	})
@@ -80,7 +80,7 @@ func (p *player) deleteProject(ctx context.Context) {
 	}
 	_, ok := calls(ctx, p, fmt.Sprintf("delete %v", req), want, func(ctx context.Context, validateOnly bool) (*emptypb.Empty, error) {
 		req.ValidateOnly = validateOnly
-		return p.w.platform.projects.DeleteProject(ctx, req)
+		return p.by.projects.DeleteProject(ctx, req)
 	})
 	if ok && n != nil {
 		p.old = append(p.old, n.etag)

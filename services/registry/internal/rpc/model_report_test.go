@@ -58,8 +58,8 @@ func (i *modelIntegration) state() string {
 
 // master is a mastership: of the newest epoch so far, the one before, or the next, for either shard: the number of shards was changed.
 func (p *player) master() (shard int32, by fence) {
-	shard = int32(p.dice.IntN(2))
-	newest := max(p.m.fences[0].epoch, p.m.fences[1].epoch, 1)
+	shard = p.shard + int32(p.dice.IntN(2))
+	newest := max(p.m.fences[p.shard].epoch, p.m.fences[p.shard+1].epoch, 1)
 	by = fence{epoch: max(1, newest+int64(p.dice.IntN(12)/10)-int64(p.dice.IntN(12)/10)), holder: holder}
 	if p.dice.IntN(10) == 0 {
 		by.holder = otherHolder

@@ -58,12 +58,18 @@ func accountOf(name string) string { return strings.Join(strings.Split(name, "/"
 
 func idOf(name string) string { return name[strings.LastIndex(name, "/")+1:] }
 
-// player makes random calls.
+// player makes random calls, about accounts that nobody else does anything to.
 type player struct {
-	t    *testing.T
-	w    *world
-	dice *rand.Rand
-	m    model
+	t        *testing.T
+	w        *world
+	by       clients
+	accounts []string
+	// alone tells that there is nobody else.
+	alone bool
+	// shard is the first of the two by whose masters it reports.
+	shard int32
+	dice  *rand.Rand
+	m     model
 	// times are when the resources of these names were made and changed, as they were told.
 	times map[string]times
 	// old are etags that were current once.
@@ -80,7 +86,15 @@ func (p *player) pick(all ...string) string { return all[p.dice.IntN(len(all))] 
 
 func (p *player) yes() bool { return p.dice.IntN(2) == 0 }
 
-func (p *player) account() string { return "accounts/" + p.pick("acme", "beta") }
+func (p *player) account() string { return "accounts/" + p.pick(p.accounts...) }
+
+// everything is the parent of all that the player has made.
+func (p *player) everything() string {
+	if len(p.accounts) > 1 {
+		return "accounts/-"
+	}
+	return "accounts/" + p.accounts[0]
+}
 
 func (p *player) integration() string {
 	return p.account() + "/integrations/" + p.pick("a", "b", "c", "d") // one more than the quota
@@ -158,7 +172,7 @@ func calls[M proto.Message](ctx context.Context, p *player, what string, want re
 		var err error
 		tried, err = call(ctx, true)
 		p.ended(what+", validated", want, err)
-		if after := p.w.head(p.t); after != before {
+		if after := p.w.head(p.t); after != before && p.alone {
 			p.t.Fatalf("%s, validated, made revision %d of %d", what, after, before)
 		}
 	}
@@ -214,41 +228,85 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// Whatever is called in whatever order, the registry does what the model does; and whoever watched from the beginning has put
-// together what the lists say.
+// play makes so many calls.
+func (p *player) play(ctx context.Context, steps int) {
+	for range steps {
+		p.step(ctx)
+		if p.dice.IntN(4) == 0 {
+			p.look(ctx)
+		}
+	}
+	p.look(ctx)
+	p.t.Logf("calls ended %v", p.ends)
+}
+
+// Whatever is called in whatever order, the registry does what the model does, also while others do the same to other accounts; and whoever watched from
+// the beginning has put together what the lists say.
 func TestRegistry_DoesAsItsModel(t *testing.T) {
-	const steps = 400
-	sqldbtest.Run(t, store.Migrations(), func(t *testing.T, db *sqldb.DB) {
-		w := newWorldOn(t, db, quota.Config{Integrations: modelQuota, Projects: modelQuota, Attachments: 100})
-		seed := uint64(time.Now().UnixNano())
-		t.Logf("seed %d", seed)
-		p := &player{t: t, w: w, times: map[string]times{}, ends: map[refused]int{}, dice: rand.New(rand.NewPCG(seed, 0)), m: model{
-			integrations: map[string]*modelIntegration{}, projects: map[string]*modelProject{}, attachments: map[string]*modelAttachment{}, fences: map[int32]fence{},
-		}}
-		begin, err := w.vault.integrations.ListIntegrations(t.Context(), &registryv1.ListIntegrationsRequest{Parent: "accounts/-"})
-		must(t, err)
-		for range steps {
-			p.step(t.Context())
-			if p.dice.IntN(4) == 0 {
-				p.look(t.Context())
-			}
-		}
-		p.look(t.Context())
-		told := newFold()
-		watching, err := w.vault.watch.Watch(t.Context(), &registryv1.WatchRequest{Cursor: begin.GetCursor()})
-		must(t, err)
-		for head, last := w.head(t), int64(0); last < head; {
-			message, err := watching.Recv()
-			must(t, err)
-			for _, e := range message.GetEvents() {
-				if e.GetRevision() != last+1 {
-					t.Fatalf("revision %d came after %d", e.GetRevision(), last)
+	for _, tt := range []struct {
+		name    string
+		steps   int
+		callers [][]string // the accounts of each
+	}{
+		{"one caller", 400, [][]string{{"acme", "beta"}}},
+		{"three callers", 200, [][]string{{"acme"}, {"beta"}, {"gamma"}}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			sqldbtest.Run(t, store.Migrations(), func(t *testing.T, db *sqldb.DB) {
+				w := newWorldOn(t, db, quota.Config{Integrations: modelQuota, Projects: modelQuota, Attachments: 100})
+				seed := uint64(time.Now().UnixNano())
+				t.Logf("seed %d", seed)
+				begin, err := w.vault.integrations.ListIntegrations(t.Context(), &registryv1.ListIntegrationsRequest{Parent: "accounts/-"})
+				must(t, err)
+				var all []*player
+				for n, accounts := range tt.callers {
+					all = append(all, &player{
+						w: w, by: []clients{w.platform, w.operator}[n%2], accounts: accounts, alone: len(tt.callers) == 1, shard: int32(2 * n),
+						times: map[string]times{}, ends: map[refused]int{}, dice: rand.New(rand.NewPCG(seed, uint64(n))), m: model{
+							integrations: map[string]*modelIntegration{}, projects: map[string]*modelProject{}, attachments: map[string]*modelAttachment{}, fences: map[int32]fence{},
+						},
+					})
 				}
-				last = e.GetRevision()
-				told.apply(t, e)
+				t.Run("plays", func(t *testing.T) {
+					for n, p := range all {
+						t.Run(fmt.Sprint(n), func(t *testing.T) {
+							t.Parallel()
+							p.t = t
+							p.play(t.Context(), tt.steps)
+						})
+					}
+				})
+				if t.Failed() {
+					return
+				}
+				judge := &player{t: t, m: model{integrations: map[string]*modelIntegration{}, projects: map[string]*modelProject{}, attachments: map[string]*modelAttachment{}}}
+				for _, p := range all {
+					maps.Copy(judge.m.integrations, p.m.integrations)
+					maps.Copy(judge.m.projects, p.m.projects)
+					maps.Copy(judge.m.attachments, p.m.attachments)
+				}
+				judge.compare("what was watched", watched(t, w, begin.GetCursor()))
+			})
+		})
+	}
+}
+
+// watched is what a watcher puts together of all changes there are since, which come one by one.
+func watched(t *testing.T, w *world, cursor string) *fold {
+	t.Helper()
+	told := newFold()
+	watching, err := w.vault.watch.Watch(t.Context(), &registryv1.WatchRequest{Cursor: cursor})
+	must(t, err)
+	for head, last := w.head(t), int64(0); last < head; {
+		message, err := watching.Recv()
+		must(t, err)
+		for _, e := range message.GetEvents() {
+			if e.GetRevision() != last+1 {
+				t.Fatalf("revision %d came after %d", e.GetRevision(), last)
 			}
+			last = e.GetRevision()
+			told.apply(t, e)
 		}
-		p.compare("what was watched", told)
-		t.Logf("calls ended %v", p.ends)
-	})
+	}
+	return told
 }
