@@ -92,7 +92,7 @@ const (
 	ErrorReason_ERROR_REASON_DETACHED ErrorReason = 43
 	// PERMISSION_DENIED, final. The grant's integration or project has been deleted.
 	ErrorReason_ERROR_REASON_INTEGRATION_DELETED ErrorReason = 44
-	// Never given: that a grant is bound to another client certificate would tell a thief what the token is worth. It is GRANT_UNKNOWN.
+	// Deprecated: Never given: that a grant is bound to another client certificate would tell a thief what the token is worth. It is GRANT_UNKNOWN.
 	//
 	// Deprecated: Marked as deprecated in phasekey/error/v1/error_reason.proto.
 	ErrorReason_ERROR_REASON_CERTIFICATE_MISMATCH ErrorReason = 45
