@@ -19,6 +19,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	errorv1 "phasekey.dev/gen/phasekey/error/v1"
 	typev1 "phasekey.dev/gen/phasekey/type/v1"
 	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/rpcerr"
@@ -365,11 +366,14 @@ func explain(err error) *refusal {
 	case errors.Is(err, ErrAudience), errors.Is(err, ErrTooManyAudiences):
 		return &refusal{http.StatusBadRequest, "invalid_resource", err.Error()}
 	case !passing(err):
-		status := http.StatusForbidden
+		status, description := http.StatusForbidden, rpcerr.Explain(err)
 		if st, ok := rpcerr.FromError(err); ok && st.Code() == codes.InvalidArgument {
 			status = http.StatusBadRequest
 		}
-		return &refusal{status, "invalid_resource", rpcerr.Explain(err)}
+		if rpcerr.Reason(err) == rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_AUDIENCE_NOT_ALLOWED) {
+			description += ": add it to the integration's allowed audiences"
+		}
+		return &refusal{status, "invalid_resource", description}
 	default:
 		return &refusal{http.StatusServiceUnavailable, "temporarily_unavailable", "no credential now, come again: " + rpcerr.Explain(err)}
 	}

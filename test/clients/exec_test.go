@@ -21,18 +21,23 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
 	"github.com/Azure/azure-sdk-for-go/sdk/resourcemanager/resources/armsubscriptions"
 	"github.com/hashicorp/go-azure-sdk/sdk/auth"
+	"github.com/hashicorp/go-azure-sdk/sdk/claims"
 	sdk "github.com/hashicorp/go-azure-sdk/sdk/client"
 	"github.com/hashicorp/go-azure-sdk/sdk/client/resourcemanager"
 	"github.com/hashicorp/go-azure-sdk/sdk/environments"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	errorv1 "phasekey.dev/gen/phasekey/error/v1"
 	typev1 "phasekey.dev/gen/phasekey/type/v1"
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
+	"phasekey.dev/pkg/rpcerr"
 	"phasekey.dev/pkg/runner/runnertest"
 )
 
 // asChild makes this test binary a program that knows nothing but its environment: go-azure-sdk set up as the azurerm provider
-// sets it up, or azidentity.
+// sets it up, with the token for Graph that it reads who it is from, or azidentity.
 const (
 	asChild        = "CLIENTS_AS_CHILD"
 	childAzurerm   = "azurerm"
@@ -62,7 +67,7 @@ func listAsAzurerm(ctx context.Context) (ids []string, err error) {
 	env := os.Getenv
 	environment := environments.AzurePublic()
 	oidc, msi := env("ARM_USE_OIDC") == "true", env("ARM_USE_MSI") == "true"
-	authorizer, err := auth.NewAuthorizerFromCredentials(ctx, auth.Credentials{
+	credentials := auth.Credentials{
 		Environment: *environment, TenantID: env("ARM_TENANT_ID"), ClientID: env("ARM_CLIENT_ID"),
 		EnableAuthenticatingUsingClientSecret:      true,
 		ClientSecret:                               env("ARM_CLIENT_SECRET"),
@@ -75,7 +80,23 @@ func listAsAzurerm(ctx context.Context) (ids []string, err error) {
 		CustomManagedIdentityEndpoint:              env("ARM_MSI_ENDPOINT"),
 		EnableAuthenticatingUsingAzureCLI:          env("ARM_USE_CLI") != "false",
 		EnableAuthenticatingUsingClientCertificate: true,
-	}, environment.ResourceManager)
+	}
+	graphs, err := auth.NewAuthorizerFromCredentials(ctx, credentials, environment.MicrosoftGraph)
+	if err != nil {
+		return nil, err
+	}
+	token, err := graphs.Token(ctx, &http.Request{})
+	if err != nil {
+		return nil, fmt.Errorf("building account: %w", err)
+	}
+	who, err := claims.ParseClaims(token)
+	if err != nil {
+		return nil, err
+	}
+	if who.ObjectId == "" || who.TenantId != env("ARM_TENANT_ID") || who.AppId != env("ARM_CLIENT_ID") {
+		return nil, fmt.Errorf("the token is of application %q, object %q, tenant %q", who.AppId, who.ObjectId, who.TenantId)
+	}
+	authorizer, err := auth.NewAuthorizerFromCredentials(ctx, credentials, environment.ResourceManager)
 	if err != nil {
 		return nil, err
 	}
@@ -130,11 +151,7 @@ func listAsSDK(ctx context.Context) (ids []string, err error) {
 
 // phasekey is the built command.
 var phasekey = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "clients-phasekey-")
-	if err != nil {
-		return "", err
-	}
-	path := filepath.Join(dir, "phasekey")
+	path := filepath.Join(filepath.Dir(azure.pemFile), "phasekey") // which is removed at the end
 	build := exec.Command("go", "build", "-o", path, "./cmd/phasekey")
 	build.Dir = filepath.Join("..", "..", "services", "phasekey")
 	if out, err := build.CombinedOutput(); err != nil {
@@ -163,17 +180,17 @@ func delivered(t *testing.T, material typev1.Material) *vaultv1.Credential {
 		}
 		c.Material = &vaultv1.Credential_FederatedToken{FederatedToken: &vaultv1.FederatedToken{Token: assertion}}
 	default:
-		c.Material = &vaultv1.Credential_AccessToken{AccessToken: &vaultv1.AccessToken{Audience: resourceManager, Token: minted(t)}}
+		c.Material = &vaultv1.Credential_AccessToken{AccessToken: &vaultv1.AccessToken{Audience: resourceManager, Token: minted(t, resourceManager)}}
 	}
 	return c
 }
 
-// minted is a token for Resource Manager, as the vault would have it made.
-func minted(t *testing.T) string {
+// minted is a token, as the vault would have it made.
+func minted(t *testing.T, audience string) string {
 	t.Helper()
 	client := &http.Client{Transport: azure.sim.Transport()}
 	resp, err := client.PostForm(login+"/"+tenant+"/oauth2/v2.0/token", url.Values{
-		"grant_type": {"client_credentials"}, "client_id": {azure.app.ClientID}, "client_secret": {azure.app.ClientSecret}, "scope": {resourceManager + "/.default"},
+		"grant_type": {"client_credentials"}, "client_id": {azure.app.ClientID}, "client_secret": {azure.app.ClientSecret}, "scope": {audience + "/.default"},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -194,7 +211,6 @@ func TestExec_ChildrenReachResourceManager(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = os.RemoveAll(filepath.Dir(program)) })
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -204,6 +220,7 @@ func TestExec_ChildrenReachResourceManager(t *testing.T) {
 		as             typev1.Material
 		flags          []string
 	}{
+		// The integration allows Graph's audience.
 		{childAzurerm, "access-token", typev1.Material_MATERIAL_ACCESS_TOKEN, nil},
 		{childAzurerm, "federated-token", typev1.Material_MATERIAL_FEDERATED_TOKEN, nil},
 		{childAzurerm, "federated-token", typev1.Material_MATERIAL_FEDERATED_TOKEN, []string{"--env-only"}},
@@ -216,6 +233,14 @@ func TestExec_ChildrenReachResourceManager(t *testing.T) {
 			address, ca := vault.TCP(t)
 			c := delivered(t, tt.as)
 			vault.Always(c)
+			forGraph := proto.CloneOf(c)
+			forGraph.Material = &vaultv1.Credential_AccessToken{AccessToken: &vaultv1.AccessToken{Audience: graph, Token: minted(t, graph)}}
+			vault.OnFetch(func(asked *vaultv1.FetchCredentialRequest) (*vaultv1.Credential, error) {
+				if asked.GetAudience() != graph {
+					return nil, fmt.Errorf("asked for %s", asked.GetAudience())
+				}
+				return forGraph, nil
+			})
 			reader, writer, err := os.Pipe()
 			if err != nil {
 				t.Fatal(err)
@@ -243,9 +268,9 @@ func TestExec_ChildrenReachResourceManager(t *testing.T) {
 				strings.Count(out.String(), "sees ["+subscription+"]") != childsAttempts {
 				t.Fatalf("%v; it said:\n%s\nwant:\n%s", err, &out, want)
 			}
-			secrets := []string{grantCanary, azure.app.ClientSecret, c.GetAccessToken().GetToken(), c.GetFederatedToken().GetToken(), strings.TrimSpace(strings.TrimPrefix(string(guard), "guard "))}
-			if endpoint := tt.flags == nil && tt.material != "client-secret"; endpoint != (secrets[4] != "") {
-				t.Errorf("the guard is %d bytes long", len(secrets[4]))
+			secrets := []string{grantCanary, azure.app.ClientSecret, c.GetAccessToken().GetToken(), forGraph.GetAccessToken().GetToken(), c.GetFederatedToken().GetToken(), strings.TrimSpace(strings.TrimPrefix(string(guard), "guard "))}
+			if endpoint := tt.flags == nil && tt.material != "client-secret"; endpoint != (secrets[5] != "") {
+				t.Errorf("the guard is %d bytes long", len(secrets[5]))
 			}
 			for i, secret := range secrets {
 				if secret != "" && strings.Contains(out.String(), secret) {
@@ -253,5 +278,40 @@ func TestExec_ChildrenReachResourceManager(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// azurerm reads who it is from a token for Graph, whatever it is to do. Where the integration does not allow that, what it ends with says what to do.
+func TestExec_AzurermIsToldThatGraphIsNotAllowed(t *testing.T) {
+	program, err := phasekey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	vault := runnertest.New(grantCanary)
+	address, ca := vault.TCP(t)
+	vault.Always(delivered(t, typev1.Material_MATERIAL_ACCESS_TOKEN))
+	vault.OnFetch(func(asked *vaultv1.FetchCredentialRequest) (*vaultv1.Credential, error) {
+		return nil, rpcerr.New(codes.PermissionDenied, rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_AUDIENCE_NOT_ALLOWED),
+			"integration does not allow the audience "+asked.GetAudience(), rpcerr.Metadata("audience", asked.GetAudience()))
+	})
+	grant := filepath.Join(t.TempDir(), "grant")
+	if err := os.WriteFile(grant, []byte(grantCanary), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	command := exec.CommandContext(t.Context(), program, "exec", "--vault", address, "--vault-id", runnertest.ID, "--ca", ca, "--grant-file", grant, "--", self)
+	command.Env = append(os.Environ(), asChild+"="+childAzurerm)
+	out, err := command.CombinedOutput()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 1 {
+		t.Errorf("it ended with %v", err)
+	}
+	for _, want := range []string{"building account", "does not allow the audience " + graph, "add it to the integration's allowed audiences"} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("no %q in:\n%s", want, out)
+		}
 	}
 }
