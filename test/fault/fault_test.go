@@ -31,6 +31,7 @@ func TestFaults(t *testing.T) {
 		name string
 		meet func(t *testing.T)
 	}{
+		{"every vault is stopped in order, one after another", w.drain},
 		{"a vault is killed", func(t *testing.T) {
 			v := w.master(t)
 			failovers = append(failovers, w.failover(t, v, func() { v.kill(t) }))

@@ -91,6 +91,7 @@ type vault struct {
 	redis                     *proxy
 	grants                    vaultv1.GrantServiceClient
 	rotation                  vaultv1.RotationServiceClient
+	leases                    vaultv1.LeaseServiceClient
 }
 
 // integration is one customer's.
@@ -317,7 +318,7 @@ func (w *world) startVaults(t *testing.T) {
 		v.start(t)
 		t.Cleanup(func() { v.stop(t) })
 		conn := w.dial(t, grpcclient.Config{Target: v.services, TLS: w.client(t, "platform").ClientConfig(trustDomain + "vault")})
-		v.grants, v.rotation = vaultv1.NewGrantServiceClient(conn), vaultv1.NewRotationServiceClient(conn)
+		v.grants, v.rotation, v.leases = vaultv1.NewGrantServiceClient(conn), vaultv1.NewRotationServiceClient(conn), vaultv1.NewLeaseServiceClient(conn)
 		w.vaults = append(w.vaults, v)
 	}
 	var err error

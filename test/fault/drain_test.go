@@ -1,0 +1,114 @@
+package fault
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
+	"phasekey.dev/pkg/runner"
+	"phasekey.dev/pkg/secret"
+)
+
+// perGrant is how many runners follow by one grant: all that may.
+const perGrant = 4
+
+// follower is a runner that does nothing but hold what it is given.
+type follower struct {
+	*runner.Runner
+	of    *integration
+	grant string // its name
+	lease string // the first that it was given
+}
+
+// follow has runners follow every integration until the test ends. Each says when it holds nothing, or another lease.
+func (w *world) follow(t *testing.T) (all []*follower) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	t.Cleanup(func() {
+		cancel()
+		running.Wait()
+	})
+	for _, i := range w.integrations {
+		conn := w.runners(t)
+		grant, err := w.grant(ctx, i, "drained", time.Hour)
+		must(t, err)
+		for n := range perGrant {
+			r, err := runner.New(runner.Config{Conn: conn, Grant: secret.New(grant.GetToken()), Log: slog.New(slog.DiscardHandler)})
+			must(t, err)
+			running.Go(func() {
+				if err := r.Run(ctx); err != nil {
+					w.judge.fail("follower %d of %s: %v", n, i.name, err)
+				}
+			})
+			c, err := r.Credential(ctx)
+			must(t, err)
+			f := &follower{Runner: r, of: i, grant: grant.GetName(), lease: c.Lease}
+			all = append(all, f)
+			running.Go(func() {
+				for rest(ctx) {
+					c, err := held(ctx, r, false)
+					if ctx.Err() == nil && (err != nil || c.Lease != f.lease) {
+						w.judge.fail("follower %d of %s holds lease %q, not %q: %v", n, i.name, c.Lease, f.lease, err)
+					}
+				}
+			})
+		}
+	}
+	return all
+}
+
+// drain stops each vault in order, as a new release does: while it is away everybody hears of a rotation from another one, under the lease that they had.
+func (w *world) drain(t *testing.T) {
+	t.Helper()
+	followers := w.follow(t)
+	for _, v := range w.vaults {
+		v.stop(t)
+		w.rotated(t, again)
+		newest := map[string]int{}
+		for _, i := range w.integrations {
+			await(t, again, func(ctx context.Context) error {
+				versions, err := w.versions(ctx, i)
+				newest[i.name] = active(versions)
+				return err
+			})
+		}
+		for _, f := range followers {
+			await(t, again, func(ctx context.Context) error {
+				c, err := f.Credential(ctx)
+				if err == nil && c.Version < int64(newest[f.of.name]) {
+					return notYet("with %s stopped, a runner of %s has version %d, not %d", v.name, f.of.name, c.Version, newest[f.of.name])
+				}
+				return err
+			})
+		}
+		v.start(t)
+	}
+	open := map[string]bool{}
+	for _, f := range followers {
+		await(t, again, func(ctx context.Context) error {
+			found, err := w.vaults[0].leases.ListLeases(ctx, &vaultv1.ListLeasesRequest{Parent: f.grant, PageSize: 10})
+			if err != nil {
+				return err
+			}
+			if n := len(found.GetLeases()); n != perGrant {
+				return fmt.Errorf("%s has %d leases, for %d runners", f.grant, n, perGrant)
+			}
+			for _, l := range found.GetLeases() {
+				if l.GetState() == vaultv1.Lease_STATE_OPEN {
+					open[l.GetName()[strings.LastIndexByte(l.GetName(), '/')+1:]] = true
+				}
+			}
+			return nil
+		})
+		if !open[f.lease] {
+			t.Errorf("lease %s of %s is not open any more", f.lease, f.grant)
+		}
+	}
+	w.judge.pronounce(t)
+}
