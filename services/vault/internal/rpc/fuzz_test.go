@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -28,12 +29,28 @@ import (
 // gotHub takes what comes through to it, and refuses.
 type gotHub struct {
 	brokenHub
-	got *delivery.Request
+	got        *delivery.Request
+	generation int64
 }
 
 func (h *gotHub) Fetch(_ context.Context, r delivery.Request) (delivery.Delivery, error) {
 	h.got = &r
 	return delivery.Delivery{}, grant.ErrUnknown
+}
+
+func (h *gotHub) Stream(_ context.Context, r delivery.Request, _ func(delivery.Delivery) error) error {
+	h.got = &r
+	return grant.ErrUnknown
+}
+
+func (h *gotHub) Acknowledge(_ context.Context, r delivery.Request, generation int64) ([]int64, error) {
+	h.got, h.generation = &r, generation
+	return nil, grant.ErrUnknown
+}
+
+func (h *gotHub) CloseLease(_ context.Context, r delivery.Request) error {
+	h.got = &r
+	return grant.ErrUnknown
 }
 
 // gotGrants takes what lists are asked of it, and has two grants on each page.
@@ -72,23 +89,40 @@ func fuzzServer(f *testing.F, hub *gotHub, store *gotGrants) *grpctest.Server {
 	})
 }
 
-// What a runner may write into its request and its header: all of it is refused as such, or is what the hub may take it for.
-func FuzzFetch(f *testing.F) {
+// What a runner may write into its requests and its header: all of it is refused as such, or is what the hub may take it for.
+func FuzzRunner(f *testing.F) {
 	token, _ := grant.Mint()
-	f.Add("Bearer "+token.Expose(), "instance-1", int32(0), "")
-	f.Add("bearer x", "instance-1", int32(1), "https://vault.azure.net/")
-	f.Add("Basic x", "short", int32(2), "api://x")
-	f.Add("", "instance_1\x00", int32(-1), "http://x")
+	for call := range uint8(4) {
+		f.Add(call, "Bearer "+token.Expose(), "instance-1", int32(0), "", int64(1))
+		f.Add(call, "bearer x", "instance-1", int32(1), "https://vault.azure.net/", int64(0))
+		f.Add(call, "Basic x", "short", int32(2), "api://x", int64(-1))
+		f.Add(call, "Bearer x", "instance-1", int32(2), "api://x", int64(1))
+		f.Add(call, "", "instance_1\x00", int32(-1), "http://x", int64(1)<<62)
+	}
 	hub := &gotHub{}
 	client := vaultv1.NewCredentialServiceClient(fuzzServer(f, hub, &gotGrants{}).Dial(f, platformID))
 	instances := regexp.MustCompile(`^[A-Za-z0-9_-]{8,64}$`)
-	f.Fuzz(func(t *testing.T, header, instance string, material int32, audience string) {
-		hub.got = nil
+	f.Fuzz(func(t *testing.T, call uint8, header, instance string, material int32, audience string, generation int64) {
+		hub.got, hub.generation = nil, 1
 		ctx := t.Context()
 		if header != "" && !strings.ContainsFunc(header, func(r rune) bool { return r < 0x20 || r > 0x7e }) {
 			ctx = metadata.AppendToOutgoingContext(ctx, "authorization", header)
 		}
-		_, err := client.FetchCredential(ctx, &vaultv1.FetchCredentialRequest{InstanceId: instance, Material: typev1.Material(material), Audience: audience})
+		var err error
+		switch call % 4 {
+		case 0:
+			_, err = client.FetchCredential(ctx, &vaultv1.FetchCredentialRequest{InstanceId: instance, Material: typev1.Material(material), Audience: audience})
+		case 1:
+			var stream grpc.ServerStreamingClient[vaultv1.StreamCredentialsResponse]
+			stream, err = client.StreamCredentials(ctx, &vaultv1.StreamCredentialsRequest{InstanceId: instance, Material: typev1.Material(material), Audience: audience})
+			if err == nil {
+				_, err = stream.Recv()
+			}
+		case 2:
+			_, err = client.AcknowledgeCredential(ctx, &vaultv1.AcknowledgeCredentialRequest{InstanceId: instance, Generation: generation})
+		default:
+			_, err = client.CloseLease(ctx, &vaultv1.CloseLeaseRequest{InstanceId: instance})
+		}
 		switch status.Code(err) {
 		case codes.InvalidArgument, codes.Internal: // INTERNAL of the client itself: a text that is no UTF-8
 			if hub.got != nil {
@@ -96,7 +130,8 @@ func FuzzFetch(f *testing.F) {
 			}
 		case codes.Unauthenticated:
 			r := hub.got
-			if r == nil || !instances.MatchString(r.InstanceID) || !slices.Contains([]lease.Material{lease.AccessToken, lease.ClientSecret, "FEDERATED_TOKEN"}, r.Material) ||
+			wants := call%4 < 2
+			if r == nil || !instances.MatchString(r.InstanceID) || hub.generation < 1 || wants && !slices.Contains([]lease.Material{lease.AccessToken, lease.ClientSecret, "FEDERATED_TOKEN"}, r.Material) ||
 				len(r.Audience) > 200 || r.Audience != "" && r.Material != lease.AccessToken {
 				t.Errorf("came through: %+v", r)
 			}
