@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -106,6 +107,11 @@ func TestDemo_TellsTheWholeStoryAndNoSecret(t *testing.T) {
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the demo does not say %q", want)
+		}
+	}
+	for _, id := range []string{"network-read", "network-write"} {
+		if !regexp.MustCompile(id + `: the administrator opens https://127\.0\.0\.1:\d+/consent/…,`).MatchString(text) {
+			t.Errorf("the demo does not say where the pages of %s are", id)
 		}
 	}
 	if shown := leaked(text); shown != nil {

@@ -88,6 +88,8 @@ func (t *teller) consentTo(ctx context.Context, i *integration) error {
 	if err != nil {
 		return err
 	}
+	// The last part of a link is a secret: whoever has it acts in the session.
+	t.sayf("   %s: the administrator opens %s/…, which will be the page of the result too", i.id, link[:strings.LastIndexByte(link, '/')])
 	browser, err := newBrowser(t.transport)
 	if err != nil {
 		return err
