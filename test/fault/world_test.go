@@ -75,10 +75,12 @@ type world struct {
 	}
 
 	postgres     *sqldbtest.Server
-	shards       *sql.DB // the vaults' database
+	shards       *sql.DB  // the vaults' database
+	databases    []string // libpq's words for the registry's and the vaults'
 	redis        *process
 	redisConfig  redisconn.Config
 	registry     *grpc.ClientConn
+	registryd    *process
 	vaults       []*vault
 	integrations []*integration
 	judge        judge
@@ -254,12 +256,15 @@ func database(c sqldb.Config) map[string]any {
 func (w *world) startRegistry(t *testing.T) {
 	t.Helper()
 	address := w.at(7441)
+	db := w.postgres.Config(t)
+	w.databases = append(w.databases, db.DSN)
 	registry := &process{name: "registryd", answers: []string{address}, command: []string{binary(t, "registryd"), "--config", w.configure(t, "registry", map[string]any{
-		"listen": address, "development": true, "drain": "1s", "home_tenants": []string{w.home}, "database": database(w.postgres.Config(t)),
+		"listen": address, "development": true, "drain": "1s", "home_tenants": []string{w.home}, "database": database(db),
 		"tls": w.certificate(t, "registry").config(), "identities": identities("platform", "vault"),
 	})}}
 	registry.start(t)
 	t.Cleanup(func() { registry.stop(t) })
+	w.registryd = registry
 	w.registry = w.dial(t, grpcclient.Config{Target: address, TLS: w.client(t, "platform").ClientConfig(trustDomain + "registry")})
 }
 
@@ -284,6 +289,7 @@ func (w *world) dial(t *testing.T, config grpcclient.Config) *grpc.ClientConn {
 func (w *world) startVaults(t *testing.T) {
 	t.Helper()
 	db := w.postgres.Config(t)
+	w.databases = append(w.databases, db.DSN)
 	key := w.certificate(t, "vault")
 	config := map[string]any{
 		"development": true, "drain": "1s", "deployment_id": "fault", "redirect_uri": redirectURI,

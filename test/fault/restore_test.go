@@ -1,0 +1,122 @@
+package fault
+
+import (
+	"context"
+	"net/http"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
+)
+
+// tool is one of PostgreSQL's programs.
+func tool(t *testing.T, name string) string {
+	t.Helper()
+	found, err := filepath.Glob("/usr/lib/postgresql/*/bin/" + name)
+	must(t, err)
+	if len(found) == 0 {
+		t.Fatalf("PostgreSQL's %s is not installed: run 'make setup'", name)
+	}
+	return found[len(found)-1]
+}
+
+func execute(t *testing.T, name string, arguments ...string) {
+	t.Helper()
+	if out, err := exec.CommandContext(t.Context(), name, arguments...).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", name, err, out)
+	}
+}
+
+// TestRestore_OfEverythingFromDumps does what docs/operations.md says of a restore, with what PostgreSQL has for it. The backup knows neither the passwords that are in
+// use by then, nor the integration that was made since.
+func TestRestore_OfEverythingFromDumps(t *testing.T) {
+	w := newWorld(t)
+	w.onboard(t)
+	dumps := make([]string, len(w.databases))
+	for n, dsn := range w.databases {
+		dumps[n] = filepath.Join(t.TempDir(), "dump")
+		execute(t, tool(t, "pg_dump"), "--format=custom", "--file="+dumps[n], dsn)
+	}
+	w.rotated(t, again)
+	w.rotated(t, again)
+	made := registryv1.NewIntegrationServiceClient(w.registry)
+	_, err := made.CreateIntegration(t.Context(), &registryv1.CreateIntegrationRequest{
+		Parent: account, IntegrationId: "since", Integration: &registryv1.Integration{DisplayName: "Since", TenantId: w.integrations[0].tenant},
+	})
+	must(t, err)
+	// What runs have by now works on, whoever knows of it.
+	before := map[string][]password{}
+	for _, i := range w.integrations {
+		before[i.name] = w.standing(t, i)
+	}
+
+	for _, v := range w.vaults {
+		v.stop(t)
+	}
+	w.registryd.stop(t)
+	for n, dsn := range w.databases {
+		execute(t, tool(t, "pg_restore"), "--clean", "--if-exists", "--single-transaction", "--dbname="+dsn, dumps[n])
+	}
+	execute(t, binary(t, "registryd"), "restored", "--config", filepath.Join(w.dir, "registry.yaml"))
+	recovery := &process{name: "vaultd recover", command: []string{binary(t, "vaultd"), "recover", "--config", filepath.Join(w.dir, "vault-1.yaml")}}
+	recovery.start(t)
+	t.Cleanup(func() {
+		if recovery.running != nil {
+			recovery.kill(t)
+		}
+	})
+	await(t, startTimeout, func(context.Context) error {
+		if len(recovery.output.records("recovery")) == 0 {
+			return notYet("the recovery has not begun:\n%s", recovery.output.tail())
+		}
+		return nil
+	})
+	began := time.Now()
+	w.registryd.start(t)
+	for _, v := range w.vaults {
+		v.start(t)
+	}
+	w.rotated(t, again)
+	select {
+	case err := <-recovery.ended:
+		recovery.running = nil
+		if err != nil {
+			t.Errorf("vaultd recover: %v\n%s", err, recovery.output.tail())
+		}
+	case <-time.After(again):
+		t.Errorf("every integration has rotated, and vaultd recover does not end:\n%s", recovery.output.tail())
+	}
+	t.Logf("every integration has rotated %s after the start", time.Since(began).Round(time.Second))
+	// By then a vault that did not know of the restore would have found what it does not know, and removed it.
+	w.rotated(t, again)
+	w.rotated(t, again)
+	for _, i := range w.integrations {
+		now := map[string]bool{}
+		for _, p := range w.standing(t, i) {
+			now[p.KeyID] = true
+		}
+		for _, p := range before[i.name] {
+			if !now[p.KeyID] {
+				t.Errorf("%s: the password %s, which a run may hold, was removed", i.name, p.KeyID)
+			}
+		}
+	}
+	if _, err := made.GetIntegration(t.Context(), &registryv1.GetIntegrationRequest{Name: account + "/integrations/since"}); err == nil {
+		t.Error("what was made since the backup is there: it was not restored")
+	}
+}
+
+// standing are the passwords of an integration's application that were not removed.
+func (w *world) standing(t *testing.T, i *integration) (out []password) {
+	t.Helper()
+	var all []password
+	must(t, w.admin(t.Context(), http.MethodGet, "credentials?clientId="+i.clientID, nil, &all))
+	for _, p := range all {
+		if p.Removed.IsZero() {
+			out = append(out, p)
+		}
+	}
+	return out
+}
