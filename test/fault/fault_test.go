@@ -23,6 +23,7 @@ const again = 40 * time.Second
 func TestFaults(t *testing.T) {
 	began := time.Now()
 	w := newWorld(t)
+	followed := w.followAudit(t)
 	w.onboard(t)
 	t.Logf("%d integrations have settled versions after %s", integrations, time.Since(began).Round(time.Second))
 	stop := w.work(t)
@@ -79,6 +80,7 @@ func TestFaults(t *testing.T) {
 		})
 	}
 	stop()
+	followed(t)
 	w.judge.pronounce(t)
 	w.tidy(t)
 	w.covered(t)

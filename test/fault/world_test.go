@@ -94,6 +94,7 @@ type vault struct {
 	grants                    vaultv1.GrantServiceClient
 	rotation                  vaultv1.RotationServiceClient
 	leases                    vaultv1.LeaseServiceClient
+	audit                     vaultv1.AuditServiceClient
 }
 
 // integration is one customer's.
@@ -325,6 +326,7 @@ func (w *world) startVaults(t *testing.T) {
 		t.Cleanup(func() { v.stop(t) })
 		conn := w.dial(t, grpcclient.Config{Target: v.services, TLS: w.client(t, "platform").ClientConfig(trustDomain + "vault")})
 		v.grants, v.rotation, v.leases = vaultv1.NewGrantServiceClient(conn), vaultv1.NewRotationServiceClient(conn), vaultv1.NewLeaseServiceClient(conn)
+		v.audit = vaultv1.NewAuditServiceClient(conn)
 		w.vaults = append(w.vaults, v)
 	}
 	var err error
