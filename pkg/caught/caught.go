@@ -2,6 +2,7 @@
 package caught
 
 import (
+	"errors"
 	"fmt"
 	"runtime/debug"
 )
@@ -23,4 +24,19 @@ func Panic(f func() error) (err error) {
 		}
 	}()
 	return f()
+}
+
+// errExited is returned for a function that neither returned nor panicked: it ended its goroutine.
+var errExited = errors.New("goroutine has ended itself")
+
+// Apart runs f on a goroutine of its own, waits for it, and returns what it returns, or a PanicError. A goroutine's stack stays as large as its deepest
+// call has made it; so whoever waits for long, as do thousands of others, has deep work done apart.
+func Apart(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		err := errExited
+		defer func() { done <- err }()
+		err = Panic(f)
+	}()
+	return <-done
 }

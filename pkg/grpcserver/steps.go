@@ -104,13 +104,19 @@ func (s *Server) measure(c *call, next func() error) error {
 func (s *Server) accessLog(c *call, next func() error) error {
 	err := next()
 	shown := s.mask(c, err)
+	s.log(c, err, shown)
+	return shown
+}
+
+// log logs how a call went.
+func (s *Server) log(c *call, err, shown error) {
 	code := status.Code(shown)
 	level := levelOf(code)
 	if code == codes.OK && c.method.foreign != "" {
 		level = slog.LevelDebug
 	}
 	if !s.cfg.Log.Enabled(c.ctx, level) {
-		return shown
+		return
 	}
 	attrs := make([]slog.Attr, 0, 10)
 	attrs = append(attrs,
@@ -131,7 +137,6 @@ func (s *Server) accessLog(c *call, next func() error) error {
 		attrs = append(attrs, slog.Any(obs.KeyRequest, redact.Message(first)))
 	}
 	s.cfg.Log.LogAttrs(c.ctx, level, "call handled", attrs...)
-	return shown
 }
 
 // levelOf says how much of an operator's attention a code deserves.
@@ -176,6 +181,17 @@ func (s *Server) mask(c *call, err error) error {
 
 // authenticate finds out who calls, from the TLS connection alone.
 func (s *Server) authenticate(c *call, next func() error) error {
+	if err := s.identify(c); err != nil {
+		return err
+	}
+	if c.known || s.cfg.AnonymousOK || c.method.foreign == roleAnyone {
+		return next()
+	}
+	return rpcerr.New(codes.Unauthenticated, rpcerr.ReasonIdentityUnknown, "the server does not know this identity")
+}
+
+// identify notes who the peer is.
+func (s *Server) identify(c *call) error {
 	p, ok := peer.FromContext(c.ctx)
 	if !ok {
 		return errors.New("no peer in the context")
@@ -186,22 +202,18 @@ func (s *Server) authenticate(c *call, next func() error) error {
 		// Never plaintext, whatever the listener was configured to be.
 		return rpcerr.New(codes.Unauthenticated, rpcerr.ReasonIdentityUnknown, "the connection is not secured by TLS")
 	}
-	if len(tlsInfo.State.PeerCertificates) > 0 {
-		id, err := mtls.IDFromState(tlsInfo.State)
-		if err != nil {
-			return rpcerr.New(codes.Unauthenticated, rpcerr.ReasonIdentityUnknown, "the client certificate has no SPIFFE ID")
-		}
-		c.peer = id
-		c.caller, c.known = s.identities[id]
+	if len(tlsInfo.State.PeerCertificates) == 0 {
+		return nil
 	}
-	if c.known {
+	id, err := mtls.IDFromState(tlsInfo.State)
+	if err != nil {
+		return rpcerr.New(codes.Unauthenticated, rpcerr.ReasonIdentityUnknown, "the client certificate has no SPIFFE ID")
+	}
+	c.peer = id
+	if c.caller, c.known = s.identities[id]; c.known {
 		c.ctx = context.WithValue(c.ctx, identityKey{}, c.caller)
-		return next()
 	}
-	if s.cfg.AnonymousOK || c.method.foreign == roleAnyone {
-		return next()
-	}
-	return rpcerr.New(codes.Unauthenticated, rpcerr.ReasonIdentityUnknown, "the server does not know this identity")
+	return nil
 }
 
 // authorize decides whether this caller may call this method, and about which accounts. What the caller is told does not
@@ -276,7 +288,12 @@ func (s *Server) validate(c *call, next func() error) error {
 	if c.method.foreign != "" {
 		return next()
 	}
-	err := c.check(func(m proto.Message, _ bool) error { return s.validateMessage(m) })
+	err := c.check(func(m proto.Message, _ bool) error {
+		if c.method.class == classStream {
+			return caught.Apart(func() error { return s.validateMessage(m) })
+		}
+		return s.validateMessage(m)
+	})
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"phasekey.dev/pkg/caught"
 	"phasekey.dev/pkg/secret"
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/services/vault/internal/credential"
@@ -31,13 +32,15 @@ const (
 	versionAttempts = 3
 )
 
-// holding is what a stream's reader has.
+// holding is what a stream knows of what its reader has. The credential itself is not kept: nobody asks for it again.
 type holding struct {
-	Delivery
 	versionID string
 	// signingKey is the one that the version is under; empty for a client secret's.
 	signingKey string
 	requestID  string
+	// version is the version's number.
+	version                     int64
+	expireTime, grantExpireTime time.Time
 	// renewTime is when to look for a newer one.
 	renewTime time.Time
 	// end is the grant's, as far as is known; the reader may have yet to be told of a later one.
@@ -46,11 +49,26 @@ type holding struct {
 	consentLost time.Time
 }
 
+// recorded is a delivery that is on record, so that it may leave.
+type recorded struct {
+	Delivery
+	held holding
+}
+
+// pass sends it, and returns what the reader has then.
+func (d *recorded) pass(send func(Delivery) error) (*holding, error) {
+	if err := send(d.Delivery); err != nil {
+		return nil, err
+	}
+	held := d.held
+	return &held, nil
+}
+
 // retry puts off the next look, but not beyond the end of what is held.
 func (held *holding) retry(now time.Time) {
 	held.renewTime = now.Add(spread(retryEvery))
-	if held.ExpireTime.After(now) && held.ExpireTime.Before(held.renewTime) {
-		held.renewTime = held.ExpireTime
+	if held.expireTime.After(now) && held.expireTime.Before(held.renewTime) {
+		held.renewTime = held.expireTime
 	}
 }
 
@@ -63,28 +81,48 @@ func (held *holding) retry(now time.Time) {
 // Errors: those of grant and lease that are final, and the others of grant, lease, issuer and this package; a
 // sqldb.ErrUnavailable.
 func (h *Hub) Stream(ctx context.Context, r Request, send func(Delivery) error) error {
+	var s *stream
+	defer func() {
+		if s != nil {
+			h.leave(s)
+		}
+	}()
+	// Ten thousand streams wait here, so this goroutine's stack is kept small: see caught.Apart.
+	var held *holding
+	err := caught.Apart(func() (err error) {
+		if s, err = h.enter(ctx, r); err != nil {
+			return err
+		}
+		held, err = h.begin(ctx, r, s, send)
+		return err
+	})
+	for err == nil {
+		if err = s.wait(ctx, held); err == nil {
+			err = caught.Apart(func() (err error) {
+				held, err = h.look(ctx, r, s, held, send)
+				return err
+			})
+		}
+	}
+	return err
+}
+
+// enter adds a stream for whoever shows a grant.
+func (h *Hub) enter(ctx context.Context, r Request) (*stream, error) {
 	g, err := h.authenticate(ctx, r)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	s, err := h.join(g, r.InstanceID)
-	if err != nil {
-		return err
-	}
-	defer h.leave(s)
+	return h.join(g, r.InstanceID)
+}
 
-	held, err := h.first(ctx, r, g, s)
+// begin makes and sends a stream's first delivery.
+func (h *Hub) begin(ctx context.Context, r Request, s *stream, send func(Delivery) error) (*holding, error) {
+	made, err := h.first(ctx, r, s.lease.grantUID, s)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	for {
-		if err := send(held.Delivery); err != nil {
-			return err
-		}
-		if held, err = h.next(ctx, r, s, held); err != nil {
-			return err
-		}
-	}
+	return made.pass(send)
 }
 
 // Fetch returns a credential once, under the same lease as a stream of the same instance. Errors: as Stream.
@@ -93,8 +131,11 @@ func (h *Hub) Fetch(ctx context.Context, r Request) (Delivery, error) {
 	if err != nil {
 		return Delivery{}, err
 	}
-	held, err := h.first(ctx, r, g, &stream{})
-	return held.Delivery, err
+	made, err := h.first(ctx, r, g.UID, &stream{})
+	if err != nil {
+		return Delivery{}, err
+	}
+	return made.Delivery, nil
 }
 
 // Acknowledge notes that the instance uses nothing any more that was delivered to it before the generation, also when the grant has ended. It returns the
@@ -161,61 +202,57 @@ func (h *Hub) authenticate(ctx context.Context, r Request) (grant.Grant, error) 
 }
 
 // first makes a call's first delivery, having waited until the copy of the registry has reached the grant.
-func (h *Hub) first(ctx context.Context, r Request, g grant.Grant, s *stream) (holding, error) {
+func (h *Hub) first(ctx context.Context, r Request, grantUID string, s *stream) (*recorded, error) {
 	patience := time.NewTimer(projectionWait)
 	defer patience.Stop()
 	for {
-		e, err := h.entitlement(ctx, g.UID, r.InstanceID)
+		e, err := h.entitlement(ctx, grantUID, r.InstanceID)
 		if err == nil {
 			return h.deliver(ctx, r, e, Initial)
 		}
 		if !errors.Is(err, grant.ErrBehind) {
-			return holding{}, err
+			return nil, err
 		}
 		again := time.NewTimer(projectionEvery)
 		select {
 		case <-again.C:
 		case <-s.wake:
 		case <-patience.C:
-			return holding{}, err
+			return nil, err
 		case <-s.end:
-			return holding{}, s.why
+			return nil, s.why
 		case <-ctx.Done():
-			return holding{}, ctx.Err()
+			return nil, ctx.Err()
 		}
 		again.Stop()
 	}
 }
 
-// next waits until there is something newer than what is held, and has it delivered.
-func (h *Hub) next(ctx context.Context, r Request, s *stream, held holding) (holding, error) {
-	for {
-		if err := s.wait(ctx, held); err != nil {
-			return holding{}, err
-		}
-		newer, err := h.renew(ctx, r, s, &held)
-		now := time.Now()
-		switch {
-		case err == nil && newer.Generation != 0:
-			return newer, nil
-		case err == nil:
-		case ctx.Err() != nil:
-			return holding{}, ctx.Err()
-		case !bearable(err):
-			return holding{}, err
-		case !now.Before(held.end):
-			// Whether it was extended cannot be found out, so it was not.
-			return holding{}, grant.ErrExpired
-		case !now.Before(held.ExpireTime):
-			return holding{}, err
-		default:
-			held.retry(now)
-		}
+// look has something newer delivered, if there is, and returns what the reader has then.
+func (h *Hub) look(ctx context.Context, r Request, s *stream, held *holding, send func(Delivery) error) (*holding, error) {
+	newer, err := h.renew(ctx, r, s, held)
+	now := time.Now()
+	switch {
+	case err == nil && newer != nil:
+		return newer.pass(send)
+	case err == nil:
+		return held, nil
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case !bearable(err):
+		return nil, err
+	case !now.Before(held.end):
+		// Whether it was extended cannot be found out, so it was not.
+		return nil, grant.ErrExpired
+	case !now.Before(held.expireTime):
+		return nil, err
 	}
+	held.retry(now)
+	return held, nil
 }
 
 // wait returns nil when it is time to look: something changed, what is held gets old, or the grant's end has come.
-func (s *stream) wait(ctx context.Context, held holding) error {
+func (s *stream) wait(ctx context.Context, held *holding) error {
 	at := held.renewTime
 	if held.end.Before(at) {
 		at = held.end
@@ -239,9 +276,9 @@ func bearable(err error) bool {
 	return errors.Is(err, sqldb.ErrUnavailable) || errors.Is(err, issuer.ErrEntra) || errors.Is(err, context.DeadlineExceeded)
 }
 
-// renew looks whether there is something newer than what is held, and has it delivered; the zero holding when there is
+// renew looks whether there is something newer than what is held, and has it delivered; nil when there is
 // not. Of held it changes only what the reader does not see.
-func (h *Hub) renew(ctx context.Context, r Request, s *stream, held *holding) (holding, error) {
+func (h *Hub) renew(ctx context.Context, r Request, s *stream, held *holding) (*recorded, error) {
 	now := time.Now()
 	limit := now.Add(stepTimeout)
 	if end := later(held.end, now).Add(endTimeout); end.Before(limit) {
@@ -252,7 +289,7 @@ func (h *Hub) renew(ctx context.Context, r Request, s *stream, held *holding) (h
 
 	e, err := h.entitlement(ctx, s.lease.grantUID, r.InstanceID)
 	if err != nil {
-		return holding{}, err
+		return nil, err
 	}
 	held.end = e.Grant.ExpireTime
 	usable := slices.ContainsFunc(e.Versions, func(v store.Live) bool { return v.ID == held.versionID })
@@ -260,25 +297,25 @@ func (h *Hub) renew(ctx context.Context, r Request, s *stream, held *holding) (h
 		h.config.Issuer.Drop(held.versionID)
 	}
 	if _, _, err := h.choose(e, r); err != nil {
-		return holding{}, err
+		return nil, err
 	}
 	if !e.ConsentLostTime.IsZero() && !e.ConsentLostTime.Equal(held.consentLost) {
 		// Told once, by the stream's end: what is held may be good for a while yet, and whoever comes back is given what there is.
-		return holding{}, issuer.ErrConsentMissing
+		return nil, issuer.ErrConsentMissing
 	}
-	extended := !e.Grant.ExpireTime.Equal(held.GrantExpireTime)
+	extended := !e.Grant.ExpireTime.Equal(held.grantExpireTime)
 	fit := versionsFor(e, r.Material)
 	rotated := len(fit) == 0 || fit[0].ID != held.versionID
 	due := !now.Before(held.renewTime)
 	if !extended && !rotated && !due {
-		return holding{}, nil
+		return nil, nil
 	}
 	newest, err := h.make(ctx, r, e)
 	compromised := false
 	if err != nil || newest.versionID != held.versionID {
 		var unknown error
 		if compromised, unknown = h.compromised(ctx, held, e); unknown != nil {
-			return holding{}, unknown
+			return nil, unknown
 		}
 	}
 	switch {
@@ -286,12 +323,12 @@ func (h *Hub) renew(ctx context.Context, r Request, s *stream, held *holding) (h
 		// That nothing newer can be held is no reason to let go of what is. But the reader has yet to be told of what is new, and that the
 		// ACTIVE version works again makes no change.
 		due = due || errors.Is(err, issuer.ErrNotReady)
-	case err != nil && compromised && errors.Is(err, issuer.ErrNotReady) && now.Before(held.ExpireTime):
+	case err != nil && compromised && errors.Is(err, issuer.ErrNotReady) && now.Before(held.expireTime):
 		// Taken back before there is another one, which is being made: that is what the reader has to be told, and soon.
 		held.retry(now)
-		return holding{}, nil
+		return nil, nil
 	case err != nil:
-		return holding{}, err
+		return nil, err
 	case newest.versionID != held.versionID && compromised:
 		return h.deliver(ctx, r, e, Compromised)
 	case newest.versionID != held.versionID:
@@ -302,13 +339,13 @@ func (h *Hub) renew(ctx context.Context, r Request, s *stream, held *holding) (h
 	if due {
 		held.retry(now)
 	}
-	return holding{}, nil
+	return nil, nil
 }
 
 // compromised reports whether somebody said that what is held is in other hands: the version, or the key that signs for it.
 func (h *Hub) compromised(ctx context.Context, held *holding, e store.Entitlement) (bool, error) {
-	if held.Version <= e.Compromised || held.signingKey == "" {
-		return held.Version <= e.Compromised, nil
+	if held.version <= e.Compromised || held.signingKey == "" {
+		return held.version <= e.Compromised, nil
 	}
 	return h.config.Store.SigningKeyCompromised(ctx, held.signingKey)
 }
@@ -422,26 +459,26 @@ func (h *Hub) open(ctx context.Context, now time.Time, e store.Entitlement) (mad
 
 // deliver makes a credential and has it recorded. When the version is taken back between the two, it does so again with what
 // is usable now.
-func (h *Hub) deliver(ctx context.Context, r Request, e store.Entitlement, reason Reason) (holding, error) {
+func (h *Hub) deliver(ctx context.Context, r Request, e store.Entitlement, reason Reason) (*recorded, error) {
 	for attempt := 1; ; attempt++ {
-		held, err := h.attempt(ctx, r, e, reason)
+		made, err := h.attempt(ctx, r, e, reason)
 		if !errors.Is(err, lease.ErrVersionGone) || attempt == versionAttempts {
-			return held, err
+			return made, err
 		}
 		if e, err = h.entitlement(ctx, e.Grant.UID, r.InstanceID); err != nil {
-			return holding{}, err
+			return nil, err
 		}
 	}
 }
 
-func (h *Hub) attempt(ctx context.Context, r Request, e store.Entitlement, reason Reason) (holding, error) {
+func (h *Hub) attempt(ctx context.Context, r Request, e store.Entitlement, reason Reason) (*recorded, error) {
 	cloud, chosen, err := h.choose(e, r)
 	if err != nil {
-		return holding{}, err
+		return nil, err
 	}
 	m, err := h.make(ctx, r, e)
 	if err != nil {
-		return holding{}, err
+		return nil, err
 	}
 	now := time.Now()
 	l, err := h.config.Store.Deliver(ctx, now, store.Delivery{
@@ -452,7 +489,7 @@ func (h *Hub) attempt(ctx context.Context, r Request, e store.Entitlement, reaso
 		h.config.Issuer.Drop(m.versionID)
 	}
 	if err != nil {
-		return holding{}, err
+		return nil, err
 	}
 	h.deliveries.WithLabelValues(string(reason)).Inc()
 	if h.config.Meter != nil {
@@ -469,7 +506,7 @@ func (h *Hub) attempt(ctx context.Context, r Request, e store.Entitlement, reaso
 	if !refresh.After(now) {
 		refresh = now.Add(spread(retryEvery))
 	}
-	return holding{
+	return &recorded{
 		Delivery: Delivery{
 			LeaseUID: l.UID, Generation: l.Generation, Version: m.versionNumber, Phase: e.Grant.Phase, Access: e.Grant.Access(),
 			Reason: reason, IssueTime: m.issueTime, RefreshTime: refresh, ExpireTime: m.expireTime,
@@ -477,12 +514,9 @@ func (h *Hub) attempt(ctx context.Context, r Request, e store.Entitlement, reaso
 			SubscriptionID: e.Grant.SubscriptionID, Material: r.Material, Audience: chosen, Token: m.token, Secret: m.secret,
 			Environment: environment(e.Integration.TenantID, m.clientID, e.Grant.SubscriptionID, e.Grant.Access(), cloud),
 		},
-		versionID:  m.versionID,
-		signingKey: signingKey,
-		requestID:  m.requestID,
-		renewTime:  refresh,
-		end:        e.Grant.ExpireTime,
-
-		consentLost: e.ConsentLostTime,
+		held: holding{
+			versionID: m.versionID, signingKey: signingKey, requestID: m.requestID, version: m.versionNumber,
+			expireTime: m.expireTime, grantExpireTime: e.Grant.ExpireTime, renewTime: refresh, end: e.Grant.ExpireTime, consentLost: e.ConsentLostTime,
+		},
 	}, nil
 }

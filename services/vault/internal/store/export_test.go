@@ -13,3 +13,11 @@ func (s *Store) Busy() bool {
 	defer s.deliveries.mu.Unlock()
 	return s.deliveries.running && len(s.deliveries.waiting) == 0
 }
+
+// WaitingToRead is how many entitlements have been asked for, and are not being read.
+func (s *Store) WaitingToRead() int {
+	q := &s.entitlements.queue
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.waiting)
+}
