@@ -3,7 +3,9 @@ package main
 const vault = "services/vault/internal/"
 
 // keys is a part of it in which half of the integrations have no secret.
-func keys() []string { return year("-year.days=8", "-year.federated=2") }
+func keys(more ...string) []string {
+	return year(append([]string{"-year.days=8", "-year.federated=2"}, more...)...)
+}
 
 // year is a short part of the simulated year that meets most of what goes wrong in a whole one.
 func year(more ...string) []string {
@@ -270,7 +272,7 @@ var mistakes = []mistake{
 		file: "services/vault/internal/delivery/stream.go",
 		from: `return h.config.Store.SigningKeyCompromised(ctx, held.signingKey)`,
 		to:   `return false, nil`,
-		test: keys(), says: "in other hands: true",
+		test: keys("-year.seed=4", "-year.leases=16"), says: "in other hands: true",
 	},
 	{
 		name: "a secret is in the log",

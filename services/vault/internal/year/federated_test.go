@@ -178,10 +178,10 @@ func (w *world) keysInHand(ctx context.Context) {
 		sleep(ctx, 24*time.Hour+time.Duration(dice.Int64N(int64(48*time.Hour))))
 		all, err := w.store.SigningKeys(ctx)
 		lost := map[signing.State]bool{}
-		switch dice.IntN(4) {
-		case 0: // the one that new versions are made under
+		switch dice.IntN(5) {
+		case 0, 1: // the one that new versions are made under
 			lost[signing.Signing] = true
-		case 1: // whatever there is
+		case 2: // whatever there is
 			lost[signing.Signing], lost[signing.Published] = true, true
 		default:
 			if err == nil {

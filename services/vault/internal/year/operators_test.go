@@ -194,4 +194,7 @@ func (j *judge) told(b *job, d delivery.Delivery, at time.Time) {
 	if lost {
 		j.counts["readers told of a compromise"]++
 	}
+	if dropped {
+		j.counts["readers told of a dropped key"]++
+	}
 }
