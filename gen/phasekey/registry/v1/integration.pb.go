@@ -237,6 +237,7 @@ type Integration struct {
 	CredentialKind v1.CredentialKind `protobuf:"varint,7,opt,name=credential_kind,json=credentialKind,proto3,enum=phasekey.type.v1.CredentialKind" json:"credential_kind,omitempty"`
 	// Audiences besides Azure Resource Manager for which access tokens may be minted: `https://` or `api://` and no path,
 	// or the ID, in lower case, of the application that the service is at Entra ID (AKS: `6dae42f8-4368-4678-94ff-3960e28e3630`). At most 20.
+	// Terraform's azurerm provider wants Microsoft Graph's whenever it starts, `https://graph.microsoft.com` or its cloud's own.
 	AllowedAudiences []string `protobuf:"bytes,8,rep,name=allowed_audiences,json=allowedAudiences,proto3" json:"allowed_audiences,omitempty"`
 	// How often the credential is replaced, one hour to 30 days, jittered by a tenth either way. Absent means 24 hours.
 	// Servers in development mode accept seconds.

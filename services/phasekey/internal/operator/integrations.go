@@ -132,7 +132,7 @@ func (f *integrationFlags) add(c *cobra.Command) {
 	flags.StringVar(&f.display, "display-name", "", "what the customer's administrator reads")
 	flags.StringVar(&f.subscription, "subscription", "", "the subscription of attachments that name none")
 	flags.StringVar(&f.kind, "kind", "", "how the application shows who it is: "+strings.Join(choices[typev1.CredentialKind](), " or "))
-	flags.StringSliceVar(&f.audiences, "audience", nil, "what else than Resource Manager tokens may be for; repeatable")
+	flags.StringSliceVar(&f.audiences, "audience", nil, "what else than Resource Manager tokens may be for, such as https://graph.microsoft.com, which azurerm asks for; repeatable")
 	flags.StringArrayVar(&f.labels, "label", nil, "a label; repeatable")
 	flags.StringSliceVar(&f.materials, "material", nil, "what runners may be given: "+strings.Join(choices[typev1.Material](), ", ")+"; repeatable")
 	flags.BoolVar(&f.autoAttach, "auto-attach", false, "attach to projects by the labels that begin with autoattach:")
