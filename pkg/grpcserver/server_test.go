@@ -101,6 +101,9 @@ func want(t *testing.T, err error, code codes.Code, reason string) {
 	if status.Code(err) != code || rpcerr.Reason(err) != reason {
 		t.Errorf("got %v %q (%v), want %v %q", status.Code(err), rpcerr.Reason(err), err, code, reason)
 	}
+	if reason != "" {
+		grpctest.CheckRefusal(t, err)
+	}
 }
 
 func TestNew_Refuses(t *testing.T) {

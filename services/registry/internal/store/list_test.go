@@ -128,7 +128,7 @@ func TestStore_ReadsSoManyForAPage(t *testing.T) {
 				t.Fatal(err)
 			}
 			const accounts, each = 6, storetest.PerAccount
-			storetest.Load(t, db, accounts)
+			storetest.Load(t, db, accounts, 1)
 			wanted := []integration.Name{storetest.Integration(0, 1), storetest.Integration(0, 2), storetest.Integration(accounts-1, each-1)}
 			for _, order := range [][]resource.Order{nil, {{By: resource.ByName, Desc: true}}, {{By: resource.ByUpdateTime, Desc: true}, {By: resource.ByDisplayName}}} {
 				var found []integration.Name

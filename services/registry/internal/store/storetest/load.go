@@ -17,7 +17,7 @@ import (
 	"phasekey.dev/services/registry/internal/resource"
 )
 
-// PerAccount is how many integrations, projects and attachments each account has.
+// PerAccount is how many integrations, projects and attachments an account has that is as large as it may be by default.
 const PerAccount = 1000
 
 const (
@@ -28,6 +28,9 @@ const (
 	tenant       = "6f1f7a3e-52a5-4c1b-9d3d-0a8c1f4f0001"
 	subscription = "0b2f7a3e-52a5-4c1b-9d3d-0a8c1f4f0002"
 	made         = 1_767_225_600_000_000 // 2026, in microseconds
+
+	// block is how many of each a transaction makes.
+	block = 1000
 )
 
 // Account is the so many-th account's ID.
@@ -35,35 +38,36 @@ func Account(n int) string { return fmt.Sprintf("account-%03d", n) }
 
 // Integration is the name of one of an account's integrations.
 func Integration(account, n int) integration.Name {
-	return integration.Name{Account: Account(account), ID: fmt.Sprintf("i-%04d", n)}
+	return integration.Name{Account: Account(account), ID: fmt.Sprintf("i-%06d", n)}
 }
 
 // Project is the name of one of an account's projects. The integration of the same number is attached to it for READ; WRITE it has from one that is
 // attached by a label.
 func Project(account, n int) project.Name {
-	return project.Name{Account: Account(account), ID: fmt.Sprintf("p-%04d", n)}
+	return project.Name{Account: Account(account), ID: fmt.Sprintf("p-%06d", n)}
 }
 
-// Load fills so many accounts. The database must be new, and a store have used it once.
-func Load(t testing.TB, db *sqldb.DB, accounts int) {
+// Load fills so many accounts with so many thousands of each. The database must be new, and a store have used it once.
+func Load(t testing.TB, db *sqldb.DB, accounts, thousands int) {
 	t.Helper()
-	for a := range accounts {
-		if err := db.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error { return load(ctx, tx, a) }); err != nil {
+	for n := range accounts * thousands {
+		if err := db.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error {
+			return load(ctx, tx, int64(n)*3*block, n/thousands, n%thousands*block)
+		}); err != nil {
 			t.Fatal(err)
 		}
 	}
 }
 
-func load(ctx context.Context, tx sqldb.Tx, account int) error {
+// load fills a block of an account, after so many revisions.
+func load(ctx context.Context, tx sqldb.Tx, revision int64, account, first int) error {
 	l := loader{tables: map[string]*table{}}
-	first := int64(account) * 3 * PerAccount // so many revisions were there before
-	revision := first
 	change := func(kind, uid string) {
 		revision++
 		payload := fmt.Sprintf(`{"account":%q,"id":%q,"uid":%q,"spec":{"kind":"STACK","labels":[%q]}}`, Account(account), uid, uid, strings.Repeat("x", 60))
 		l.add("changes", "revision, kind, uid, deleted, change_time, payload", revision, kind, uid, false, int64(made), payload)
 	}
-	for n := range PerAccount {
+	for n := first; n < first+block; n++ {
 		i, p := Integration(account, n), Project(account, n)
 		iUID, pUID, aUID := uuid.NewString(), uuid.NewString(), uuid.NewString()
 		labels := fmt.Sprintf(`["team:%d"]`, n%teams)
@@ -94,6 +98,9 @@ func load(ctx context.Context, tx sqldb.Tx, account int) error {
 		change("attachment", aUID)
 	}
 	for _, name := range []string{"integrations", "projects", "attachments", "auto_labels", "project_labels", "changes"} {
+		if l.tables[name] == nil {
+			continue // only an account's first block attaches by itself
+		}
 		if err := l.tables[name].insert(ctx, tx, name); err != nil {
 			return err
 		}
