@@ -179,11 +179,10 @@ func (s *stage) calls(t *testing.T, asked []string, postgres *suite) {
 }
 
 const (
-	// gatherTime, reachTime and settleTime bound what is waited for; the first two are for each thousand streams more.
+	// gatherTime bounds how long streams take to open, or to return after a replica's death, reachTime how long they take to be reached; both for each thousand
+	// of them.
 	gatherTime = 30 * time.Second
 	reachTime  = 30 * time.Second
-	// returnTime is until all are served again after a replica's death.
-	returnTime = 3 * time.Minute
 )
 
 // scaled is a limit for so many streams.
@@ -233,7 +232,7 @@ func (s *stage) streams(t *testing.T, suite *suite, name string, n, perConnectio
 	c.forget()
 	died := time.Now()
 	first.kill(t)
-	last, err := c.reached(n-int(c.elsewhere.Load()), c.returns, returnTime)
+	last, err := c.reached(n-int(c.elsewhere.Load()), c.returns, scaled(gatherTime, n))
 	must(t, err)
 	s.report.add(label+": served again after", "s", "", bound{}, last.Sub(died).Seconds())
 	s.say("all are served again %.1f s after %s died", last.Sub(died).Seconds(), first.name)
