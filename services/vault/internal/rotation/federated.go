@@ -2,6 +2,7 @@ package rotation
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -18,19 +19,20 @@ func (w *Worker) trusts(uid string) []directory.Trust {
 	return directory.Trusts(w.config.DeploymentID, w.config.Signer.Issuer(), uid)
 }
 
-// followKeys makes the shard's federated integrations due when versions are made under another signing key than before.
+// followKeys makes the shard's federated integrations due when other signing keys sign than before: a new one has versions begun under it, and
+// those under one that is gone are over.
 func (s *shift) followKeys(ctx context.Context, now time.Time) error {
 	if s.w.config.Signer == nil {
 		return nil
 	}
-	key, err := s.w.config.Store.CurrentSigningKey(ctx)
-	if err != nil || key == s.signingKey {
+	trust, err := s.w.config.Store.Trust(ctx)
+	if err != nil || slices.Equal(trust.Usable, s.signingKeys) {
 		return err
 	}
 	if err := s.w.config.Store.TouchFederated(ctx, s.m, now); err != nil {
 		return err
 	}
-	s.signingKey = key
+	s.signingKeys = trust.Usable
 	return nil
 }
 

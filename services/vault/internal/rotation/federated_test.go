@@ -362,6 +362,39 @@ func TestFederated_ADroppedKeyIsOverAtOnce(t *testing.T) {
 	})
 }
 
+// A key is replaced by schedule, and then it turns out that somebody has the old one: most integrations are under it still.
+func TestFederated_ADroppedKeyThatIsNotTheNewestIsOverAtOnceToo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.config.Poll = time.Minute
+		s.want(store.Integration{Federated: true})
+		s.serveFederated()
+		first, _ := s.live().ByState(credential.Active)
+		time.Sleep(48 * time.Hour)
+		if err := s.store.WantSigningKey(t.Context(), time.Now(), grant.Caller{}); err != nil {
+			t.Fatal(err)
+		}
+		s.until("the next key signs", 11*time.Minute, func(f store.Facts) bool { return f.Trust.Key != first.SigningKey })
+		time.Sleep(5 * time.Minute)
+		f := s.facts()
+		if v, _ := f.ByState(credential.Active); v.ID != first.ID || len(f.Trust.Usable) != 2 {
+			t.Fatalf("ACTIVE is %v, and %v sign", v, f.Trust.Usable)
+		}
+		if err := s.store.DropSigningKey(t.Context(), time.Now(), first.SigningKey, grant.Caller{}); err != nil {
+			t.Fatal(err)
+		}
+		s.until("over", 2*s.config.Poll, func(f store.Facts) bool {
+			v, ok := f.ByState(credential.Active)
+			return !ok || v.ID != first.ID
+		})
+		f = s.until("active again", time.Hour, active)
+		if v, _ := f.ByState(credential.Active); v.SigningKey == first.SigningKey {
+			t.Errorf("it is %v again, under the key that was dropped", v)
+		}
+		s.stop()
+	})
+}
+
 // usable fails unless a version of the integration works at Entra at this moment.
 func (s *stage) usable(f store.Facts) {
 	s.t.Helper()

@@ -8,7 +8,6 @@ const (
 	keyShard       = "shard"
 	keyEpoch       = "epoch"
 	keyOp          = "op"
-	keyWhy         = "why"
 	keyFrom        = "from"
 	keyTo          = "to"
 	keyClass       = "class"

@@ -141,8 +141,8 @@ type shift struct {
 	m        election.Mastership
 	stop     context.CancelCauseFunc
 	revision int64
-	// signingKey is the key that new federated versions are under, as of the last round.
-	signingKey string
+	// signingKeys are those that signed as of the last round, the newest first.
+	signingKeys []string
 	// batchTime is when batches are to be looked at next.
 	batchTime time.Time
 	// gaugeTime is when the gauges are to be set next.

@@ -174,16 +174,17 @@ func signingKeys(ctx context.Context, tx sqldb.Tx) ([]signing.Key, error) {
 	}, `SELECT `+signingColumns+` FROM signing_keys ORDER BY number DESC`)
 }
 
-// CurrentSigningKey is the ID of the key that new federated versions are under; empty while there is none.
-func (s *Store) CurrentSigningKey(ctx context.Context) (string, error) {
-	var id string
-	err := s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
-		return tx.QueryRow(ctx, `SELECT COALESCE((SELECT id FROM signing_keys WHERE state = 'SIGNING' ORDER BY number DESC LIMIT 1), '')`).Scan(&id)
+// Trust is what federated versions stand on, but for the federated credentials.
+func (s *Store) Trust(ctx context.Context) (credential.Trust, error) {
+	var out credential.Trust
+	err := s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
+		out, err = readTrust(ctx, tx)
+		return err
 	})
 	if err != nil {
-		return "", fmt.Errorf("read current signing key: %w", err)
+		return credential.Trust{}, fmt.Errorf("read keys that sign: %w", err)
 	}
-	return id, nil
+	return out, nil
 }
 
 // TouchFederated makes the shard's federated integrations due now, and those that have versions under a signing key still.
