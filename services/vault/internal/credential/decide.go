@@ -26,7 +26,7 @@ type Apply struct {
 	Why string
 }
 
-// Ensure: make the application, or what differs of it from what is wanted. Store Ensuring first.
+// Ensure: make the application, or, of one that was made already, what differs of it from what is wanted. Store Ensuring first.
 type Ensure struct{}
 
 // Read: look up the application and its passwords.
@@ -313,7 +313,7 @@ func (p *plan) ensure() Action {
 	if !missing && a.SpecDigest == p.facts.Wanted.SpecDigest && !p.due(a.EnsureTime.Add(p.t.EnsureInterval)) {
 		return nil
 	}
-	// One that was there and is not found is not made again in passing: its return can still be had from the bin.
+	// One that was there and is not found is left alone: its return can still be had from the bin.
 	if missing || a.MissingReads == 0 {
 		if p.due(a.NextTime) && p.writable() {
 			return Ensure{}

@@ -56,35 +56,43 @@ func (f Facts) Ensuring(now time.Time) Change {
 	return Change{Application: &a}
 }
 
-// Ensured takes in the application. When it is another one than before, somebody deleted that, and its passwords and consent
-// went with it.
+// Ensured takes in the application, which is as it shall be.
 func (f Facts) Ensured(now time.Time, made MadeApplication) Change {
 	a := f.Application
-	var c Change
+	c := Change{Application: &a}
 	if a.ObjectID != "" && a.ObjectID != made.ObjectID {
-		fresh := Application{IntegrationUID: a.IntegrationUID, EnsureSendTime: a.EnsureSendTime, ActivateTime: a.ActivateTime,
-			ReportDigest: a.ReportDigest, ReportTime: a.ReportTime, SeenProbeTime: f.Probe.Time, SeenWantTime: f.Probe.WantTime, LifeLimit: a.LifeLimit}
-		a = fresh
-		c.ReplaceStrays = true
-		for _, v := range f.Versions {
-			next := v
-			switch v.State {
-			case Staged, Propagating:
-				c.Moves = append(c.Moves, revoke(now, v, "ApplicationReplaced").Moves...)
-			case Active:
-				next.State, next.RetireTime, next.EndTime, next.Reason = Retiring, now, now, "ApplicationReplaced"
-				c.Moves = append(c.Moves, Move{From: Active, Version: next})
-			case Retiring:
-				next.EndTime = now
-				c.Moves = append(c.Moves, Move{From: Retiring, Version: next})
-			case Intended, Revoking, Revoked, Abandoned:
-			}
+		c = f.Replaced(now, made)
+	}
+	found := c.Application
+	found.ObjectID, found.ClientID, found.DisplayName = made.ObjectID, made.ClientID, made.DisplayName
+	found.SpecDigest, found.EnsureTime, found.WriteTime = f.Wanted.SpecDigest, now, now
+	found.succeeded()
+	return c
+}
+
+// Replaced takes in that the application is another one than before, of whose properties nothing is known: somebody deleted that, and its passwords
+// and consent went with it.
+func (f Facts) Replaced(now time.Time, made MadeApplication) Change {
+	a := f.Application
+	c := Change{ReplaceStrays: true, Application: &Application{
+		IntegrationUID: a.IntegrationUID, ObjectID: made.ObjectID, ClientID: made.ClientID, DisplayName: made.DisplayName,
+		EnsureSendTime: a.EnsureSendTime, ActivateTime: a.ActivateTime, ReportDigest: a.ReportDigest, ReportTime: a.ReportTime,
+		SeenProbeTime: f.Probe.Time, SeenWantTime: f.Probe.WantTime, LifeLimit: a.LifeLimit,
+	}}
+	for _, v := range f.Versions {
+		next := v
+		switch v.State {
+		case Staged, Propagating:
+			c.Moves = append(c.Moves, revoke(now, v, "ApplicationReplaced").Moves...)
+		case Active:
+			next.State, next.RetireTime, next.EndTime, next.Reason = Retiring, now, now, "ApplicationReplaced"
+			c.Moves = append(c.Moves, Move{From: Active, Version: next})
+		case Retiring:
+			next.EndTime = now
+			c.Moves = append(c.Moves, Move{From: Retiring, Version: next})
+		case Intended, Revoking, Revoked, Abandoned:
 		}
 	}
-	a.ObjectID, a.ClientID, a.DisplayName = made.ObjectID, made.ClientID, made.DisplayName
-	a.SpecDigest, a.EnsureTime, a.WriteTime = f.Wanted.SpecDigest, now, now
-	a.succeeded()
-	c.Application = &a
 	return c
 }
 

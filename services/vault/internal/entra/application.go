@@ -34,22 +34,28 @@ const selected = "id,appId,displayName,signInAudience,web,requiredResourceAccess
 // the directory has it. Idempotent, and safe to repeat after any error. Class NotFound means that it was made, and that
 // the replica asked next does not know it yet.
 func (d *Directory) EnsureApplication(ctx context.Context, spec directory.Spec) (directory.Application, error) {
+	found, err := d.RepairApplication(ctx, spec)
+	if directory.ClassOf(err) != directory.NotFound {
+		return found, err
+	}
+	headers := abstractions.NewRequestHeaders()
+	headers.Add("Prefer", "create-if-missing")
+	made, err := d.byUniqueName(spec.UniqueName).Patch(ctx, desired(spec), &applications.ApplicationItemRequestBuilderPatchRequestConfiguration{Headers: headers})
+	if err != nil {
+		return directory.Application{}, graphError("create application", true, err)
+	}
+	// 204, without a body, when a replica that knows more found it already there.
+	if made != nil && made.GetId() != nil {
+		return application(made), nil
+	}
+	return d.RepairApplication(ctx, spec)
+}
+
+// RepairApplication changes what differs from the spec of the application of its unique name, and returns that as it was found. Idempotent, and safe
+// to repeat after any error. Class NotFound may also mean that the replica asked does not know it yet; nothing is made then.
+func (d *Directory) RepairApplication(ctx context.Context, spec directory.Spec) (directory.Application, error) {
 	found, err := d.read(ctx, spec.UniqueName, "")
-	if directory.ClassOf(err) == directory.NotFound {
-		headers := abstractions.NewRequestHeaders()
-		headers.Add("Prefer", "create-if-missing")
-		made, err := d.byUniqueName(spec.UniqueName).Patch(ctx, desired(spec), &applications.ApplicationItemRequestBuilderPatchRequestConfiguration{Headers: headers})
-		if err != nil {
-			return directory.Application{}, graphError("create application", true, err)
-		}
-		// 204, without a body, when a replica that knows more found it already there.
-		if made != nil && made.GetId() != nil {
-			return application(made), nil
-		}
-		if found, err = d.read(ctx, spec.UniqueName, ""); err != nil {
-			return directory.Application{}, err
-		}
-	} else if err != nil {
+	if err != nil {
 		return directory.Application{}, err
 	}
 	if !matches(found, spec) {

@@ -146,6 +146,25 @@ func TestEnsureApplication_IsIdempotent(t *testing.T) {
 	}
 }
 
+func TestRepairApplication_MakesNothing(t *testing.T) {
+	w := newWorld(t)
+	made := w.application(t)
+	moved := spec
+	moved.RedirectURI = "https://consent.example.com/consent/callback"
+	if got, err := w.dir.RepairApplication(t.Context(), moved); err != nil || got.ObjectID != made.ObjectID || w.count("graph.application.update") != 1 {
+		t.Errorf("it repaired %+v, by %d requests, %v", got, w.count("graph.application.update"), err)
+	}
+	if err := w.dir.DeleteApplication(t.Context(), made.ObjectID); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := w.dir.RepairApplication(t.Context(), spec); directory.ClassOf(err) != directory.NotFound {
+		t.Errorf("of one that was deleted it says %+v, %v", got, err)
+	}
+	if got := w.count("graph.application.upsert"); got != 1 {
+		t.Errorf("%d were made", got)
+	}
+}
+
 func TestAddPassword_LostReplyMakesExactlyOne(t *testing.T) {
 	w := newWorld(t)
 	app := w.application(t)

@@ -156,10 +156,23 @@ func (app *fakeApp) entity() directory.Application {
 func (d *fakeDirectory) EnsureApplication(ctx context.Context, spec directory.Spec) (out directory.Application, err error) {
 	err = d.around(ctx, "ensure", func() error {
 		app := d.apps[spec.UniqueName]
-		if app == nil || app.purged {
+		if app == nil || app.deleted {
 			app = &fakeApp{object: uuid.NewString(), visible: d.some(), passwords: map[string]*fakePassword{}, trusts: map[string]*fakeTrust{}}
 			d.apps[spec.UniqueName] = app
 			d.note("made")
+		}
+		app.spec = spec
+		out = app.entity()
+		return nil
+	})
+	return out, err
+}
+
+func (d *fakeDirectory) RepairApplication(ctx context.Context, spec directory.Spec) (out directory.Application, err error) {
+	err = d.around(ctx, "ensure", func() error {
+		app := d.apps[spec.UniqueName]
+		if app == nil || app.deleted || !d.knows(app.visible) {
+			return refuse(directory.NotFound, "Request_ResourceNotFound")
 		}
 		app.spec = spec
 		out = app.entity()

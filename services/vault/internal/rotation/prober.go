@@ -31,6 +31,7 @@ var (
 // Directory is one cloud's Entra ID and Graph. One call is one request; errors are *directory.Error.
 type Directory interface {
 	EnsureApplication(ctx context.Context, spec directory.Spec) (directory.Application, error)
+	RepairApplication(ctx context.Context, spec directory.Spec) (directory.Application, error)
 	FindApplication(ctx context.Context, uniqueName string) (directory.Application, error)
 	AddPassword(ctx context.Context, objectID, displayName string, end time.Time) (directory.Password, secret.Text, error)
 	RemovePassword(ctx context.Context, objectID, keyID string) error

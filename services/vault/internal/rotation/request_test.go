@@ -263,7 +263,7 @@ func TestWorker_RecordsWhatVersionsCameTo(t *testing.T) {
 	})
 }
 
-// measured are the gauges of the last mastership, by name and labels.
+// measured are the gauges and counters of the last mastership, by name and labels.
 func (s *stage) measured() map[string]float64 {
 	s.t.Helper()
 	families, err := s.metrics.Load().Gather()
@@ -277,7 +277,7 @@ func (s *stage) measured() map[string]float64 {
 			for _, l := range m.GetLabel() {
 				key += " " + l.GetValue()
 			}
-			out[key] = m.GetGauge().GetValue()
+			out[key] = m.GetGauge().GetValue() + m.GetCounter().GetValue()
 		}
 	}
 	return out

@@ -179,7 +179,7 @@ func (t *turn) told(ctx context.Context, change credential.Change) {
 		}
 		changed = true
 		t.w.metrics.transitions.WithLabelValues(string(m.Version.State)).Inc()
-		if m.Version.State == credential.Retiring && len(change.Moves) > 1 {
+		if m.Version.State == credential.Active && len(change.Moves) > 1 {
 			t.w.metrics.rotations.Inc()
 		}
 		t.log.InfoContext(ctx, "credential version changed state", slog.String(keyVersion, m.Version.ID), slog.Int64(keyNumber, m.Version.Number),
@@ -309,40 +309,25 @@ func (t *turn) ensure(ctx context.Context) error {
 	if err := t.apply(ctx, t.facts.Ensuring(time.Now())); err != nil {
 		return err
 	}
+	ensure, failed := t.cloud.EnsureApplication, t.failed
+	if t.facts.Application.ObjectID != "" {
+		// Never made again in passing: consent would be lost, and what is in the directory's bin could not be restored any more.
+		ensure, failed = t.cloud.RepairApplication, t.missed(ctx)
+	}
 	var made directory.Application
 	return t.request(ctx, credential.Ensure{}, func(ctx context.Context) (err error) {
-		made, err = t.cloud.EnsureApplication(ctx, t.spec)
+		made, err = ensure(ctx, t.spec)
 		return err
 	}, func(now time.Time) credential.Change {
 		out := application(made)
 		out.DisplayName = t.spec.DisplayName
 		return t.facts.Ensured(now, out)
-	}, t.failed)
+	}, failed)
 }
 
-func (t *turn) read(ctx context.Context) error {
-	var found directory.Application
-	return t.request(ctx, credential.Read{}, func(ctx context.Context) (err error) {
-		found, err = t.cloud.FindApplication(ctx, t.spec.UniqueName)
-		return err
-	}, func(now time.Time) credential.Change {
-		known := t.facts.Application
-		if known.ObjectID != "" && known.ObjectID != found.ObjectID {
-			t.log.ErrorContext(ctx, "application was replaced by another of its name")
-			return t.facts.Ensured(now, application(found))
-		}
-		made := application(found)
-		for _, trust := range found.Trusts {
-			if !slices.Contains(t.w.trusts(t.uid), trust) {
-				made.ForeignTrusts++
-			}
-		}
-		change := t.facts.ReadFound(now, t.w.config.DeploymentID, made)
-		if a := change.Application; a.ForeignPasswords > known.ForeignPasswords || a.ForeignTrusts > known.ForeignTrusts {
-			t.log.WarnContext(ctx, "application has credentials that are not ours", slog.Int(keyPasswords, a.ForeignPasswords), slog.Int(keyTrusts, a.ForeignTrusts))
-		}
-		return change
-	}, func(now time.Time, f credential.Failure) credential.Change {
+// missed takes in that looking at the application failed, which may be because it is not there.
+func (t *turn) missed(ctx context.Context) func(now time.Time, f credential.Failure) credential.Change {
+	return func(now time.Time, f credential.Failure) credential.Change {
 		if f.Kind != credential.Missing {
 			return t.failed(now, f)
 		}
@@ -355,7 +340,32 @@ func (t *turn) read(ctx context.Context) error {
 			t.log.Log(ctx, level, "application is not found at Entra")
 		}
 		return t.facts.ReadMissed(now)
-	})
+	}
+}
+
+func (t *turn) read(ctx context.Context) error {
+	var found directory.Application
+	return t.request(ctx, credential.Read{}, func(ctx context.Context) (err error) {
+		found, err = t.cloud.FindApplication(ctx, t.spec.UniqueName)
+		return err
+	}, func(now time.Time) credential.Change {
+		known := t.facts.Application
+		if known.ObjectID != "" && known.ObjectID != found.ObjectID {
+			t.log.ErrorContext(ctx, "application was replaced by another of its name")
+			return t.facts.Replaced(now, application(found))
+		}
+		made := application(found)
+		for _, trust := range found.Trusts {
+			if !slices.Contains(t.w.trusts(t.uid), trust) {
+				made.ForeignTrusts++
+			}
+		}
+		change := t.facts.ReadFound(now, t.w.config.DeploymentID, made)
+		if a := change.Application; a.ForeignPasswords > known.ForeignPasswords || a.ForeignTrusts > known.ForeignTrusts {
+			t.log.WarnContext(ctx, "application has credentials that are not ours", slog.Int(keyPasswords, a.ForeignPasswords), slog.Int(keyTrusts, a.ForeignTrusts))
+		}
+		return change
+	}, t.missed(ctx))
 }
 
 func (t *turn) add(ctx context.Context, a credential.Add) error {

@@ -291,6 +291,79 @@ func TestWorker_EndsLeasesBeforeItTakesBackWhatTheyHold(t *testing.T) {
 	})
 }
 
+// TestWorker_MakesNoDeletedApplicationAnew has the application deleted when it is to be repaired before it is read again.
+func TestWorker_MakesNoDeletedApplicationAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.serve()
+		made := s.live().Application
+		var deleted *fakeApp
+		s.entra.set(func(d *fakeDirectory) {
+			for _, deleted = range d.apps {
+				deleted.deleted = true
+			}
+		})
+		if err := s.end(); err != nil {
+			t.Fatal(err)
+		}
+		s.config.RedirectURI = "https://moved.example/callback"
+		s.serve()
+		s.want(store.Integration{})
+		s.until("not found", 11*time.Minute, func(f store.Facts) bool { return f.Application.MissingReads == 1 })
+		time.Sleep(30 * time.Hour)
+		if f := s.facts(); f.Application.ObjectID != made.ObjectID || s.entra.happened()[0] != "made" || slices.Contains(s.entra.happened()[1:], "made") {
+			t.Errorf("it was made anew: %+v; at Entra happened %v", f.Application, s.entra.happened())
+		}
+		if _, conditions := s.registry.last(); !strings.HasPrefix(conditions, "ApplicationMissing ") {
+			t.Errorf("conditions are %s", conditions)
+		}
+		s.entra.set(func(*fakeDirectory) { deleted.deleted = false })
+		s.until("repaired when it is back", 2*time.Hour, func(f store.Facts) bool { return f.Application.EnsureTime.After(made.EnsureTime) })
+		time.Sleep(time.Minute)
+		if _, conditions := s.registry.last(); conditions != "Replicated+ PrincipalFound+ Proven+" {
+			t.Errorf("when it is back conditions are %s", conditions)
+		}
+	})
+}
+
+// TestWorker_RepairsAnotherApplicationOfTheName has somebody make it anew, otherwise than it shall be.
+func TestWorker_RepairsAnotherApplicationOfTheName(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.serve()
+		before := s.live()
+		if err := s.runner()("holds the secret"); err != nil {
+			t.Fatal(err)
+		}
+		s.until("rotated, and the one before held", 30*time.Hour, func(f store.Facts) bool {
+			return active(f) && len(f.Versions) == 2 && f.Versions[0].State == credential.Retiring
+		})
+		s.entra.set(func(d *fakeDirectory) {
+			for name, app := range d.apps {
+				d.apps[name] = &fakeApp{
+					object: "another", spec: directory.Spec{UniqueName: app.spec.UniqueName, DisplayName: "theirs"}, passwords: map[string]*fakePassword{}, trusts: map[string]*fakeTrust{},
+				}
+			}
+		})
+		s.until("found", 2*time.Hour, func(f store.Facts) bool { return f.Application.ObjectID == "another" })
+		time.Sleep(time.Minute)
+		s.entra.set(func(d *fakeDirectory) {
+			for _, app := range d.apps {
+				if app.spec.DisplayName != before.Application.DisplayName || app.spec.RedirectURI == "" {
+					t.Errorf("it is as it was made: %+v", app.spec)
+				}
+			}
+		})
+		f := s.until("active again", 2*time.Hour, active)
+		if v, _ := f.ByState(credential.Active); !s.entra.works(v.KeyID) {
+			t.Errorf("%v does not work", v)
+		}
+		if got := s.measured()["phasekey_vault_rotations_total"]; got != 1 {
+			t.Errorf("%v rotations are counted: that the application was another is none", got)
+		}
+	})
+}
+
 func TestWorker_DeletesWhatWasNeverMade(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
