@@ -85,8 +85,10 @@ func (t *auditTail) run(ctx context.Context) error {
 	began, again := false, firstAgain
 	for {
 		came, err := t.once(ctx)
-		if ctx.Err() != nil {
+		select {
+		case <-ctx.Done():
 			return nil
+		default:
 		}
 		if came {
 			began, again = true, firstAgain

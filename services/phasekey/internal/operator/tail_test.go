@@ -38,8 +38,8 @@ func (s *fakeStream) Recv() (*vaultv1.TailAuditEventsResponse, error) {
 }
 
 var (
-	unavailable = rpcerr.New(codes.Unavailable, "DRAINING", "server is draining")
-	outOfRange  = rpcerr.New(codes.OutOfRange, "CURSOR_OUT_OF_RANGE", "it cannot be followed from there")
+	errUnavailable = rpcerr.New(codes.Unavailable, "DRAINING", "server is draining")
+	errOutOfRange  = rpcerr.New(codes.OutOfRange, "CURSOR_OUT_OF_RANGE", "it cannot be followed from there")
 )
 
 // tailing is a tail of streams that are opened one after another, and the cursors with which they are.
@@ -64,10 +64,10 @@ func TestAuditTail_GoesOnWhereItWas(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		file := filepath.Join(t.TempDir(), "cursor")
 		tail, out, cursors := tailing(
-			&fakeStream{[][]string{{"a", "b", "1"}, {"2"}}, unavailable},
-			unavailable, rpcerr.New(codes.ResourceExhausted, "RATE_LIMITED", "too many"),
+			&fakeStream{[][]string{{"a", "b", "1"}, {"2"}}, errUnavailable},
+			errUnavailable, rpcerr.New(codes.ResourceExhausted, "RATE_LIMITED", "too many"),
 			&fakeStream{[][]string{{"c", "3"}}, io.EOF},
-			&fakeStream{nil, outOfRange},
+			&fakeStream{nil, errOutOfRange},
 		)
 		tail.file = file
 		begin := time.Now()
@@ -88,7 +88,7 @@ func TestAuditTail_GoesOnWhereItWas(t *testing.T) {
 		if took := time.Since(begin); took != 8*time.Second {
 			t.Errorf("waited %s", took)
 		}
-		again, _, cursors := tailing(&fakeStream{nil, outOfRange})
+		again, _, cursors := tailing(&fakeStream{nil, errOutOfRange})
 		again.file = file
 		if err := again.run(t.Context()); rpcerr.Reason(err) != "CURSOR_OUT_OF_RANGE" || !slices.Equal(*cursors, []string{"3"}) {
 			t.Errorf("started again at %q: %v", *cursors, err)
@@ -107,7 +107,7 @@ func TestAuditTail_GoesOnWhereItWas(t *testing.T) {
 }
 
 func TestAuditTail_WhatCannotBeginIsAnError(t *testing.T) {
-	for _, first := range []any{unavailable, &fakeStream{nil, unavailable}} {
+	for _, first := range []any{errUnavailable, &fakeStream{nil, errUnavailable}} {
 		tail, _, _ := tailing(first)
 		if err := tail.run(t.Context()); rpcerr.Reason(err) != "DRAINING" {
 			t.Errorf("%v", err)
@@ -122,7 +122,7 @@ func TestAuditTail_WhatCannotBeginIsAnError(t *testing.T) {
 }
 
 func TestAuditTail_Table(t *testing.T) {
-	tail, out, _ := tailing(&fakeStream{[][]string{{"run-1", "a longer run", "1"}}, outOfRange})
+	tail, out, _ := tailing(&fakeStream{[][]string{{"run-1", "a longer run", "1"}}, errOutOfRange})
 	tail.json = false
 	if err := tail.run(t.Context()); err == nil {
 		t.Error("no error")
