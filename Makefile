@@ -47,7 +47,7 @@ model: ## Check the models of mastership in every state
 
 .PHONY: setup
 setup: $(TOOLS) ## Install what the tests need: Debian packages, build tools, clients for Node
-	@tools/debian.sh gcc:gcc redis-server:redis-server initdb:postgresql chromium:chromium node:nodejs npm:npm spin:spin
+	@tools/debian.sh curl:curl gcc:gcc redis-server:redis-server initdb:postgresql chromium:chromium node:nodejs npm:npm spin:spin
 	@$(MAKE) --no-print-directory $(NODE)/installed
 
 # What test/clients runs in Node, outside of the source; after setup's packages, which npm is one of.

@@ -114,7 +114,7 @@ func TestCLIGuide_IsATranscript(t *testing.T) {
 			again.WriteString("$ " + strings.ReplaceAll(command, "\n", "\n> ") + "\n")
 			if strings.HasPrefix(command, "export ") {
 				if strings.HasPrefix(command, "export TENANT=") {
-					command = "export TENANT=" + world.CustomerTenant + " SUBSCRIPTION=" + world.Subscription + " RUNNERS=" + d.at.VaultRunners
+					command = "export TENANT=" + world.CustomerTenant + " SUBSCRIPTION=" + world.Subscription + " RUNNERS=" + d.at.VaultRunners + " ADMIN=" + d.at.SimulatorAdmin
 				}
 				exports = append(exports, command)
 				continue

@@ -86,6 +86,7 @@ func (o *options) checkPermissions() *cobra.Command {
 				return err
 			}
 		}
+		s.note("looked at %s, which is done at most once in ten seconds; Azure takes some minutes to show a new role", at(answer.GetCheckTime()))
 		return nil
 	})
 	c.Flags().StringArrayVar(&scopes, "scope", nil, "a subscription, resource group or management group, as an Azure ID; repeatable; the default subscription otherwise")
