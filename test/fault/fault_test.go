@@ -84,6 +84,11 @@ func TestFaults(t *testing.T) {
 	w.judge.pronounce(t)
 	w.tidy(t)
 	w.covered(t)
+	for _, material := range []string{"token", "secret", "assertion"} {
+		if w.judge.uses[material] == 0 {
+			t.Errorf("no %s was used", material)
+		}
+	}
 	t.Logf("%v uses of %d versions; failovers %v, of at most %s; %s in all", w.judge.uses, len(w.judge.versions), failovers, lockTTL*12/10, time.Since(began).Round(time.Second))
 }
 

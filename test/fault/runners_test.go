@@ -100,7 +100,7 @@ func (w *world) work(t *testing.T) (stop func()) {
 		})
 		if i.federated {
 			all.Go(func() {
-				grant, err := w.grant(ctx, i, "without a secret", time.Hour)
+				grant, err := w.grant(ctx, i, "without-secret", time.Hour)
 				if err != nil {
 					return // the test ends
 				}
