@@ -206,6 +206,15 @@ func TestDecide(t *testing.T) {
 			f.Application.ObserveTime, f.Application.ReadTime = ago(time.Hour), ago(time.Minute)
 			return f
 		}},
+		{name: "by the ACTIVE version while its successor is proven", want: "ask_tenant", facts: func() credential.Facts {
+			f := facts(version("a", 1, credential.Active), version("b", 2, credential.Propagating, func(v *credential.Version) { v.AddTime, v.PropagateTime = epoch, epoch }))
+			f.Application.ObserveTime, f.Application.ReadTime = ago(time.Hour), ago(time.Minute)
+			return f
+		}, check: func(t *testing.T, a credential.Action) {
+			if v := a.(credential.Ask).Version; v.ID != "a" {
+				t.Errorf("it is asked by %s", v)
+			}
+		}},
 		{name: "at once when somebody was refused a token", want: "ask_tenant", facts: func() credential.Facts {
 			f := facts(version("a", 1, credential.Active))
 			f.Probe.WantTime = ago(time.Second)
@@ -347,9 +356,13 @@ func TestObserved_LosesConsentOnlyAfterRefusalsOverTheWindow(t *testing.T) {
 	if !f.Application.Consented {
 		t.Fatal("a grant in between does not count")
 	}
-	for i := range 4 {
-		hear(epoch.Add(time.Duration(13+3*i)*time.Minute), credential.ConsentMissing)
+	for i := range 3 {
+		hear(epoch.Add(time.Duration(13+4*i)*time.Minute), credential.ConsentMissing)
 	}
+	if !f.Application.Consented {
+		t.Fatal("consent is lost after four refusals in ten minutes")
+	}
+	hear(epoch.Add(22*time.Minute), credential.ConsentMissing)
 	if f.Application.Consented {
 		t.Fatal("consent is not lost after five refusals in eleven minutes")
 	}
@@ -454,7 +467,10 @@ func TestAllowed_LetsNothingReturn(t *testing.T) {
 
 func TestReadFound_KnowsItsOwn(t *testing.T) {
 	f := facts(version("a", 1, credential.Active), version("b", 2, credential.Revoking))
-	f.Strays = []credential.Stray{{KeyID: "old", FirstTime: epoch.Add(-time.Hour), LastTime: epoch.Add(-time.Hour)}}
+	f.Strays = []credential.Stray{
+		{KeyID: "old", FirstTime: epoch.Add(-time.Hour), LastTime: epoch.Add(-time.Hour)},
+		{KeyID: "unseen", FirstTime: epoch.Add(-time.Hour), LastTime: epoch.Add(-time.Hour)}, // by this read: it does not agree
+	}
 	c := f.ReadFound(epoch, "test", credential.MadeApplication{ObjectID: "object", Passwords: []credential.MadePassword{
 		{KeyID: "key-a", Name: credential.PasswordName("test", "a")},
 		{KeyID: "key-b", Name: credential.PasswordName("test", "b")},

@@ -85,6 +85,13 @@ func TestDecide_Federated(t *testing.T) {
 				t.Errorf("it is %s", m.Version.State)
 			}
 		}},
+		{"its key was dropped after it was replaced", trusting(federated("a", 1, credential.Retiring, "k0", func(v *credential.Version) { v.RetireTime = epoch }),
+			federated("b", 2, credential.Active, "k2")), "apply SigningKeyDropped", func(t *testing.T, a credential.Action) {
+			m := a.(credential.Apply).Change.Moves[0]
+			if m.Version.State != credential.Retiring || m.Version.Works(epoch, credential.Production()) {
+				t.Errorf("it is %+v", m.Version)
+			}
+		}},
 		{"its key was dropped, and it is over", trusting(federated("a", 1, credential.Retiring, "k0", func(v *credential.Version) {
 			v.RetireTime, v.EndTime = epoch, epoch
 		})), "begin_federated", nil},

@@ -1,0 +1,159 @@
+package credential_test
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"phasekey.dev/services/vault/internal/credential"
+)
+
+func TestRemoveFailed_TakesItForGoneOnlyWhereItsApplicationIs(t *testing.T) {
+	timing := credential.Production()
+	for _, tt := range []struct {
+		name     string
+		kind     credential.FailureKind
+		missing  int // reads in a row that did not find the application
+		deleting bool
+		attempts int
+		want     credential.State
+	}{
+		{name: "not found", kind: credential.Missing, want: credential.Revoking},
+		{name: "not found, time and again", kind: credential.Missing, attempts: 50, want: credential.Revoking},
+		{name: "a read did not find its application either", kind: credential.Missing, missing: 1, want: credential.Revoking},
+		{name: "nor did a second one", kind: credential.Missing, missing: 2, want: credential.Revoked},
+		{name: "refused, of an application that is not found", kind: credential.Again, missing: 2, want: credential.Revoking},
+		{name: "not found while the integration is deleted", kind: credential.Missing, deleting: true, attempts: 2, want: credential.Revoking},
+		{name: "four times", kind: credential.Missing, deleting: true, attempts: 3, want: credential.Revoked},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := facts(version("a", 1, credential.Revoking, func(v *credential.Version) { v.Attempts, v.Sealed = tt.attempts, []byte("sealed") }))
+			f.Application.MissingReads, f.Wanted.Deleting = tt.missing, tt.deleting
+			v := f.RemoveFailed(epoch, timing, f.Versions[0], credential.Failure{Kind: tt.kind}).Moves[0].Version
+			if v.State != tt.want || (v.State == credential.Revoked) == v.RemoveTime.IsZero() || (v.State == credential.Revoked) != (v.Sealed == nil) {
+				t.Errorf("it is %s, removed at %s, with a text of %d bytes; want %s", v.State, v.RemoveTime, len(v.Sealed), tt.want)
+			}
+			if v.State == credential.Revoking && (v.Attempts != tt.attempts+1 || !v.NextTime.After(epoch)) {
+				t.Errorf("after attempt %d the next is at %s", v.Attempts, v.NextTime)
+			}
+		})
+	}
+}
+
+func TestObserved_ARefusalIsHeldAgainstAVersionThatHasSettled(t *testing.T) {
+	timing := credential.Production()
+	for _, tt := range []struct {
+		name    string
+		age     time.Duration // of the ACTIVE version
+		finding credential.Finding
+		answers int
+		works   bool
+	}{
+		{name: "while it settles", age: timing.Settling - time.Minute, finding: credential.SecretRefused, answers: 10, works: true},
+		{name: "once it has, it may be chance", age: timing.Settling, finding: credential.SecretRefused, answers: timing.RefusalLimit - 1, works: true},
+		{name: "or not", age: timing.Settling, finding: credential.SecretRefused, answers: timing.RefusalLimit},
+		{name: "that it is over is told once", age: timing.Settling, finding: credential.SecretExpired, answers: 1},
+		{name: "nothing is told by no answer", age: timing.Settling, finding: credential.Unsure, answers: 10, works: true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := facts(version("a", 1, credential.Active, func(v *credential.Version) { v.AddTime = epoch.Add(-tt.age) }))
+			for i := range tt.answers {
+				now := epoch.Add(time.Duration(i) * time.Second)
+				f.Probe = credential.Probe{Time: now, VersionID: "a", Finding: tt.finding, Code: "AADSTS7000215"}
+				f = f.With(f.Observed(now, timing))
+			}
+			if v := f.Versions[0]; v.Works(epoch, timing) != tt.works {
+				t.Errorf("after %d refusals it works: %t", v.Refusals, !tt.works)
+			}
+		})
+	}
+}
+
+// TestAddFailed_HalvesLivesDownToWhatRotationKeepsUpWith follows a policy that takes no life at all.
+func TestAddFailed_HalvesLivesDownToWhatRotationKeepsUpWith(t *testing.T) {
+	timing := credential.Production()
+	floor := 3 * (timing.Settling + 2*8*timing.ProofSpacing)
+	f := facts(version("a", 1, credential.Intended, func(v *credential.Version) { v.Attempts = 1 }))
+	var lives []time.Duration
+	for len(f.Versions) > 0 && len(lives) < 50 {
+		lives = append(lives, timing.Life(24*time.Hour, f.Application.LifeLimit))
+		f = f.With(f.AddFailed(epoch, timing, f.Versions[0], credential.Failure{Kind: credential.TooLong, Code: "CredentialInvalidLifetimeAsPerAppPolicy"}))
+	}
+	want := []time.Duration{72 * time.Hour, 36 * time.Hour, 18 * time.Hour, 9 * time.Hour, 270 * time.Minute, 135 * time.Minute, 4050 * time.Second, floor}
+	if !slices.Equal(lives, want) {
+		t.Errorf("lives tried are %v, want %v", lives, want)
+	}
+	if a := f.Application; a.LifeLimit != floor || a.AddFailures != 1 || !a.AddNextTime.After(epoch) {
+		t.Errorf("then the limit is %s, and the next is made at %s after %d failures", a.LifeLimit, a.AddNextTime, a.AddFailures)
+	}
+}
+
+// TestReplaced_GivesUpWhatWentWithTheApplication has another application of the name found, and returned by a repair.
+func TestReplaced_GivesUpWhatWentWithTheApplication(t *testing.T) {
+	another := credential.MadeApplication{ObjectID: "another", ClientID: "client-2", DisplayName: "name"}
+	before := facts(
+		version("a", 1, credential.Revoking), version("b", 2, credential.Retiring), version("c", 3, credential.Active),
+		version("d", 4, credential.Propagating), version("e", 5, credential.Staged), version("f", 6, credential.Intended),
+	)
+	before.Strays = []credential.Stray{{KeyID: "stray"}}
+	before.Application.ReadTime = epoch
+	for how, change := range map[string]credential.Change{"found": before.Replaced(epoch, another), "repaired": before.Ensured(epoch, another)} {
+		f := before.With(change)
+		if a := f.Application; a.ObjectID != "another" || a.ClientID != "client-2" || a.Consented || !a.ReadyTime.IsZero() || !a.ReadTime.IsZero() || len(f.Strays) != 0 {
+			t.Errorf("%s, it is %+v, with %d strays", how, a, len(f.Strays))
+		}
+		var got []string
+		for _, v := range f.Versions {
+			got = append(got, fmt.Sprint(v.ID, " ", v.State, " ", v.Works(epoch, credential.Production())))
+		}
+		want := []string{"a REVOKING false", "b RETIRING false", "c RETIRING false", "d REVOKING false", "e REVOKING false", "f INTENDED false"}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s, versions are %q, want %q", how, got, want)
+		}
+	}
+}
+
+// TestFailures_ArePutOffForAsLongAsTheServiceAsks looks at whatever one integration may try again.
+func TestFailures_ArePutOffForAsLongAsTheServiceAsks(t *testing.T) {
+	timing := credential.Production()
+	f := facts(version("a", 1, credential.Revoking), version("b", 2, credential.Intended))
+	for name, next := range map[string]func(failure credential.Failure) time.Time{
+		"the application": func(failure credential.Failure) time.Time {
+			return f.ApplicationFailed(epoch, timing, failure).Application.NextTime
+		},
+		"a password to be made": func(failure credential.Failure) time.Time {
+			return f.AddFailed(epoch, timing, f.Versions[1], failure).Moves[0].Version.NextTime
+		},
+		"one to be removed": func(failure credential.Failure) time.Time {
+			return f.RemoveFailed(epoch, timing, f.Versions[0], failure).Moves[0].Version.NextTime
+		},
+		"a question": func(failure credential.Failure) time.Time {
+			return f.Postponed(epoch, timing, f.Versions[0], failure.RetryAfter).Moves[0].Version.NextTime
+		},
+	} {
+		for _, tt := range []struct{ asked, want time.Duration }{
+			{0, timing.RetryMin}, {timing.RetryMin / 2, timing.RetryMin}, {7 * time.Minute, 7 * time.Minute}, {30 * time.Hour, timing.RetryMax},
+		} {
+			if got := next(credential.Failure{Kind: credential.Again, RetryAfter: tt.asked}).Sub(epoch); got != tt.want {
+				t.Errorf("asked for %s, %s is tried again after %s, want %s", tt.asked, name, got, tt.want)
+			}
+		}
+	}
+}
+
+func TestTiming_ALifeOutlastsEveryHold(t *testing.T) {
+	timing := credential.Production() // a hold of a day, and two hours for two replacements to be proven
+	for _, tt := range []struct{ period, limit, want time.Duration }{
+		{24 * time.Hour, 0, 72 * time.Hour},
+		{13 * time.Hour, 0, 39 * time.Hour},
+		{12 * time.Hour, 0, 38 * time.Hour},
+		{time.Hour, 0, 27 * time.Hour},
+		{24 * time.Hour, 40 * time.Hour, 40 * time.Hour},
+		{time.Hour, 40 * time.Hour, 27 * time.Hour},
+	} {
+		if got := timing.Life(tt.period, tt.limit); got != tt.want {
+			t.Errorf("with a period of %s and a limit of %s it is %s, want %s", tt.period, tt.limit, got, tt.want)
+		}
+	}
+}
