@@ -56,12 +56,22 @@ var mistakes = []mistake{
 		name: "who holds a secret is not asked before it is revoked",
 		file: vault + "credential/decide.go",
 		from: `	if v.Holders > 0 {
-		p.due(p.now.Add(min(heldPoll, p.t.Retiring)))
+		// Whoever lets go of it makes the integration due.
 		return false
 	}
 `,
 		to:   ``,
 		test: []string{"./services/vault/internal/credential"},
+	},
+	{
+		name: "who lets go of a secret tells nobody",
+		file: vault + "store/holdings.go",
+		from: `	if err := touch(ctx, tx, g.IntegrationUID, now); err != nil {
+		return err
+	}
+`,
+		to:   ``,
+		test: []string{"./services/vault/internal/rotation", "-run=KeepsWhatIsHeld"},
 	},
 	{
 		name: "a secret that is held is revoked",

@@ -127,8 +127,8 @@ func (Purge) Op() string { return "purge_application" }
 // Op implements Action.
 func (Forget) Op() string { return "forget" }
 
-// heldPoll is how often a version that only its holders keep is looked at.
-const heldPoll = time.Minute
+// leaseEndPoll is how long after leases of what is being deleted were ended it is looked for more of them.
+const leaseEndPoll = time.Minute
 
 // plan collects when the things that cannot be done yet can be.
 type plan struct {
@@ -296,7 +296,7 @@ func (p *plan) unneeded(v Version) bool {
 		return false
 	}
 	if v.Holders > 0 {
-		p.due(p.now.Add(min(heldPoll, p.t.Retiring)))
+		// Whoever lets go of it makes the integration due.
 		return false
 	}
 	if p.mayBeHeld(v) {
@@ -546,7 +546,7 @@ func (p *plan) dismantle() Action {
 				return Apply{Change: revoke(p.now, v, "Deleting"), Why: "Deleting"}
 			}
 			// By the clock of the replica that gave it away a grant was live that was over by the one of who ended the leases.
-			if p.due(a.LeaseEndTime.Add(min(heldPoll, p.t.Retiring))) {
+			if p.due(a.LeaseEndTime.Add(min(leaseEndPoll, p.t.Retiring))) {
 				return EndLeases{}
 			}
 			waiting = true

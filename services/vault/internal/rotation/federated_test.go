@@ -160,7 +160,7 @@ func (d *fakeDirectory) trusts() []string {
 // issuing makes the stage's vault an issuer, with a master of the keys for as long as the test runs.
 func (s *stage) issuing() *signer.Signer {
 	s.t.Helper()
-	sign := signer.New(signer.Config{Issuer: issuerURL, Store: s.store, Keyring: fakeKeyring{}, Poll: time.Minute, Log: s.config.Log})
+	sign := signer.New(signer.Config{Issuer: issuerURL, Store: s.store, Keyring: fakeKeyring{}, Poll: 5 * time.Minute, Log: s.config.Log})
 	site, err := signer.NewSite(sign, s.config.Log, nil)
 	if err != nil {
 		s.t.Fatal(err)
@@ -174,7 +174,7 @@ func (s *stage) issuing() *signer.Signer {
 
 // keep has the stage's master keep the keys too.
 func (s *stage) keep(m election.Mastership) {
-	keeper := &signer.Keeper{Store: s.store, Keyring: fakeKeyring{}, Timing: signing.Production(), Poll: time.Minute, Log: s.config.Log}
+	keeper := &signer.Keeper{Store: s.store, Keyring: fakeKeyring{}, Timing: signing.Production(), Poll: 5 * time.Minute, Log: s.config.Log}
 	go func() { _ = keeper.Serve(s.t.Context(), m) }()
 }
 
@@ -243,6 +243,7 @@ func TestForeign_CredentialsAreReportedAndLeftAlone(t *testing.T) {
 }
 
 func TestFederated_ComesAliveWithoutASecret(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
 		s.want(store.Integration{Federated: true})
@@ -290,6 +291,7 @@ func TestFederated_ComesAliveWithoutASecret(t *testing.T) {
 }
 
 func TestFederated_ANewKeyIsProvenBeforeTheOldOneGoesAndGraphIsNotAsked(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
 		s.want(store.Integration{Federated: true})
@@ -333,6 +335,7 @@ func TestFederated_ANewKeyIsProvenBeforeTheOldOneGoesAndGraphIsNotAsked(t *testi
 }
 
 func TestFederated_ADroppedKeyIsOverAtOnce(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
 		s.want(store.Integration{Federated: true})
@@ -364,6 +367,7 @@ func TestFederated_ADroppedKeyIsOverAtOnce(t *testing.T) {
 
 // A key is replaced by schedule, and then it turns out that somebody has the old one: most integrations are under it still.
 func TestFederated_ADroppedKeyThatIsNotTheNewestIsOverAtOnceToo(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
 		s.config.Poll = time.Minute
@@ -410,6 +414,7 @@ func (s *stage) usable(f store.Facts) {
 }
 
 func TestFederated_TheKindChangesWithoutAGap(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
 		s.entra.lag = time.Minute
@@ -449,6 +454,7 @@ func TestFederated_TheKindChangesWithoutAGap(t *testing.T) {
 }
 
 func TestFederated_RepairsWhatSomebodyRemoved(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
 		s.want(store.Integration{Federated: true})
@@ -473,6 +479,7 @@ func TestFederated_RepairsWhatSomebodyRemoved(t *testing.T) {
 }
 
 func TestFederated_WithoutAnIssuerItSaysSo(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
 		s.want(store.Integration{Federated: true})
@@ -491,6 +498,7 @@ func TestFederated_WithoutAnIssuerItSaysSo(t *testing.T) {
 }
 
 func TestFederated_IsTakenApartWithItsApplication(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
 		s.want(store.Integration{Federated: true})

@@ -18,6 +18,7 @@ func throttled(code string, after time.Duration) error {
 }
 
 func TestWorker_AThrottledGraphIsLeftAloneByAll(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		name, op string
 		answer   error
@@ -67,6 +68,7 @@ func TestWorker_AThrottledGraphIsLeftAloneByAll(t *testing.T) {
 }
 
 func TestWorker_StartsNothingWithoutAPermit(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
 		s.config.Budget.Throttled(t.Context(), homeTenant, 5*time.Minute)
@@ -84,6 +86,7 @@ func TestWorker_StartsNothingWithoutAPermit(t *testing.T) {
 }
 
 func TestProber_LeavesATenantAloneAsLongAsItAsks(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := replicated(t)
 		s.entra.set(func(d *fakeDirectory) {

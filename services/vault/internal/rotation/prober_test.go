@@ -36,6 +36,7 @@ func replicated(t *testing.T) *stage {
 }
 
 func TestProber_AsksOnceForAll(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := replicated(t)
 		s.entra.set(func(d *fakeDirectory) {
@@ -72,6 +73,7 @@ func TestProber_AsksOnceForAll(t *testing.T) {
 }
 
 func TestProber_LeavesStatesToTheMaster(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := replicated(t)
 		s.entra.set(func(d *fakeDirectory) { d.consented = true })
@@ -88,6 +90,7 @@ func TestProber_LeavesStatesToTheMaster(t *testing.T) {
 }
 
 func TestProber_SaysWhyThereIsNoAnswer(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		fresh := newStage(t)
 		if _, err := fresh.prober().Probe(t.Context(), name); !errors.Is(err, rotation.ErrNotReady) {

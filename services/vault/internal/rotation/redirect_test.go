@@ -10,6 +10,7 @@ import (
 
 // The broker's public URL is in the redirect URI of every application: when it changes, so does each.
 func TestWorker_AChangedRedirectURIReachesTheApplication(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
 		at := func() (uri string) {

@@ -55,6 +55,7 @@ func settled(t *testing.T, poll time.Duration) (s *stage, first credential.Versi
 }
 
 func TestWorker_RotatesOnRequest(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s, first := settled(t, time.Second)
 		began := time.Now()
@@ -76,6 +77,7 @@ func TestWorker_RotatesOnRequest(t *testing.T) {
 }
 
 func TestWorker_ReplacesWhatIsCompromised(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s, first := settled(t, time.Second)
 		deliver := s.runner()
@@ -111,6 +113,7 @@ func TestWorker_ReplacesWhatIsCompromised(t *testing.T) {
 }
 
 func TestWorker_AcceptsAGapWhenTold(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s, first := settled(t, time.Second)
 		deliver := s.runner()
@@ -138,8 +141,9 @@ func TestWorker_AcceptsAGapWhenTold(t *testing.T) {
 }
 
 func TestWorker_GoesOnTryingToRemoveWhatIsCompromised(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s, first := settled(t, time.Second)
+		s, first := settled(t, 30*time.Second)
 		r := s.request(credential.Compromised, true)
 		s.entra.set(func(d *fakeDirectory) {
 			d.before = func(_ context.Context, op string) error {
@@ -192,6 +196,7 @@ func TestWorker_TakesRequestsAcrossMasters(t *testing.T) {
 }
 
 func TestWorker_PausesAndGoesOn(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s, first := settled(t, 10*time.Minute)
 		now := time.Now()
@@ -224,6 +229,7 @@ func TestWorker_PausesAndGoesOn(t *testing.T) {
 }
 
 func TestWorker_AdvancesBatches(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s, _ := settled(t, time.Second)
 		b, err := s.store.RequestBatch(t.Context(), time.Now(), credential.BatchRequest{Scope: credential.Everything, Reason: credential.Scheduled}, grant.Caller{})
@@ -241,6 +247,7 @@ func TestWorker_AdvancesBatches(t *testing.T) {
 }
 
 func TestWorker_RecordsWhatVersionsCameTo(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s, _ := settled(t, time.Second)
 		r := s.request(credential.Compromised, false)
@@ -284,8 +291,9 @@ func (s *stage) measured() map[string]float64 {
 }
 
 func TestWorker_MeasuresHowItsShardStands(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s, _ := settled(t, 4*time.Second) // which is within what the lag may be
+		s, _ := settled(t, time.Minute) // as often as it measures
 		s.request(credential.Compromised, false)
 		s.entra.set(func(d *fakeDirectory) {
 			d.before = func(_ context.Context, op string) error {

@@ -37,13 +37,23 @@ type turn struct {
 	cloud Directory
 	// reportFailed is set once the registry did not take a report; it is tried again in the next turn.
 	reportFailed bool
+	// over is set while what was committed last leaves nothing to do before nextTime.
+	over     bool
+	nextTime time.Time
 }
 
-func (w *Worker) turn(ctx context.Context, m election.Mastership, uid string) error {
+// turn gives one integration its turn, and says when the next will be: zero for never, or where only a look at the shard can tell.
+func (w *Worker) turn(ctx context.Context, m election.Mastership, uid string) (next time.Time, err error) {
 	t := &turn{w: w, m: m, uid: uid, log: w.config.Log.With(slog.String(keyIntegration, uid))}
+	err = t.take(ctx)
+	return t.nextTime, err
+}
+
+func (t *turn) take(ctx context.Context) error {
+	w := t.w
 	for range maxSteps {
 		var err error
-		t.facts, err = w.config.Store.Facts(ctx, uid)
+		t.facts, err = w.config.Store.Facts(ctx, t.uid)
 		if errors.Is(err, sqldb.ErrNoRows) {
 			return nil // forgotten meanwhile
 		}
@@ -52,7 +62,7 @@ func (w *Worker) turn(ctx context.Context, m election.Mastership, uid string) er
 		}
 		t.spec = w.spec(t.facts.Integration)
 		t.facts.Wanted.SpecDigest = digest(t.spec)
-		if trusts := w.trusts(uid); trusts != nil {
+		if trusts := w.trusts(t.uid); trusts != nil {
 			t.facts.Trust.Digest = digest(trusts)
 		}
 		if t.facts.Wanted.Present {
@@ -71,10 +81,15 @@ func (w *Worker) turn(ctx context.Context, m election.Mastership, uid string) er
 		if at := t.permit(ctx, action); !at.IsZero() {
 			return t.wait(ctx, time.Now(), credential.Wait{Until: at})
 		}
+		t.over = false
 		if err := t.do(ctx, action); err != nil {
 			return fmt.Errorf("%s: %w", action.Op(), err)
 		}
+		if t.over {
+			return nil
+		}
 	}
+	t.nextTime = time.Now()
 	return nil
 }
 
@@ -96,6 +111,7 @@ func (t *turn) wait(ctx context.Context, now time.Time, wait credential.Wait) er
 	if t.reportFailed {
 		until = sooner(until, now.Add(reportRetry))
 	}
+	t.nextTime = until
 	return t.w.config.Store.Commit(ctx, t.m, store.Step{IntegrationUID: t.uid, Now: now, NextTime: until, Touches: t.facts.Touches})
 }
 
@@ -125,11 +141,13 @@ func (t *turn) noCloud(ctx context.Context, cause error) error {
 func (t *turn) apply(ctx context.Context, change credential.Change) error {
 	now := time.Now()
 	after := t.facts.With(change)
+	next, over := t.next(now, after)
 	if err := t.w.config.Store.Commit(ctx, t.m, store.Step{
-		IntegrationUID: t.uid, Now: now, Change: change, NextTime: t.next(now, after), Touches: t.facts.Touches,
+		IntegrationUID: t.uid, Now: now, Change: change, NextTime: next, Touches: t.facts.Touches,
 	}); err != nil {
 		return err
 	}
+	t.nextTime, t.over = next, over
 	t.told(ctx, change)
 	t.facts.Facts = after
 	return nil
@@ -155,19 +173,19 @@ func (t *turn) learn(ctx context.Context, change credential.Change) error {
 	}
 }
 
-// next is when there is something to do after a step. A report that is due is something to do at once.
-func (t *turn) next(now time.Time, after credential.Facts) time.Time {
-	next := now
+// next is when there is something to do after a step; over, that it is nothing of this turn's. A report that is due is something to do at once.
+func (t *turn) next(now time.Time, after credential.Facts) (next time.Time, over bool) {
+	next = now
 	if wait, ok := credential.Decide(now, after, t.w.config.Timing).(credential.Wait); ok {
-		next = wait.Until
+		next, over = wait.Until, wait.Reason == ""
 	}
 	switch {
 	case !after.Wanted.Present || t.reportOf(now, after).digest(t.facts.Incarnation) == after.Application.ReportDigest:
-		return next
+		return next, over
 	case t.reportFailed:
-		return sooner(next, now.Add(reportRetry))
+		return sooner(next, now.Add(reportRetry)), over
 	}
-	return now
+	return now, false
 }
 
 // told logs and counts the transitions of a change, and has streams told.
@@ -254,8 +272,9 @@ func (t *turn) do(ctx context.Context, action credential.Action) error {
 func (t *turn) endLeases(ctx context.Context) error {
 	now := time.Now()
 	change := t.facts.LeasesEnded(now)
+	next, _ := t.next(now, t.facts.With(change))
 	ended, err := t.w.config.Store.EndLeases(ctx, t.m, store.Step{
-		IntegrationUID: t.uid, Now: now, Change: change, NextTime: t.next(now, t.facts.With(change)), Touches: t.facts.Touches,
+		IntegrationUID: t.uid, Now: now, Change: change, NextTime: next, Touches: t.facts.Touches,
 	})
 	if err != nil {
 		return err

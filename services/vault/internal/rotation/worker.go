@@ -147,7 +147,9 @@ type shift struct {
 	batchTime time.Time
 	// gaugeTime is when the gauges are to be set next.
 	gaugeTime time.Time
-	turns     sync.WaitGroup
+	// crowded is set while every place was taken at the last round: more may be due.
+	crowded bool
+	turns   sync.WaitGroup
 	// done has something whenever a turn has ended since the last look.
 	done chan struct{}
 
@@ -155,6 +157,8 @@ type shift struct {
 	// busy are the integrations that have their turn; rest says until when those are left alone whose turn failed.
 	busy map[string]bool
 	rest map[string]time.Time
+	// next is the soonest that those which had their turn since the last look are due again, zero when none is.
+	next time.Time
 }
 
 // round gives a turn to what is due, and says when the next thing will be.
@@ -184,6 +188,7 @@ func (s *shift) round(ctx context.Context) (next time.Time, err error) {
 			s.turns.Go(func() { s.turn(ctx, uid) })
 		}
 	}
+	s.crowded = s.full()
 	return next, nil
 }
 
@@ -215,6 +220,12 @@ func (s *shift) start(uid string) bool {
 	return true
 }
 
+func (s *shift) full() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.busy) >= s.w.config.Concurrency
+}
+
 // resting ends the rests that are over and counts the others.
 func (s *shift) resting(now time.Time) int {
 	s.mu.Lock()
@@ -228,11 +239,14 @@ func (s *shift) resting(now time.Time) int {
 }
 
 func (s *shift) turn(ctx context.Context, uid string) {
-	err := s.w.turn(ctx, s.m, uid)
+	next, err := s.w.turn(ctx, s.m, uid)
 	s.mu.Lock()
 	delete(s.busy, uid)
-	if err != nil {
+	switch {
+	case err != nil:
 		s.rest[uid] = time.Now().Add(max(s.w.config.Timing.RetryMin, s.w.config.Poll))
+	case !next.IsZero():
+		s.next = sooner(s.next, next)
 	}
 	s.mu.Unlock()
 	switch {
@@ -248,13 +262,29 @@ func (s *shift) turn(ctx context.Context, uid string) {
 	}
 }
 
-// sleep waits until a turn has ended, or for so long, or until ctx ends.
+// sleep waits for so long, or until one that had its turn meanwhile is due again, or has made room where more are due, or until ctx ends.
 func (s *shift) sleep(ctx context.Context, d time.Duration) {
+	end := time.Now().Add(d)
 	timer := time.NewTimer(d)
 	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
-	case <-s.done:
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+			return
+		case <-s.done:
+		}
+		if s.crowded {
+			return
+		}
+		s.mu.Lock()
+		next := s.next
+		s.next = time.Time{}
+		s.mu.Unlock()
+		if !next.IsZero() && next.Before(end) {
+			end = next
+			timer.Reset(time.Until(end))
+		}
 	}
 }

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"phasekey.dev/pkg/secret"
-	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/directory"
 	"phasekey.dev/services/vault/internal/election"
@@ -23,6 +22,7 @@ import (
 )
 
 func TestWorker_BringsAnIntegrationToLife(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
 		s.entra.lag = 5 * time.Minute
@@ -57,6 +57,7 @@ func TestWorker_BringsAnIntegrationToLife(t *testing.T) {
 }
 
 func TestWorker_ProvesByOneRequestEach(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
 		s.serve()
@@ -75,6 +76,7 @@ func TestWorker_ProvesByOneRequestEach(t *testing.T) {
 }
 
 func TestWorker_DoesNotPromoteWhatFlaps(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
 		var asked atomic.Int64
@@ -98,6 +100,7 @@ func TestWorker_DoesNotPromoteWhatFlaps(t *testing.T) {
 }
 
 func TestWorker_LosesNoPasswordToALostReply(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
 		s.entra.after = func(_ context.Context, op string) error {
@@ -120,6 +123,7 @@ func TestWorker_LosesNoPasswordToALostReply(t *testing.T) {
 }
 
 func TestWorker_RotatesWithOverlap(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
 		s.entra.lag = 15 * time.Minute
@@ -160,27 +164,28 @@ func TestWorker_RotatesWithOverlap(t *testing.T) {
 }
 
 func TestWorker_KeepsWhatIsHeld(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
+		s.config.Poll = time.Minute
 		s.serve()
 		held := s.live().Versions[0]
-		hold := func(n int) {
-			s.tx(func(ctx context.Context, tx sqldb.Tx) error {
-				_, err := tx.Exec(ctx, `UPDATE credential_versions SET holders = $2 WHERE id = $1`, held.ID, n)
-				return err
-			})
+		if err := s.runner()("holds"); err != nil {
+			t.Fatal(err)
 		}
-		hold(1)
 		time.Sleep(29 * time.Hour)
 		if f := s.facts(); len(f.Versions) != 2 || f.Versions[0].State != credential.Retiring || !slices.Contains(s.entra.keys(), held.KeyID) {
 			t.Fatalf("versions are %v", f.Versions)
 		}
-		hold(0)
+		if err := s.store.CloseLease(t.Context(), time.Now(), "grant", "holds", grant.Caller{}); err != nil {
+			t.Fatal(err)
+		}
 		s.until("removed", 10*time.Minute, func(store.Facts) bool { return !slices.Contains(s.entra.keys(), held.KeyID) })
 	})
 }
 
 func TestWorker_LosesConsentAndHeals(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
 		s.serve()
@@ -214,6 +219,7 @@ func TestWorker_LosesConsentAndHeals(t *testing.T) {
 }
 
 func TestWorker_DeletesInOrder(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
 		s.serve()
@@ -237,6 +243,7 @@ func TestWorker_DeletesInOrder(t *testing.T) {
 
 // TestWorker_PurgesWhatTheBinDoesNotShowAtFirst meets a replica that has not heard of the deletion.
 func TestWorker_PurgesWhatTheBinDoesNotShowAtFirst(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
 		s.entra.before = func(_ context.Context, op string) error {
@@ -261,8 +268,10 @@ func TestWorker_PurgesWhatTheBinDoesNotShowAtFirst(t *testing.T) {
 
 // TestWorker_EndsLeasesBeforeItTakesBackWhatTheyHold deletes an integration whose secret a runner has, and will have.
 func TestWorker_EndsLeasesBeforeItTakesBackWhatTheyHold(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
+		s.config.Poll = time.Minute
 		s.serve()
 		held := s.live().Versions[0]
 		deliver := s.runner()
@@ -293,6 +302,7 @@ func TestWorker_EndsLeasesBeforeItTakesBackWhatTheyHold(t *testing.T) {
 
 // TestWorker_MakesNoDeletedApplicationAnew has the application deleted when it is to be repaired before it is read again.
 func TestWorker_MakesNoDeletedApplicationAnew(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
 		s.serve()
@@ -328,6 +338,7 @@ func TestWorker_MakesNoDeletedApplicationAnew(t *testing.T) {
 
 // TestWorker_RepairsAnotherApplicationOfTheName has somebody make it anew, otherwise than it shall be.
 func TestWorker_RepairsAnotherApplicationOfTheName(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
 		s.serve()
@@ -365,6 +376,7 @@ func TestWorker_RepairsAnotherApplicationOfTheName(t *testing.T) {
 }
 
 func TestWorker_DeletesWhatWasNeverMade(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
 		s.want(store.Integration{Deleting: true})
@@ -378,6 +390,7 @@ func TestWorker_DeletesWhatWasNeverMade(t *testing.T) {
 
 // TestWorker_AFencedMasterChangesNothing takes the shard over while Graph makes a password.
 func TestWorker_AFencedMasterChangesNothing(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
 		var before store.Facts
@@ -404,6 +417,7 @@ func TestWorker_AFencedMasterChangesNothing(t *testing.T) {
 // TestWorker_KeepsWhatItLearntWhenItsMastershipEnds loses the lock while Graph makes a password: its text, which is told once, is stored, for nobody
 // else has taken the shard.
 func TestWorker_KeepsWhatItLearntWhenItsMastershipEnds(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
 		s.entra.after = func(_ context.Context, op string) error {
@@ -515,6 +529,7 @@ func dies(t *testing.T, where string, n int) (places int) {
 }
 
 func TestWorker_StartsNothingWithTooLittleMastership(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
 		var left atomic.Int64
@@ -532,6 +547,7 @@ func TestWorker_StartsNothingWithTooLittleMastership(t *testing.T) {
 }
 
 func TestWorker_ObeysRetryAfter(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
 		var asked []time.Time
@@ -559,6 +575,7 @@ func TestWorker_ObeysRetryAfter(t *testing.T) {
 }
 
 func TestWorker_ShortensLivesForAPolicy(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
 		limited := &limitedDirectory{fakeDirectory: s.entra, limit: 20 * time.Hour}
@@ -589,6 +606,7 @@ func (d *limitedDirectory) AddPassword(ctx context.Context, objectID, displayNam
 }
 
 func TestWorker_ReportsWhatIsNewUntilItIsTaken(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
 		s.registry.set(errors.New("registry is down"))

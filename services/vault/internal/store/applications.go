@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"phasekey.dev/pkg/sqldb"
@@ -89,9 +90,6 @@ func (s *Store) Facts(ctx context.Context, uid string) (Facts, error) {
 		if out.Recovery, err = readRecovery(ctx, tx); err != nil {
 			return err
 		}
-		if out.Trust, err = readTrust(ctx, tx); err != nil {
-			return err
-		}
 		if out.Permissions, err = readPermissions(ctx, tx, uid); err != nil {
 			return err
 		}
@@ -113,6 +111,11 @@ func (s *Store) Facts(ctx context.Context, uid string) (Facts, error) {
 				AND (state NOT IN ('REVOKED', 'ABANDONED') OR (state = 'ABANDONED' AND key_id <> '' AND remove_time = 0))
 				ORDER BY number`, uid); err != nil {
 			return err
+		}
+		if out.Wanted.Federated || slices.ContainsFunc(out.Versions, credential.Version.Federated) {
+			if out.Trust, err = readTrust(ctx, tx); err != nil {
+				return err
+			}
 		}
 		if out.Rotations, err = openRotations(ctx, tx, uid); err != nil {
 			return err
