@@ -118,7 +118,7 @@ func (s *server) create(template string) (name string, err error) {
 
 // template gives the name of a database in which these migrations have run.
 func (s *server) template(migrations fs.FS) (string, error) {
-	digest, err := digestOf(migrations)
+	digest, err := digestOf(migrations, sqldb.DriverPostgres)
 	if err != nil {
 		return "", err
 	}
@@ -145,9 +145,9 @@ func (s *server) template(migrations fs.FS) (string, error) {
 	return name, nil
 }
 
-func digestOf(migrations fs.FS) (string, error) {
+func digestOf(migrations fs.FS, driver string) (string, error) {
 	sum := sha256.New()
-	names, err := fs.Glob(migrations, sqldb.DriverPostgres+"/*.sql")
+	names, err := fs.Glob(migrations, driver+"/*.sql")
 	if err != nil {
 		return "", err
 	}
