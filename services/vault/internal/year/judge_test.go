@@ -30,14 +30,18 @@ type judge struct {
 	counts map[string]int
 	kills  map[string]int
 	// seq is how far the journal was followed.
-	seq      uint64
-	secrets  map[string]*secretLife // by key ID
-	consents map[string][]turn      // by integration UID
+	seq     uint64
+	secrets map[string]*secretLife // by key ID
+	// present are those that were not removed, by application and key ID.
+	present  map[string]map[string]*secretLife
+	consents map[string][]turn // by integration UID
 	// compromises are by integration UID.
 	compromises map[string][]compromise
 	// left is since when integrations are being deleted, by UID; removed are those that the vault says are gone for good.
 	left    map[string]time.Time
 	removed map[string]bool
+	// rotated are the numbers of the newest versions that others have taken the place of, by integration UID.
+	rotated map[string]int64
 	// purged are the applications that Entra has deleted for good, by client ID.
 	purged map[string]bool
 }
@@ -71,8 +75,9 @@ type turn struct {
 
 func newJudge(w *world) *judge {
 	return &judge{
-		w: w, federation: newFederation(), counts: map[string]int{}, kills: map[string]int{}, secrets: map[string]*secretLife{}, consents: map[string][]turn{}, compromises: map[string][]compromise{},
-		left: map[string]time.Time{}, removed: map[string]bool{}, purged: map[string]bool{},
+		w: w, federation: newFederation(), counts: map[string]int{}, kills: map[string]int{}, secrets: map[string]*secretLife{},
+		present: map[string]map[string]*secretLife{}, consents: map[string][]turn{}, compromises: map[string][]compromise{},
+		rotated: map[string]int64{}, left: map[string]time.Time{}, removed: map[string]bool{}, purged: map[string]bool{},
 	}
 }
 
@@ -170,10 +175,15 @@ func (j *judge) follow() {
 				s.everywhere = later(s.everywhere, time.Unix(0, m))
 			}
 			j.secrets[e.KeyID] = s
+			if j.present[e.Application] == nil {
+				j.present[e.Application] = map[string]*secretLife{}
+			}
+			j.present[e.Application][e.KeyID] = s
 			j.counts["passwords made"]++
 		case e.Kind == "password.removed":
 			s := j.secrets[e.KeyID]
 			s.removed, s.refused = e.Time, e.Time
+			delete(j.present[s.application], e.KeyID)
 			for i, m := range e.Visible.Login {
 				if i == 0 || time.Unix(0, m).Before(s.refused) {
 					s.refused = time.Unix(0, m)
@@ -243,7 +253,9 @@ func (j *judge) receive(ctx context.Context, b *job, d delivery.Delivery) {
 	}
 	j.gap(ctx, b, now)
 	j.told(b, d, sqldb.Time(at))
-	all := j.rows(ctx, `integration_uid = $1 AND number <= $2`, b.integration.UID, d.Version)
+	// It, and what it took the place of.
+	all := j.rows(ctx, `integration_uid = $1 AND (number = $2 OR number < $2 AND retire_time > 0 AND retire_time =
+		(SELECT activate_time FROM credential_versions WHERE integration_uid = $1 AND number = $2))`, b.integration.UID, d.Version)
 	if len(all) == 0 {
 		return
 	}
@@ -264,7 +276,8 @@ func (j *judge) receive(ctx context.Context, b *job, d delivery.Delivery) {
 		j.w.fail("I2: %s was given an assertion of version %d of %s by a key that it was not proven with", b.name, d.Version, b.integration.Name)
 	}
 	if d.Material == lease.ClientSecret {
-		s.holds = append(s.holds, &hold{job: b, until: d.GrantExpireTime, number: d.Version})
+		h := &hold{job: b, until: d.GrantExpireTime, number: d.Version}
+		s.holds, b.holds = append(s.holds, h), append(b.holds, h)
 	}
 }
 
@@ -281,12 +294,9 @@ func (j *judge) replacesWorking(application string, all []row, v row) bool {
 func (j *judge) release(b *job) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	for _, s := range j.secrets {
-		for _, h := range s.holds {
-			if h.job == b && h.until.After(time.Now()) {
-				h.until = time.Now()
-			}
-		}
+	now := time.Now()
+	for _, h := range b.holds {
+		h.until = earlier(h.until, now)
 	}
 }
 
@@ -300,7 +310,8 @@ func (j *judge) gap(ctx context.Context, b *job, now time.Time) {
 	if j.w.weather.overlap(window, noEntra, noSQL, noRegistry) > 10*time.Minute || !j.consented(b.integration.UID, window) || j.gapped(ctx, b.integration.UID, window) {
 		return
 	}
-	j.w.fail("%s had no token from %s to %s", b.name, b.held.ExpireTime.UTC(), now.UTC())
+	rows := j.rows(ctx, `integration_uid = $1`, b.integration.UID)
+	j.w.fail("%s had no token from %s to %s; it rained: %s\n%s", b.name, b.held.ExpireTime.UTC(), now.UTC(), j.w.weather.in(window), j.table(rows))
 }
 
 // consented tells whether consent was there all the time of a span.
@@ -351,6 +362,7 @@ func (j *judge) day() {
 		j.integration(ctx, i, now)
 	}
 	j.deletions(now)
+	j.forget(now)
 	j.w.log.mu.Lock()
 	defer j.w.log.mu.Unlock()
 	for _, line := range j.w.log.leaks {
@@ -358,14 +370,36 @@ func (j *judge) day() {
 	}
 }
 
+// forgetAfter is how long after its removal a secret is remembered: for longer than the vault keeps the row of its version.
+const forgetAfter = 35 * 24 * time.Hour
+
+func (j *judge) forget(now time.Time) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	maps.DeleteFunc(j.secrets, func(_ string, s *secretLife) bool { return !s.removed.IsZero() && now.Sub(s.removed) > forgetAfter })
+}
+
 // integration judges what has become of one up to now.
 func (j *judge) integration(ctx context.Context, i *integration, now time.Time) {
 	rows := j.rows(ctx, `integration_uid = $1`, i.UID)
+	j.rotations(i, rows)
 	j.oneActive(i, rows)
 	j.oneWorks(ctx, i, rows, now)
 	j.compromised(ctx, i, rows, now)
 	j.noneUnknown(i, rows, now)
 	j.untrusted(i, rows, now)
+}
+
+// rotations counts the versions that others have taken the place of.
+func (j *judge) rotations(i *integration, rows []row) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, v := range rows {
+		if !v.retire.IsZero() && v.number > j.rotated[i.UID] {
+			j.rotated[i.UID] = v.number
+			j.counts["rotations"]++
+		}
+	}
 }
 
 func (j *judge) oneActive(i *integration, rows []row) {
@@ -443,8 +477,8 @@ func (j *judge) noneUnknown(i *integration, rows []row, now time.Time) {
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	for key, s := range j.secrets {
-		if s.application != client || !s.removed.IsZero() || known[key] {
+	for key, s := range j.present[client] {
+		if known[key] {
 			continue
 		}
 		allowed := 3*j.w.timing.ReconcileInterval + 3*time.Hour +
@@ -489,16 +523,33 @@ func (j *judge) tableLocked(rows []row) string {
 	return out.String()
 }
 
-// report says what the world has been through.
-func (j *judge) report() string {
+// deaths is how many there were; at is at how many different steps.
+func (j *judge) deaths() (total, at int) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	var out strings.Builder
-	total := 0
 	for _, n := range j.kills {
 		total += n
 	}
-	fmt.Fprintf(&out, "%d kills, at %d different steps", total, len(j.kills))
+	return total, len(j.kills)
+}
+
+// counted is how often any of these happened.
+func (j *judge) counted(what ...string) (total int) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, w := range what {
+		total += j.counts[w]
+	}
+	return total
+}
+
+// report says what the world has been through.
+func (j *judge) report() string {
+	total, at := j.deaths()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	var out strings.Builder
+	fmt.Fprintf(&out, "%d kills, at %d different steps", total, at)
 	for _, what := range slices.Sorted(maps.Keys(j.counts)) {
 		fmt.Fprintf(&out, "\n  %-40s %d", what, j.counts[what])
 	}

@@ -261,10 +261,23 @@ func (l *life) atSQL(ctx context.Context, at sqldbtest.Point, readOnly bool) err
 	return l.strike(string(at) + " " + caller())
 }
 
+// callers are the names of steps by where they come from: a year comes by the same ways millions of times.
+var callers sync.Map //nolint:gochecknoglobals // a cache
+
 // caller names the step that a transaction belongs to, by what called the store.
 func caller() string {
 	var frames [40]uintptr
-	walk := runtime.CallersFrames(frames[:runtime.Callers(3, frames[:])])
+	n := runtime.Callers(3, frames[:])
+	if known, ok := callers.Load(frames); ok {
+		return known.(string) //nolint:forcetypeassert // nothing else is in there
+	}
+	name := nameOf(frames[:n])
+	callers.Store(frames, name)
+	return name
+}
+
+func nameOf(frames []uintptr) string {
+	walk := runtime.CallersFrames(frames)
 	method := "?"
 	for {
 		frame, more := walk.Next()
@@ -274,8 +287,6 @@ func caller() string {
 			method = shorten(name)
 		case ok && strings.HasPrefix(name, "rotation.(*turn).") && !strings.HasPrefix(name, "rotation.(*turn).apply") && !strings.HasPrefix(name, "rotation.(*turn).learn"):
 			return method + " in " + shorten(name)
-		case !more:
-			return method
 		}
 		if !more {
 			return method

@@ -64,8 +64,9 @@ type compromise struct {
 	at          time.Time
 	upTo        int64
 	immediately bool
-	// gone is set once it was seen to be over.
-	gone bool
+	// gone is set once it was seen to be over; activate is then when the next version became ACTIVE.
+	gone     bool
+	activate time.Time
 }
 
 func (j *judge) compromise(uid string, c compromise) {
@@ -90,8 +91,14 @@ func (j *judge) gaps(ctx context.Context, uid string, now time.Time) (out []span
 			continue
 		}
 		gap := span{c.at, now}
-		if r, err := j.asked(ctx, c.id); err == nil && !r.activate.IsZero() {
-			gap.to = earlier(now, r.activate.Add(grace))
+		activate := c.activate
+		if !c.gone {
+			if r, err := j.asked(ctx, c.id); err == nil {
+				activate = r.activate
+			}
+		}
+		if !activate.IsZero() {
+			gap.to = earlier(now, activate.Add(grace))
 		}
 		out = append(out, gap)
 	}
@@ -156,7 +163,7 @@ func (j *judge) compromised(ctx context.Context, i *integration, rows []row, now
 		}
 		if r.state == "COMPLETED" {
 			j.mu.Lock()
-			j.compromises[i.UID][k].gone = true
+			j.compromises[i.UID][k].gone, j.compromises[i.UID][k].activate = true, r.activate
 			for _, v := range rows {
 				if s := j.secrets[v.keyID]; v.number <= c.upTo && s != nil && (s.removed.IsZero() || s.removed.Truncate(time.Microsecond).After(r.end)) {
 					j.w.fail("rotation %+v of %s is completed, and its secret %s was removed at %s", r, i.Name, v.keyID, s.removed.UTC())

@@ -104,6 +104,8 @@ type job struct {
 	// What it holds, as its last receipt says, and the signing key that it stands on, if it does.
 	held *delivery.Delivery
 	key  string
+	// holds are the secrets it was given; the judge's.
+	holds []*hold
 }
 
 func (j *job) run(ctx context.Context) {

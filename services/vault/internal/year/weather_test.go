@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -86,6 +88,30 @@ func (w *weather) overlap(in span, kinds ...kind) time.Duration {
 		}
 	}
 	return total
+}
+
+// in says what the weather was like in a span.
+func (w *weather) in(s span) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var out []string
+	say := func(k kind, from, to time.Time) {
+		if from.Before(s.to) && s.from.Before(to) {
+			out = append(out, fmt.Sprintf("%s from %s to %s", k, from.UTC().Format(time.DateTime), to.UTC().Format(time.DateTime)))
+		}
+	}
+	for k, all := range w.history {
+		for _, h := range all {
+			say(k, h.from, h.to)
+		}
+	}
+	for k, n := range w.now {
+		if n > 0 {
+			say(k, w.began[k], s.to)
+		}
+	}
+	slices.Sort(out)
+	return strings.Join(out, ", ")
 }
 
 func later(a, b time.Time) time.Time {

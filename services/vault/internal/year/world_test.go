@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -72,6 +73,9 @@ type world struct {
 	log        *log
 	replicas   []*replica
 
+	// days are those that were lived through.
+	days int
+
 	mu       sync.Mutex
 	failures []string
 }
@@ -88,7 +92,7 @@ func (w *world) fail(format string, args ...any) {
 // timing is production's, asked less often.
 func stretched() credential.Timing {
 	t := credential.Production()
-	t.ReconcileInterval = 3 * time.Hour
+	t.ReconcileInterval, t.ConsentInterval = 3*time.Hour, 3*time.Hour
 	return t
 }
 
@@ -186,7 +190,8 @@ func (w *world) run(ctx context.Context, progress func(day int)) {
 			w.judge.follow()
 		}
 		w.judge.day()
-		progress(day + 1)
+		w.days = day + 1
+		progress(w.days)
 		if len(w.failed()) > 0 {
 			break
 		}
@@ -352,13 +357,18 @@ func (r *registry) reported(uid string) rotation.Report {
 
 // log keeps no line, but looks for secrets in each.
 type log struct {
-	mu      sync.Mutex
-	secrets map[string]bool
-	leaks   []string
-	last    []string
+	mu sync.Mutex
+	// secrets are hashes of those that were learnt since, before of those of the week until then: a year has millions, and none lives for as long.
+	secrets, before map[uint64]struct{}
+	since           time.Time
+	seed            maphash.Seed
+	leaks           []string
+	last            []string
 }
 
-func newLog() *log { return &log{secrets: map[string]bool{}} }
+func newLog() *log {
+	return &log{secrets: map[uint64]struct{}{}, since: time.Now(), seed: maphash.MakeSeed()}
+}
 
 func (l *log) handler(replica string) slog.Handler {
 	return slog.NewTextHandler(l, &slog.HandlerOptions{Level: slog.LevelInfo}).WithAttrs([]slog.Attr{slog.String("replica", replica)})
@@ -368,7 +378,18 @@ func (l *log) handler(replica string) slog.Handler {
 func (l *log) know(text string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.secrets[text] = true
+	if now := time.Now(); now.Sub(l.since) > 7*24*time.Hour {
+		l.secrets, l.before, l.since = map[uint64]struct{}{}, l.secrets, now
+	}
+	l.secrets[maphash.String(l.seed, text)] = struct{}{}
+}
+
+// knows tells whether a word is a text that must never be logged.
+func (l *log) knows(word []byte) bool {
+	hash := maphash.Bytes(l.seed, word)
+	_, now := l.secrets[hash]
+	_, before := l.before[hash]
+	return now || before
 }
 
 // keptLines is how much of the log is shown after a failure.
@@ -381,7 +402,7 @@ func (l *log) Write(line []byte) (int, error) {
 	word := make([]byte, 0, len(line))
 	for _, c := range line { // which ends with a newline
 		if c == '"' || c == ' ' || c == '=' || c == '\n' || c == ',' || c == ':' {
-			if l.secrets[string(word)] {
+			if l.knows(word) {
 				l.leaks = append(l.leaks, string(line))
 			}
 			word = word[:0]
