@@ -1,5 +1,5 @@
 // Planted breaks the code in one way after another, each a mistake that somebody could make, and sees to it that the tests find it. It prints a table,
-// and fails when a mistake goes unnoticed, or when the code has changed so that it cannot be made any more.
+// which docs/proof.md has, and fails when a mistake goes unnoticed, or when the code has changed so that it cannot be made any more.
 //
 // Nothing on the disk is changed: the broken file takes the place of the good one by the go command's -overlay.
 //
@@ -32,6 +32,11 @@ type mistake struct {
 	says string
 }
 
+// limit is how long the tests may take, building apart, on a machine that has other things to do.
+const limit = 5 * time.Minute
+
+const nameWidth, testWidth = 76, 58
+
 func main() {
 	pattern := flag.String("run", ".", "only the mistakes whose names match")
 	flag.Parse()
@@ -49,13 +54,14 @@ func run(ctx context.Context, pattern string) error {
 		return err
 	}
 	var unnoticed []string
+	fmt.Printf("| %-*s | %-*s | seconds |\n|%s|%s|---|\n", nameWidth, "mistake", testWidth, "found by", strings.Repeat("-", nameWidth+2), strings.Repeat("-", testWidth+2))
 	for _, m := range mistakes {
 		if !chosen.MatchString(m.name) {
 			continue
 		}
 		began := time.Now()
-		fmt.Printf("%-64s ", m.name)
-		err := m.plant(ctx)
+		fmt.Printf("| %-*s | ", nameWidth, m.name)
+		by, err := m.plant(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
@@ -63,7 +69,7 @@ func run(ctx context.Context, pattern string) error {
 			fmt.Println("NOT FOUND:", err)
 			unnoticed = append(unnoticed, m.name)
 		default:
-			fmt.Printf("found by %s in %.0f s\n", strings.TrimPrefix(m.test[0], "./services/vault/internal/"), time.Since(began).Seconds())
+			fmt.Printf("%-*s | %.0f |\n", testWidth, strings.TrimPrefix(m.test[0], "./services/vault/internal/")+" "+by, time.Since(began).Seconds())
 		}
 	}
 	if len(unnoticed) > 0 {
@@ -77,45 +83,51 @@ var (
 	errHangs     = errors.New("the tests hang: what waits for something needs a bound")
 )
 
-// plant runs the tests with the mistake in, and returns nil when they find it.
-func (m mistake) plant(ctx context.Context) error {
+// failure is the line by which a test says that it failed; tests in tests are set in.
+var failure = regexp.MustCompile(`(?m)^--- FAIL: (\S+)`)
+
+// plant runs the tests with the mistake in, and returns the one that finds it.
+func (m mistake) plant(ctx context.Context) (by string, err error) {
 	file, err := filepath.Abs(m.file)
 	if err != nil {
-		return err
+		return "", err
 	}
 	good, err := os.ReadFile(file) //nolint:gosec // one of the list's
 	if err != nil {
-		return err
+		return "", err
 	}
 	if n := strings.Count(string(good), m.from); n != 1 {
-		return fmt.Errorf("%s has %d places to make it, not one", m.file, n)
+		return "", fmt.Errorf("%s has %d places to make it, not one", m.file, n)
 	}
 	dir, err := os.MkdirTemp("", "planted")
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
 	broken, overlay := filepath.Join(dir, "broken.go"), filepath.Join(dir, "overlay.json")
 	text, err := json.Marshal(map[string]map[string]string{"Replace": {file: broken}})
 	if err != nil {
-		return err
+		return "", err
 	}
 	if err := errors.Join(
 		os.WriteFile(broken, []byte(strings.Replace(string(good), m.from, m.to, 1)), 0o600), //nolint:gosec // a folder of our own
 		os.WriteFile(overlay, text, 0o600),
 	); err != nil {
-		return err
+		return "", err
 	}
-	out, err := exec.CommandContext(ctx, "go", append([]string{"test", "-count=1", "-timeout=3m", "-overlay=" + overlay}, m.test...)...).CombinedOutput() //nolint:gosec // what the list says
+	out, err := exec.CommandContext(ctx, "go", append([]string{"test", "-count=1", "-failfast", "-timeout=" + limit.String(), "-overlay=" + overlay}, m.test...)...).CombinedOutput() //nolint:gosec // what the list says
+	failed := failure.FindStringSubmatch(string(out))
 	switch {
 	case err == nil:
-		return errUnnoticed
+		return "", errUnnoticed
 	case strings.Contains(string(out), "[build failed]"), strings.Contains(string(out), "[setup failed]"):
-		return fmt.Errorf("it does not compile:\n%s", out)
-	case strings.Contains(string(out), "panic: test timed out"):
-		return errHangs
+		return "", fmt.Errorf("it does not compile:\n%s", out)
+	case failed == nil && strings.Contains(string(out), "panic: test timed out"):
+		return "", errHangs
+	case failed == nil:
+		return "", fmt.Errorf("the tests end without a failure:\n%s", out)
 	case !strings.Contains(string(out), m.says):
-		return fmt.Errorf("the tests fail without saying %q:\n%s", m.says, out)
+		return "", fmt.Errorf("the tests fail without saying %q:\n%s", m.says, out)
 	}
-	return nil
+	return failed[1], nil
 }
