@@ -261,11 +261,13 @@ func (r *registry) add(ctx context.Context) {
 		i.RotationPeriod = 4 * time.Hour
 	}
 	i.attachment = store.Attachment{UID: uuid.NewString(), IntegrationUID: uid, ProjectUID: i.project.UID, Reads: true, Writes: true}
-	r.all = append(r.all, i)
 	r.mu.Unlock()
 	r.publish(ctx, store.Wanted{
 		Integrations: []store.Integration{i.Integration}, Projects: []store.Project{i.project}, Attachments: []store.Attachment{i.attachment},
 	})
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.all = append(r.all, i)
 }
 
 // publish tells the vault of a change; with none, that there is none.
