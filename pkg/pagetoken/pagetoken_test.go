@@ -116,12 +116,12 @@ func TestKey_IsTheDatabases(t *testing.T) {
 // FuzzPageToken: nothing but what was given is taken for a page token, and what was given leads to its place, in its scope only.
 func FuzzPageToken(f *testing.F) {
 	f.Add("", "accounts/acme/projects/b", "")
-	given := scope.SealTexts("accounts/acme/projects/b")
-	f.Add(given, "", "kind = STACK")
+	f.Add(scope.SealTexts("accounts/acme/projects/b"), "", "kind = STACK")
 	f.Add("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA", "\x00\n<\"", "\n")
 	f.Add(base64.RawURLEncoding.EncodeToString([]byte(`0123456789abcdef["x"]`)), "x", "x")
 	f.Fuzz(func(t *testing.T, token, name, filter string) {
-		if place, err := scope.Open(token); err == nil && token != given {
+		// Each process of the fuzzer makes a token of its own for the place.
+		if place, err := scope.OpenTexts(token); err == nil && !slices.Equal(place, []string{"accounts/acme/projects/b"}) {
 			t.Fatalf("page token %q was not given for %q", token, place)
 		}
 		if raw, err := scope.Open(scope.Seal([]byte(name))); err != nil || string(raw) != name {
