@@ -108,6 +108,9 @@ func credentialReady(now time.Time, f Facts, t Timing) Condition {
 	switch {
 	case ok && !a.Consented:
 		c.Reason, c.Message = "ConsentLost", "The credential is of no use until the customer's tenant takes the application again."
+	case a.AddRefusal != "" && !f.Wanted.Federated:
+		c.True, c.Reason = ok && active.Works(now, t), a.AddRefusal
+		c.Message = "No other client secret can be made until people mend what the reason names. Where a policy forbids it: exempt the application from the policy, or make the integration FEDERATED, which needs no secret."
 	case ok && active.ended(now):
 		c.Reason, c.Message = "SecretExpired", "The credential has expired and could not be replaced in time."
 	case ok && !active.Works(now, t):

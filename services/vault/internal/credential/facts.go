@@ -115,6 +115,8 @@ type Application struct {
 	AddFailures int
 	AddCode     string
 	AddNextTime time.Time
+	// AddRefusal is the code of the last refusal to make a password that only people can mend; empty since one was made.
+	AddRefusal string
 	// LifeLimit is the longest life of a password that the home tenant's policy may take; 0 without one.
 	LifeLimit time.Duration
 

@@ -147,7 +147,7 @@ func (f Facts) Untrusted(now time.Time, left int) Change {
 // Begun is stored as a federated version begins: id is the new version's. Entra is not asked for anything.
 func (f Facts) Begun(now time.Time, id string) Change {
 	a := f.Application
-	a.AddCode = ""
+	a.AddCode, a.AddRefusal = "", ""
 	v := Version{
 		ID: id, IntegrationUID: f.Wanted.UID, Number: f.LastNumber + 1, State: Staged, SigningKey: f.Trust.Key, Recovery: f.Recovery.Number,
 		IntendTime: now, AddTime: now, StartTime: now,

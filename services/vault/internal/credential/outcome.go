@@ -168,7 +168,7 @@ func (f Facts) Resending(now time.Time, v Version) (Change, Version) {
 func (f Facts) Added(now time.Time, v Version, made MadePassword, sealed []byte) Change {
 	a := f.Application
 	a.WriteTime = now
-	a.AddCode = ""
+	a.AddCode, a.AddRefusal = "", ""
 	stretched := f.stretches(v)
 	v.State, v.SendTime, v.AddTime = Staged, time.Time{}, now
 	v.KeyID, v.StartTime, v.EndTime, v.Sealed = made.KeyID, made.StartTime, made.EndTime, sealed
@@ -212,7 +212,8 @@ func (f Facts) AddFailed(now time.Time, t Timing, v Version, failure Failure) Ch
 		return f.With(Change{Application: &a}).lost(now, t, v)
 	}
 	v.SendTime = time.Time{}
-	return f.With(Change{Application: &a}).abandoned(now, t, v, reasonOf(failure.Code))
+	a.AddRefusal = reasonOf(failure.Code)
+	return f.With(Change{Application: &a}).abandoned(now, t, v, a.AddRefusal)
 }
 
 // lost gives up a version whose password may exist and whose text is not known. Reading will find it, if it does.
@@ -290,6 +291,13 @@ func (f Facts) Postponed(now time.Time, t Timing, v Version, retryAfter time.Dur
 	v.Attempts++
 	v.NextTime = now.Add(t.backoff(v.Attempts, retryAfter))
 	return Change{Moves: []Move{{From: v.State, Version: v}}}
+}
+
+// Unproven takes in that a proof was refused for a reason that nobody here knows. Nothing is learnt about consent, but a version of which it is always said
+// must come to its end as one whose secret is refused does.
+func (f Facts) Unproven(now time.Time, t Timing, v Version, retryAfter time.Duration) Change {
+	v.refused(now)
+	return f.Postponed(now, t, v, retryAfter)
 }
 
 // Swept takes in that a stray password is gone.

@@ -462,7 +462,10 @@ func (t *turn) prove(ctx context.Context, v credential.Version) error {
 	}
 	finding, code := findingOf(refused)
 	t.w.metrics.proofs.WithLabelValues(string(finding)).Inc()
-	if finding == credential.Unsure {
+	switch {
+	case finding == credential.Unsure && code != "" && directory.ClassOf(refused) == directory.Unclassified:
+		return t.learn(ctx, t.facts.Unproven(time.Now(), t.w.config.Timing, v, refusal(refused).RetryAfter))
+	case finding == credential.Unsure:
 		return t.postpone(ctx, v, refused)
 	}
 	return t.learn(ctx, t.facts.Proved(time.Now(), t.w.config.Timing, v, finding, code, token.PrincipalObjectID))

@@ -605,6 +605,79 @@ func (d *limitedDirectory) AddPassword(ctx context.Context, objectID, displayNam
 	return d.fakeDirectory.AddPassword(ctx, objectID, displayName, end)
 }
 
+// TestWorker_SaysThatNoPasswordMayBeMade forbids it, by policies, while Graph is now and then too busy to say so.
+func TestWorker_SaysThatNoPasswordMayBeMade(t *testing.T) {
+	for code, class := range map[string]directory.Class{
+		"CredentialTypeNotAllowedAsPerAppPolicy":  directory.BlockedByPolicy,
+		"CredentialInvalidLifetimeAsPerAppPolicy": directory.LifetimeRefused, // however short a life is asked for
+	} {
+		t.Run(code, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newStage(t)
+				s.serve()
+				s.live()
+				asked := 0
+				forbid := func(_ context.Context, op string) error {
+					if op != "add" {
+						return nil
+					}
+					if asked++; asked%3 == 0 {
+						return refuse(directory.Transient, "")
+					}
+					return refuse(class, code)
+				}
+				s.entra.set(func(d *fakeDirectory) { d.before = forbid })
+				reported := func(want string) {
+					t.Helper()
+					s.until(want, 80*time.Hour, func(store.Facts) bool {
+						_, conditions := s.registry.last()
+						return conditions == "Replicated+ PrincipalFound+ "+want
+					})
+				}
+				reported(code + "+")
+				taken, _ := s.registry.counts()
+				time.Sleep(24 * time.Hour)
+				if now, _ := s.registry.counts(); now != taken {
+					_, conditions := s.registry.last()
+					t.Errorf("in a day in which nothing changed the registry was told %d times, last %s", now-taken, conditions)
+				}
+				reported(code) // the secret is over
+				report, _ := s.registry.last()
+				if message := report.Conditions[2].Message; !strings.Contains(message, "exempt") || !strings.Contains(message, "FEDERATED") {
+					t.Errorf("people are told %q", message)
+				}
+				s.entra.set(func(d *fakeDirectory) { d.before = nil })
+				reported("Proven+")
+			})
+		})
+	}
+}
+
+// TestWorker_GivesUpWhatIsAlwaysRefusedInUnknownWords refuses one version for days, by a code that nobody knows.
+func TestWorker_GivesUpWhatIsAlwaysRefusedInUnknownWords(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.serve()
+		first, _ := s.live().ByState(credential.Active)
+		s.entra.set(func(d *fakeDirectory) {
+			d.before = func(_ context.Context, op string) error {
+				if v, ok := s.facts().ByState(credential.Propagating); op == "token" && ok && v.Number == first.Number+1 {
+					return refuse(directory.Unclassified, "AADSTS999")
+				}
+				return nil
+			}
+		})
+		f := s.until("another one is proven", 30*time.Hour, func(f store.Facts) bool {
+			v, ok := f.ByState(credential.Active)
+			return ok && v.Number == first.Number+2
+		})
+		if v, ok := f.ByState(credential.Retiring); !ok || v.ID != first.ID {
+			t.Errorf("the first one is gone: %v", f.Versions)
+		}
+		s.until("what was refused is removed", 2*time.Hour, func(store.Facts) bool { return len(s.entra.keys()) == 1 })
+	})
+}
+
 func TestWorker_ReportsWhatIsNewUntilItIsTaken(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
