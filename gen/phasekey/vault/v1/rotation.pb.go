@@ -321,6 +321,7 @@ type Exposure struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// When it ends at the latest: removal, and what Entra ID takes to know of it everywhere, and the life of a token that was issued at
 	// the last moment. Before the removal, what it would be if the secrets were never removed and expired by themselves.
+	// Not set where nothing was replaced, nor where a federated version was: its signing key, which signs for others too, is not replaced by this.
 	EndTime *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
 	// How long Entra ID may take to know everywhere that a secret was removed.
 	RemovalLag *durationpb.Duration `protobuf:"bytes,2,opt,name=removal_lag,json=removalLag,proto3" json:"removal_lag,omitempty"`

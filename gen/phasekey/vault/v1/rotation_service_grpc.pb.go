@@ -47,7 +47,8 @@ type RotationServiceClient interface {
 	ListCredentialVersions(ctx context.Context, in *ListCredentialVersionsRequest, opts ...grpc.CallOption) (*ListCredentialVersionsResponse, error)
 	// Has an integration's credential replaced. A request that comes while an earlier one has no ACTIVE version yet is answered with
 	// that one, unless it is for a compromise and that one is not: then it supersedes it. A request for a compromise treats every secret as compromised that there was when
-	// it was asked for.
+	// it was asked for. The successor of a federated version may be under the same signing key: what was handed out is taken back by this, and a key that somebody may have by
+	// RotateSigningKeys.
 	// Caller: the platform or an operator, within the accounts of its identity.
 	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND (the integration), INTEGRATION_DELETING, ROTATION_PAUSED (not for a compromise),
 	// REQUEST_ID_REUSED; UNAVAILABLE with CREDENTIAL_NOT_READY (the vault has not begun with the integration) or DEPENDENCY_UNAVAILABLE.
@@ -249,7 +250,8 @@ type RotationServiceServer interface {
 	ListCredentialVersions(context.Context, *ListCredentialVersionsRequest) (*ListCredentialVersionsResponse, error)
 	// Has an integration's credential replaced. A request that comes while an earlier one has no ACTIVE version yet is answered with
 	// that one, unless it is for a compromise and that one is not: then it supersedes it. A request for a compromise treats every secret as compromised that there was when
-	// it was asked for.
+	// it was asked for. The successor of a federated version may be under the same signing key: what was handed out is taken back by this, and a key that somebody may have by
+	// RotateSigningKeys.
 	// Caller: the platform or an operator, within the accounts of its identity.
 	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND (the integration), INTEGRATION_DELETING, ROTATION_PAUSED (not for a compromise),
 	// REQUEST_ID_REUSED; UNAVAILABLE with CREDENTIAL_NOT_READY (the vault has not begun with the integration) or DEPENDENCY_UNAVAILABLE.

@@ -13,7 +13,7 @@ const (
 
 // Exposure is for how long whoever has an old secret, or a token made from one, can use it.
 type Exposure struct {
-	// EndTime is when it ends at the latest; zero when there was nothing to be exposed.
+	// EndTime is when it ends at the latest; zero when there was nothing to be exposed, or no end is known.
 	EndTime time.Time
 	// RemovalLag and TokenLife are what was reckoned with.
 	RemovalLag, TokenLife time.Duration
@@ -21,16 +21,22 @@ type Exposure struct {
 	Remedies []string
 }
 
-// ExposureOf says how long what a rotation replaces can be used; oldEnd is when the last of it expires by itself, zero when nothing is left.
-func ExposureOf(now time.Time, r Rotation, oldEnd time.Time) Exposure {
+// ExposureOf says how long what a rotation replaces can be used.
+func ExposureOf(now time.Time, r RotationStatus) Exposure {
 	e := Exposure{RemovalLag: removalLag, TokenLife: tokenLife}
 	switch {
 	case r.UpTo == 0:
 		return e
+	case r.SigningKey != "":
+		// The new version is under the same key, and when Entra ID learns that a key was dropped nobody promises.
+		e.Remedies = []string{"If somebody may have the vault's signing key, which this rotation does not replace: RotateSigningKeys with the reason COMPROMISED, of signingKeys/" +
+			r.SigningKey + ". It is every federated integration's."}
+		e.Remedies = append(e.Remedies, customersRemedies()...)
+		return e
 	case !r.RemoveTime.IsZero():
 		e.EndTime = r.RemoveTime.Add(removalLag + tokenLife)
-	case !oldEnd.IsZero():
-		e.EndTime = oldEnd.Add(tokenLife)
+	case !r.OldEndTime.IsZero():
+		e.EndTime = r.OldEndTime.Add(tokenLife)
 	}
 	if !e.EndTime.IsZero() && !now.Before(e.EndTime) {
 		return e
@@ -45,8 +51,14 @@ func ExposureOf(now time.Time, r Rotation, oldEnd time.Time) Exposure {
 			e.Remedies = append(e.Remedies, "Ask for the rotation again with immediately: the old secret is removed before the new one is proven, and runs fail meanwhile.")
 		}
 	}
-	e.Remedies = append(e.Remedies,
-		"Have the customer's administrator disable the service principal: no new tokens are issued then, not to runs either. What was issued is taken until it expires.",
-		"Have the customer remove the principal's role assignments: tokens that live on open nothing then, within ten minutes as a rule.")
+	e.Remedies = append(e.Remedies, customersRemedies()...)
 	return e
+}
+
+// customersRemedies are what the customer can do.
+func customersRemedies() []string {
+	return []string{
+		"Have the customer's administrator disable the service principal: no new tokens are issued then, not to runs either. What was issued is taken until it expires.",
+		"Have the customer remove the principal's role assignments: tokens that live on open nothing then, within ten minutes as a rule.",
+	}
 }

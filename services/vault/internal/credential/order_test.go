@@ -322,6 +322,11 @@ func TestConditions_Rotations(t *testing.T) {
 	}
 	paused := facts(version("a", 1, credential.Active, due))
 	paused.PauseEndTime = epoch.Add(time.Minute)
+	refusing := func(s credential.State, edit ...func(*credential.Version)) credential.Facts {
+		f := facts(version("a", 1, s, edit...))
+		f.Application.AddRefusal = "CredentialTypeNotAllowed"
+		return f
+	}
 	short := func(left time.Duration) credential.Facts {
 		return facts(version("a", 1, credential.Active, func(v *credential.Version) { v.StartTime, v.EndTime = epoch.Add(left-12*time.Hour), epoch.Add(left) }))
 	}
@@ -333,6 +338,14 @@ func TestConditions_Rotations(t *testing.T) {
 		"paused before": {func() credential.Facts {
 			f := facts(version("a", 1, credential.Active))
 			f.PauseEndTime = paused.PauseEndTime
+			return f
+		}(), "Proven true"},
+		"refused by a policy":      {refusing(credential.Active), "CredentialTypeNotAllowed true"},
+		"refused, and over by now": {refusing(credential.Active, func(v *credential.Version) { v.EndTime = epoch }), "CredentialTypeNotAllowed false"},
+		"refused from the start":   {refusing(credential.Revoking), "CredentialTypeNotAllowed false"},
+		"refused, and then federated": {func() credential.Facts {
+			f := refusing(credential.Active)
+			f.Wanted.Federated = true
 			return f
 		}(), "Proven true"},
 		"in the gap":                   {asked(facts(version("a", 1, credential.Revoking)), rotation(credential.Compromised, immediately)), "Compromised false"},
@@ -362,6 +375,7 @@ func TestExposureOf(t *testing.T) {
 		name     string
 		rotation credential.Rotation
 		oldEnd   time.Time
+		key      string
 		now      time.Time
 		want     time.Time
 		remedy   string // in the first one; empty for none
@@ -372,10 +386,12 @@ func TestExposureOf(t *testing.T) {
 		{name: "immediately", rotation: rotation(credential.Compromised, immediately), oldEnd: end, now: epoch, want: end.Add(90 * time.Minute), remedy: "disable"},
 		{name: "abandoned", rotation: rotation(credential.Scheduled, in(credential.RotationAbandoned)), oldEnd: end, now: epoch, want: end.Add(90 * time.Minute), remedy: "another"},
 		{name: "removed", rotation: rotation(credential.Compromised, removed), now: epoch, want: epoch.Add(50 * time.Minute), remedy: "disable"},
+		{name: "federated", rotation: rotation(credential.Compromised), key: "k1", now: epoch, remedy: "RotateSigningKeys with the reason COMPROMISED, of signingKeys/k1"},
+		{name: "federated, by schedule, and removed long ago", rotation: rotation(credential.Scheduled, removed), key: "k1", now: epoch.Add(24 * time.Hour), remedy: "RotateSigningKeys"},
 		{name: "over", rotation: rotation(credential.Compromised, removed), now: epoch.Add(50 * time.Minute), want: epoch.Add(50 * time.Minute)},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			e := credential.ExposureOf(tt.now, tt.rotation, tt.oldEnd)
+			e := credential.ExposureOf(tt.now, credential.RotationStatus{Rotation: tt.rotation, OldEndTime: tt.oldEnd, SigningKey: tt.key})
 			if !e.EndTime.Equal(tt.want) || e.RemovalLag != 20*time.Minute || e.TokenLife != 90*time.Minute {
 				t.Errorf("it ends at %s, want %s (%+v)", e.EndTime, tt.want, e)
 			}

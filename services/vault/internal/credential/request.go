@@ -23,6 +23,8 @@ type RotationStatus struct {
 	Proofs int
 	// OldEndTime is when the last of the old versions expires by itself; zero when none is left.
 	OldEndTime time.Time
+	// SigningKey is the newest signing key that a federated one of the old versions is under; empty without such.
+	SigningKey string
 }
 
 // BatchRequest asks for the rotation of many integrations.

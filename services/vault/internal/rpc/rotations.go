@@ -137,7 +137,7 @@ func messageOfRotation(now time.Time, integration string, r credential.RotationS
 		OldVersion:   versionName(integration, r.UpTo),
 		NewVersion:   versionName(integration, r.New),
 		Proofs:       count(r.Proofs),
-		Exposure:     messageOfExposure(credential.ExposureOf(now, r.Rotation, r.OldEndTime)),
+		Exposure:     messageOfExposure(credential.ExposureOf(now, r)),
 		Creator:      r.Creator,
 		CreateTime:   timestamp(r.CreateTime),
 		ActivateTime: timestamp(r.ActivateTime),

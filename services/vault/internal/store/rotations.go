@@ -173,13 +173,15 @@ const shownRotations = `SELECT r.id, r.reason, r.immediately, r.up_to, r.batch_i
 	COALESCE((SELECT scope FROM rotation_batches WHERE id = r.batch_id), ''),
 	COALESCE((SELECT proofs FROM credential_versions WHERE integration_uid = r.integration_uid AND number = r.new_number), 0),
 	COALESCE((SELECT MAX(end_time) FROM credential_versions WHERE integration_uid = r.integration_uid AND number <= r.up_to
-		AND state IN ('STAGED', 'PROPAGATING', 'ACTIVE', 'RETIRING', 'REVOKING')), 0)
+		AND state IN ('STAGED', 'PROPAGATING', 'ACTIVE', 'RETIRING', 'REVOKING')), 0),
+	COALESCE((SELECT signing_key FROM credential_versions WHERE integration_uid = r.integration_uid AND number <= r.up_to AND signing_key <> ''
+		AND state <> 'ABANDONED' AND (revoke_time = 0 OR revoke_time >= r.create_time) ORDER BY number DESC LIMIT 1), '')
 	FROM rotations r`
 
 func scanShownRotation(row sqldb.Row) (credential.RotationStatus, error) {
 	var r credential.RotationStatus
 	var err error
-	r.Rotation, err = scanRotation(row, &r.Creator, &r.BatchScope, &r.Proofs, at{&r.OldEndTime})
+	r.Rotation, err = scanRotation(row, &r.Creator, &r.BatchScope, &r.Proofs, at{&r.OldEndTime}, &r.SigningKey)
 	return r, err
 }
 

@@ -225,6 +225,45 @@ func TestSigningKeys_AreKeptByTheirVersions(t *testing.T) {
 	})
 }
 
+// A rotation tells by which key what it replaces can be used: versions that were over before do not count.
+func TestRotations_NameTheKeyOfWhatTheyReplace(t *testing.T) {
+	onBoth(t, func(b *bench) {
+		ctx := b.t.Context()
+		b.want(2, store.Integration{UID: "uid", Name: integrationName, Cloud: "public", Federated: true, Revision: 2})
+		old := signingKey("a", 1)
+		b.addKey(old)
+		b.moveKey(old, signing.Signing)
+		v := credential.Version{ID: "v1", IntegrationUID: "uid", Number: 1, State: credential.Propagating, SigningKey: "a", IntendTime: start, AddTime: start}
+		b.mustCommit(credential.Change{Intent: &v})
+		move := func(to credential.State) {
+			b.t.Helper()
+			from := v.State
+			v.State = to
+			if to == credential.Revoking {
+				v.RevokeTime = start.Add(time.Hour)
+			}
+			b.mustCommit(credential.Change{Moves: []credential.Move{{From: from, Version: v}}})
+		}
+		move(credential.Active)
+		r := b.mustRotate(start, credential.Compromised)
+		move(credential.Retiring)
+		b.insert("v2", 2, credential.Active)
+		move(credential.Revoking)
+		move(credential.Revoked)
+		if got, err := b.store.Rotation(ctx, integrationName, r.ID); err != nil || r.SigningKey != "a" || got.SigningKey != "a" {
+			b.t.Errorf("it replaces what stands on %q, and afterwards %q, %v", r.SigningKey, got.SigningKey, err)
+		}
+		b.mustCommit(credential.Change{Rotations: []credential.RotationMove{{From: credential.RotationPending, Rotation: func() credential.Rotation {
+			done := r.Rotation
+			done.State, done.EndTime = credential.RotationCompleted, start.Add(time.Hour)
+			return done
+		}()}}})
+		if next := b.mustRotate(start.Add(2*time.Hour), credential.Compromised); next.ID == r.ID || next.SigningKey != "" {
+			b.t.Errorf("one of a secret names %q", next.SigningKey)
+		}
+	})
+}
+
 func TestTouchFederated_MakesThemDueAndNobodyElse(t *testing.T) {
 	onBoth(t, func(b *bench) {
 		integration := func(uid string, federated bool) store.Integration {
