@@ -131,6 +131,20 @@ func TestBudget_GuaranteesEachClassItsHalf(t *testing.T) {
 					t.Errorf("one waited for %v", steady.longest)
 				}
 			})
+			t.Run("without Redis", func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					b, _ := replica(t, nil)
+					flood := &crowd{kind: budget.Read, class: flooded}
+					steady := &crowd{kind: budget.Read, class: 1 - flooded, every: 100 * time.Millisecond} // ten a second, of twenty that are its own
+					together(t, 20*time.Second, []*budget.Budget{b}, flood, steady)
+					if n := steady.permits.Load(); n < 150 {
+						t.Errorf("%d of some 200 came through", n)
+					}
+					if steady.longest > time.Second {
+						t.Errorf("one waited for %v", steady.longest)
+					}
+				})
+			})
 		})
 	}
 }

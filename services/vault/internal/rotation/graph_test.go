@@ -7,8 +7,12 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"phasekey.dev/services/vault/internal/budget"
+	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/directory"
+	"phasekey.dev/services/vault/internal/grant"
 	"phasekey.dev/services/vault/internal/rotation"
 	"phasekey.dev/services/vault/internal/store"
 )
@@ -82,6 +86,63 @@ func TestWorker_StartsNothingWithoutAPermit(t *testing.T) {
 		if time.Since(end) > time.Minute {
 			t.Errorf("made %v after the pause", time.Since(end))
 		}
+	})
+}
+
+// TestWorker_PaysForEachRequestToGraph follows an integration from its making to its end, with a password that has to be swept.
+func TestWorker_PaysForEachRequestToGraph(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		metrics := prometheus.NewRegistry()
+		var err error
+		if s.config.Budget, err = budget.New(budget.Config{Limits: budget.DefaultLimits(), Log: s.config.Log, Metrics: metrics}); err != nil {
+			t.Fatal(err)
+		}
+		s.config.Poll = time.Minute
+		s.entra.after = func(_ context.Context, op string) error {
+			if op == "add" && s.entra.count("add") == 2 {
+				return refuse(directory.OutcomeUnknown, "")
+			}
+			return nil
+		}
+		writes := func() (all int) {
+			for _, op := range []string{"ensure", "add", "remove", "delete", "purge"} {
+				all += s.entra.count(op)
+			}
+			return all
+		}
+		// paid tells the writes that were paid for since the last time, by class.
+		var before [2]int
+		paid := func(what string, upkeep, change int) {
+			t.Helper()
+			got := gathered(t, metrics)
+			now := [2]int{int(got["phasekey_vault_graph_permits_total alone upkeep write"]), int(got["phasekey_vault_graph_permits_total alone change write"])}
+			if now[0]-before[0] != upkeep || now[1]-before[1] != change {
+				t.Errorf("%s: %d writes were paid for as upkeep and %d as change, want %d and %d", what, now[0]-before[0], now[1]-before[1], upkeep, change)
+			}
+			before = now
+			if reads := int(got["phasekey_vault_graph_permits_total alone upkeep read"] + got["phasekey_vault_graph_permits_total alone change read"]); now[0]+now[1] != writes() || reads != s.entra.count("find") {
+				t.Errorf("%s: %d writes and %d reads were paid for, and %d and %d were made", what, now[0]+now[1], reads, writes(), s.entra.count("find"))
+			}
+		}
+		s.serve()
+		s.live()
+		paid("making it", 0, 2)
+		time.Sleep(30 * time.Hour)
+		// Two passwords, for the answer to one was lost, two removals, and a repair.
+		paid("its first rotation", 5, 0)
+		b, err := s.store.RequestBatch(t.Context(), time.Now(), credential.BatchRequest{Scope: credential.Everything, Reason: credential.Scheduled}, grant.Caller{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.until("the end of the batch", 2*time.Hour, func(store.Facts) bool {
+			b, err = s.store.Batch(t.Context(), b.Scope, b.ID)
+			return err == nil && !b.EndTime.IsZero()
+		})
+		paid("one of a batch", 1, 1)
+		s.want(store.Integration{Deleting: true})
+		s.until("forgotten", 2*time.Hour, func(f store.Facts) bool { return !f.Application.ForgetTime.IsZero() })
+		paid("taking it apart", 0, 3)
 	})
 }
 

@@ -8,6 +8,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/directory"
@@ -273,9 +275,15 @@ func TestWorker_RecordsWhatVersionsCameTo(t *testing.T) {
 // measured are the gauges and counters of the last mastership, by name and labels.
 func (s *stage) measured() map[string]float64 {
 	s.t.Helper()
-	families, err := s.metrics.Load().Gather()
+	return gathered(s.t, s.metrics.Load())
+}
+
+// gathered are a registry's gauges and counters, by name and labels.
+func gathered(t *testing.T, metrics prometheus.Gatherer) map[string]float64 {
+	t.Helper()
+	families, err := metrics.Gather()
 	if err != nil {
-		s.t.Fatal(err)
+		t.Fatal(err)
 	}
 	out := map[string]float64{}
 	for _, f := range families {

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"phasekey.dev/pkg/secret"
+	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/pkg/sqldbtest"
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/directory"
 	"phasekey.dev/services/vault/internal/election"
@@ -437,6 +439,56 @@ func TestWorker_KeepsWhatItLearntWhenItsMastershipEnds(t *testing.T) {
 	})
 }
 
+// TestWorker_KeepsWhatItLearntWhileTheDatabaseIsAway has the database away for two seconds from when Graph makes a password, whose text is told once.
+func TestWorker_KeepsWhatItLearntWhileTheDatabaseIsAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		var back atomic.Pointer[time.Time]
+		s.entra.after = func(_ context.Context, op string) error {
+			if op == "add" {
+				at := time.Now().Add(2 * time.Second)
+				back.CompareAndSwap(nil, &at)
+			}
+			return nil
+		}
+		s.serve(func(ctx context.Context) context.Context {
+			return sqldbtest.WithHook(ctx, func(context.Context, sqldbtest.Point, bool) error {
+				if at := back.Load(); at != nil && time.Now().Before(*at) {
+					return fmt.Errorf("%w: for a moment", sqldb.ErrUnavailable)
+				}
+				return nil
+			})
+		})
+		if f := s.live(); s.entra.count("add") != 1 || f.LastNumber != 1 {
+			t.Errorf("%d passwords were made for %v", s.entra.count("add"), f.Versions)
+		}
+	})
+}
+
+// sealOnce fails to encrypt the first text.
+type sealOnce struct {
+	fakeKeyring
+	texts atomic.Int64
+}
+
+func (k *sealOnce) Seal(identity string, text secret.Text) ([]byte, error) {
+	if k.texts.Add(1) == 1 {
+		return nil, errors.New("no key")
+	}
+	return k.fakeKeyring.Seal(identity, text)
+}
+
+func TestWorker_RemovesAtOnceWhatItCannotKeep(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.config.Poll = time.Second
+		s.config.Keyring = &sealOnce{}
+		s.serve()
+		s.until("another", 5*time.Minute, func(f store.Facts) bool { return s.entra.count("add") == 2 && len(s.entra.keys()) == 1 })
+		s.tidy()
+	})
+}
+
 // TestWorker_SurvivesADeathAnywhere lets the master die before and after each request, and after each step that streams hear
 // of: whatever it was about to write is refused, as if it had been killed. The next one goes on.
 func TestWorker_SurvivesADeathAnywhere(t *testing.T) {
@@ -707,6 +759,25 @@ func TestWorker_ReportsWhatIsNewUntilItIsTaken(t *testing.T) {
 		s.want(store.Integration{Deleting: true})
 		if err := <-s.served; !errors.Is(err, election.ErrFenced) {
 			t.Errorf("Serve: %v, want ErrFenced", err)
+		}
+	})
+}
+
+func TestWorker_EndsWhenTheRegistryHasHeardALaterMaster(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.registry.set(fmt.Errorf("report: %w", election.ErrFenced))
+		s.serve()
+		select {
+		case err := <-s.served:
+			if !errors.Is(err, election.ErrFenced) {
+				t.Errorf("Serve: %v, want ErrFenced", err)
+			}
+		case <-time.After(time.Hour):
+			t.Error("it works on")
+		}
+		if asked := s.entra.count("ensure") + s.entra.count("find"); asked != 0 {
+			t.Errorf("%d requests were made", asked)
 		}
 	})
 }
