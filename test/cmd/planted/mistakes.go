@@ -162,7 +162,7 @@ var mistakes = []mistake{
 		from: `		h.config.Issuer.Drop(m.versionID)
 	}
 	if err != nil {
-		return holding{}, err
+		return nil, err
 	}
 `,
 		to: `		h.config.Issuer.Drop(m.versionID)
