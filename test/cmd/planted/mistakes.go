@@ -25,6 +25,15 @@ var mistakes = []mistake{
 		test: []string{"./services/vault/internal/fence"},
 	},
 	{
+		name: "a former master's write lands",
+		file: vault + "fence/fence.go",
+		from: `	if kept == 0 {
+`,
+		to: `	if kept < 0 {
+`,
+		test: year("-year.pauses=10"), says: "I5:",
+	},
+	{
 		name: "a version is promoted after one proof",
 		file: vault + "credential/decide.go",
 		from: `	case v.Proofs >= p.t.Proofs:

@@ -56,6 +56,7 @@ func (l *life) sign(config signer.Config) error {
 // serve does a master's work; that of the first shard keeps the keys too.
 func (l *life) serve(worker *rotation.Worker) func(ctx context.Context, m election.Mastership) error {
 	return func(ctx context.Context, m election.Mastership) error {
+		ctx = l.r.w.judge.as(ctx, m)
 		if m.Shard != 0 {
 			return worker.Serve(ctx, m)
 		}

@@ -25,6 +25,7 @@ const grace = 20 * time.Minute
 type judge struct {
 	w *world
 	federation
+	masters masterships
 
 	mu     sync.Mutex
 	counts map[string]int
@@ -75,7 +76,7 @@ type turn struct {
 
 func newJudge(w *world) *judge {
 	return &judge{
-		w: w, federation: newFederation(), counts: map[string]int{}, kills: map[string]int{}, secrets: map[string]*secretLife{},
+		w: w, federation: newFederation(), masters: newMasterships(), counts: map[string]int{}, kills: map[string]int{}, secrets: map[string]*secretLife{},
 		present: map[string]map[string]*secretLife{}, consents: map[string][]turn{}, compromises: map[string][]compromise{},
 		rotated: map[string]int64{}, left: map[string]time.Time{}, removed: map[string]bool{}, purged: map[string]bool{},
 	}

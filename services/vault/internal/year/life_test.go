@@ -128,7 +128,7 @@ func (r *replica) live(ctx context.Context) error {
 		return err
 	}
 	elector, err := redislock.New(redislock.Config{
-		Client: r.link, Prefix: "year", Replica: r.name, Shards: shards, TTL: lockTTL, Fence: fence.New(w.db, shards), Log: log,
+		Client: r.link, Prefix: "year", Replica: r.name, Shards: shards, TTL: lockTTL, Fence: watched{fence.New(w.db, shards), w.judge}, Log: log,
 	})
 	if err != nil {
 		return err
@@ -248,6 +248,9 @@ func (l *life) strike(step string) error {
 
 // atSQL is the life's hook in every transaction.
 func (l *life) atSQL(ctx context.Context, at sqldbtest.Point, readOnly bool) error {
+	if at == sqldbtest.Committed && !readOnly {
+		l.r.w.judge.committed(ctx, l.r.name)
+	}
 	// Only at the beginning does it not keep the one connection there is.
 	if err := l.pass(at == sqldbtest.Begin && ctx.Value(unpausedKey{}) == nil); err != nil {
 		return err
@@ -314,7 +317,11 @@ func (l *life) RoundTrip(request *http.Request) (*http.Response, error) {
 	if err := l.strike("before " + step); err != nil {
 		return nil, err
 	}
-	if waits && l.r.w.luck.draw(l.r.name+" suspended "+step) < l.r.w.set.pauseChance {
+	chance := l.r.w.set.pauseChance
+	if isMasters(request.Context()) {
+		chance = l.r.w.set.masterPauseChance
+	}
+	if waits && l.r.w.luck.draw(l.r.name+" suspended "+step) < chance {
 		// The machine stops with the request on its lips: it is sent when it wakes, whatever happened meanwhile.
 		l.r.w.judge.count("pauses with a request on the way")
 		l.pause(l.r.w.ctx, 2*lockTTL)

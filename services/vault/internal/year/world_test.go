@@ -47,8 +47,9 @@ type settings struct {
 	leases    int
 	days      int
 	replicas  int
-	// killChance is that of a death at each write and each request; pauseChance that of a pause with a request on its way.
-	killChance, pauseChance float64
+	// killChance is that of a death at each write and each request; pauseChance that of a pause with a request on its way, and masterPauseChance with one
+	// of a master's, who then learns an answer for which he may not be master any more.
+	killChance, pauseChance, masterPauseChance float64
 }
 
 // world is one seed's.

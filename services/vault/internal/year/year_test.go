@@ -17,14 +17,15 @@ import (
 
 // What is lived through, by flags of the test.
 var (
-	seed         = flag.Uint64("year.seed", 1, "the first seed")                                      //nolint:gochecknoglobals // flags are
-	seeds        = flag.Int("year.seeds", 1, "so many seeds, from the first on")                      //nolint:gochecknoglobals // flags are
-	days         = flag.Int("year.days", 0, "so many days; 30 by default, 3 under the race detector") //nolint:gochecknoglobals // flags are
-	integrations = flag.Int("year.integrations", 20, "so many integrations")                          //nolint:gochecknoglobals // flags are
-	federated    = flag.Int("year.federated", 10, "one of so many integrations has no secret")        //nolint:gochecknoglobals // flags are
-	leases       = flag.Int("year.leases", 8, "so many runners at a time")                            //nolint:gochecknoglobals // flags are
-	table        = flag.String("year.table", "", "add a line on each seed to the table in this file") //nolint:gochecknoglobals // flags are
-	progress     = flag.Bool("year.progress", false, "say each day how it stands")                    //nolint:gochecknoglobals // flags are
+	seed         = flag.Uint64("year.seed", 1, "the first seed")                                                          //nolint:gochecknoglobals // flags are
+	seeds        = flag.Int("year.seeds", 1, "so many seeds, from the first on")                                          //nolint:gochecknoglobals // flags are
+	days         = flag.Int("year.days", 0, "so many days; 30 by default, 3 under the race detector")                     //nolint:gochecknoglobals // flags are
+	integrations = flag.Int("year.integrations", 20, "so many integrations")                                              //nolint:gochecknoglobals // flags are
+	federated    = flag.Int("year.federated", 10, "one of so many integrations has no secret")                            //nolint:gochecknoglobals // flags are
+	leases       = flag.Int("year.leases", 8, "so many runners at a time")                                                //nolint:gochecknoglobals // flags are
+	table        = flag.String("year.table", "", "add a line on each seed to the table in this file")                     //nolint:gochecknoglobals // flags are
+	pauses       = flag.Float64("year.pauses", 1, "so many times as many pauses with a request of a master's on its way") //nolint:gochecknoglobals // flags are
+	progress     = flag.Bool("year.progress", false, "say each day how it stands")                                        //nolint:gochecknoglobals // flags are
 )
 
 func TestYear(t *testing.T) {
@@ -35,6 +36,7 @@ func TestYear(t *testing.T) {
 	set := settings{integrations: *integrations, federated: *federated, leases: *leases, days: *days}
 	// Among many integrations there are more steps, and no more deaths: a replica that lives for minutes leaves its lock's life without a master.
 	set.killChance, set.pauseChance = min(0.0025, 0.05/float64(set.integrations)), min(0.0005, 0.01/float64(set.integrations))
+	set.masterPauseChance = *pauses * 4 * set.pauseChance
 	if set.days == 0 {
 		set.days = defaultDays
 	}
