@@ -1,6 +1,7 @@
 package credential_test
 
 import (
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -461,6 +462,28 @@ func TestAllowed_LetsNothingReturn(t *testing.T) {
 		}
 		if s != credential.Propagating && credential.Allowed(s, credential.Active) {
 			t.Errorf("%s becomes ACTIVE unproven", s)
+		}
+	}
+}
+
+func TestAllowed_IsWhatTheDiagramShows(t *testing.T) {
+	text, err := os.ReadFile("../../../../docs/architecture.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, diagram, _ := strings.Cut(string(text), "[*] --> INTENDED")
+	diagram, _, _ = strings.Cut(diagram, "```")
+	shown := map[[2]string]bool{}
+	for line := range strings.Lines(diagram) {
+		if words := strings.Fields(line); len(words) >= 3 && words[1] == "-->" {
+			shown[[2]string{words[0], strings.TrimSuffix(words[2], ":")}] = true
+		}
+	}
+	for _, from := range credential.States() {
+		for _, to := range credential.States() {
+			if arrow := [2]string{string(from), string(to)}; shown[arrow] != credential.Allowed(from, to) {
+				t.Errorf("%s to %s is shown: %t", from, to, shown[arrow])
+			}
 		}
 	}
 }
