@@ -41,9 +41,9 @@ type Fence interface {
 	// Take makes the caller the shard's master and fences whoever was. It waits for open transactions of the former master. After an error the
 	// shard may have been taken nevertheless; taking it again is right. Safe for concurrent use.
 	Take(ctx context.Context, shard int, now time.Time) (Mastership, error)
-	// Ready tells whether the caller could take a shard and work on it now: the database answers, and is divided as the caller believes. It takes
-	// nothing. Safe for concurrent use.
-	Ready(ctx context.Context) error
+	// Ready tells whether the caller could take a shard and work on it now: the database answers, is divided as the caller believes, and its clock is not far
+	// from the caller's, which says now. It takes nothing. Safe for concurrent use.
+	Ready(ctx context.Context, now time.Time) error
 }
 
 // Serve works on one shard until ctx ends, which it does with the mastership; context.Cause tells why (ErrLost, ErrResigned). It must then return soon: the shard is

@@ -26,6 +26,13 @@ var ErrShardCount = errors.New("database has another number of shards")
 // ErrNoShard means the database has no such shard; Configure has not run, or the number is wrong.
 var ErrNoShard = errors.New("no such shard")
 
+// ErrClock means that this replica's clock and the database server's are too far apart.
+var ErrClock = errors.New("clocks differ")
+
+// maxSkew is how far they may be apart: two replicas then differ by no more than the least margin between the end of a grant and that of the secret that it
+// holds, five minutes.
+const maxSkew = 150 * time.Second
+
 // Configure divides an undivided database into shards, and makes sure that a divided one has this number: else ErrShardCount, and the replica must not start.
 func Configure(ctx context.Context, tx sqldb.Tx, shards int) error {
 	if shards < 1 {
@@ -88,8 +95,28 @@ func (f *Fence) Take(ctx context.Context, shard int, now time.Time) (m election.
 	return m, nil
 }
 
-// Ready tells whether the database answers and has the number of shards that the replica believes. See election.Fence.
-func (f *Fence) Ready(ctx context.Context) error { return f.db.ReadTx(ctx, f.divided) }
+// Ready tells whether the database answers, has the number of shards that the replica believes, and about the time that it believes. See election.Fence.
+func (f *Fence) Ready(ctx context.Context, now time.Time) error {
+	return f.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+		if f.db.Driver() == sqldb.DriverPostgres { // SQLite has no clock but this one
+			if err := compareClocks(ctx, tx, now); err != nil {
+				return err
+			}
+		}
+		return f.divided(ctx, tx)
+	})
+}
+
+func compareClocks(ctx context.Context, tx sqldb.Tx, now time.Time) error {
+	var micros int64
+	if err := tx.QueryRow(ctx, `SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)`).Scan(&micros); err != nil {
+		return fmt.Errorf("ask the database server for the time: %w", err)
+	}
+	if ahead := now.Sub(sqldb.Time(micros)).Round(time.Second); ahead.Abs() > maxSkew {
+		return fmt.Errorf("%w: this replica's is %s ahead of the database server's, and may be %s off; set the wrong one right", ErrClock, ahead, maxSkew)
+	}
+	return nil
+}
 
 func (f *Fence) divided(ctx context.Context, tx sqldb.Tx) error {
 	var have int

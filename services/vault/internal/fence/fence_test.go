@@ -362,6 +362,20 @@ func TestTake_GivesNoEpochTwice(t *testing.T) {
 	})
 }
 
+func TestReady_RefusesAClockThatIsOff(t *testing.T) {
+	sqldbtest.Run(t, migrations(t), func(t *testing.T, db *sqldb.DB) {
+		divided(t, db)
+		f := fence.New(db, 2)
+		for off, wrong := range map[time.Duration]bool{0: false, 2 * time.Minute: false, -2 * time.Minute: false, 3 * time.Minute: true, -3 * time.Minute: true} {
+			err := f.Ready(t.Context(), time.Now().Add(off))
+			// SQLite's server is this process.
+			if wrong = wrong && db.Driver() == sqldb.DriverPostgres; errors.Is(err, fence.ErrClock) != wrong || err != nil && !wrong {
+				t.Errorf("%s off: %v", off, err)
+			}
+		}
+	})
+}
+
 func TestConfigure_DividesOnce(t *testing.T) {
 	sqldbtest.Run(t, migrations(t), func(t *testing.T, db *sqldb.DB) {
 		configure := func(shards int) error {

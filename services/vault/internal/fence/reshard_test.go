@@ -224,12 +224,12 @@ func TestReshard_NeedsADatabaseThatIsDivided(t *testing.T) {
 func TestReshard_UnderAReplicaThatRuns(t *testing.T) {
 	onBoth(t, func(d *deployment) {
 		replica := fence.New(d.db, 3)
-		if err := replica.Ready(d.t.Context()); err != nil {
+		if err := replica.Ready(d.t.Context(), time.Now()); err != nil {
 			d.t.Fatal(err)
 		}
 		d.reshard(7, now)
 		current := d.take(7, 1, now)
-		if err := replica.Ready(d.t.Context()); !errors.Is(err, fence.ErrShardCount) {
+		if err := replica.Ready(d.t.Context(), time.Now()); !errors.Is(err, fence.ErrShardCount) {
 			d.t.Errorf("ready: %v, want ErrShardCount", err)
 		}
 		if m, err := replica.Take(d.t.Context(), 1, now); !errors.Is(err, fence.ErrShardCount) || m != (election.Mastership{}) {

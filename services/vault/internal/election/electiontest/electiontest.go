@@ -37,8 +37,8 @@ func NewFence() *Fence { return &Fence{shards: &shards{masters: map[int]election
 func (f *Fence) Another() *Fence { return &Fence{shards: f.shards} }
 
 // Take makes the caller master. See election.Fence.
-func (f *Fence) Take(ctx context.Context, shard int, _ time.Time) (election.Mastership, error) {
-	if err := f.Ready(ctx); err != nil {
+func (f *Fence) Take(ctx context.Context, shard int, now time.Time) (election.Mastership, error) {
+	if err := f.Ready(ctx, now); err != nil {
 		return election.Mastership{}, err
 	}
 	s := f.shards
@@ -51,7 +51,7 @@ func (f *Fence) Take(ctx context.Context, shard int, _ time.Time) (election.Mast
 }
 
 // Ready fails when Take would. See election.Fence.
-func (f *Fence) Ready(context.Context) error {
+func (f *Fence) Ready(context.Context, time.Time) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.refuse

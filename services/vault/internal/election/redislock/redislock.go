@@ -169,7 +169,7 @@ func (c *campaign) round(ctx context.Context) time.Duration {
 func (c *campaign) prepared(ctx context.Context) bool {
 	checking, cancel := context.WithTimeout(ctx, c.config.TTL/6)
 	defer cancel()
-	err := c.config.Fence.Ready(checking)
+	err := c.config.Fence.Ready(checking, time.Now())
 	if ctx.Err() != nil {
 		return false
 	}
