@@ -65,7 +65,16 @@ func (tr trail) verify(by ed25519.PublicKey) chain.Report {
 func alone(int) (ed25519.PrivateKey, ed25519.PublicKey) { return key, nil }
 
 func TestVerifier_FindsWhereATrailWasCut(t *testing.T) {
-	whole := written(t, 6, alone) // of four items each round
+	longer := written(t, 7, alone) // of four items each round
+	whole := longer[:24]
+	// Whoever has the key, or had it, signs what does not follow from what was signed before.
+	last, err := whole[23].(chain.Signed).Open(public(key))
+	if err != nil {
+		t.Fatal(err)
+	}
+	forked, back := last, last
+	forked.Previous = whole[15].(chain.Signed).Digest()
+	back.Heads = []chain.Head{{Writer: "a", Seq: 9, Hash: whole[16].(chain.Record).Hash}, last.Heads[1]}
 	for name, tt := range map[string]struct {
 		trail trail
 		want  chain.Kind // empty for none
@@ -81,9 +90,13 @@ func TestVerifier_FindsWhereATrailWasCut(t *testing.T) {
 		"without a checkpoint":                 {slices.Concat(whole[:7], whole[8:]), chain.Checkpoints},
 		"with a checkpoint twice":              {slices.Concat(whole[:8], whole[7:]), chain.Checkpoints},
 		"with checkpoints in another order":    {slices.Concat(whole[:3], whole[7:8], whole[4:7], whole[3:4], whole[8:]), chain.Checkpoints},
+		"with a checkpoint of another past":    {slices.Concat(whole[:23], trail{signed(t, forked)}), chain.Checkpoints},
+		"with a checkpoint that takes back":    {slices.Concat(whole[:20], whole[22:23], trail{signed(t, back)}), chain.Checkpoints},
 		"with a record twice":                  {slices.Concat(whole[:2], whole[1:]), chain.Gap},
-		"with records that nobody ever signed": {slices.Concat(whole, trail{record("c", 1, start)}), chain.Foreign},
-		"with records that are too new":        {slices.Concat(whole, trail{record("c", 1, start.Add(5*time.Minute))}), ""},
+		"with a record before its time":        {slices.Concat(whole[:23], longer[24:25], whole[23:]), chain.Gap},
+		"with records that nobody ever signed": {slices.Concat(whole, records("c", start)), chain.Foreign},
+		"with an old one before a new one":     {slices.Concat(whole, records("c", start, start.Add(5*time.Minute))), chain.Foreign},
+		"with records that are too new":        {slices.Concat(whole, records("c", start.Add(5*time.Minute))), ""},
 	} {
 		r := tt.trail.verify(public(key))
 		found := r.Whole() && tt.want == "" || slices.ContainsFunc(r.Problems, func(p chain.Problem) bool { return p.Kind == tt.want })
@@ -93,9 +106,25 @@ func TestVerifier_FindsWhereATrailWasCut(t *testing.T) {
 	}
 }
 
-func record(writer string, seq int64, at time.Time) chain.Record {
-	content := []byte("{}")
-	return chain.Record{Writer: writer, Seq: seq, Time: at, Content: content, Hash: chain.Next(chain.Hash{}, writer, seq, content)}
+func signed(t *testing.T, c chain.Checkpoint) chain.Signed {
+	t.Helper()
+	s, err := chain.Sign(c, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// records are a chain from its beginning.
+func records(writer string, at ...time.Time) trail {
+	var out trail
+	content, before := []byte("{}"), chain.Hash{}
+	for i, each := range at {
+		seq := int64(i + 1)
+		before = chain.Next(before, writer, seq, content)
+		out = append(out, chain.Record{Writer: writer, Seq: seq, Time: each, Content: content, Hash: before})
+	}
+	return out
 }
 
 // Each key names the next; whoever makes one up is not believed.

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"phasekey.dev/pkg/chain"
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/pkg/sqldbtest"
@@ -30,6 +32,7 @@ type office struct {
 	db       *sqldb.DB
 	replicas []*store.Store
 	log      bytes.Buffer
+	metrics  *prometheus.Registry // of the notary that was made last
 	file     string
 	now      time.Time
 	n        int
@@ -63,8 +66,10 @@ func (o *office) record(replica, n int) {
 }
 
 func (o *office) notary(keys audit.Keys) *notary.Notary {
+	o.metrics = prometheus.NewRegistry()
 	return notary.New(notary.Config{
 		Store: o.replicas[0], Keys: keys, Taken: store.ErrChanged, Retention: 40 * 24 * time.Hour, Log: slog.New(slog.NewTextHandler(&o.log, nil)),
+		Metrics: o.metrics,
 	})
 }
 
@@ -216,6 +221,98 @@ func TestNotary_SignsNothingThatTheVaultDidNotWrite(t *testing.T) {
 	})
 }
 
+// Whatever was done to a chain since the last checkpoint, it is told, and signed no further than it is whole; the other chain goes on.
+func TestNotary_TellsOfChainsThatWereChanged(t *testing.T) {
+	for name, tt := range map[string]struct {
+		do    string
+		whole int64
+	}{
+		"contents under the same hash":     {`UPDATE audit_events SET account = 'innocent' WHERE writer = $1 AND seq = 4`, 3},
+		"the newest was removed":           {`DELETE FROM audit_events WHERE writer = $1 AND seq = 4`, 3},
+		"all since then was removed":       {`DELETE FROM audit_events WHERE writer = $1 AND seq > 2`, 2},
+		"its end was set back":             {`UPDATE audit_writers SET seq = 1 WHERE writer = $1`, 2},
+		"one in between was removed":       {`DELETE FROM audit_events WHERE writer = $1 AND seq = 3`, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inOffice(t, func(o *office) {
+				n := o.notary(audittest.Keys(1))
+				for replica := range 2 {
+					o.record(replica, 2)
+				}
+				o.sign(n, 0)
+				for replica := range 2 {
+					o.record(replica, 2)
+				}
+				if got := o.alarm(); got != 0 {
+					t.Fatalf("alarm %v before", got)
+				}
+				writer := o.writers()[0]
+				o.exec(tt.do, writer)
+				o.sign(n, time.Minute)
+				if said := o.log.String(); o.alarm() != 1 || !strings.Contains(said, writer) || !strings.Contains(said, fmt.Sprint("whole_until=", tt.whole)) {
+					t.Errorf("alarm %v, log: %s", o.alarm(), said)
+				}
+				heads, err := o.replicas[0].AuditHeads(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				signed := map[bool]int64{}
+				for _, h := range heads {
+					signed[h.Writer == writer] = h.Seq
+				}
+				if signed[true] != tt.whole || signed[false] != 4 {
+					t.Errorf("signed until %v, want %d, and 4 of the other", signed, tt.whole)
+				}
+			})
+		})
+	}
+}
+
+// A checkpoint that the vault has not signed, or not as that one, is not followed: what it says would be believed from then on.
+func TestNotary_FollowsNoForgedCheckpoint(t *testing.T) {
+	for name, do := range map[string]string{
+		"signed by nobody":    `UPDATE audit_checkpoints SET signature = payload WHERE number = 2`,
+		"with other contents": `UPDATE audit_checkpoints SET payload = (SELECT payload FROM audit_checkpoints WHERE number = 1) WHERE number = 2`,
+		"an earlier one": `UPDATE audit_checkpoints SET payload = (SELECT payload FROM audit_checkpoints WHERE number = 1),
+			signature = (SELECT signature FROM audit_checkpoints WHERE number = 1) WHERE number = 2`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			inOffice(t, func(o *office) {
+				n := o.notary(audittest.Keys(1))
+				o.record(0, 2)
+				o.sign(n, 0)
+				o.record(0, 2)
+				o.sign(n, time.Minute)
+				o.exec(do)
+				o.record(0, 2)
+				err := n.Checkpoint(t.Context(), o.now.Add(time.Minute))
+				if err == nil || !strings.Contains(err.Error(), "audit checkpoint 2 was changed") || o.alarm() != 1 {
+					t.Errorf("error %v, alarm %v", err, o.alarm())
+				}
+				if last, err := o.replicas[0].LastCheckpoint(t.Context()); err != nil || last.Number != 2 {
+					t.Errorf("the newest is %d, %v", last.Number, err)
+				}
+			})
+		})
+	}
+}
+
+// alarm is how many chains the notary that was made last says are broken.
+func (o *office) alarm() float64 {
+	o.t.Helper()
+	families, err := o.metrics.Gather()
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	for _, family := range families {
+		if family.GetName() == "phasekey_vault_audit_broken_chains" {
+			return family.GetMetric()[0].GetGauge().GetValue()
+		}
+	}
+	o.t.Fatal("there is no such gauge")
+	return 0
+}
+
 func (o *office) writers() []string {
 	o.t.Helper()
 	all, err := o.replicas[0].AuditWriters(o.t.Context(), "", 10)
@@ -247,9 +344,19 @@ func TestNotary_HandsOverToTheNextKey(t *testing.T) {
 func TestNotary_ForgetsWhatIsOld(t *testing.T) {
 	inOffice(t, func(o *office) {
 		n := o.notary(audittest.Keys(1))
-		for range 60 {
+		for day := range 60 {
 			o.record(0, 2)
 			o.sign(n, 24*time.Hour)
+			if day != 30 {
+				continue
+			}
+			// Nothing is old yet.
+			if err := n.Forget(t.Context(), o.now); err != nil {
+				t.Fatal(err)
+			}
+			if r := o.verify(time.Time{}); !r.Whole() || r.Records != 62 || r.Checkpoints != 31 {
+				t.Errorf("after a month %+v", r)
+			}
 		}
 		o.record(1, 1)
 		before := o.verify(time.Time{})
