@@ -12,6 +12,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"phasekey.dev/pkg/displayname"
 	"phasekey.dev/pkg/grpcserver"
 	"phasekey.dev/pkg/mtls"
 	"phasekey.dev/pkg/obs"
@@ -240,7 +241,7 @@ func checkName(text string) error {
 	case strings.TrimSpace(text) != text, strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }):
 		return errors.New("must be printable, without space around it")
 	}
-	return consent.CheckName(text)
+	return displayname.Check(text)
 }
 
 // parseNetwork reads a proxy's network. Whoever trusts everybody trusts what anybody writes.

@@ -222,7 +222,7 @@ type Integration struct {
 	// Unique for ever, also when the name is used again. UUID, version 4.
 	Uid string `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
 	// For people, 1 to 60 characters. It becomes part of what the customer's administrator reads, so control characters
-	// and text direction marks are refused.
+	// and text direction marks are refused, and letters in another guise or of several alphabets in one word, heaps of marks, and addresses.
 	DisplayName string `protobuf:"bytes,3,opt,name=display_name,json=displayName,proto3" json:"display_name,omitempty"`
 	// The customer's Entra tenant. UUID, lower case. The platform's home tenant is refused.
 	TenantId string `protobuf:"bytes,4,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`

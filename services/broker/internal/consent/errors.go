@@ -29,8 +29,6 @@ var (
 	ErrCallback = errors.New("malformed callback")
 	// ErrReturn means that a return link is not one that may be shown.
 	ErrReturn = errors.New("must be an https URL at a configured return origin, without user information or fragment")
-	// ErrName means that a name would mislead those who read it.
-	ErrName = errors.New("the name would mislead")
 	// ErrKey means that a key is not of the right length.
 	ErrKey = errors.New("key must be 32 bytes")
 )

@@ -25,6 +25,8 @@ const (
 	PageResult
 	// PageExpired: the session ended without.
 	PageExpired
+	// PageMisnamed: the application has a name that would mislead, and nobody is asked to consent to it.
+	PageMisnamed
 )
 
 // pendingTime is how long a browser's word that consent was given keeps the button away. What Entra ID was told shows within
@@ -42,6 +44,8 @@ func PageOf(now time.Time, s Session) Page {
 		return PageWaiting
 	case s.LastCallback == CallbackApproved && now.Before(s.CallbackTime.Add(pendingTime)):
 		return PagePending
+	case s.Misnamed():
+		return PageMisnamed
 	case s.LastCallback != "":
 		return PageProblem
 	default:
@@ -51,7 +55,7 @@ func PageOf(now time.Time, s Session) Page {
 
 // MayBegin reports whether the administrator can be sent to Entra ID.
 func MayBegin(now time.Time, s Session) bool {
-	return s.State == AwaitingConsent && now.Before(s.ExpireTime)
+	return s.State == AwaitingConsent && !s.Misnamed() && now.Before(s.ExpireTime)
 }
 
 // Origins are the https origins to which a page may lead in the end, such as https://app.example.com.

@@ -13,6 +13,7 @@ func TestPageOf(t *testing.T) {
 	said := func(last string, ago time.Duration) func(*consent.Session) {
 		return func(s *consent.Session) { awaiting(s); s.LastCallback, s.CallbackTime = last, now.Add(-ago) }
 	}
+	misnamed := func(s *consent.Session) { awaiting(s); s.ApplicationName = "phasekey Micr\u043esoft 1a2b" }
 	in := func(state consent.State) func(*consent.Session) {
 		return func(s *consent.Session) { said("APPROVED", 0)(s); s.State = state }
 	}
@@ -29,6 +30,9 @@ func TestPageOf(t *testing.T) {
 		{"approved", now, session(said("APPROVED", 0)), consent.PagePending, true},
 		{"approved, almost too long ago", now, session(said("APPROVED", 20*time.Minute-1)), consent.PagePending, true},
 		{"approved too long ago", now, session(said("APPROVED", 20*time.Minute)), consent.PageProblem, true},
+		{"misnamed", now, session(misnamed), consent.PageMisnamed, false},
+		{"misnamed, declined", now, session(func(s *consent.Session) { said("AADSTS65004", 0)(s); misnamed(s) }), consent.PageMisnamed, false},
+		{"misnamed, approved", now, session(func(s *consent.Session) { said("APPROVED", 0)(s); misnamed(s) }), consent.PagePending, false},
 		{"approved, and lost", now, session(in(consent.WaitingForApplication)), consent.PageWaiting, false},
 		{"completed", now, session(in(consent.Completed)), consent.PageResult, false},
 		{"completed, long ago", deadline.Add(time.Hour), session(in(consent.Completed)), consent.PageResult, false},
@@ -57,6 +61,8 @@ func TestOrigins_Check(t *testing.T) {
 		"https://other.example.com/":                   false,
 		"https://app.example.com:8443/":                false,
 		"https://app.example.com.evil.example/":        false,
+		"https://evilapp.example.com":                  false,
+		"https://x.app.example.com":                    false,
 		"https://evil.example/https://app.example.com": false,
 		"https://app.example.com@evil.example/":        false,
 		"https://user@app.example.com/":                false,

@@ -4,6 +4,8 @@ import (
 	"crypto/rand"
 	"strings"
 	"time"
+
+	"phasekey.dev/pkg/displayname"
 )
 
 // State is where a session is. The numbers are stored.
@@ -80,6 +82,9 @@ type Session struct {
 	// EndTime is when it was completed or expired; zero before.
 	EndTime time.Time
 }
+
+// Misnamed reports whether the application's name would mislead the administrator, to whom it is not shown then.
+func (s Session) Misnamed() bool { return displayname.Check(s.ApplicationName) != nil }
 
 // Request is what makes repeats of a creation safe. Without an ID nothing is remembered.
 type Request struct {

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 
 	brokerv1 "phasekey.dev/gen/phasekey/broker/v1"
+	"phasekey.dev/pkg/displayname"
 	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/rpcerr"
 	"phasekey.dev/services/broker/internal/consent"
@@ -61,7 +62,7 @@ func (s *Service) create(ctx context.Context, now time.Time, request consent.Req
 	if found.Deleting {
 		return consent.Session{}, consent.ErrIntegrationDeleting
 	}
-	if err := consent.CheckName(found.DisplayName); err != nil {
+	if err := displayname.Check(found.DisplayName); err != nil {
 		return consent.Session{}, fmt.Errorf("create session of %s: %w", integration, &nameError{err})
 	}
 	if _, ok := s.cfg.Links.Clouds[found.Cloud]; !ok {

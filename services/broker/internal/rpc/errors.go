@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	errorv1 "phasekey.dev/gen/phasekey/error/v1"
+	"phasekey.dev/pkg/displayname"
 	"phasekey.dev/pkg/rpcerr"
 	"phasekey.dev/services/broker/internal/consent"
 )
@@ -39,7 +40,7 @@ func table(name string) rpcerr.Table {
 		{Target: consent.ErrIntegrationDeleting, Code: codes.FailedPrecondition, Reason: deleting, Details: func(error) []proto.Message {
 			return []proto.Message{rpcerr.Precondition(deleting, name, "create another integration")}
 		}},
-		{Target: consent.ErrName, Code: codes.FailedPrecondition, Reason: misleading, Details: func(err error) []proto.Message {
+		{Target: displayname.ErrMisleading, Code: codes.FailedPrecondition, Reason: misleading, Details: func(err error) []proto.Message {
 			why := problemOf(err)
 			return []proto.Message{&errdetails.ErrorInfo{Metadata: map[string]string{"name": name, "problem": why}}, rpcerr.Precondition(misleading, name, "rename the integration: its name "+why)}
 		}},
@@ -64,7 +65,7 @@ func problemOf(err error) string {
 	if !ok {
 		return ""
 	}
-	return strings.TrimPrefix(named.Error(), consent.ErrName.Error()+": ")
+	return strings.TrimPrefix(named.Error(), displayname.ErrMisleading.Error()+": ")
 }
 
 // problem turns an error about a resource into a status.

@@ -36,7 +36,7 @@ type event struct {
 // names of pages, for scripts.
 var pageNames = map[consent.Page]string{
 	consent.PageWaiting: "waiting", consent.PageLanding: "landing", consent.PageProblem: "problem", consent.PagePending: "pending",
-	consent.PageResult: "result", consent.PageExpired: "expired",
+	consent.PageResult: "result", consent.PageExpired: "expired", consent.PageMisnamed: "misnamed",
 }
 
 // events is GET of what becomes of a session, as server-sent events.

@@ -38,6 +38,8 @@ func (s *Site) show(w http.ResponseWriter, r *http.Request) error {
 		if v.Problem.Wait {
 			v.Refresh = lookAgain
 		}
+	case consent.PageMisnamed:
+		v.Title = "The application has a misleading name"
 	case consent.PagePending:
 		v.Title, v.Refresh, v.Waited = "Waiting for your tenant", lookAgain, seconds(now.Sub(session.CallbackTime))
 	case consent.PageResult:
@@ -60,6 +62,9 @@ func (s *Site) show(w http.ResponseWriter, r *http.Request) error {
 // viewOf is what all pages of a session show.
 func (s *Site) viewOf(r *http.Request, session consent.Session, page consent.Page) view {
 	link := consent.PagePath + r.PathValue("link")
+	if session.Misnamed() {
+		session.ApplicationName = ""
+	}
 	v := view{
 		Page: pageNames[page], Session: session, Subscription: session.SubscriptionID, ReturnURI: s.returnURI(r, session),
 		Link: link, Steps: stepsOf(page),
@@ -138,7 +143,7 @@ type step struct {
 // stepsOf are the steps of a page: none for one that leads nowhere.
 func stepsOf(page consent.Page) []step {
 	current, on := map[consent.Page]int{
-		consent.PageWaiting: 0, consent.PageLanding: 1, consent.PageProblem: 1, consent.PagePending: 2, consent.PageResult: 3,
+		consent.PageWaiting: 0, consent.PageMisnamed: 0, consent.PageLanding: 1, consent.PageProblem: 1, consent.PagePending: 2, consent.PageResult: 3,
 	}[page]
 	if !on {
 		return nil

@@ -38,7 +38,7 @@ type templates map[string]*template.Template
 
 func parse() (templates, error) {
 	all := templates{}
-	for _, name := range []string{"waiting", "landing", "problem", "leaving", "pending", "result", "expired", "astray", "plain"} {
+	for _, name := range []string{"waiting", "misnamed", "landing", "problem", "leaving", "pending", "result", "expired", "astray", "plain"} {
 		parsed, err := template.ParseFS(files, "pages/layout.html", "pages/"+name+".html")
 		if err != nil {
 			return nil, fmt.Errorf("parse page %s: %w", name, err)

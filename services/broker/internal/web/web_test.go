@@ -822,12 +822,43 @@ func TestSite_ProtectsEveryAnswer(t *testing.T) {
 func TestSite_NamesAreText(t *testing.T) {
 	w := newWorld(t, func(c *web.Config) { c.Platform = `A & "B"` })
 	_, link := w.open(func(s *consent.Session) {
-		s.DisplayName, s.ApplicationName = `<script>alert(1)</script>`, "phasekey \u202eeman"
+		s.DisplayName, s.ApplicationName = `<script>alert(1)</script>`, "phasekey <b>Network</b> 1a2b"
 	})
 	p := w.browser().get(link)
-	shows(t, p, http.StatusOK, "<bdi>&lt;script&gt;alert(1)&lt;/script&gt;</bdi>", "<bdi>phasekey \u202eeman</bdi>", "<bdi>A &amp; &#34;B&#34;</bdi>")
+	shows(t, p, http.StatusOK, "<bdi>&lt;script&gt;alert(1)&lt;/script&gt;</bdi>", "<bdi>phasekey &lt;b&gt;Network&lt;/b&gt; 1a2b</bdi>", "<bdi>A &amp; &#34;B&#34;</bdi>")
 	if strings.Contains(ours.ReplaceAllString(p.text, ""), "<script") {
 		t.Error("a name became a script")
+	}
+}
+
+func TestSite_ARenamedApplicationDoesNotMislead(t *testing.T) {
+	w := newWorld(t, nil)
+	session, link := w.open(nil)
+	w.entraSays(approved)
+	b := w.browser()
+	b.press(link)
+	named := func(name string) consent.Observation {
+		return consent.Observation{Finding: consent.Ready, ClientID: "client", ApplicationName: name}
+	}
+	w.settle(named("phasekey Micr\u043esoft 1a2b"))
+	p := b.get(link)
+	shows(t, p, http.StatusOK, "The application has a misleading name", "Have them give the integration another name")
+	if strings.Contains(p.text, "Micr\u043esoft") || strings.Contains(p.text, "<button") {
+		t.Errorf("the page has the name, or a button:\n%s", p.text)
+	}
+	if p := b.do(http.MethodPost, link, nil); p.status != http.StatusSeeOther || p.to() != link {
+		t.Errorf("pressing leads to %q (%d)", p.to(), p.status)
+	}
+	if p := b.get(link + "/errors/AADSTS90094"); p.status != http.StatusSeeOther || p.to() != link {
+		t.Errorf("asking for help leads to %q (%d)", p.to(), p.status)
+	}
+	if n := w.count(`SELECT COUNT(*) FROM consent_attempts`); n != 1 {
+		t.Errorf("%d attempts were begun", n)
+	}
+	w.settle(named("phasekey Network 1a2b"))
+	shows(t, b.get(link), http.StatusOK, button, "phasekey Network 1a2b")
+	if got := w.get(session.Name); got.State != consent.AwaitingConsent {
+		t.Errorf("state %d", got.State)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"phasekey.dev/pkg/displayname"
 	"phasekey.dev/services/registry/internal/resource"
 )
 
@@ -177,6 +178,10 @@ func (r Rules) CheckChange(before, s Spec) []resource.Violation {
 	}
 	if strings.TrimSpace(s.DisplayName) == "" || utf8.RuneCountInString(s.DisplayName) > maxDisplayName {
 		add("display_name", "must be 1 to 60 characters, not all of them spaces")
+	}
+	// One that stays as it is may be from before there was such a rule.
+	if err := displayname.Check(s.DisplayName); err != nil && s.DisplayName != before.DisplayName {
+		add("display_name", err.Error())
 	}
 	shortest, phrase := minRotationPeriod, "must be one hour to 30 days"
 	if r.Development {

@@ -204,6 +204,8 @@ func TestRules_Check(t *testing.T) {
 		{name: "sixty characters", spec: with(func(s *integration.Spec) { s.DisplayName = strings.Repeat("é", 60) })},
 		{name: "sixty-one", spec: with(func(s *integration.Spec) { s.DisplayName = strings.Repeat("é", 61) }), want: []string{"display_name"}},
 		{name: "only spaces", spec: with(func(s *integration.Spec) { s.DisplayName = "  " }), want: []string{"display_name"}},
+		{name: "a name that misleads", spec: with(func(s *integration.Spec) { s.DisplayName = "Micr\u043esoft" }), want: []string{"display_name"}},
+		{name: "a name with an address", spec: with(func(s *integration.Spec) { s.DisplayName = "see https://evil.example" }), want: []string{"display_name"}},
 		{name: "nothing", spec: integration.Spec{}, want: []string{"display_name", "rotation_period", "tenant_id", "cloud"}},
 		{name: "too often", spec: with(func(s *integration.Spec) { s.RotationPeriod = time.Hour - 1 }), want: []string{"rotation_period"}},
 		{name: "too seldom", spec: with(func(s *integration.Spec) { s.RotationPeriod = 30*24*time.Hour + 1 }), want: []string{"rotation_period"}},
@@ -257,7 +259,7 @@ func automatic(labels ...string) func(*integration.Spec) {
 
 // What was made before a rule, and cannot be changed or is not, is in nobody's way.
 func TestRules_CheckChange(t *testing.T) {
-	old := integration.Spec{DisplayName: "net", TenantID: home, RotationPeriod: time.Hour, Cloud: "germany"}
+	old := integration.Spec{DisplayName: "www.acme.example", TenantID: home, RotationPeriod: time.Hour, Cloud: "germany"}
 	automatic("autoattach: x")(&old)
 	for _, tt := range []struct {
 		name   string
@@ -266,6 +268,7 @@ func TestRules_CheckChange(t *testing.T) {
 	}{
 		{"nothing", func(*integration.Spec) {}, nil},
 		{"its name", func(s *integration.Spec) { s.DisplayName = "new" }, nil},
+		{"its name, into one that misleads", func(s *integration.Spec) { s.DisplayName = "Micr\u043esoft" }, []string{"display_name"}},
 		{"one more label", func(s *integration.Spec) { s.Labels = append(s.Labels, "prod") }, []string{"labels"}},
 		{"a good label instead", automatic("autoattach:x"), nil},
 		{"the last label gone", automatic(), []string{"auto_attach"}},

@@ -200,6 +200,7 @@ func TestRefusals(t *testing.T) {
 		{"create integration: bad IDs", createIntegration(w.platform, "accounts/-", "A", newIntegration()), invalidFields("integration_id", "parent")},
 		{"create integration: empty", createIntegration(w.platform, "accounts/acme", "x", &registryv1.Integration{}), invalidFields("integration.display_name", "integration.tenant_id")},
 		{"create integration: direction mark", createIntegration(w.platform, "accounts/acme", "x", changed(func(i *registryv1.Integration) { i.DisplayName = "a\u202eb" })), invalidFields("integration.display_name")},
+		{"create integration: misleading", createIntegration(w.platform, "accounts/acme", "x", changed(func(i *registryv1.Integration) { i.DisplayName = "Micr\u043esoft" })), invalidFields("integration.display_name")},
 		{"create integration: only spaces", createIntegration(w.platform, "accounts/acme", "x", changed(func(i *registryv1.Integration) { i.DisplayName = "  " })), invalidFields("integration.display_name")},
 		{"create integration: rotates too often", createIntegration(w.platform, "accounts/acme", "x", changed(func(i *registryv1.Integration) { i.RotationPeriod = durationpb.New(1e9) })), invalidFields("integration.rotation_period")},
 		{"create integration: bad audience", createIntegration(w.platform, "accounts/acme", "x", changed(func(i *registryv1.Integration) { i.AllowedAudiences = []string{"https://good", "http://bad"} })), invalidFields("integration.allowed_audiences[1]")},
@@ -257,6 +258,7 @@ func TestRefusals(t *testing.T) {
 		{"update integration: a kind that the materials do not fit", updateIntegration(reader, "", paths("credential_kind", "delivery_materials"), func(i *registryv1.Integration) {
 			i.CredentialKind, i.DeliveryMaterials = typev1.CredentialKind_CREDENTIAL_KIND_FEDERATED, []typev1.Material{typev1.Material_MATERIAL_CLIENT_SECRET}
 		}), invalidFields("integration.delivery_materials")},
+		{"update integration: misleading", updateIntegration(reader, "", paths("display_name"), func(i *registryv1.Integration) { i.DisplayName = "go to www.evil.example" }), invalidFields("integration.display_name")},
 		{"update integration: only spaces", updateIntegration(reader, "", paths("display_name"), func(i *registryv1.Integration) { i.DisplayName = " " }), invalidFields("integration.display_name")},
 		{"update integration: limited", func(ctx context.Context) error {
 			_, err := w.limited.integrations.UpdateIntegration(ctx, &registryv1.UpdateIntegrationRequest{Integration: changed(func(i *registryv1.Integration) { i.Name = alien })})

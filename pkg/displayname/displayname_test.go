@@ -1,14 +1,14 @@
-package consent_test
+package displayname_test
 
 import (
 	"errors"
 	"strings"
 	"testing"
 
-	"phasekey.dev/services/broker/internal/consent"
+	"phasekey.dev/pkg/displayname"
 )
 
-func TestCheckName(t *testing.T) {
+func TestCheck(t *testing.T) {
 	for name, good := range map[string]bool{
 		"Network, production": true, "Réseau (prod) – 2": true, "Сеть prod": true, "ネットワーク Azure 本番": true, "Δίκτυο": true, "שלום": true, "हिन्दी": true,
 		"acme.com production": true, "Node.js & .NET 8.0": true, "v1.2/v1.3": true, "R&D <script>": true, "Tiếng Việt": true, "🚀 launch": true, "": true, "a:b": true,
@@ -33,18 +33,18 @@ func TestCheckName(t *testing.T) {
 		"ask admin@evil.example":          false,
 		"a" + strings.Repeat("\u0301", 5): false,
 	} {
-		if err := consent.CheckName(name); (err == nil) != good || err != nil && !errors.Is(err, consent.ErrName) {
+		if err := displayname.Check(name); (err == nil) != good || err != nil && !errors.Is(err, displayname.ErrMisleading) {
 			t.Errorf("%q: error %v", name, err)
 		}
 	}
 }
 
-func FuzzCheckName(f *testing.F) {
+func FuzzCheck(f *testing.F) {
 	for _, seed := range []string{"Network", "Micr\u043esoft", "https://x", "a\u0301\u0301", "\xff", "x\u202ey"} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, name string) {
-		if consent.CheckName(name) != nil {
+		if displayname.Check(name) != nil {
 			return
 		}
 		// What is taken can be put on a page, on one line, and leads nowhere.
@@ -53,7 +53,7 @@ func FuzzCheckName(f *testing.F) {
 				t.Errorf("%q is taken", name)
 			}
 		}
-		if consent.CheckName("x"+name+"\u202e") == nil {
+		if displayname.Check("x"+name+"\u202e") == nil {
 			t.Errorf("%q hides what follows", name)
 		}
 	})

@@ -1,11 +1,16 @@
-package consent
+// Package displayname refuses names that would mislead the people who read them.
+package displayname
 
 import (
+	"errors"
 	"fmt"
 	"regexp"
 	"strings"
 	"unicode"
 )
+
+// ErrMisleading means that a name would mislead those who read it.
+var ErrMisleading = errors.New("the name would mislead")
 
 // maxMarks is how many marks one letter may have: what needs more is not text.
 const maxMarks = 4
@@ -25,26 +30,26 @@ var styled = &unicode.RangeTable{
 	R32: []unicode.Range32{{Lo: 0x1d400, Hi: 0x1d7ff, Stride: 1}, {Lo: 0x1f100, Hi: 0x1f1ff, Stride: 1}},
 }
 
-// CheckName returns ErrName, and why, if a name would mislead those who read it on a page. It takes any language's names, also of words in
+// Check returns ErrMisleading, and why, if a name would mislead those who read it on a page. It takes any language's names, also of words in
 // several alphabets. That a word of one alphabet alone looks like one of another, it does not find.
-func CheckName(text string) error {
+func Check(text string) error {
 	marks := 0
 	for _, r := range text {
 		switch {
 		case unicode.Is(unicode.C, r), unicode.Is(unicode.Zl, r), unicode.Is(unicode.Zp, r), unicode.Is(unicode.Variation_Selector, r), r == 0x3164, r == 0x115f, r == 0x1160, r == 0xffa0:
-			return fmt.Errorf("%w: has a character that cannot be seen, or turns text around", ErrName)
+			return fmt.Errorf("%w: has a character that cannot be seen, or turns text around", ErrMisleading)
 		case unicode.Is(unicode.M, r):
 			if marks++; marks > maxMarks {
-				return fmt.Errorf("%w: has a heap of marks on one letter", ErrName)
+				return fmt.Errorf("%w: has a heap of marks on one letter", ErrMisleading)
 			}
 			continue
 		case unicode.Is(styled, r):
-			return fmt.Errorf("%w: has letters in another guise", ErrName)
+			return fmt.Errorf("%w: has letters in another guise", ErrMisleading)
 		}
 		marks = 0
 	}
 	if address.MatchString(text) {
-		return fmt.Errorf("%w: has an address", ErrName)
+		return fmt.Errorf("%w: has an address", ErrMisleading)
 	}
 	for _, word := range strings.FieldsFunc(text, func(r rune) bool { return !unicode.IsLetter(r) && !unicode.Is(unicode.M, r) }) {
 		seen := map[string]bool{}
@@ -56,7 +61,7 @@ func CheckName(text string) error {
 			}
 		}
 		if len(seen) > 1 {
-			return fmt.Errorf("%w: mixes alphabets in one word", ErrName)
+			return fmt.Errorf("%w: mixes alphabets in one word", ErrMisleading)
 		}
 	}
 	return nil
