@@ -316,6 +316,9 @@ func TestRunner_Stream(t *testing.T) {
 		{"the vault's own delay is kept", []step{accept(), end(rpcerr.New(codes.ResourceExhausted, "RATE_LIMITED", "slower", rpcerr.Retry(20*time.Second))),
 			noStream(19 * time.Second), within(2 * time.Second)}},
 		{"a draining vault is left at once", []step{accept(), send(1), pass(time.Minute), end(draining), holds(1), within(time.Millisecond), send(2), holds(2)}},
+		{"a draining vault that spreads the return is obeyed", []step{accept(), send(1), pass(time.Minute),
+			end(rpcerr.New(codes.Unavailable, rpcerr.ReasonDraining, "going away", rpcerr.Retry(900*time.Millisecond))),
+			noStream(899 * time.Millisecond), within(2 * time.Millisecond), send(2), holds(2)}},
 		{"vaults that all drain are not hammered", []step{accept(), send(1), pass(time.Minute), end(draining),
 			{"a hundred seconds of draining", func(w *world) {
 				opened, stop := 0, time.After(100*time.Second)

@@ -63,7 +63,7 @@ type Record struct {
 	Hash  chain.Hash
 	MAC   []byte
 	KeyID uint32
-	// Entries are at least one. What they have in common is their time, kind, integration, version, material, reason, audience and end.
+	// Entries are at least one. What they have in common is their kind, account, integration, version, material, reason, audience and end.
 	Entries []Entry
 }
 

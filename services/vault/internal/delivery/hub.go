@@ -6,7 +6,8 @@
 // stream within the polling interval, sooner with a hint; that a stream ends with a final error at the moment its grant
 // does; and that a reader who is slow gets the newest state, never a queue, for nothing is made before the one before it was
 // taken. It does not guarantee that a runner hears of an end while the database is down: then a stream stays up on what it
-// holds, until that or the grant expires.
+// holds, until that or the grant expires, as far as this replica knows, and ends with what is not final: only the database knows
+// whether the grant was extended meanwhile.
 //
 // The tricky idea: a change is a reason to look, not a message. A stream joins first and reads afterwards; a wake-up that
 // comes while it reads, mints or sends waits in a channel of one, and makes it look again. So nothing is missed, nothing

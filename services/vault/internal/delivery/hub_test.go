@@ -542,7 +542,17 @@ func TestHub_StreamsFollowWhatChanges(t *testing.T) {
 			{name: "open", do: func(w *world) {
 				w.store.do(func(f *fakeStore) { f.standing.Grant.ExpireTime = w.began.Add(20 * time.Minute) })
 			}, took: []string{"INITIAL v1 1"}},
-			{name: "at its end", do: func(w *world) { w.store.do(func(f *fakeStore) { f.down = true }) }, wait: 20 * time.Minute, end: grant.ErrExpired},
+			{name: "at its end", do: func(w *world) { w.store.do(func(f *fakeStore) { f.down = true }) }, wait: 20 * time.Minute, end: sqldb.ErrUnavailable},
+		}},
+		{"database away at the end of a grant that was extended through another replica", []step{
+			{name: "open", do: func(w *world) {
+				w.store.do(func(f *fakeStore) { f.standing.Grant.ExpireTime = w.began.Add(20 * time.Minute) })
+			}, took: []string{"INITIAL v1 1"}},
+			{name: "extended", do: func(w *world) {
+				w.store.do(func(f *fakeStore) { f.down = true })
+				w.store.change("", "g1", func(f *fakeStore) { f.standing.Grant.ExpireTime = w.began.Add(10 * time.Hour) })
+			}, wait: 20*time.Minute - time.Microsecond},
+			{name: "at the end that was", wait: time.Microsecond, end: sqldb.ErrUnavailable},
 		}},
 		{"version taken back between mint and record", []step{
 			initial,

@@ -3,7 +3,6 @@ package grant
 import (
 	"crypto/rand"
 	"crypto/sha256"
-	"crypto/subtle"
 	"hash/crc32"
 	"math/big"
 	"strings"
@@ -27,9 +26,6 @@ const (
 // salt, and looking it up by an index tells nothing about tokens.
 type Hash [sha256.Size]byte
 
-// Equal compares in constant time.
-func (h Hash) Equal(o Hash) bool { return subtle.ConstantTimeCompare(h[:], o[:]) == 1 }
-
 // Mint makes a fresh token.
 func Mint() (secret.Text, Hash) {
 	var random [randomBytes]byte
@@ -50,7 +46,7 @@ func ParseToken(token string) (Hash, error) {
 		}
 	}
 	body, check := token[:tokenLength-checkDigits], token[tokenLength-checkDigits:]
-	if subtle.ConstantTimeCompare([]byte(checksum(body)), []byte(check)) != 1 {
+	if checksum(body) != check { // anybody can reckon it
 		return Hash{}, ErrUnknown
 	}
 	return hashOf(token), nil

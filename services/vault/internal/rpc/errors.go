@@ -80,7 +80,8 @@ func table() rpcerr.Table {
 		},
 		later(credential.ErrNotAdopted, errorv1.ErrorReason_ERROR_REASON_CREDENTIAL_NOT_READY),
 		row(rolecheck.ErrNoSubscription, codes.FailedPrecondition, errorv1.ErrorReason_ERROR_REASON_NO_SUBSCRIPTION),
-		later(delivery.ErrDraining, errorv1.ErrorReason_ERROR_REASON_DRAINING),
+		// Without a wait: the replica tells its streams one after another, and others are up.
+		row(delivery.ErrDraining, codes.Unavailable, errorv1.ErrorReason_ERROR_REASON_DRAINING),
 		later(issuer.ErrConsentMissing, errorv1.ErrorReason_ERROR_REASON_CONSENT_MISSING),
 		later(issuer.ErrNotReady, errorv1.ErrorReason_ERROR_REASON_CREDENTIAL_NOT_READY),
 		later(lease.ErrVersionGone, errorv1.ErrorReason_ERROR_REASON_CREDENTIAL_NOT_READY),

@@ -878,19 +878,21 @@ func (h brokenHub) Acknowledge(context.Context, delivery.Request, int64) ([]int6
 func (brokenHub) Streams(string) int { return 0 }
 
 func TestCredentials_WhatCannotBeServedSaysSo(t *testing.T) {
+	const soon = 2 * time.Second
 	for _, tt := range []struct {
 		err    error
 		code   codes.Code
 		reason string
+		wait   time.Duration
 	}{
-		{fmt.Errorf("%w: dial tcp 10.0.0.1", sqldb.ErrUnavailable), codes.Unavailable, "DEPENDENCY_UNAVAILABLE"},
-		{fmt.Errorf("%w: %w: dial tcp 10.0.0.1", sqldb.ErrUnavailable, sqldb.ErrUnknownOutcome), codes.Unavailable, "DEPENDENCY_UNAVAILABLE"},
-		{delivery.ErrDraining, codes.Unavailable, "DRAINING"},
-		{fmt.Errorf("%w: 10.0.0.1", delivery.ErrCloudUnknown), codes.Unavailable, "CREDENTIAL_NOT_READY"},
-		{lease.ErrVersionGone, codes.Unavailable, "CREDENTIAL_NOT_READY"},
-		{errors.Join(grant.ErrRevoked, lease.ErrTooMany), codes.PermissionDenied, "GRANT_REVOKED"},
-		{context.DeadlineExceeded, codes.DeadlineExceeded, ""},
-		{errors.New("a bug at 10.0.0.1"), codes.Internal, "INTERNAL"},
+		{fmt.Errorf("%w: dial tcp 10.0.0.1", sqldb.ErrUnavailable), codes.Unavailable, "DEPENDENCY_UNAVAILABLE", soon},
+		{fmt.Errorf("%w: %w: dial tcp 10.0.0.1", sqldb.ErrUnavailable, sqldb.ErrUnknownOutcome), codes.Unavailable, "DEPENDENCY_UNAVAILABLE", soon},
+		{delivery.ErrDraining, codes.Unavailable, "DRAINING", 0},
+		{fmt.Errorf("%w: 10.0.0.1", delivery.ErrCloudUnknown), codes.Unavailable, "CREDENTIAL_NOT_READY", soon},
+		{lease.ErrVersionGone, codes.Unavailable, "CREDENTIAL_NOT_READY", soon},
+		{errors.Join(grant.ErrRevoked, lease.ErrTooMany), codes.PermissionDenied, "GRANT_REVOKED", 0},
+		{context.DeadlineExceeded, codes.DeadlineExceeded, "", 0},
+		{errors.New("a bug at 10.0.0.1"), codes.Internal, "INTERNAL", 0},
 	} {
 		t.Run(tt.err.Error(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -905,6 +907,9 @@ func TestCredentials_WhatCannotBeServedSaysSo(t *testing.T) {
 				}
 				for what, err := range map[string]error{"fetch": fetched, "acknowledge": acknowledged, "close": closed, "stream": err} {
 					refused(t, what, err, tt.code, tt.reason)
+					if wait := rpcerr.RetryDelay(err); wait != tt.wait {
+						t.Errorf("%s asks to wait for %s, want %s", what, wait, tt.wait)
+					}
 					if strings.Contains(err.Error(), "10.0.0.1") {
 						t.Errorf("%s tells the caller of the inside: %v", what, err)
 					}
