@@ -8,6 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"phasekey.dev/pkg/secret"
+	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/services/vault/internal/delivery"
 	"phasekey.dev/services/vault/internal/grant"
 	"phasekey.dev/services/vault/internal/issuer"
@@ -166,7 +167,7 @@ func TestHub_StreamsOfSecretsFollowWhatChanges(t *testing.T) {
 		}},
 		{"database away at the grant's end", []step{
 			initial,
-			{name: "at its end", do: func(w *world) { w.store.do(func(f *fakeStore) { f.down = true }) }, wait: 10 * time.Hour, end: grant.ErrExpired},
+			{name: "at its end", do: func(w *world) { w.store.do(func(f *fakeStore) { f.down = true }) }, wait: 10 * time.Hour, end: sqldb.ErrUnavailable},
 		}},
 		{"integration deleted", []step{
 			initial,
