@@ -170,7 +170,14 @@ func (o *options) verifyAudit() *cobra.Command {
 		if err != nil || len(public) != ed25519.PublicKeySize {
 			return errors.New("--key: say the key that `phasekey audit key` printed when the trail began")
 		}
+		req, err := r.request()
+		if err != nil {
+			return err
+		}
 		check = &trailCheck{verifier: chain.NewVerifier(public, verifyLag)}
+		if end := req.GetEndTime(); end != nil {
+			check.end = end.AsTime()
+		}
 		if kept != "" {
 			if err := check.keep(kept); err != nil {
 				return fmt.Errorf("--checkpoints: %w", err)
@@ -179,7 +186,10 @@ func (o *options) verifyAudit() *cobra.Command {
 		if file == "" {
 			return live(c, args)
 		}
-		if !c.Flags().Changed("max-age") {
+		if r.start != "" {
+			return errors.New("--start: a file is verified from its beginning; `phasekey audit export --start` writes one that begins later")
+		}
+		if check.end.IsZero() && !c.Flags().Changed("max-age") {
 			maxAge = 0 // a file grows old
 		}
 		if err := readItems(file, check.take); err != nil {
@@ -188,10 +198,11 @@ func (o *options) verifyAudit() *cobra.Command {
 		return check.finish(c.OutOrStdout(), o.output == outputJSON, time.Now(), maxAge)
 	}
 	r.flags(c)
+	c.Flags().Lookup("end").Usage = "judge the trail up to this time (RFC 3339), not up to now; a file must reach it"
 	c.Flags().StringVar(&key, "key", "", "the public key of the first checkpoint, as `phasekey audit key` printed it")
 	c.Flags().StringVar(&file, "file", "", "verify what `phasekey audit export` wrote, and ask nobody")
 	c.Flags().StringVar(&kept, "checkpoints", "", "checkpoints that were kept elsewhere (audit.checkpoint_file): the trail must agree with them")
-	c.Flags().DurationVar(&maxAge, "max-age", 10*time.Minute, "how old the newest checkpoint may be; 0 for any age")
+	c.Flags().DurationVar(&maxAge, "max-age", 10*time.Minute, "how old the newest checkpoint may be, now or at --end; 0 for any age")
 	return c
 }
 
@@ -224,7 +235,9 @@ func readItems(name string, give func(*vaultv1.ExportAuditEventsResponse) error)
 // trailCheck verifies a trail as it comes.
 type trailCheck struct {
 	verifier *chain.Verifier
-	// kept are the digests of checkpoints that were kept elsewhere, by number; newest is the last of them, seen the last of the trail.
+	// end is up to when the trail is judged; zero for now.
+	end time.Time
+	// kept are the digests of checkpoints that were kept elsewhere, by number; newest is the last of them until end, seen the last of the trail.
 	kept         map[int64]chain.Hash
 	newest, seen int64
 	differ       []int64
@@ -252,7 +265,9 @@ func (t *trailCheck) keep(name string) error {
 			return err
 		}
 		t.kept[c.Number] = s.Digest()
-		t.newest = max(t.newest, c.Number)
+		if t.end.IsZero() || !c.Time.After(t.end) {
+			t.newest = max(t.newest, c.Number)
+		}
 	}
 }
 
@@ -292,11 +307,15 @@ func (t *trailCheck) finish(out io.Writer, asJSON bool, now time.Time, maxAge ti
 	if t.seen < t.newest {
 		more = append(more, fmt.Sprintf("KEPT checkpoint %d was kept, and the trail ends at checkpoint %d", t.newest, t.seen))
 	}
-	switch age := now.Sub(report.SignedUntil); {
+	reached, old := now, "old"
+	if !t.end.IsZero() && t.end.Before(now) {
+		reached, old = t.end, "older than --end"
+	}
+	switch age := reached.Sub(report.SignedUntil); {
 	case report.Checkpoints == 0:
 		more = append(more, "UNSIGNED: there is no checkpoint that the key signed")
 	case maxAge > 0 && age > maxAge:
-		more = append(more, fmt.Sprintf("OLD: the newest checkpoint is %s old", age.Round(time.Second)))
+		more = append(more, fmt.Sprintf("OLD: the newest checkpoint is %s %s", age.Round(time.Second), old))
 	}
 	if asJSON {
 		text, err := json.MarshalIndent(struct {

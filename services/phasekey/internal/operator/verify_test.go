@@ -110,6 +110,7 @@ func TestVerifyAudit(t *testing.T) {
 	}
 	now := time.Now()
 	_, kept := exported(t, now)
+	ago := func(d time.Duration) string { return now.Add(-d).Format(time.RFC3339Nano) }
 	for _, tt := range []struct {
 		name   string
 		change func(trail) trail
@@ -156,6 +157,19 @@ func TestVerifyAudit(t *testing.T) {
 		{name: "another key", key: stranger, says: []string{"SIGNATURE", "UNSIGNED"}},
 		{name: "nothing", change: func(trail) trail { return nil }, says: []string{"UNSIGNED"}},
 		{name: "an old file", args: []string{"--max-age", "1ns"}, says: []string{"OLD: the newest checkpoint is"}},
+		{name: "an older export, judged at its end", change: func(items trail) trail { return items[:8] },
+			args: []string{"--checkpoints", keptFile(kept), "--end", ago(90 * time.Second)}, says: []string{"6 records, 2 checkpoints"}, whole: true},
+		{name: "an older export whose end was cut off", change: func(items trail) trail { return items[:4] },
+			args: []string{"--checkpoints", keptFile(kept), "--end", ago(time.Minute)},
+			says: []string{"KEPT checkpoint 2 was kept, and the trail ends at checkpoint 1"}},
+		{name: "an end that the trail does not reach", change: func(items trail) trail { return items[:8] },
+			args: []string{"--end", ago(10 * time.Second), "--max-age", "40s"}, says: []string{"OLD: the newest checkpoint is 50s older than --end"}},
+		{name: "an end that an old file does not reach", change: func(trail) trail {
+			items, _ := exported(t, now.Add(-time.Hour))
+			return items
+		}, args: []string{"--end", ago(30 * time.Minute)}, says: []string{"OLD: the newest checkpoint is 30m0s older than --end"}},
+		{name: "an end of long ago", args: []string{"--end", "2001-01-01T00:00:00Z"}, says: []string{"10 records"}, whole: true},
+		{name: "an end to come", change: func(items trail) trail { return items[:8] }, args: []string{"--end", ago(-time.Hour)}, says: []string{"6 records"}, whole: true},
 		{name: "for programs", args: []string{"-o", "json"}, says: []string{`"whole": true`, `"records": 10`}, whole: true},
 		{name: "for programs, not whole", change: func(items trail) trail { return slices.Delete(items, 4, 5) }, args: []string{"-o", "json"}, says: []string{`"whole": false`, `"GAP"`}},
 	} {
@@ -187,15 +201,18 @@ func TestVerifyAudit_WhatIsNoExport(t *testing.T) {
 	for name, tt := range map[string]struct {
 		export []byte
 		key    ed25519.PublicKey
+		args   []string
 		says   string
 	}{
-		"cut within a line": {whole[:len(whole)-20], public, "--file: line 13: it is not whole"},
-		"another file":      {[]byte("{\"hello\":1}\n"), public, "--file: line 1 is not of an export"},
-		"no hash":           {bytes.Replace(whole, []byte(`"hash":"`), []byte(`"hash":"AAAA`), 1), public, "record 1 of a"},
-		"no key":            {whole, public[:31], "--key: say the key"},
+		"cut within a line": {whole[:len(whole)-20], public, nil, "--file: line 13: it is not whole"},
+		"another file":      {[]byte("{\"hello\":1}\n"), public, nil, "--file: line 1 is not of an export"},
+		"no hash":           {bytes.Replace(whole, []byte(`"hash":"`), []byte(`"hash":"AAAA`), 1), public, nil, "record 1 of a"},
+		"no key":            {whole, public[:31], nil, "--key: say the key"},
+		"a part of a file":  {whole, public, []string{"--start", "2026-01-02T15:04:05Z"}, "--start: a file is verified from its beginning"},
+		"no time":           {whole, public, []string{"--end", "yesterday"}, "--end: say a time like"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if out, err := verified(t, tt.export, tt.key); err == nil || !strings.Contains(err.Error(), tt.says) {
+			if out, err := verified(t, tt.export, tt.key, tt.args...); err == nil || !strings.Contains(err.Error(), tt.says) {
 				t.Errorf("%v\n%s", err, out)
 			}
 		})
