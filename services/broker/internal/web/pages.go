@@ -31,7 +31,7 @@ func (s *Site) show(w http.ResponseWriter, r *http.Request) error {
 	case consent.PageWaiting:
 		v.Title, v.Refresh, v.Waited = "Not quite ready yet", lookAgain, seconds(now.Sub(session.CreateTime))
 	case consent.PageLanding:
-		v.Title, v.Helped = fmt.Sprintf("Connect %s to your Azure tenant", s.cfg.Platform), helped()
+		v.Title = fmt.Sprintf("Connect %s to your Azure tenant", s.cfg.Platform)
 	case consent.PageProblem:
 		v.Problem = problemOf(session.LastCallback)
 		v.Title = v.Problem.Title
@@ -67,7 +67,7 @@ func (s *Site) viewOf(r *http.Request, session consent.Session, page consent.Pag
 	}
 	v := view{
 		Page: pageNames[page], Session: session, Subscription: session.SubscriptionID, ReturnURI: s.returnURI(r, session),
-		Link: link, Steps: stepsOf(page),
+		Link: link, Steps: stepsOf(page), Helped: helped(),
 	}
 	if v.Subscription == "" {
 		v.Subscription = placeholder

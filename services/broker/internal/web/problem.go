@@ -1,6 +1,7 @@
 package web
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 
@@ -37,6 +38,10 @@ var (
 		Title: "You declined", Happened: "You did not consent.", Installed: nothingInstalled, Who: whoYou,
 		How: "You may leave it at that; whoever sent you the link sees it too. If it was a mistake, or your questions are answered, try again below.",
 	}
+	notConsented = problem{
+		Title: "Nobody has consented yet", Happened: "Microsoft says that nobody has consented to the application in this tenant.", Installed: nothingInstalled, Who: whoYou,
+		How: "Try again, and accept on Microsoft’s page. If that page did not ask you, sign out at Microsoft first, or use a private window.",
+	}
 	wrongAccount = problem{
 		Title: "That account is of another tenant", Happened: "You were signed in with an account that is not of this tenant.", Installed: nothingInstalled, Who: whoYou,
 		How: "Sign out at Microsoft, or use a private window, and sign in with an account of the tenant above. Being a guest there may not be enough: it takes a role that may grant consent in that tenant.",
@@ -59,7 +64,7 @@ var (
 	}
 	present = problem{
 		Title: "Consent was given twice at once", Happened: "The application is there or being installed already: somebody consented at the same moment, or the button was pressed twice.", Who: whoWaiting, Wait: true,
-		How: "This page looks again by itself, and goes on when your tenant shows the application. If nothing has changed after some minutes, try again.",
+		How: "The page of your link looks again by itself, and goes on when your tenant shows the application. If nothing has changed after some minutes, try again.",
 	}
 	mismatch = problem{
 		Title: "The application names another address", Happened: "Microsoft did not find this page’s address among those that the application names.", Installed: nothingInstalled, Who: whoWaiting,
@@ -101,6 +106,8 @@ var (
 
 // kinds are by Microsoft's codes.
 var kinds = map[string]problem{
+	"AADSTS65004": declined, "access_denied": declined, "permission_denied": declined,
+	"AADSTS65001": notConsented,
 	"AADSTS50020": wrongAccount, "AADSTS90072": wrongAccount, "AADSTS50034": wrongAccount, "AADSTS51004": wrongAccount,
 	"AADSTS90094": notAdministrator, "AADSTS90095": notAdministrator,
 	"AADSTS53000": blocked, "AADSTS53001": blocked, "AADSTS53002": blocked, "AADSTS53003": blocked, "AADSTS53004": blocked, "AADSTS530003": blocked, "AADSTS530032": blocked,
@@ -109,26 +116,20 @@ var kinds = map[string]problem{
 	"AADSTS650051": present,
 	"AADSTS50011":  mismatch, "AADSTS500113": mismatch,
 	"AADSTS650056": misconfigured, "AADSTS650057": misconfigured, "AADSTS65005": misconfigured, "AADSTS50194": misconfigured, "AADSTS90008": misconfigured,
-	"AADSTS900971": misconfigured, "invalid_request": misconfigured, "invalid_scope": misconfigured,
-	"AADSTS650052": missingService, "AADSTS650054": missingService,
+	"AADSTS900971": misconfigured, "AADSTS70011": misconfigured, "AADSTS700022": misconfigured, "invalid_request": misconfigured, "invalid_scope": misconfigured,
+	"AADSTS650052": missingService, "AADSTS650054": missingService, "AADSTS500011": missingService,
 	"AADSTS700016": unknownYet,
 	"AADSTS90002":  noTenant, "AADSTS50128": noTenant,
 	"AADSTS7000112": disabled, "AADSTS70001": disabled,
-	"AADSTS90033": passing, "AADSTS90012": passing, "AADSTS90006": passing, "AADSTS90024": passing, "AADSTS50196": passing, "AADSTS1000031": passing,
-	"server_error": passing, "temporarily_unavailable": passing,
+	"AADSTS90033": passing, "AADSTS90012": passing, "AADSTS90006": passing, "AADSTS90024": passing, "AADSTS90055": passing, "AADSTS90090": passing,
+	"AADSTS50196": passing, "AADSTS1000031": passing, "server_error": passing, "temporarily_unavailable": passing,
 }
 
-// shownThere are codes that Microsoft shows on a page of its own, from which no browser comes back.
-var shownThere = []string{"AADSTS50011", "AADSTS500021", "AADSTS50020", "AADSTS53003", "AADSTS650056", "AADSTS700016", "AADSTS90002", "AADSTS90072", "AADSTS90094"}
-
-// helpOf is what to say about an error that an administrator was shown at Microsoft; false if nobody knows it.
+// helpOf is what to say about a code that an administrator was shown at Microsoft; false if nobody knows it.
 func helpOf(code string) (problem, bool) {
-	if !slices.Contains(shownThere, code) {
-		return problem{}, false
-	}
-	p := kinds[code]
+	p, known := kinds[code]
 	p.Code = code
-	return p, true
+	return p, known
 }
 
 // problemOf is what to say about a session's last callback, which is not empty.
@@ -136,29 +137,37 @@ func problemOf(lastCallback string) problem {
 	if lastCallback == consent.CallbackApproved {
 		return unproven
 	}
-	p, known := kinds[lastCallback]
-	switch {
-	case consent.Declined(lastCallback):
-		p = declined
-	case !known:
+	p, known := helpOf(lastCallback)
+	if !known {
 		p = unknown
+		p.Code = lastCallback
 	}
-	p.Code = lastCallback
 	return p
 }
 
+// help is one problem, and the codes that Microsoft shows for it.
+type help struct {
+	Title string
+	Codes []string
+}
+
 // helped are the problems that a page may be asked about, in the order in which people look for them: by number.
-func helped() []problem {
-	out := make([]problem, 0, len(shownThere))
-	for _, code := range shownThere {
-		p, _ := helpOf(code)
-		out = append(out, p)
-	}
-	slices.SortFunc(out, func(a, b problem) int {
-		if len(a.Code) != len(b.Code) {
-			return len(a.Code) - len(b.Code)
+func helped() []help {
+	var codes []string
+	for code := range kinds {
+		if strings.HasPrefix(code, "AADSTS") { // words come with callbacks, and are shown to nobody
+			codes = append(codes, code)
 		}
-		return strings.Compare(a.Code, b.Code)
-	})
+	}
+	slices.SortFunc(codes, func(a, b string) int { return cmp.Or(len(a)-len(b), strings.Compare(a, b)) })
+	var out []help
+	for _, code := range codes {
+		title := kinds[code].Title
+		at := slices.IndexFunc(out, func(h help) bool { return h.Title == title })
+		if at < 0 {
+			at, out = len(out), append(out, help{Title: title})
+		}
+		out[at].Codes = append(out[at].Codes, code)
+	}
 	return out
 }

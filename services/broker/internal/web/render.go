@@ -74,8 +74,8 @@ type view struct {
 	Subscription string
 	// Problem is why consent did not come about.
 	Problem problem
-	// Helped are the problems that Microsoft shows on a page of its own.
-	Helped []problem
+	// Helped are the problems that Microsoft may show on a page of its own, from which no browser comes back.
+	Helped []help
 	// Deleted means that the session ended because its integration did, Cancelled that it was withdrawn.
 	Deleted, Cancelled bool
 	// Elsewhere means that Microsoft named another tenant than the session's.
