@@ -116,6 +116,26 @@ func TestHub_AssertionNamesItsLease(t *testing.T) {
 	})
 }
 
+// Who may write has another subject than who reads, in what is signed for the run itself too.
+func TestHub_AssertionIsOfTheRunsAccess(t *testing.T) {
+	for phase, want := range map[grant.Phase]string{
+		grant.Initializing: "integration:uid:read", grant.Planning: "integration:uid:read", grant.Applying: "integration:uid:write",
+		grant.Destroying: "integration:uid:write", grant.Performing: "integration:uid:write", grant.Testing: "integration:uid:write",
+	} {
+		inBubble(t, func(w *world) {
+			w.federate(trust(1))
+			w.store.standing.Grant.Phase = phase
+			d, err := w.hub.Fetch(t.Context(), w.request)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if claims := w.claims(d); claims["sub"] != want || claims["phase"] != string(phase) {
+				t.Errorf("%s: signed for %v in phase %v, want %s", phase, claims["sub"], claims["phase"], want)
+			}
+		})
+	}
+}
+
 func TestHub_AssertionsAreRenewedBeforeTheyEnd(t *testing.T) {
 	inBubble(t, func(w *world) {
 		w.federate(trust(1))

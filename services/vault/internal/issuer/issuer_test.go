@@ -3,14 +3,20 @@ package issuer_test
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/golang-jwt/jwt/v5"
 
 	"phasekey.dev/pkg/caught"
 	"phasekey.dev/pkg/obs"
@@ -18,6 +24,8 @@ import (
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/directory"
 	"phasekey.dev/services/vault/internal/issuer"
+	"phasekey.dev/services/vault/internal/signer"
+	"phasekey.dev/services/vault/internal/signing"
 )
 
 const arm = "https://management.azure.com"
@@ -172,6 +180,65 @@ func TestIssuer_KeepsTokensUntilBeforeHalfTheirLife(t *testing.T) {
 		}
 		b.issuer.Drop("v2")
 		b.ask("dropped", request(version(2)), "v2", nil, 4)
+	})
+}
+
+// trusted has one signing key, k1.
+type trusted []signing.Key
+
+func (k trusted) SigningKeys(context.Context) ([]signing.Key, error) { return k, nil }
+
+// By a federated version one subject stands for reading and another for writing: a token of the one is never given to who may have the other. By a secret
+// there is one token for both.
+func TestIssuer_ReadingAndWritingShareNoFederatedToken(t *testing.T) {
+	made, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(made)
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := x509.MarshalPKIXPublicKey(&made.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := trusted{{ID: "k1", Number: 1, State: signing.Signing, Public: public, Sealed: append([]byte(signing.SealedAs("k1")+":"), private...)}}
+	inBubble(t, func(b *bench) {
+		b.issuer = issuer.New(issuer.Config{
+			Minter: b.minter, Keyring: fakeKeyring{}, Prober: b.prober, Log: slog.New(slog.DiscardHandler),
+			Signer: signer.New(signer.Config{Issuer: "https://issuer.example", Store: keys, Keyring: fakeKeyring{}, Log: slog.New(slog.DiscardHandler)}),
+		})
+		federated := version(1)
+		federated.Sealed, federated.SigningKey = nil, "k1"
+		read, write := request(federated), request(federated)
+		write.Write = true
+		reads := b.ask("reading", read, "v1", nil, 1)
+		writes := b.ask("writing", write, "v1", nil, 2)
+		if reads.Text.Equal(writes.Text) {
+			b.t.Error("reading and writing share a token")
+		}
+		var subjects []any
+		for _, sent := range b.minter.requests {
+			claims := jwt.MapClaims{}
+			if _, _, err := jwt.NewParser().ParseUnverified(sent.Assertion.Expose(), claims); err != nil {
+				b.t.Error(err)
+			}
+			subjects = append(subjects, claims["sub"])
+		}
+		if want := []any{"integration:uid:read", "integration:uid:write"}; !slices.Equal(subjects, want) {
+			b.t.Errorf("asked about %v, want %v", subjects, want)
+		}
+		if again := b.ask("reading again", read, "v1", nil, 2); !again.Text.Equal(reads.Text) {
+			b.t.Error("another token is given to who reads")
+		}
+		if again := b.ask("writing again", write, "v1", nil, 2); !again.Text.Equal(writes.Text) {
+			b.t.Error("another token is given to who writes")
+		}
+		single := request(version(2))
+		b.ask("reading by a secret", single, "v2", nil, 3)
+		single.Write = true
+		b.ask("writing by it", single, "v2", nil, 3)
 	})
 }
 
