@@ -452,12 +452,17 @@ func TestGrants_Repeats(t *testing.T) {
 	inBubble(t, func(v *vault) {
 		id := func(r *vaultv1.CreateGrantRequest) { r.RequestId = "0d4b6a7e-6c3b-4d0c-8a53-5d1f6c2f9a11" }
 		first, old := v.grant(id)
+		checked, err := v.platform.CreateGrant(v.t.Context(), request(id, func(r *vaultv1.CreateGrantRequest) { r.ValidateOnly = true }))
+		if err != nil || checked.GetName() != "" || checked.GetToken() != "" {
+			v.t.Errorf("checked only: %v, %v", checked, err)
+		}
+		v.audit("GrantCreated platform")
 		v.resolver.err = errors.New("registry is away")
 		again, shown := v.grant(id)
 		if again.GetName() != first.GetName() || again.GetToken() == first.GetToken() {
 			v.t.Errorf("repeat made %q", again.GetName())
 		}
-		_, err := v.runner.FetchCredential(old, fetch("instance-1"))
+		_, err = v.runner.FetchCredential(old, fetch("instance-1"))
 		refused(v.t, "old token", err, codes.Unauthenticated, "GRANT_UNKNOWN")
 		_, err = v.platform.CreateGrant(v.t.Context(), request(id, func(r *vaultv1.CreateGrantRequest) { r.Grant.Run = "run-2" }))
 		refused(v.t, "other contents", err, codes.AlreadyExists, "REQUEST_ID_REUSED")
