@@ -78,6 +78,14 @@ func newEndpoint(t *testing.T, client string, access typev1.Access) *endpoint {
 // ask sends one request and returns the status and the answer.
 func (e *endpoint) ask(change func(*http.Request)) (*http.Response, map[string]string) {
 	e.t.Helper()
+	return e.askBy(&http.Client{
+		Transport:     &http.Transport{DisableKeepAlives: true},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}, change)
+}
+
+func (e *endpoint) askBy(client *http.Client, change func(*http.Request)) (*http.Response, map[string]string) {
+	e.t.Helper()
 	req, err := http.NewRequestWithContext(e.t.Context(), http.MethodGet, e.env["IDENTITY_ENDPOINT"], http.NoBody)
 	if err != nil {
 		e.t.Fatal(err)
@@ -86,10 +94,6 @@ func (e *endpoint) ask(change func(*http.Request)) (*http.Response, map[string]s
 	req.Header.Set("X-IDENTITY-HEADER", e.env["IDENTITY_HEADER"])
 	if change != nil {
 		change(req)
-	}
-	client := &http.Client{
-		Transport:     &http.Transport{DisableKeepAlives: true},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	resp, err := client.Do(req)
 	if err != nil {

@@ -9,6 +9,9 @@ import (
 	"testing"
 )
 
+// OwnedBy makes the endpoint another user's.
+func (l *Loopback) OwnedBy(uid int) { l.owner = uid }
+
 func TestPeerUID(t *testing.T) {
 	ln, err := new(net.ListenConfig).Listen(t.Context(), "tcp4", "127.0.0.1:0")
 	if err != nil {

@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -412,8 +411,9 @@ func TestExec_EnvOnly(t *testing.T) {
 	})
 }
 
-// A user without any rights: the kernel tells even a process that hides its memory who asks it.
-func TestExec_AsAnOrdinaryUser(t *testing.T) {
+// ordinary runs phasekey as a user without any rights, and returns what the child of these arguments said.
+func ordinary(t *testing.T, args ...string) string {
+	t.Helper()
 	s := newSetting(t)
 	s.vault.Always(credential())
 	from, to, err := os.Pipe()
@@ -444,8 +444,8 @@ func TestExec_AsAnOrdinaryUser(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	cmd := exec.CommandContext(t.Context(), program, "exec", "--vault", s.addr, "--vault-id", runnertest.ID, "--ca", filepath.Join(dir, "ca.pem"),
-		"--grant-fd", "3", "--", program, "machine")
+	cmd := exec.CommandContext(t.Context(), program, append([]string{"exec", "--vault", s.addr, "--vault-id", runnertest.ID, "--ca", filepath.Join(dir, "ca.pem"),
+		"--grant-fd", "3", "--", program}, args...)...)
 	cmd.Env = append(os.Environ(), asPhasekey+"=1", asChild+"=1")
 	cmd.ExtraFiles = []*os.File{from}
 	cmd.Dir = "/"
@@ -453,7 +453,22 @@ func TestExec_AsAnOrdinaryUser(t *testing.T) {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	}
 	out, err := cmd.CombinedOutput()
-	if got := strings.TrimSpace(string(out)); err != nil || got != strconv.Itoa(200) {
-		t.Errorf("it got %v: %s", err, got)
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// The kernel tells even a process that hides its memory who asks it.
+func TestExec_AsAnOrdinaryUser(t *testing.T) {
+	if got := ordinary(t, "machine"); got != "200" {
+		t.Errorf("it got %s", got)
+	}
+}
+
+// Its memory has the grant, and the credentials: not even a process of the same user may look into it.
+func TestExec_HidesItsMemory(t *testing.T) {
+	if got := ordinary(t, "peek"); got != "neither its memory nor its environment" {
+		t.Errorf("the child sees %s", got)
 	}
 }
