@@ -371,6 +371,7 @@ func TestStore_DeliverRecordsOnlyWhatIsEntitled(t *testing.T) {
 		{name: "integration being deleted", version: "v2", setup: sql(`UPDATE integrations SET deleting = 1`), want: grant.ErrIntegrationDeleted},
 		{name: "integration gone", version: "v2", setup: sql(`DELETE FROM integrations`), want: grant.ErrIntegrationDeleted},
 		{name: "project gone", version: "v2", setup: sql(`DELETE FROM projects`), want: grant.ErrIntegrationDeleted},
+		{name: "one project of two", version: "v2", setup: sql(`INSERT INTO projects (uid, name, revision) VALUES ('other', 'accounts/acme/projects/other', 5)`)},
 		{name: "copy behind", version: "v2", setup: sql(`UPDATE projection SET revision = 4`), want: grant.ErrBehind},
 		{name: "copy behind and detached", version: "v2", setup: func(c *counter) {
 			c.exec(`UPDATE projection SET revision = 4`)
