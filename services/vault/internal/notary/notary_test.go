@@ -227,11 +227,11 @@ func TestNotary_TellsOfChainsThatWereChanged(t *testing.T) {
 		do    string
 		whole int64
 	}{
-		"contents under the same hash":     {`UPDATE audit_events SET account = 'innocent' WHERE writer = $1 AND seq = 4`, 3},
-		"the newest was removed":           {`DELETE FROM audit_events WHERE writer = $1 AND seq = 4`, 3},
-		"all since then was removed":       {`DELETE FROM audit_events WHERE writer = $1 AND seq > 2`, 2},
-		"its end was set back":             {`UPDATE audit_writers SET seq = 1 WHERE writer = $1`, 2},
-		"one in between was removed":       {`DELETE FROM audit_events WHERE writer = $1 AND seq = 3`, 2},
+		"contents under the same hash": {`UPDATE audit_events SET account = 'innocent' WHERE writer = $1 AND seq = 4`, 3},
+		"the newest was removed":       {`DELETE FROM audit_events WHERE writer = $1 AND seq = 4`, 3},
+		"all since then was removed":   {`DELETE FROM audit_events WHERE writer = $1 AND seq > 2`, 2},
+		"its end was set back":         {`UPDATE audit_writers SET seq = 1 WHERE writer = $1`, 2},
+		"one in between was removed":   {`DELETE FROM audit_events WHERE writer = $1 AND seq = 3`, 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inOffice(t, func(o *office) {
