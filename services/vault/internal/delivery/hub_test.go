@@ -48,6 +48,7 @@ type fakeStore struct {
 	used       int
 	reads      int
 	goneOnce   bool // the next delivery finds its version gone
+	policyGone bool // the next delivery that the policy must allow finds that it does so no longer
 	// compromised is up to which version somebody said so.
 	compromised int64
 	federated   bool
@@ -105,6 +106,10 @@ func (f *fakeStore) Deliver(_ context.Context, now time.Time, d store.Delivery) 
 	usable := slices.ContainsFunc(f.versions, func(v store.Live) bool { return v.ID == d.VersionID })
 	if !usable || f.goneOnce {
 		f.goneOnce = false
+		return lease.Lease{}, lease.ErrVersionGone
+	}
+	if f.policyGone && d.PolicyAudience {
+		f.audiences = nil
 		return lease.Lease{}, lease.ErrVersionGone
 	}
 	if d.Material == lease.ClientSecret {
@@ -553,6 +558,14 @@ func TestHub_StreamsFollowWhatChanges(t *testing.T) {
 				w.store.change("", "g1", func(f *fakeStore) { f.standing.Grant.ExpireTime = w.began.Add(10 * time.Hour) })
 			}, wait: 20*time.Minute - time.Microsecond},
 			{name: "at the end that was", wait: time.Microsecond, end: sqldb.ErrUnavailable},
+		}},
+		{"audience taken back between mint and record", []step{
+			{name: "open", do: func(w *world) { w.request.Audience = "https://vault.azure.net/" }, took: []string{"INITIAL v1 1"}},
+			{name: "rotated", do: func(w *world) { w.store.do(func(f *fakeStore) { f.policyGone = true }); rotate(w) }, wait: within, end: delivery.ErrAudienceNotAllowed},
+		}},
+		{"no policy takes Resource Manager back", []step{
+			initial,
+			{name: "rotated", do: func(w *world) { w.store.do(func(f *fakeStore) { f.policyGone = true }); rotate(w) }, wait: within, took: []string{"ROTATED v2 2"}},
 		}},
 		{"version taken back between mint and record", []step{
 			initial,

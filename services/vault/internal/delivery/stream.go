@@ -482,7 +482,7 @@ func (h *Hub) attempt(ctx context.Context, r Request, e store.Entitlement, reaso
 	now := time.Now()
 	l, err := h.config.Store.Deliver(ctx, now, store.Delivery{
 		GrantUID: e.Grant.UID, InstanceID: r.InstanceID, VersionID: m.versionID, Material: r.Material, HoldLimit: m.holdLimit, LeaseUID: m.leaseUID,
-		Reason: string(reason), Audience: chosen, ClientRequestID: m.requestID, ExpireTime: m.expireTime, Caller: r.Caller,
+		Reason: string(reason), Audience: chosen, PolicyAudience: r.Material == lease.AccessToken && chosen != cloud.ResourceManager, ClientRequestID: m.requestID, ExpireTime: m.expireTime, Caller: r.Caller,
 	})
 	if errors.Is(err, lease.ErrVersionGone) {
 		h.config.Issuer.Drop(m.versionID)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/google/uuid"
@@ -37,7 +38,7 @@ type ordered struct {
 // A client secret is held from then on: the first delivery of a version to a lease raises the version's holders.
 //
 // Errors: those of grant.Standing.Check, lease.ErrClosed, lease.ErrTooMany, a lease.HoldError, and lease.ErrVersionGone when only
-// the version is no longer usable, or the material no longer allowed: read the entitlement again.
+// the version is no longer usable, or the material or the audience no longer allowed: read the entitlement again.
 func (s *Store) Deliver(ctx context.Context, now time.Time, d Delivery) (lease.Lease, error) {
 	o := &ordered{order: newOrder(ctx), Delivery: d, now: now, uid: d.LeaseUID}
 	if o.uid == "" {
@@ -330,8 +331,8 @@ func (s *Store) recordDeliveries(ctx context.Context, tx sqldb.Tx, made []delive
 // deliveryRows are rows of audit_events that are inserted only where they are entitled. What the rows say that entitle is not among their columns.
 type deliveryRows struct{ tuples }
 
-// deliveryCasts are the types of their columns, of which the last four are only looked at.
-const deliveryCasts = "tiiitttttitttttitti" + "ttti"
+// deliveryCasts are the types of their columns, of which the last five are only looked at.
+const deliveryCasts = "tiiitttttitttttitti" + "tttit"
 
 func (rows *deliveryRows) put(r audit.Record, place int, d delivered) {
 	// What else than ACTIVE the version may be, and what else than a policy that names the material will do.
@@ -339,16 +340,21 @@ func (rows *deliveryRows) put(r audit.Record, place int, d delivered) {
 	if d.Material == lease.AccessToken || d.Material == lease.FederatedToken {
 		orState, orMaterials = "RETIRING", "[]"
 	}
+	// An audience is looked for in the integration's list as it stands there: quoted.
+	audience := ""
+	if d.PolicyAudience {
+		audience = strconv.Quote(d.Audience)
+	}
 	e := r.Entries[place]
 	hash, mac, keyID := sealOf(r, place)
 	rows.add(r.Writer, r.Seq, place, e.Time, e.Kind, e.Actor, e.RequestID, e.GrantUID, e.LeaseUID, e.Generation, e.VersionID, e.Material, e.Reason, e.Audience,
 		e.ClientRequestID, e.ExpireTime, hash, mac, keyID,
-		orState, `%"`+string(d.Material)+`"%`, orMaterials, sqldb.Micros(d.now.Add(-grant.MaxSilence)))
+		orState, `%"`+string(d.Material)+`"%`, orMaterials, sqldb.Micros(d.now.Add(-grant.MaxSilence)), audience)
 }
 
 // insertEntitled records the deliveries for which it finds, at this very moment, everything that entitles to them: the grant live, its account not frozen, the lease
 // open at this generation, the version usable (for its secret: ACTIVE), integration and project there, the integration one that
-// gives the material, the version one that has it, an attachment or labels that give the access, and a copy of the registry that is fresh and no older than
+// gives the material and the audience, the version one that has it, an attachment or labels that give the access, and a copy of the registry that is fresh and no older than
 // the grant. Those without are refused: errAgain.
 func (s *Store) insertEntitled(ctx context.Context, tx sqldb.Tx, rows *deliveryRows, made []delivered) error {
 	// Adding nothing keeps PostgreSQL from going by the indexes of the grants and leases that are live: it would go through all of them, for each delivery.
@@ -362,6 +368,7 @@ func (s *Store) insertEntitled(ctx context.Context, tx sqldb.Tx, rows *deliveryR
 			AND c.id = v.column11 AND c.integration_uid = g.integration_uid AND c.state IN ('ACTIVE', v.column20)
 			AND i.uid = g.integration_uid AND i.deleting = 0
 			AND (i.delivery_materials LIKE v.column21 OR i.delivery_materials = v.column22)
+			AND (v.column24 = '' OR REPLACE(i.allowed_audiences, v.column24, '') <> i.allowed_audiences)
 			AND (v.column12 = 'ACCESS_TOKEN' OR (v.column12 = 'FEDERATED_TOKEN') = (i.credential_kind = 'FEDERATED'))
 			AND (v.column12 = 'ACCESS_TOKEN' OR (v.column12 = 'FEDERATED_TOKEN') = (c.signing_key <> ''))
 			AND p.uid = g.project_uid
@@ -378,7 +385,7 @@ func (s *Store) insertEntitled(ctx context.Context, tx sqldb.Tx, rows *deliveryR
 		if slices.Contains(recorded, d.lease.UID) {
 			continue
 		}
-		// The lease was written in this transaction, so the version and the material are all that is left.
+		// The lease was written in this transaction, so the version, the material and the audience are all that is left.
 		if d.refusal, err = refused(ctx, tx, d.now, d.GrantUID, lease.ErrVersionGone); err != nil {
 			return err
 		}

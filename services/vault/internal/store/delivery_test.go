@@ -350,9 +350,17 @@ func TestStore_DeliverRecordsOnlyWhatIsEntitled(t *testing.T) {
 		setup   setup
 		version string
 		now     time.Time
-		want    error
+		// audience is one that the integration must allow.
+		audience string
+		want     error
 	}{
 		{name: "entitled", version: "v2"},
+		{name: "allowed audience", version: "v2", audience: "https://vault.azure.net"},
+		{name: "allowed among others", version: "v2", audience: "https://vault.azure.net",
+			setup: sql(`UPDATE integrations SET allowed_audiences = '["https://storage.azure.com","https://vault.azure.net"]'`)},
+		{name: "audience allowed no longer", version: "v2", audience: "https://vault.azure.net",
+			setup: sql(`UPDATE integrations SET allowed_audiences = '[]'`), want: lease.ErrVersionGone},
+		{name: "audience that is part of one", version: "v2", audience: "https://vault.azure", want: lease.ErrVersionGone},
 		{name: "by the retiring version", version: "v1"},
 		{name: "revoked", version: "v2", setup: func(c *counter) {
 			if _, err := c.store.RevokeGrant(c.t.Context(), start, "acme", "g1", platform); err != nil {
@@ -392,7 +400,11 @@ func TestStore_DeliverRecordsOnlyWhatIsEntitled(t *testing.T) {
 				if tt.now.IsZero() {
 					tt.now = start
 				}
-				l, err := c.store.Deliver(c.t.Context(), tt.now, order("g1", "instance", tt.version))
+				d := order("g1", "instance", tt.version)
+				if tt.audience != "" {
+					d.Audience, d.PolicyAudience = tt.audience, true
+				}
+				l, err := c.store.Deliver(c.t.Context(), tt.now, d)
 				if !errors.Is(err, tt.want) {
 					c.t.Fatalf("error %v, want %v", err, tt.want)
 				}

@@ -188,6 +188,8 @@ type Delivery struct {
 	Reason          string
 	Audience        string
 	ClientRequestID string
+	// PolicyAudience says that the integration must allow the audience; all give the others.
+	PolicyAudience bool
 	// ExpireTime is when it stops working.
 	ExpireTime time.Time
 	Caller     grant.Caller
