@@ -20,7 +20,7 @@ const (
 	landingText  = "Continue to Microsoft"
 	declinedText = "You did not consent."
 	pendingText  = "Microsoft says that you have consented"
-	resultText   = "Consent is proven"
+	resultText   = "Consent was proven"
 )
 
 // customer is a stack with one integration, as its customer's administrator and the platform see it.

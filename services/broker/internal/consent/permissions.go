@@ -15,6 +15,8 @@ const (
 // Permissions are what the principal's roles give in the integration's default subscription, as last seen.
 type Permissions struct {
 	Read, Write Level
+	// Denied means that they are less than the roles make them, because of deny assignments, or may be.
+	Denied bool
 }
 
 // Any reports whether there is a role at all.

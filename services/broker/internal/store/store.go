@@ -49,7 +49,7 @@ func failed(err error, format string, args ...any) error {
 
 const sessionColumns = `account, id, integration, integration_uid, tenant_id, cloud, display_name, subscription_id, client_id,
 	application_name, return_uri, state, service_principal_object_id, last_refusal, last_callback, callback_time, nonce, version,
-	create_time, expire_time, end_time, read_level, write_level`
+	create_time, expire_time, end_time, read_level, write_level, denied`
 
 // scanOne is scanSession for queries of sessionColumns alone.
 func scanOne(row sqldb.Row) (consent.Session, error) { return scanSession(row) }
@@ -61,7 +61,7 @@ func scanSession(row sqldb.Row, more ...any) (consent.Session, error) {
 	var called, created, expires, ended int64
 	err := row.Scan(append([]any{&s.Name.Account, &s.Name.ID, &s.Integration, &s.IntegrationUID, &s.TenantID, &s.Cloud, &s.DisplayName,
 		&s.SubscriptionID, &s.ClientID, &s.ApplicationName, &s.ReturnURI, &s.State, &s.PrincipalObjectID, &s.LastRefusal,
-		&s.LastCallback, &called, &nonce, &s.Version, &created, &expires, &ended, &s.Permissions.Read, &s.Permissions.Write}, more...)...)
+		&s.LastCallback, &called, &nonce, &s.Version, &created, &expires, &ended, &s.Permissions.Read, &s.Permissions.Write, &s.Permissions.Denied}, more...)...)
 	if err != nil {
 		return consent.Session{}, err
 	}
@@ -144,21 +144,21 @@ func create(ctx context.Context, tx sqldb.Tx, now time.Time, session consent.Ses
 		return consent.ErrTooManyOpen
 	}
 	_, err := tx.Exec(ctx, `INSERT INTO consent_sessions (`+sessionColumns+`, link_hash)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24)`,
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25)`,
 		session.Name.Account, session.Name.ID, session.Integration, session.IntegrationUID, session.TenantID, session.Cloud,
 		session.DisplayName, session.SubscriptionID, session.ClientID, session.ApplicationName, session.ReturnURI, session.State,
 		session.PrincipalObjectID, session.LastRefusal, session.LastCallback, sqldb.Micros(session.CallbackTime), session.Nonce[:],
 		session.Version, sqldb.Micros(session.CreateTime), sqldb.Micros(session.ExpireTime), sqldb.Micros(session.EndTime),
-		session.Permissions.Read, session.Permissions.Write, linkHash)
+		session.Permissions.Read, session.Permissions.Write, session.Permissions.Denied, linkHash)
 	return err
 }
 
 // RecordPermissions stores which roles were seen, of a completed session; its version changes if they did.
 func (s *Store) RecordPermissions(ctx context.Context, name consent.Name, p consent.Permissions) error {
 	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
-		_, err := tx.Exec(ctx, `UPDATE consent_sessions SET read_level = $1, write_level = $2, version = version + 1
-			WHERE account = $3 AND id = $4 AND state = $5 AND (read_level <> $1 OR write_level <> $2)`,
-			p.Read, p.Write, name.Account, name.ID, consent.Completed)
+		_, err := tx.Exec(ctx, `UPDATE consent_sessions SET read_level = $1, write_level = $2, denied = $3, version = version + 1
+			WHERE account = $4 AND id = $5 AND state = $6 AND (read_level <> $1 OR write_level <> $2 OR denied <> $3)`,
+			p.Read, p.Write, p.Denied, name.Account, name.ID, consent.Completed)
 		return err
 	})
 	return failed(err, "record permissions of session %s", name)

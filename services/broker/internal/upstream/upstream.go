@@ -104,7 +104,7 @@ func (v *Vault) CheckPermissions(ctx context.Context, integration string) (princ
 		return "", p, fmt.Errorf("check permissions of %s: %w: %d scopes", integration, consent.ErrUnavailable, len(answer.GetScopes()))
 	}
 	seen := answer.GetScopes()[0]
-	return answer.GetServicePrincipalObjectId(), consent.Permissions{Read: level(seen.GetRead()), Write: level(seen.GetWrite())}, nil
+	return answer.GetServicePrincipalObjectId(), consent.Permissions{Read: level(seen.GetRead()), Write: level(seen.GetWrite()), Denied: seen.GetDenied()}, nil
 }
 
 func level(l vaultv1.ScopePermissions_Level) consent.Level {

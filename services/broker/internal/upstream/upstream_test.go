@@ -110,6 +110,7 @@ func TestRegistry_OnlyItsOwnNotFoundMeansGone(t *testing.T) {
 func TestVault_CheckPermissions(t *testing.T) {
 	scope := &vaultv1.ScopePermissions{Read: vaultv1.ScopePermissions_LEVEL_FULL, Write: vaultv1.ScopePermissions_LEVEL_PARTIAL}
 	none := &vaultv1.ScopePermissions{Read: vaultv1.ScopePermissions_LEVEL_NONE}
+	denied := &vaultv1.ScopePermissions{Read: vaultv1.ScopePermissions_LEVEL_NONE, Write: vaultv1.ScopePermissions_LEVEL_NONE, Denied: true}
 	for _, tc := range []struct {
 		name   string
 		scopes []*vaultv1.ScopePermissions
@@ -117,6 +118,7 @@ func TestVault_CheckPermissions(t *testing.T) {
 		want   consent.Permissions
 		fails  error
 	}{
+		{"denied", []*vaultv1.ScopePermissions{denied}, nil, consent.Permissions{Read: consent.None, Write: consent.None, Denied: true}, nil},
 		{"some", []*vaultv1.ScopePermissions{scope}, nil, consent.Permissions{Read: consent.Full, Write: consent.Partial}, nil},
 		{"none, and one that is not known", []*vaultv1.ScopePermissions{none}, nil, consent.Permissions{Read: consent.None}, nil},
 		{"no scope", nil, nil, consent.Permissions{}, consent.ErrUnavailable},

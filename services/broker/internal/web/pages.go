@@ -124,6 +124,8 @@ func rolesOf(session consent.Session) string {
 		return "A role is assigned: the application may read this subscription, and change nothing."
 	case p.Read == consent.Partial:
 		return "A role is assigned: the application may read some things in this subscription, or parts of it, and change nothing."
+	case p.Denied:
+		return "No role gives the application anything in this subscription: a deny assignment takes it away, or may."
 	case p.Read == consent.None:
 		return "No role is seen yet. It takes some minutes until one that was assigned shows."
 	default:
