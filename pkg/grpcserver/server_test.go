@@ -436,6 +436,9 @@ func TestValidation(t *testing.T) {
 					if v.GetDescription() == "" || strings.Contains(v.GetDescription(), "nonsense") {
 						t.Errorf("%s is described as %q", v.GetField(), v.GetDescription())
 					}
+					if v.GetField() == "name" && v.GetDescription() != "must be of the form (accounts/.*)?" {
+						t.Errorf("the pattern is described as %q", v.GetDescription())
+					}
 				}
 			}
 		}

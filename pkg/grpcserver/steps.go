@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"buf.build/go/protovalidate"
@@ -300,6 +301,22 @@ func (s *Server) validate(c *call, next func() error) error {
 	return next()
 }
 
+// idPattern and uuidPattern are what patterns of resource names are made of.
+const (
+	idPattern   = `[a-z]([a-z0-9-]{0,61}[a-z0-9])?`
+	uuidPattern = `[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`
+)
+
+// formOf says what a field that breaks a pattern must look like, as people read it.
+func formOf(pattern string) string {
+	form := strings.NewReplacer(idPattern, "{id}", uuidPattern, "{uuid}").Replace(strings.TrimSuffix(strings.TrimPrefix(pattern, "^"), "$"))
+	what := "must be of the form " + form
+	if strings.Contains(form, "{id}") {
+		what += ", where an {id} is 1 to 63 of a-z, 0-9 and '-', begins with a letter and does not end with '-'"
+	}
+	return what
+}
+
 // validateMessage names every field that breaks a constraint, without its value. A constraint that cannot be evaluated is
 // our own fault and refuses too.
 func (s *Server) validateMessage(m proto.Message) error {
@@ -314,6 +331,9 @@ func (s *Server) validateMessage(m proto.Message) error {
 	bad := &errdetails.BadRequest{}
 	for _, v := range invalid.Violations {
 		field, what := protovalidate.FieldPathString(v.Proto.GetField()), v.Proto.GetMessage()
+		if v.Proto.GetRuleId() == "string.pattern" {
+			what = formOf(v.RuleValue.String())
+		}
 		if what == "" {
 			what = "breaks the constraint " + v.Proto.GetRuleId()
 		}
