@@ -203,6 +203,9 @@ func (c *Checker) look(ctx context.Context, uid string, scopes []string) (Result
 	// One that is not proven yet may be refused, which the issuer would remember while it is delivered.
 	version, ok := facts.ByState(credential.Active)
 	if !ok || principal == "" {
+		if facts.Application.ClientID != "" && !facts.Application.Consented {
+			return Result{}, issuer.ErrConsentMissing
+		}
 		return Result{}, rotation.ErrNotReady
 	}
 	token, err := c.cfg.Issuer.Issue(ctx, issuer.Request{

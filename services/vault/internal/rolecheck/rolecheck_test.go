@@ -237,6 +237,14 @@ func TestCheck_SaysWhyThereIsNoAnswer(t *testing.T) {
 		{"no subscription", func(s *stage) { s.want(store.Integration{}) }, nil, rolecheck.ErrNoSubscription},
 		{"no proven version", func(s *stage) { s.exec(`UPDATE credential_versions SET state = 'PROPAGATING'`) }, nil, rotation.ErrNotReady},
 		{"no principal", func(s *stage) { s.exec(`UPDATE applications SET principal_object_id = ''`) }, nil, rotation.ErrNotReady},
+		{"no consent yet", func(s *stage) {
+			s.exec(`UPDATE credential_versions SET state = 'STAGED'`)
+			s.exec(`UPDATE applications SET consented = 0, principal_object_id = ''`)
+		}, nil, issuer.ErrConsentMissing},
+		{"no application yet", func(s *stage) {
+			s.exec(`DELETE FROM credential_versions`)
+			s.exec(`UPDATE applications SET client_id = '', consented = 0, principal_object_id = ''`)
+		}, nil, rotation.ErrNotReady},
 		{"another cloud", func(s *stage) { s.want(store.Integration{Cloud: "elsewhere", DefaultSubscriptionID: subscription}) }, nil, rotation.ErrNoCloud},
 		{"consent was lost", func(s *stage) { s.azure.refuse = issuer.ErrConsentMissing }, nil, issuer.ErrConsentMissing},
 		{"Resource Manager is away", func(s *stage) { s.azure.away = errors.New("503") }, []string{group}, rotation.ErrEntra},
