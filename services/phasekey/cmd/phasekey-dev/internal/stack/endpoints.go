@@ -59,13 +59,17 @@ func (e Endpoints) write(dir string) error {
 // ContextsFile is the path of a stack's contexts for the phasekey command.
 func ContextsFile(dir string) string { return filepath.Join(dir, "contexts.yaml") }
 
-// contexts lets the phasekey command find the stack, as each of its people.
+// contexts lets the phasekey command find the stack, as each of its people. Contexts that others made are left, and so is the choice of
+// the current one.
 func (e Endpoints) contexts(dir string) error {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return err
 	}
-	file := contexts.File{Current: "platform", Contexts: map[string]contexts.Context{}}
+	file, err := contexts.Load(ContextsFile(dir))
+	if err != nil {
+		return err
+	}
 	tls := filepath.Join(dir, "tls")
 	for _, role := range []string{"platform", "operator"} {
 		if err := file.Set(role, contexts.Context{
