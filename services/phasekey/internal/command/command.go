@@ -77,9 +77,14 @@ func Main(p Process) int {
 	root.AddCommand(run, newConformance(p), newProbe(p), newVersion())
 	root.AddCommand(operator.Commands(lookup(p.Env))...)
 
+	begun := false
+	onRun(root, func() { begun = true })
 	c, err := root.ExecuteContextC(context.Background())
 	if err == nil {
 		return 0
+	}
+	if !begun {
+		err = misused(c, err)
 	}
 	code := exitRefused
 	if c == run {
@@ -97,6 +102,28 @@ func Main(p Process) int {
 	}
 	_, _ = fmt.Fprintln(p.Stderr, "phasekey: "+err.Error())
 	return code
+}
+
+// onRun has each command begin with do.
+func onRun(c *cobra.Command, do func()) {
+	if run := c.RunE; run != nil {
+		c.RunE = func(c *cobra.Command, args []string) error {
+			do()
+			return run(c, args)
+		}
+	}
+	for _, below := range c.Commands() {
+		onRun(below, do)
+	}
+}
+
+// misused adds to what is wrong with a command line how the command is used.
+func misused(c *cobra.Command, err error) error {
+	what := strings.Join(strings.Fields(err.Error()), " ") // cobra proposes other commands on lines of their own
+	if c.HasAvailableSubCommands() {
+		return fmt.Errorf("%s; see `%s --help`", what, c.CommandPath())
+	}
+	return fmt.Errorf("%s; usage: %s; see `%s --help`", what, c.UseLine(), c.CommandPath())
 }
 
 // newVersion makes the command that says what this binary is.

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
+	"phasekey.dev/pkg/rpcerr"
 )
 
 // accountView is an account. What is not counted is not shown as nothing.
@@ -92,11 +93,23 @@ func (o *options) freezeAccount() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			s.doubt(ctx, client, name)
 			return card(s.printer, accountView[:uncounted], answer.GetAccount())
 		}
 	}))
 	c.Flags().StringVar(&reason, "reason", "", "why, for the audit and for whoever finds it frozen")
 	return c
+}
+
+// doubt says so where the vault knows nothing of an account that was frozen: that may be meant, and may be a slip.
+func (s *session) doubt(ctx context.Context, client vaultv1.AccountServiceClient, name string) {
+	account, err := client.GetAccount(ctx, &vaultv1.GetAccountRequest{Name: name})
+	switch u := account.GetUsage(); {
+	case err != nil:
+		s.note("it is frozen; whether the vault knows anything of %s cannot be said: %s", name, rpcerr.Explain(err))
+	case u.GetIntegrationCount() == 0 && u.GetLiveGrantCount() == 0 && u.GetMonthDeliveryCount() == 0:
+		s.note("the vault knows nothing of %s: check that this is the account that was meant (`phasekey accounts unfreeze` undoes it)", name)
+	}
 }
 
 func (o *options) unfreezeAccount() *cobra.Command {

@@ -166,6 +166,9 @@ func (o *options) verifyAudit() *cobra.Command {
 	})
 	live := c.RunE
 	c.RunE = func(c *cobra.Command, args []string) error {
+		if maxAge < 0 {
+			return errors.New("--max-age: say how old it may be, such as 10m; 0 for any age")
+		}
 		public, err := base64.StdEncoding.DecodeString(key)
 		if err != nil || len(public) != ed25519.PublicKeySize {
 			return errors.New("--key: say the key that `phasekey audit key` printed when the trail began")

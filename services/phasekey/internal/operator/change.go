@@ -2,6 +2,7 @@ package operator
 
 import (
 	"errors"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
@@ -45,3 +46,33 @@ func requestIDFlag(c *cobra.Command, requestID *string) {
 	c.Flags().StringVar(requestID, "request-id", uuid.NewString(), "a UUID: a repeat with the same one does nothing twice")
 	c.Flags().Lookup("request-id").DefValue = "a new one"
 }
+
+// span is a flag's duration that is more than nothing.
+type span time.Duration
+
+// lifeFlag adds a duration that is refused unless it is more than nothing. The default 0 leaves it to the service.
+func lifeFlag(c *cobra.Command, d *time.Duration, name string, otherwise time.Duration, usage string) {
+	*d = otherwise
+	c.Flags().Var((*span)(d), name, usage)
+}
+
+// Set implements pflag.Value.
+func (s *span) Set(text string) error {
+	d, err := time.ParseDuration(text)
+	if err != nil || d <= 0 {
+		return errors.New("say a duration of more than nothing, such as 90s, 30m or 12h")
+	}
+	*s = span(d)
+	return nil
+}
+
+// String implements pflag.Value.
+func (s *span) String() string {
+	if *s == 0 {
+		return ""
+	}
+	return time.Duration(*s).String()
+}
+
+// Type implements pflag.Value.
+func (*span) Type() string { return "duration" }

@@ -2,9 +2,7 @@ package operator
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -51,7 +49,7 @@ func (o *options) startConsent() *cobra.Command {
 		}
 		parent, _ := split(integration)
 		wanted := &brokerv1.ConsentSession{Integration: integration, ReturnUri: back}
-		if life > 0 {
+		if life != 0 {
 			wanted.ExpireTime = timestamppb.New(time.Now().Add(life))
 		}
 		made, err := client.CreateConsentSession(ctx, &brokerv1.CreateConsentSessionRequest{Parent: parent, ConsentSession: wanted, RequestId: requestID})
@@ -62,11 +60,11 @@ func (o *options) startConsent() *cobra.Command {
 			return err
 		}
 		s.note("waiting for the customer's administrator; interrupting this ends nothing (`phasekey consent wait %s`)", made.GetName())
-		return s.followConsent(ctx, client, made.GetName())
+		return s.followConsent(ctx, client, made.GetName(), true)
 	})
 	flags := c.Flags()
 	flags.StringVar(&back, "return-uri", "", "where the page leads when the administrator is through")
-	flags.DurationVar(&life, "expires-in", 0, "how long the link works; 24 hours otherwise")
+	lifeFlag(c, &life, "expires-in", 0, "how long the link works; 24 hours otherwise")
 	requestIDFlag(c, &requestID)
 	flags.BoolVar(&wait, "wait", true, "wait for the end")
 	return c
@@ -102,7 +100,7 @@ func (o *options) waitForConsent() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return s.followConsent(ctx, client, name)
+		return s.followConsent(ctx, client, name, false)
 	})
 }
 
@@ -145,38 +143,45 @@ func (o *options) verifyConsent() *cobra.Command {
 	})
 }
 
-// followConsent says what happens to a session until it has ended. One that ended without consent is an error.
-func (s *session) followConsent(ctx context.Context, client brokerv1.ConsentServiceClient, name string) error {
-	stream, err := client.WatchConsentSession(ctx, &brokerv1.WatchConsentSessionRequest{Name: name})
-	if err != nil {
+// followConsent says what happens to a session until it has ended. One that ended without consent is an error. known says that the
+// broker has answered for it already.
+func (s *session) followConsent(ctx context.Context, client brokerv1.ConsentServiceClient, name string, known bool) error {
+	begun, told := time.Now(), ""
+	var session *brokerv1.ConsentSession
+	if err := s.persist(ctx, known, func(ctx context.Context) (came bool, err error) {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		stream, err := client.WatchConsentSession(ctx, &brokerv1.WatchConsentSessionRequest{Name: name})
+		if err != nil {
+			return false, err
+		}
+		for {
+			message, err := stream.Recv()
+			if err != nil {
+				return came, err
+			}
+			session, came = message.GetConsentSession(), true
+			if now := progress(session); now != told {
+				s.note("%4s  %s", about(time.Since(begun)), now)
+				told = now
+			}
+			switch session.GetState() {
+			case brokerv1.ConsentSession_STATE_WAITING_FOR_APPLICATION, brokerv1.ConsentSession_STATE_AWAITING_CONSENT, brokerv1.ConsentSession_STATE_UNSPECIFIED:
+			default:
+				return came, nil
+			}
+		}
+	}); err != nil {
 		return err
 	}
-	begun, told := time.Now(), ""
-	for {
-		message, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return fmt.Errorf("the broker ended the watch: `phasekey consent wait %s` goes on", name)
-		}
-		if err != nil {
-			return err
-		}
-		session := message.GetConsentSession()
-		if now := progress(session); now != told {
-			s.note("%4s  %s", about(time.Since(begun)), now)
-			told = now
-		}
-		switch session.GetState() {
-		case brokerv1.ConsentSession_STATE_COMPLETED:
-			if s.json {
-				return s.document(session)
-			}
-			_, err := fmt.Fprintf(s.out, "Principal  %s\n", session.GetServicePrincipalObjectId())
-			return err
-		case brokerv1.ConsentSession_STATE_WAITING_FOR_APPLICATION, brokerv1.ConsentSession_STATE_AWAITING_CONSENT, brokerv1.ConsentSession_STATE_UNSPECIFIED:
-		default:
-			return fmt.Errorf("the session has ended without consent (%s %s): start another one", word(session.GetState()), session.GetLastRefusal())
-		}
+	if session.GetState() != brokerv1.ConsentSession_STATE_COMPLETED {
+		return fmt.Errorf("the session has ended without consent (%s %s): start another one", word(session.GetState()), session.GetLastRefusal())
 	}
+	if s.json {
+		return s.document(session)
+	}
+	_, err := fmt.Fprintf(s.out, "Principal  %s\n", session.GetServicePrincipalObjectId())
+	return err
 }
 
 // progress says in a sentence where a session is.

@@ -20,7 +20,7 @@ var advice = map[string]string{
 	"CALLER_NOT_ALLOWED":        "another identity may do this: choose its context with --context",
 	"ACCOUNT_NOT_ALLOWED":       "this context's identity may not name that account: check --account, or the service's identities",
 	"RATE_LIMITED":              "wait, then try again",
-	"RESOURCE_NOT_FOUND":        "check the name and the account; the list shows what there is",
+	"RESOURCE_NOT_FOUND":        "check the name and the account; where there is a list, it shows what there is",
 	"RESOURCE_EXISTS":           "choose another ID, or update the one there is",
 	"REQUEST_ID_REUSED":         "give another request ID",
 	"ETAG_MISMATCH":             "somebody changed it meanwhile: look at it again, then give its new etag",

@@ -101,7 +101,7 @@ func (o *options) createGrant() *cobra.Command {
 		if wanted.Phase, err = parse[typev1.Phase](phase); err != nil {
 			return fmt.Errorf("--phase: %w", err)
 		}
-		if life > 0 {
+		if life != 0 {
 			wanted.ExpireTime = timestamppb.New(time.Now().Add(life))
 		}
 		var to *os.File
@@ -136,7 +136,7 @@ func (o *options) createGrant() *cobra.Command {
 	flags := c.Flags()
 	flags.StringVar(&run, "run", "", "the platform's name for the run")
 	_ = c.MarkFlagRequired("run")
-	flags.DurationVar(&life, "expires-in", 0, "how long it lives, at most 24 hours; one hour otherwise")
+	lifeFlag(c, &life, "expires-in", 0, "how long it lives, at most 24 hours; one hour otherwise")
 	flags.StringVar(&certificate, "certificate-sha256", "", "the only client certificate that may show the token")
 	flags.StringVar(&file, "token-file", "", "a new file for the token, which only its owner can read; on standard output otherwise")
 	requestIDFlag(c, &requestID)
@@ -157,7 +157,7 @@ func (o *options) extendGrant() *cobra.Command {
 		}
 		return card(s.printer, grantView, answer.GetGrant())
 	})
-	c.Flags().DurationVar(&life, "expires-in", time.Hour, "how long it shall live from now, at most 24 hours")
+	lifeFlag(c, &life, "expires-in", time.Hour, "how long it shall live from now, at most 24 hours")
 	return c
 }
 

@@ -206,24 +206,11 @@ func (o *options) createIntegration() *cobra.Command {
 
 // awaitIntegration waits for an integration, and says what it waits for.
 func (s *session) awaitIntegration(ctx context.Context, client registryv1.IntegrationServiceClient, i *registryv1.Integration, done func(*registryv1.Integration) bool) (*registryv1.Integration, error) {
-	begun, told := time.Now(), ""
-	for {
-		if done(i) {
-			return i, nil
-		}
-		if now := strings.TrimSpace(word(i.GetState()) + " " + unmet(i)); now != told {
-			s.note("%4s  %s", about(time.Since(begun)), now)
-			told = now
-		}
-		if !pause(ctx, time.Second) {
-			return nil, ctx.Err()
-		}
-		next, err := client.GetIntegration(ctx, &registryv1.GetIntegrationRequest{Name: i.GetName()})
-		if err != nil {
-			return nil, err
-		}
-		i = next
-	}
+	return poll(ctx, s.printer, i, time.Second, func(i *registryv1.Integration) string {
+		return strings.TrimSpace(word(i.GetState()) + " " + unmet(i))
+	}, done, func(ctx context.Context) (*registryv1.Integration, error) {
+		return client.GetIntegration(ctx, &registryv1.GetIntegrationRequest{Name: i.GetName()})
+	})
 }
 
 func (o *options) waitForIntegration() *cobra.Command {

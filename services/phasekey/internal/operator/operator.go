@@ -30,7 +30,7 @@ type options struct {
 	output   string
 	interval time.Duration
 	watching bool
-	limit    int
+	limit    uint32
 	yes      bool
 }
 
@@ -96,13 +96,13 @@ func (o *options) verb(use, short string, args cobra.PositionalArgs, run func(ct
 // watchable gives a verb --watch.
 func (o *options) watchable(c *cobra.Command) *cobra.Command {
 	c.Flags().BoolVarP(&o.watching, "watch", "w", false, "go on, and print what changes until interrupted")
-	c.Flags().DurationVar(&o.interval, "interval", 2*time.Second, "how often --watch looks")
+	lifeFlag(c, &o.interval, "interval", 2*time.Second, "how often --watch looks")
 	return c
 }
 
 // long gives a verb that lists --limit.
 func (o *options) long(c *cobra.Command) *cobra.Command {
-	c.Flags().IntVar(&o.limit, "limit", defaultLimit, "at most so many; 0 for all")
+	c.Flags().Uint32Var(&o.limit, "limit", defaultLimit, "at most so many; 0 for all")
 	return c
 }
 

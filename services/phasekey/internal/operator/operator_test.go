@@ -47,7 +47,7 @@ func TestExplain_SaysWhatToDo(t *testing.T) {
 		err  error
 		want string
 	}{
-		{rpcerr.New(codes.NotFound, "RESOURCE_NOT_FOUND", "it does not exist"), "the list shows what there is"},
+		{rpcerr.New(codes.NotFound, "RESOURCE_NOT_FOUND", "it does not exist"), "check the name and the account"},
 		{status.Error(codes.Unavailable, "connection refused"), "check the context's address"},
 		{status.Error(codes.Unimplemented, "no such method"), "older release"},
 		{status.FromContextError(context.Canceled).Err(), "interrupted"},

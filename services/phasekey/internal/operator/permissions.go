@@ -41,9 +41,23 @@ var permissionsView = view[*vaultv1.ScopePermissions]{
 		}
 		return strings.Join(denied, "\n")
 	}},
-	{label: "Seen by", cell: func(p *vaultv1.ScopePermissions) string { return word(p.GetVisibility()) }},
+	{label: "Visible", cell: visible},
 	{label: "To read", cell: (*vaultv1.ScopePermissions).GetReadCommand},
 	{label: "To write", cell: (*vaultv1.ScopePermissions).GetWriteCommand},
+}
+
+// visible says what Azure showed.
+func visible(p *vaultv1.ScopePermissions) string {
+	switch p.GetVisibility() {
+	case vaultv1.ScopePermissions_VISIBILITY_ASSIGNMENTS:
+		return "role assignments"
+	case vaultv1.ScopePermissions_VISIBILITY_ACTIONS:
+		return "what the principal may do, and not by which roles"
+	case vaultv1.ScopePermissions_VISIBILITY_DENIED:
+		return "nothing: the principal has no role here that shows anything, or there is no such scope"
+	case vaultv1.ScopePermissions_VISIBILITY_UNSPECIFIED:
+	}
+	return ""
 }
 
 // taken says how much a deny assignment takes away.

@@ -262,7 +262,11 @@ func watch[M named](ctx context.Context, p *printer, v view[M], look func(ctx co
 	var rows rows
 	last := map[string]M{}
 	for first := true; ; first = false {
-		list, err := look(ctx)
+		var list []M
+		err := p.persist(ctx, !first, func(ctx context.Context) (came bool, err error) {
+			list, err = look(ctx)
+			return false, err
+		})
 		if err != nil {
 			return err
 		}

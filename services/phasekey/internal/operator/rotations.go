@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -146,27 +147,16 @@ func (o *options) startRotation() *cobra.Command {
 
 // followRotation says how far a rotation is until it has done what it was for.
 func (s *session) followRotation(ctx context.Context, client vaultv1.RotationServiceClient, r *vaultv1.Rotation) (*vaultv1.Rotation, error) {
-	begun, told := time.Now(), ""
-	for {
-		if now := stage(r); now != told {
-			s.note("%4s  %s", about(time.Since(begun)), now)
-			told = now
-		}
-		switch {
-		case r.GetState() == vaultv1.Rotation_STATE_ABANDONED:
-			return nil, fmt.Errorf("the rotation was abandoned (%s): `phasekey integrations get` says what is wrong", orNone(r.GetStateReason()))
-		case r.GetState() == vaultv1.Rotation_STATE_COMPLETED, r.GetState() == vaultv1.Rotation_STATE_ACTIVATED && r.GetReason() != vaultv1.Rotation_REASON_COMPROMISED:
-			return r, nil
-		}
-		if !pause(ctx, time.Second) {
-			return nil, ctx.Err()
-		}
-		next, err := client.GetRotation(ctx, &vaultv1.GetRotationRequest{Name: r.GetName()})
-		if err != nil {
-			return nil, err
-		}
-		r = next
+	r, err := poll(ctx, s.printer, r, time.Second, stage, func(r *vaultv1.Rotation) bool {
+		return r.GetState() == vaultv1.Rotation_STATE_ABANDONED || r.GetState() == vaultv1.Rotation_STATE_COMPLETED ||
+			r.GetState() == vaultv1.Rotation_STATE_ACTIVATED && r.GetReason() != vaultv1.Rotation_REASON_COMPROMISED
+	}, func(ctx context.Context) (*vaultv1.Rotation, error) {
+		return client.GetRotation(ctx, &vaultv1.GetRotationRequest{Name: r.GetName()})
+	})
+	if err == nil && r.GetState() == vaultv1.Rotation_STATE_ABANDONED {
+		err = fmt.Errorf("the rotation was abandoned (%s): `phasekey integrations get` says what is wrong", orNone(r.GetStateReason()))
 	}
+	return r, err
 }
 
 // stage says in words where a rotation is.
@@ -282,25 +272,12 @@ func (o *options) rotateAll() *cobra.Command {
 
 // followBatch says how far a batch is until nothing of it is left.
 func (s *session) followBatch(ctx context.Context, client vaultv1.RotationServiceClient, b *vaultv1.RotationBatch) (*vaultv1.RotationBatch, error) {
-	begun, told := time.Now(), ""
-	for {
-		if now := fmt.Sprintf("%d of %d completed, %d running, %d waiting, %d abandoned",
-			b.GetCompletedCount(), b.GetTotalCount(), b.GetRunningCount(), b.GetWaitingCount(), b.GetAbandonedCount()); now != told {
-			s.note("%4s  %s", about(time.Since(begun)), now)
-			told = now
-		}
-		if b.GetEndTime() != nil {
-			return b, nil
-		}
-		if !pause(ctx, 2*time.Second) {
-			return nil, ctx.Err()
-		}
-		next, err := client.GetRotationBatch(ctx, &vaultv1.GetRotationBatchRequest{Name: b.GetName()})
-		if err != nil {
-			return nil, err
-		}
-		b = next
-	}
+	return poll(ctx, s.printer, b, 2*time.Second, func(b *vaultv1.RotationBatch) string {
+		return fmt.Sprintf("%d of %d completed, %d running, %d waiting, %d abandoned",
+			b.GetCompletedCount(), b.GetTotalCount(), b.GetRunningCount(), b.GetWaitingCount(), b.GetAbandonedCount())
+	}, func(b *vaultv1.RotationBatch) bool { return b.GetEndTime() != nil }, func(ctx context.Context) (*vaultv1.RotationBatch, error) {
+		return client.GetRotationBatch(ctx, &vaultv1.GetRotationBatchRequest{Name: b.GetName()})
+	})
 }
 
 func (o *options) getBatch() *cobra.Command {
@@ -374,7 +351,7 @@ func (o *options) pauseRotation() *cobra.Command {
 		return card(s.printer, pauseView, answer.GetRotationPause())
 	})
 	c.Flags().StringVar(&reason, "reason", "", "why")
-	c.Flags().DurationVar(&life, "for", time.Hour, "for how long, at most seven days; it ends by itself")
+	lifeFlag(c, &life, "for", time.Hour, "for how long, at most seven days; it ends by itself")
 	c.Flags().BoolVar(&allAccounts, "all-accounts", false, "pause everything")
 	return c
 }
@@ -390,14 +367,36 @@ func (o *options) resumeRotation() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if _, err := client.ResumeRotation(ctx, &vaultv1.ResumeRotationRequest{Scope: scope}); err != nil {
-			return err
-		}
-		s.note("%s is not paused", scope)
-		return nil
+		return s.resume(ctx, client, scope)
 	})
 	c.Flags().BoolVar(&allAccounts, "all-accounts", false, "end the pause of everything")
 	return c
+}
+
+// resume ends a pause, and refuses where there is none: for the service that is a repeat, for people more often a slip.
+func (s *session) resume(ctx context.Context, client vaultv1.RotationServiceClient, scope string) error {
+	parent, _ := split(scope)
+	if parent == "" {
+		parent = scope
+	}
+	paused, err := s.pauses(ctx, client, parent)
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(paused.GetRotationPauses(), func(p *vaultv1.RotationPause) bool { return p.GetScope() == scope }) {
+		return fmt.Errorf("there is no pause of %s: `phasekey rotations pauses` shows what is paused", scope)
+	}
+	if _, err := client.ResumeRotation(ctx, &vaultv1.ResumeRotationRequest{Scope: scope}); err != nil {
+		return err
+	}
+	s.note("the pause of %s has ended", scope)
+	return nil
+}
+
+func (s *session) pauses(ctx context.Context, client vaultv1.RotationServiceClient, parent string) (*vaultv1.ListRotationPausesResponse, error) {
+	return all(ctx, s.printer, func(ctx context.Context, size int32, token string) (*vaultv1.ListRotationPausesResponse, error) {
+		return client.ListRotationPauses(ctx, &vaultv1.ListRotationPausesRequest{Parent: parent, PageSize: size, PageToken: token})
+	}, func(r *vaultv1.ListRotationPausesResponse) *[]*vaultv1.RotationPause { return &r.RotationPauses })
 }
 
 func (o *options) listPauses() *cobra.Command {
@@ -411,9 +410,7 @@ func (o *options) listPauses() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		answer, err := all(ctx, s.printer, func(ctx context.Context, size int32, token string) (*vaultv1.ListRotationPausesResponse, error) {
-			return client.ListRotationPauses(ctx, &vaultv1.ListRotationPausesRequest{Parent: parent, PageSize: size, PageToken: token})
-		}, func(r *vaultv1.ListRotationPausesResponse) *[]*vaultv1.RotationPause { return &r.RotationPauses })
+		answer, err := s.pauses(ctx, client, parent)
 		switch {
 		case err != nil:
 			return err

@@ -52,7 +52,7 @@ func (o *options) open(ctx context.Context, c *cobra.Command) (*session, error) 
 		return nil, err
 	}
 	s := &session{
-		printer: &printer{out: c.OutOrStdout(), notes: c.ErrOrStderr(), json: o.output == outputJSON, interval: o.interval, watching: o.watching, limit: o.limit},
+		printer: &printer{out: c.OutOrStdout(), notes: c.ErrOrStderr(), json: o.output == outputJSON, interval: o.interval, watching: o.watching, limit: int(o.limit)},
 		account: at.Account, yes: o.yes, input: c.InOrStdin(), asks: isTerminal(c.InOrStdin()), at: at, tls: source,
 	}
 	if o.account != "" {

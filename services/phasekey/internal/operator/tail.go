@@ -11,20 +11,13 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
-	"phasekey.dev/pkg/rpcerr"
 )
 
-const (
-	// firstAgain and longestAgain are how long is waited before a tail that broke goes on.
-	firstAgain   = time.Second
-	longestAgain = 30 * time.Second
-	// maxCursor bounds the file of a cursor.
-	maxCursor = 64 << 10
-)
+// maxCursor bounds the file of a cursor.
+const maxCursor = 64 << 10
 
 func (o *options) tailAudit() *cobra.Command {
 	var filter, start, file string
@@ -82,35 +75,10 @@ func (t *auditTail) run(ctx context.Context) error {
 		}
 		t.request.Cursor = cursor
 	}
-	began, again := false, firstAgain
-	for {
-		came, err := t.once(ctx)
-		select {
-		case <-ctx.Done():
-			return nil
-		default:
-		}
-		if came {
-			began, again = true, firstAgain
-		}
-		if !began || !breaks(err) {
-			return err
-		}
-		t.note("the stream broke, going on in %s: %v", again, rpcerr.Explain(err))
-		if !pause(ctx, again) {
-			return nil
-		}
-		again = min(2*again, longestAgain)
+	if err := t.persist(ctx, false, t.once); ctx.Err() == nil {
+		return err
 	}
-}
-
-// breaks tells whether an error passes.
-func breaks(err error) bool {
-	if errors.Is(err, io.EOF) {
-		return true
-	}
-	st, ok := rpcerr.FromError(err)
-	return ok && (st.Code() == codes.Unavailable || st.Code() == codes.ResourceExhausted)
+	return nil
 }
 
 // once prints what comes by one stream, and reports whether anything did.
