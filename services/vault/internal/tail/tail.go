@@ -196,13 +196,17 @@ func (h *Hub) look(ctx context.Context, started *bool) error {
 	}
 	var grown []stretch
 	shrunk := state.Checkpoint.Number < known
+	// A chain that was told further than checkpoints cover is among those of the state, unless it was cut off there.
+	missing := maps.Clone(h.at.ahead)
 	for _, c := range state.Chains {
+		delete(missing, c.Writer)
 		from := h.heads[c.Writer]
 		shrunk = shrunk || c.End < from
 		if c.End > from {
 			grown = append(grown, stretch{writer: c.Writer, after: from, upTo: c.End})
 		}
 	}
+	shrunk = shrunk || len(missing) > 0
 	if !shrunk {
 		err = follow(ctx, h.cfg.Source.AuditRecords, grown, func(records []audit.Record) error {
 			h.add(records)

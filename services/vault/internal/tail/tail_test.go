@@ -333,6 +333,12 @@ func TestTail_RefusesAnotherPast(t *testing.T) {
 		},
 		"a checkpoint that is nothing": func(w *world) { w.exec(`UPDATE audit_checkpoints SET payload = 'x' WHERE number = 2`) },
 		"no checkpoint to begin at":    func(w *world) { w.exec(`DELETE FROM audit_checkpoints WHERE number = 1`) },
+		"no checkpoint to go on at": func(w *world) {
+			w.sign(time.Minute)
+			w.record(0, "e")
+			w.sign(time.Minute)
+			w.exec(`DELETE FROM audit_checkpoints WHERE number = 3`)
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, sqldbtest.SQLite(t, migrations(t)), 1)
@@ -359,6 +365,128 @@ func TestTail_RefusesAnotherPast(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Who is there when the past becomes another is told so too, and does not wait for what will never come.
+func TestTail_EndsWhereThePastIsAnother(t *testing.T) {
+	for name, change := range map[string]func(w *world){
+		"the newest was cut off": func(w *world) {
+			w.exec(`DELETE FROM audit_events WHERE seq > 3`)
+			w.exec(`UPDATE audit_writers SET seq = 3`)
+		},
+		"all was cut off that no checkpoint covers": func(w *world) {
+			w.exec(`DELETE FROM audit_events WHERE seq > 2`)
+			w.exec(`UPDATE audit_writers SET seq = 2`)
+		},
+		"checkpoints were taken back": func(w *world) { w.exec(`DELETE FROM audit_checkpoints WHERE number >= 2`) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, sqldbtest.SQLite(t, migrations(t)), 1)
+				for _, account := range []string{"a", "b"} {
+					w.record(0, account)
+					w.sign(time.Minute)
+				}
+				w.record(0, "c")
+				w.record(0, "d")
+				ended, leave := w.stay(w.hub())
+				time.Sleep(time.Second)
+				if len(ended) > 0 {
+					t.Fatal(<-ended)
+				}
+				change(w)
+				time.Sleep(time.Second)
+				leave()
+				if err := <-ended; !errors.Is(err, tail.ErrPosition) {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
+// stay tails from now on, until leave is called; what it ended with comes by the channel. It returns when it has caught up.
+func (w *world) stay(h *tail.Hub) (ended chan error, leave context.CancelFunc) {
+	ctx, leave := context.WithCancel(w.Context())
+	ended = make(chan error, 1)
+	there := make(chan struct{})
+	var once sync.Once
+	go func() {
+		ended <- h.Tail(ctx, tail.Request{Passes: func(audit.Event) bool { return true }}, func([]audit.Event, tail.Position) error {
+			once.Do(func() { close(there) })
+			return nil
+		})
+	}()
+	<-there
+	return ended, leave
+}
+
+// After a restore a checkpoint of the same number may be another. A replica that still has the one refuses a position at the other.
+func TestTail_RefusesAPositionOfAnotherCheckpoint(t *testing.T) {
+	onBoth(t, 1, func(w *world) {
+		for _, account := range []string{"a", "b"} {
+			w.record(0, account)
+			w.sign(time.Minute)
+		}
+		old := w.hub()
+		ended, leave := w.stay(old)
+		last, err := w.replicas[0].LastCheckpoint(w.Context())
+		if err != nil {
+			w.Fatal(err)
+		}
+		w.exec(`UPDATE audit_checkpoints SET payload = $1 WHERE number = $2`, append(slices.Clone(last.Payload), ' '), last.Number)
+		at := w.here(w.hub())
+		if got, err := w.rest(old, at); !errors.Is(err, tail.ErrPosition) {
+			w.Errorf("%q, %v", got, err)
+		}
+		leave()
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			w.Error(err)
+		}
+	})
+}
+
+// A reader may be ahead of a checkpoint that it passes: it was told a record that the notary did not sign yet. The positions behind that checkpoint say so.
+func TestTail_ARecordAheadOfACheckpointIsToldOnce(t *testing.T) {
+	onBoth(t, 2, func(w *world) {
+		h := w.hub()
+		w.record(0, "a1")
+		w.sign(time.Minute)
+		w.record(0, "a2")
+		w.record(0, "a3")
+		at := w.here(h)
+		w.exec(`UPDATE audit_events SET seq = 1003 WHERE account = 'a3'`) // the notary does not find it
+		w.record(1, "b1")
+		w.sign(time.Minute)
+		w.exec(`UPDATE audit_events SET seq = 3 WHERE account = 'a3'`)
+		w.record(1, "b2")
+		w.sign(time.Minute)
+		got, behind, err := w.told(h, tail.Request{From: at}, func(accounts []string) bool { return slices.Contains(accounts, "b2") })
+		if err != nil || !slices.Equal(got, []string{"b1", "b2"}) {
+			w.Errorf("%q, %v", got, err)
+		}
+		if got, err := w.rest(h, behind); err != nil || len(got) > 0 {
+			w.Errorf("and again %q, %v", got, err)
+		}
+	})
+}
+
+// A record is of the time of the replica that made it. By a clock that is fast it is later than the checkpoint that covers it, and told all the same to who begins
+// between the two.
+func TestTail_BeginsBeforeWhatAFastClockRecorded(t *testing.T) {
+	onBoth(t, 1, func(w *world) {
+		w.record(0, "earlier")
+		w.now = start.Add(4 * time.Minute)
+		w.record(0, "fast")
+		w.now = start
+		w.sign(0)
+		since := start.Add(2 * time.Minute)
+		r := tail.Request{Since: since, Passes: func(e audit.Event) bool { return !e.Time.Before(since) }}
+		got, _, err := w.told(w.hub(), r, func(accounts []string) bool { return len(accounts) == 0 })
+		if err != nil || !slices.Equal(got, []string{"fast"}) {
+			w.Errorf("%q, %v", got, err)
+		}
+	})
 }
 
 // A reader that does not read holds up neither others nor what is recorded, and has missed nothing when it reads again; by then it is far behind what
