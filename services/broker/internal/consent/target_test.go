@@ -92,6 +92,9 @@ func TestPace_Next(t *testing.T) {
 			name: "first failure, least wait", round: consent.Round{Looked: true, Failed: true}, open: open,
 			want: consent.Target{Failures: 1, LookTime: at(10 * time.Second), DueTime: at(10 * time.Second)},
 		}, {
+			name: "a question that nobody answered was asked all the same", round: consent.Round{Looked: true, ProbeTime: at(-3 * time.Second), Failed: true}, open: open,
+			want: consent.Target{ProbeTime: at(-3 * time.Second), Failures: 1, LookTime: at(10 * time.Second), DueTime: at(10 * time.Second)},
+		}, {
 			name: "second failure, half spread", round: consent.Round{Looked: true, Failed: true}, open: open, spread: 0.5,
 			target: consent.Target{Failures: 1},
 			want:   consent.Target{Failures: 2, LookTime: at(25 * time.Second), DueTime: at(25 * time.Second)},

@@ -34,9 +34,15 @@ type fakeRegistry struct {
 	known map[string]consent.Integration
 	err   error
 	calls int
+	// takes is how long an answer takes.
+	takes time.Duration
 }
 
 func (r *fakeRegistry) Integration(_ context.Context, name string) (consent.Integration, error) {
+	r.mu.Lock()
+	takes := r.takes
+	r.mu.Unlock()
+	<-time.After(takes)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.calls++
@@ -572,6 +578,32 @@ func TestProver_KilledInTheMiddleOfAQuestion(t *testing.T) {
 			t.Errorf("after the claim: state %d", s.State)
 		}
 		if n := len(w.vault.questions()); n != 2 {
+			t.Errorf("%d questions", n)
+		}
+	})
+}
+
+// Whoever takes over keeps the interval also from a question that was asked at the very end of a round.
+func TestProver_KilledAfterALateQuestion(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.open(time.Hour)
+		w.registry.change(func(r *fakeRegistry) { r.takes = 19 * time.Second })
+		ctx, kill := context.WithCancel(t.Context())
+		dying := made(t, prover.Config{
+			Store: &deadStore{Store: w.store}, Registry: w.registry, Vault: w.vault, Log: slog.New(slog.DiscardHandler),
+			Pace: consent.Pace{Probe: interval, Poll: 2 * time.Second, MaxBackoff: time.Minute},
+		})
+		ended := make(chan error, 1)
+		go func() { ended <- dying.Run(ctx) }()
+		pass(21 * time.Second)
+		kill()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		w.registry.change(func(r *fakeRegistry) { r.takes = 0 })
+		defer w.start(nil)()
+		pass(20 * time.Second)
+		if n := len(w.vault.questions()); n < 2 { // whose distance is looked at in the end
 			t.Errorf("%d questions", n)
 		}
 	})

@@ -2,16 +2,20 @@ package web_test
 
 import (
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"phasekey.dev/pkg/sqldbtest"
 	"phasekey.dev/services/broker/internal/consent"
+	"phasekey.dev/services/broker/internal/store"
 	"phasekey.dev/services/broker/internal/web"
 )
 
@@ -51,6 +55,8 @@ func TestSite_TellsBrowsersBehindAProxyApart(t *testing.T) {
 		{"one, that makes up a proxy", from("10.0.0.1:1", "198.51.100.1, 10.1.1.1, 192.0.2.1"), from("10.0.0.1:1", "198.51.100.2, 10.1.1.1, 192.0.2.1"), false},
 		{"two, behind two proxies", from("10.0.0.1:1", "192.0.2.1, 10.0.0.2"), from("10.0.0.1:1", "192.0.2.2, 10.0.0.2"), true},
 		{"two, in two headers", from("10.0.0.1:1", "192.0.2.1", "10.0.0.2"), from("10.0.0.1:1", "192.0.2.2", "10.0.0.2"), true},
+		{"one, that makes up who it is, in a header of its own", from("10.0.0.1:1", "198.51.100.1", "192.0.2.1"), from("10.0.0.1:1", "198.51.100.2", "192.0.2.1"), false},
+		{"two, in a header that is not the first", from("10.0.0.1:1", "198.51.100.1", "192.0.2.1"), from("10.0.0.1:1", "198.51.100.1", "192.0.2.2"), true},
 		{"two, with ports", from("10.0.0.1:1", "192.0.2.1:1234"), from("10.0.0.1:1", "192.0.2.2:1234"), true},
 		{"one, with two ports", from("10.0.0.1:1", "192.0.2.1:1234"), from("10.0.0.1:1", "192.0.2.1:1235"), false},
 		{"two of IPv6", from("[2001:db8:1::1]:1", "2001:db8:2::1"), from("[2001:db8:1::1]:1", "[2001:db8:3::1]:99"), true},
@@ -91,6 +97,57 @@ func TestTask_AProxyOpensConnectionsForOthers(t *testing.T) {
 	if response, err := s.ask(t, "GET / HTTP/1.1\r\nHost: consent.example.com\r\n\r\n"); err != nil || response.StatusCode != http.StatusNotFound {
 		t.Errorf("one more: %v, error %v", response, err)
 	}
+}
+
+func TestTask_WhoIsNoProxyDoesNotOpenConnectionsForOthers(t *testing.T) {
+	s := serve(t, emptySite(t, nil, proxies...))
+	for range most {
+		s.dial(t)
+	}
+	if response, err := s.ask(t, "GET / HTTP/1.1\r\nHost: consent.example.com\r\n\r\n"); err == nil {
+		t.Errorf("one more is answered %d", response.StatusCode)
+	}
+}
+
+func TestSite_TheButtonsOfOneAccountAreNotPressedTooOften(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) { // where no time passes
+		key, err := consent.NewKey([]byte(strings.Repeat("k", consent.KeySize)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := &world{t: t, store: store.New(sqldbtest.SQLite(t, store.Migrations()))}
+		w.config = web.Config{
+			Store: w.store, Log: slog.New(slog.DiscardHandler), Proxies: proxies, AttemptLife: time.Hour,
+			Links: consent.Links{Key: key, Clouds: map[string]consent.Cloud{"public": {LoginURL: "https://login.example"}}, PublicURL: "https://consent.example.com"},
+		}
+		site, err := web.New(w.config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		press := func(link string, from int) int {
+			r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, strings.TrimPrefix(link, w.config.Links.PublicURL), nil)
+			r.RemoteAddr = fmt.Sprintf("192.0.%d.%d:1", from/250, from%250)
+			answer := httptest.NewRecorder()
+			site.Handler().ServeHTTP(answer, r)
+			return answer.Code
+		}
+		var links []string
+		for range 10 { // each of which may be pressed sixty times
+			_, link := w.open(nil)
+			links = append(links, link)
+		}
+		_, other := w.open(func(s *consent.Session) { s.Name.Account = "other" })
+		pressed := 0
+		for pressed < 500 && press(links[pressed/50], pressed) == http.StatusOK {
+			pressed++
+		}
+		if pressed != 300 {
+			t.Errorf("the buttons of one account are pressed %d times", pressed)
+		}
+		if got := press(other, 1000); got != http.StatusOK {
+			t.Errorf("another account: %d", got)
+		}
+	})
 }
 
 func TestSite_ABrowserDoesNotDrownInItsCookies(t *testing.T) {

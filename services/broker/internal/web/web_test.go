@@ -785,6 +785,11 @@ func TestSite_ProtectsEveryAnswer(t *testing.T) {
 			r.Header.Del("Sec-Fetch-Site")
 			r.Header.Set("Origin", "https://evil.example.com")
 		}, 403, nil},
+		{"looking again, on another site", "POST", link + "/check", func(r *http.Request) { r.Header.Set("Sec-Fetch-Site", "cross-site") }, 403, nil},
+		{"looking again, on another site, in an old browser", "POST", link + "/check", func(r *http.Request) {
+			r.Header.Del("Sec-Fetch-Site")
+			r.Header.Set("Origin", "https://evil.example.com")
+		}, 403, nil},
 		{"the button behind a proxy, in an old browser", "POST", link, func(r *http.Request) {
 			r.Header.Del("Sec-Fetch-Site")
 			r.Host = "backend.internal"

@@ -339,6 +339,33 @@ func TestClient_OfManagementGroups(t *testing.T) {
 	}
 }
 
+// elsewhere is a Resource Manager that sends whoever asks somewhere else.
+type elsewhere struct {
+	status int
+	to     string
+	asked  []string
+}
+
+func (e *elsewhere) RoundTrip(r *http.Request) (*http.Response, error) {
+	e.asked = append(e.asked, r.URL.String())
+	w := httptest.NewRecorder()
+	w.Header().Set("Location", e.to)
+	w.WriteHeader(e.status)
+	return w.Result(), nil
+}
+
+func TestClient_ATokenGoesNowhereElse(t *testing.T) {
+	for _, status := range []int{301, 302, 303, 307, 308} {
+		for _, to := range []string{"https://evil.example/x", "https://sub.rm.example/x", "http://rm.example/x", "/x"} {
+			fake := &elsewhere{status: status, to: to}
+			client := arm.New(arm.Config{URL: &url.URL{Scheme: "https", Host: "rm.example"}, Transport: fake})
+			if _, err := client.See(t.Context(), secret.New("canary"), managed, "oid"); !errors.Is(err, arm.ErrUnavailable) || len(fake.asked) != 1 {
+				t.Errorf("%d to %s: error %v, asked %v", status, to, err, fake.asked)
+			}
+		}
+	}
+}
+
 func TestClient_DenyAssignments(t *testing.T) {
 	everything := []permission.Permission{{Actions: []string{"*"}}}
 	denial := func(name string) permission.Denial {
@@ -362,6 +389,7 @@ func TestClient_DenyAssignments(t *testing.T) {
 		{"of everybody but a group", one("a", managed, everybody, group, false), "", []permission.Denial{denial("a")}, 1},
 		{"of a group that it is in, and of one that it is not", one("a", managed, group, "", false) + "," + one("b", managed, group, "", false), one("a", managed, group, "", false), []permission.Denial{denial("a")}, 2},
 		{"in the scope alone", one("a", managed, everybody, "", true), "", []permission.Denial{denial("a")}, 1},
+		{"in the scope alone, in other letters", one("a", strings.ToUpper(managed), everybody, "", true), "", []permission.Denial{{Name: "a", Scope: strings.ToUpper(managed), Permissions: everything}}, 1},
 		{"in a scope above alone", one("a", managed+"-above", everybody, "", true), "", nil, 1},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

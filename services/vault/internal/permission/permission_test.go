@@ -52,6 +52,7 @@ func TestJudge(t *testing.T) {
 		{"Contributor above", group, []permission.Assignment{of(subscription, contributor)}, nil, permission.Full, permission.Full},
 		{"Contributor above, in other letters", group, []permission.Assignment{of("/SUBSCRIPTIONS/3FE2A1C4-0000-4000-8000-00000000000A", contributor)}, nil, permission.Full, permission.Full},
 		{"a group of a like name", group, []permission.Assignment{of(group+"ing", contributor)}, nil, permission.Partial, permission.Partial},
+		{"a group that the name of another begins with", group + "ing", []permission.Assignment{of(group, contributor)}, nil, permission.Partial, permission.Partial},
 		{"of a management group", subscription, []permission.Assignment{of(managed, contributor)}, nil, permission.Full, permission.Full},
 		{"of the root", subscription, []permission.Assignment{of("/", reader)}, nil, permission.Full, permission.None},
 		{"in a management group", managed, []permission.Assignment{of(managed, reader)}, nil, permission.Full, permission.None},
