@@ -49,12 +49,16 @@ func TestParseCallback(t *testing.T) {
 		{name: "a description too long", query: "error=e&state=x&error_description=" + strings.Repeat("a", 4<<10+1), bad: true},
 		{name: "a query too long", query: "admin_consent=True&state=x&y=" + strings.Repeat("a", 8<<10), bad: true},
 		{name: "broken escapes", query: "admin_consent=True&state=x%", bad: true},
+		{name: "an escape that cannot be", query: "admin_consent=True&state=%QZ", bad: true},
 		{name: "semicolons", query: "admin_consent=True;state=x", bad: true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			got, err := consent.ParseCallback(tc.query)
 			if errors.Is(err, consent.ErrCallback) != tc.bad || (err != nil) != tc.bad {
 				t.Fatalf("error %v", err)
+			}
+			if err != nil && strings.Contains(err.Error(), "QZ") {
+				t.Errorf("the error tells of the state: %v", err)
 			}
 			if got.Tenant != tc.tenant || got.Code != tc.code || got.State.IsZero() != tc.bad {
 				t.Errorf("tenant %q, code %q, state there: %v", got.Tenant, got.Code, !got.State.IsZero())
