@@ -166,7 +166,9 @@ func orderOfGenerations(s *session) {
 func drain(s *session) {
 	c := s.begin()
 	s.end(c, refusal(codes.Unavailable, rpcerr.ReasonDraining))
-	c = s.next(3 * time.Second)
+	// The connection is the one to the replica that goes, which sends it away after the last stream.
+	s.end(s.next(3*time.Second), refusal(codes.Unavailable, rpcerr.ReasonDraining))
+	c = s.next(soon)
 	s.keeps(1, time.Second)
 	s.send(c, s.credential(2))
 	s.holds(2)
