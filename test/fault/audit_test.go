@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
+	"phasekey.dev/test/internal/rigtest"
 )
 
 // followFor is for how long the audit is followed at one vault before another is asked.
@@ -53,8 +54,8 @@ func (w *world) followAudit(t *testing.T) (finish func(t *testing.T)) {
 			<-done
 		}()
 		listed, err := w.events(t.Context(), req.GetStartTime().AsTime())
-		must(t, err)
-		await(t, 2*followFor*vaults, func(context.Context) error {
+		rigtest.Must(t, err)
+		rigtest.Await(t, 2*followFor*vaults, func(context.Context) error {
 			mu.Lock()
 			defer mu.Unlock()
 			for _, name := range listed {

@@ -12,6 +12,7 @@ import (
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
 	"phasekey.dev/pkg/runner"
 	"phasekey.dev/pkg/secret"
+	"phasekey.dev/test/internal/rigtest"
 )
 
 // perGrant is how many runners follow by one grant: all that may.
@@ -37,17 +38,17 @@ func (w *world) follow(t *testing.T) (all []*follower) {
 	for _, i := range w.integrations {
 		conn := w.runners(t)
 		grant, err := w.grant(ctx, i, "drained", time.Hour)
-		must(t, err)
+		rigtest.Must(t, err)
 		for n := range perGrant {
 			r, err := runner.New(runner.Config{Conn: conn, Grant: secret.New(grant.GetToken()), Log: slog.New(slog.DiscardHandler)})
-			must(t, err)
+			rigtest.Must(t, err)
 			running.Go(func() {
 				if err := r.Run(ctx); err != nil {
 					w.judge.fail("follower %d of %s: %v", n, i.name, err)
 				}
 			})
 			c, err := r.Credential(ctx)
-			must(t, err)
+			rigtest.Must(t, err)
 			f := &follower{Runner: r, of: i, grant: grant.GetName(), lease: c.Lease}
 			all = append(all, f)
 			running.Go(func() {
@@ -68,30 +69,30 @@ func (w *world) drain(t *testing.T) {
 	t.Helper()
 	followers := w.follow(t)
 	for _, v := range w.vaults {
-		v.stop(t)
+		v.Stop(t)
 		w.rotated(t, again)
 		newest := map[string]int{}
 		for _, i := range w.integrations {
-			await(t, again, func(ctx context.Context) error {
+			rigtest.Await(t, again, func(ctx context.Context) error {
 				versions, err := w.versions(ctx, i)
 				newest[i.name] = active(versions)
 				return err
 			})
 		}
 		for _, f := range followers {
-			await(t, again, func(ctx context.Context) error {
+			rigtest.Await(t, again, func(ctx context.Context) error {
 				c, err := f.Credential(ctx)
 				if err == nil && c.Version < int64(newest[f.of.name]) {
-					return notYet("with %s stopped, a runner of %s has version %d, not %d", v.name, f.of.name, c.Version, newest[f.of.name])
+					return notYet("with %s stopped, a runner of %s has version %d, not %d", v.Name, f.of.name, c.Version, newest[f.of.name])
 				}
 				return err
 			})
 		}
-		v.start(t)
+		v.Start(t)
 	}
 	open := map[string]bool{}
 	for _, f := range followers {
-		await(t, again, func(ctx context.Context) error {
+		rigtest.Await(t, again, func(ctx context.Context) error {
 			found, err := w.vaults[0].leases.ListLeases(ctx, &vaultv1.ListLeasesRequest{Parent: f.grant, PageSize: 10})
 			if err != nil {
 				return err

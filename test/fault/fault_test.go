@@ -14,6 +14,7 @@ import (
 
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
 	"phasekey.dev/pkg/sqldbtest"
+	"phasekey.dev/test/internal/rigtest"
 )
 
 // again is how long after a fault every integration has rotated: longer than a period, what a lock lives, and the back-off of whoever was refused.
@@ -35,14 +36,14 @@ func TestFaults(t *testing.T) {
 		{"every vault is stopped in order, one after another", w.drain},
 		{"a vault is killed", func(t *testing.T) {
 			v := w.master(t)
-			failovers = append(failovers, w.failover(t, v, func() { v.kill(t) }))
-			v.start(t)
+			failovers = append(failovers, w.failover(t, v, func() { v.Kill(t) }))
+			v.Start(t)
 		}},
 		{"a vault is paused for longer than its locks live", func(t *testing.T) {
 			v := w.master(t)
-			failovers = append(failovers, w.failover(t, v, func() { v.signal(t, syscall.SIGSTOP) }))
+			failovers = append(failovers, w.failover(t, v, func() { v.Signal(t, syscall.SIGSTOP) }))
 			pause(t, lockTTL)
-			v.signal(t, syscall.SIGCONT)
+			v.Signal(t, syscall.SIGCONT)
 		}},
 		{"the network between a vault and Redis is cut", func(t *testing.T) {
 			v := w.master(t)
@@ -51,9 +52,9 @@ func TestFaults(t *testing.T) {
 		}},
 		{"Redis forgets everything", func(t *testing.T) { w.flushRedis(t) }},
 		{"Redis is killed, and comes back empty", func(t *testing.T) {
-			w.redis.kill(t)
+			w.redis.Kill(t)
 			pause(t, 2*lockTTL)
-			w.redis.start(t)
+			w.redis.Start(t)
 		}},
 		{"PostgreSQL crashes", func(t *testing.T) {
 			w.postgres.Stop(t, sqldbtest.Crash)
@@ -62,12 +63,12 @@ func TestFaults(t *testing.T) {
 		}},
 		{"a vault is killed while another is paused", func(t *testing.T) {
 			v := w.master(t)
-			v.signal(t, syscall.SIGSTOP)
+			v.Signal(t, syscall.SIGSTOP)
 			other := w.master(t, v)
-			other.kill(t)
-			other.start(t)
+			other.Kill(t)
+			other.Start(t)
 			pause(t, 2*lockTTL)
-			v.signal(t, syscall.SIGCONT)
+			v.Signal(t, syscall.SIGCONT)
 		}},
 	} {
 		t.Run(fault.name, func(t *testing.T) {
@@ -128,7 +129,7 @@ func (w *world) held(ctx context.Context, v *vault) (map[int]int64, error) {
 		return nil, err
 	}
 	out := map[int]int64{}
-	for _, r := range v.output.records("shard taken") {
+	for _, r := range records(&v.Process, "shard taken") {
 		if epochs[r.Shard] == r.Epoch {
 			out[r.Shard] = r.Epoch
 		}
@@ -139,7 +140,7 @@ func (w *world) held(ctx context.Context, v *vault) (map[int]int64, error) {
 // master is a vault that is master of its share of the shards. It is none of those that are named.
 func (w *world) master(t *testing.T, not ...*vault) (found *vault) {
 	t.Helper()
-	await(t, again, func(ctx context.Context) error {
+	rigtest.Await(t, again, func(ctx context.Context) error {
 		for _, v := range w.vaults {
 			shards, err := w.held(ctx, v)
 			if err != nil {
@@ -162,7 +163,7 @@ const shardsEach = shards / vaults
 func (w *world) failover(t *testing.T, v *vault, happen func()) time.Duration {
 	t.Helper()
 	before, err := w.held(t.Context(), v)
-	must(t, err)
+	rigtest.Must(t, err)
 	began := time.Now()
 	happen()
 	took := map[int]time.Duration{}
@@ -172,7 +173,7 @@ func (w *world) failover(t *testing.T, v *vault, happen func()) time.Duration {
 	for len(took) < len(before) {
 		epochs, err := w.epochs(ctx)
 		if err != nil {
-			t.Fatalf("%s keeps its shards for longer than %s: %v of %v were taken: %v", v.name, limit, took, before, err)
+			t.Fatalf("%s keeps its shards for longer than %s: %v of %v were taken: %v", v.Name, limit, took, before, err)
 		}
 		for shard, epoch := range before {
 			if _, ok := took[shard]; !ok && epochs[shard] != epoch {
@@ -185,7 +186,7 @@ func (w *world) failover(t *testing.T, v *vault, happen func()) time.Duration {
 		}
 	}
 	longest := slices.Max(slices.Collect(maps.Values(took)))
-	t.Logf("%d shards of %s were taken over within %s, %.2f of their locks' life", len(before), v.name, longest.Round(time.Millisecond), longest.Seconds()/lockTTL.Seconds())
+	t.Logf("%d shards of %s were taken over within %s, %.2f of their locks' life", len(before), v.Name, longest.Round(time.Millisecond), longest.Seconds()/lockTTL.Seconds())
 	if longest > lockTTL*12/10 {
 		t.Errorf("failover took %s, want at most 1.2 times %s", longest, lockTTL)
 	}
@@ -203,9 +204,9 @@ type password struct {
 func (w *world) tidy(t *testing.T) {
 	t.Helper()
 	for _, i := range w.integrations {
-		await(t, 2*jobLife, func(ctx context.Context) error {
+		rigtest.Await(t, 2*jobLife, func(ctx context.Context) error {
 			var standing []password
-			if err := w.admin(ctx, http.MethodGet, "credentials?clientId="+i.clientID, nil, &standing); err != nil {
+			if err := w.Admin(ctx, http.MethodGet, "credentials?clientId="+i.clientID, nil, &standing); err != nil {
 				return err
 			}
 			versions, err := w.versions(ctx, i)
@@ -252,7 +253,7 @@ func (w *world) covered(t *testing.T) {
 	t.Helper()
 	for _, i := range w.integrations {
 		versions, err := w.versions(t.Context(), i)
-		must(t, err)
+		rigtest.Must(t, err)
 		if i.federated {
 			w.trusted(t, i, versions)
 			continue
@@ -268,7 +269,7 @@ func (w *world) covered(t *testing.T) {
 			}
 		}
 		var changes []change
-		must(t, w.admin(t.Context(), http.MethodGet, "journal?"+url.Values{"application": {i.clientID}, "kind": {"password.added", "password.removed"}}.Encode(), nil, &changes))
+		rigtest.Must(t, w.Admin(t.Context(), http.MethodGet, "journal?"+url.Values{"application": {i.clientID}, "kind": {"password.added", "password.removed"}}.Encode(), nil, &changes))
 		from, to := map[string]time.Time{}, map[string]time.Time{}
 		for _, c := range changes {
 			moments := c.Visible.Login

@@ -19,6 +19,7 @@ import (
 
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
 	"phasekey.dev/pkg/runner"
+	"phasekey.dev/test/internal/rigtest"
 )
 
 // keyPeriod is how long a signing key signs for new versions: federated integrations are rotated as often as the others.
@@ -27,20 +28,20 @@ const keyPeriod = 8 * time.Second
 // federated tells whether the n-th integration has no secret.
 func federated(n int) bool { return n%3 == 2 }
 
-func (w *world) issuerURL() string { return "https://" + w.at(7440) }
+func (w *world) issuerURL() string { return "https://" + w.At(7440) }
 
 // startIssuer starts what leads the simulator to the vaults' issuer, as a load balancer does that asks who is well.
-func (w *world) startIssuer(t *testing.T, server files) {
+func (w *world) startIssuer(t *testing.T, server rigtest.Files) {
 	t.Helper()
 	pair, err := tls.LoadX509KeyPair(server.CertFile, server.KeyFile)
-	must(t, err)
+	rigtest.Must(t, err)
 	pem, err := os.ReadFile(server.CAFile)
-	must(t, err)
+	rigtest.Must(t, err)
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(pem)
 	way := &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots, ServerName: "localhost"}, DisableKeepAlives: true}
-	ln, err := new(net.ListenConfig).Listen(t.Context(), "tcp", w.at(7440))
-	must(t, err)
+	ln, err := new(net.ListenConfig).Listen(t.Context(), "tcp", w.At(7440))
+	rigtest.Must(t, err)
 	srv := &http.Server{
 		ReadHeaderTimeout: 5 * time.Second, TLSConfig: &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}},
 		ErrorLog: log.New(io.Discard, "", 0),
@@ -135,7 +136,7 @@ func (w *world) trusted(t *testing.T, i *integration, versions []*vaultv1.Creden
 		}
 	}
 	var changes []change
-	must(t, w.admin(t.Context(), http.MethodGet, "journal?"+url.Values{"application": {i.clientID}, "kind": {"federatedCredential.removed"}}.Encode(), nil, &changes))
+	rigtest.Must(t, w.Admin(t.Context(), http.MethodGet, "journal?"+url.Values{"application": {i.clientID}, "kind": {"federatedCredential.removed"}}.Encode(), nil, &changes))
 	if len(changes) != 0 {
 		t.Errorf("%s was not trusted any more: %v", i.name, changes)
 	}

@@ -3,8 +3,6 @@ package fault
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
-	"net"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -16,8 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
-	"phasekey.dev/pkg/devca"
-	"phasekey.dev/pkg/grpcclient"
+	"phasekey.dev/test/internal/rigtest"
 )
 
 const (
@@ -97,19 +94,16 @@ func (w *projectWriter) write(ctx context.Context, stop <-chan struct{}) error {
 // left behind, and what it acknowledged is there, once. It shows that nothing is acknowledged before it is committed; that a commit waits for the disk it
 // does not, since a killed process leaves its writes to the kernel.
 func TestRegistry_KilledUnderLoad(t *testing.T) {
-	w := &world{dir: t.TempDir(), ip: fmt.Sprintf("127.%d.%d.%d", 1+rand.N(254), rand.N(255), 1+rand.N(254))}
-	var err error
-	w.ca, err = devca.Open(filepath.Join(w.dir, "tls"), time.Now())
-	must(t, err)
-	address := net.JoinHostPort(w.ip, "7441")
-	registry := &process{name: "registryd", answers: []string{address}, command: []string{binary(t, "registryd"), "--config", w.configure(t, "registry", map[string]any{
+	w := rigtest.New(t)
+	address := w.At(7441)
+	registry := &rigtest.Process{Name: "registryd", Answers: []string{address}, Command: []string{rigtest.Binary(t, "registryd"), "--config", w.Configure(t, "registry", map[string]any{
 		"listen": address, "home_tenants": []string{"6f1f7a3e-52a5-4c1b-9d3d-0a8c1f4f000f"}, "quotas": map[string]any{"projects": 1_000_000},
-		"database": map[string]any{"driver": "sqlite", "path": filepath.Join(w.dir, "registry.db")},
-		"tls":      w.certificate(t, "registry").config(), "identities": identities("platform"),
+		"database": map[string]any{"driver": "sqlite", "path": filepath.Join(w.Dir, "registry.db")},
+		"tls":      w.Certificate(t, "registry").Config(), "identities": rigtest.Identities("platform"),
 	})}}
-	registry.start(t)
-	t.Cleanup(func() { registry.stop(t) })
-	projects := registryv1.NewProjectServiceClient(w.dial(t, grpcclient.Config{Target: address, TLS: w.client(t, "platform").ClientConfig(trustDomain + "registry")}))
+	registry.Start(t)
+	t.Cleanup(func() { registry.Stop(t) })
+	projects := registryv1.NewProjectServiceClient(w.Dial(t, address, "registry"))
 
 	var all sync.WaitGroup
 	stop := make(chan struct{})
@@ -127,7 +121,7 @@ func TestRegistry_KilledUnderLoad(t *testing.T) {
 		t.Helper()
 		for _, one := range writers {
 			enough := one.written.Load() + writesBetween
-			await(t, startTimeout, func(context.Context) error {
+			rigtest.Await(t, rigtest.StartTimeout, func(context.Context) error {
 				if now := one.written.Load(); now < enough && !t.Failed() {
 					return notYet("writer %d has written %d of %d", one.number, now, enough)
 				}
@@ -137,8 +131,8 @@ func TestRegistry_KilledUnderLoad(t *testing.T) {
 	}
 	for range registryKills {
 		progress()
-		registry.kill(t)
-		registry.start(t)
+		registry.Kill(t)
+		registry.Start(t)
 	}
 	progress()
 	close(stop)
@@ -146,9 +140,10 @@ func TestRegistry_KilledUnderLoad(t *testing.T) {
 
 	stored := map[string]*registryv1.Project{}
 	var page *registryv1.ListProjectsResponse
+	var err error
 	for page == nil || page.GetNextPageToken() != "" {
 		page, err = projects.ListProjects(t.Context(), &registryv1.ListProjectsRequest{Parent: account, PageSize: 1000, PageToken: page.GetNextPageToken()})
-		must(t, err)
+		rigtest.Must(t, err)
 		for _, p := range page.GetProjects() {
 			stored[p.GetName()] = p
 		}

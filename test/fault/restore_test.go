@@ -9,13 +9,14 @@ import (
 	"time"
 
 	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
+	"phasekey.dev/test/internal/rigtest"
 )
 
 // tool is one of PostgreSQL's programs.
 func tool(t *testing.T, name string) string {
 	t.Helper()
 	found, err := filepath.Glob("/usr/lib/postgresql/*/bin/" + name)
-	must(t, err)
+	rigtest.Must(t, err)
 	if len(found) == 0 {
 		t.Fatalf("PostgreSQL's %s is not installed: run 'make setup'", name)
 	}
@@ -45,7 +46,7 @@ func TestRestore_OfEverythingFromDumps(t *testing.T) {
 	_, err := made.CreateIntegration(t.Context(), &registryv1.CreateIntegrationRequest{
 		Parent: account, IntegrationId: "since", Integration: &registryv1.Integration{DisplayName: "Since", TenantId: w.integrations[0].tenant},
 	})
-	must(t, err)
+	rigtest.Must(t, err)
 	// What runs have by now works on, whoever knows of it.
 	before := map[string][]password{}
 	for _, i := range w.integrations {
@@ -53,40 +54,32 @@ func TestRestore_OfEverythingFromDumps(t *testing.T) {
 	}
 
 	for _, v := range w.vaults {
-		v.stop(t)
+		v.Stop(t)
 	}
-	w.registryd.stop(t)
+	w.registryd.Stop(t)
 	for n, dsn := range w.databases {
 		execute(t, tool(t, "pg_restore"), "--clean", "--if-exists", "--single-transaction", "--dbname="+dsn, dumps[n])
 	}
-	execute(t, binary(t, "registryd"), "restored", "--config", filepath.Join(w.dir, "registry.yaml"))
-	recovery := &process{name: "vaultd recover", command: []string{binary(t, "vaultd"), "recover", "--config", filepath.Join(w.dir, "vault-1.yaml")}}
-	recovery.start(t)
-	t.Cleanup(func() {
-		if recovery.running != nil {
-			recovery.kill(t)
-		}
-	})
-	await(t, startTimeout, func(context.Context) error {
-		if len(recovery.output.records("recovery")) == 0 {
-			return notYet("the recovery has not begun:\n%s", recovery.output.tail())
+	execute(t, rigtest.Binary(t, "registryd"), "restored", "--config", filepath.Join(w.Dir, "registry.yaml"))
+	recovery := &rigtest.Process{Name: "vaultd recover", Command: []string{rigtest.Binary(t, "vaultd"), "recover", "--config", filepath.Join(w.Dir, "vault-1.yaml")}}
+	recovery.Start(t)
+	t.Cleanup(func() { recovery.Kill(t) })
+	rigtest.Await(t, rigtest.StartTimeout, func(context.Context) error {
+		if len(records(recovery, "recovery")) == 0 {
+			return notYet("the recovery has not begun:\n%s", recovery.Output.Tail())
 		}
 		return nil
 	})
 	began := time.Now()
-	w.registryd.start(t)
+	w.registryd.Start(t)
 	for _, v := range w.vaults {
-		v.start(t)
+		v.Start(t)
 	}
 	w.rotated(t, again)
-	select {
-	case err := <-recovery.ended:
-		recovery.running = nil
-		if err != nil {
-			t.Errorf("vaultd recover: %v\n%s", err, recovery.output.tail())
-		}
-	case <-time.After(again):
-		t.Errorf("every integration has rotated, and vaultd recover does not end:\n%s", recovery.output.tail())
+	ctx, cancel := context.WithTimeout(t.Context(), again)
+	defer cancel()
+	if err := recovery.Ended(ctx); err != nil {
+		t.Errorf("every integration has rotated, and vaultd recover: %v\n%s", err, recovery.Output.Tail())
 	}
 	t.Logf("every integration has rotated %s after the start", time.Since(began).Round(time.Second))
 	// By then a vault that did not know of the restore would have found what it does not know, and removed it.
@@ -112,7 +105,7 @@ func TestRestore_OfEverythingFromDumps(t *testing.T) {
 func (w *world) standing(t *testing.T, i *integration) (out []password) {
 	t.Helper()
 	var all []password
-	must(t, w.admin(t.Context(), http.MethodGet, "credentials?clientId="+i.clientID, nil, &all))
+	rigtest.Must(t, w.Admin(t.Context(), http.MethodGet, "credentials?clientId="+i.clientID, nil, &all))
 	for _, p := range all {
 		if p.Removed.IsZero() {
 			out = append(out, p)

@@ -161,13 +161,13 @@ func (w *world) useToken(ctx context.Context, i *integration, r *runner.Runner) 
 			w.judge.fail("a runner of %s has no token: %v", i.name, err)
 			continue
 		}
-		request, err := http.NewRequestWithContext(ctx, http.MethodGet, w.origin+"/subscriptions/"+i.subscription+"?api-version=2022-12-01", nil)
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, w.Origin+"/subscriptions/"+i.subscription+"?api-version=2022-12-01", nil)
 		if err != nil {
 			w.judge.fail("%v", err)
 			return
 		}
 		request.Header.Set("Authorization", "Bearer "+c.Token.Expose())
-		status, body, err := w.do(request)
+		status, body, err := w.Do(request)
 		switch {
 		case ctx.Err() != nil:
 		case err != nil || status != http.StatusOK:
@@ -206,13 +206,13 @@ func (w *world) exchange(ctx context.Context, i *integration, material string, c
 	form.Set("client_id", i.clientID)
 	form.Set("grant_type", "client_credentials")
 	form.Set("scope", "https://management.azure.com/.default")
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, w.origin+"/"+i.tenant+"/oauth2/v2.0/token", strings.NewReader(form.Encode()))
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, w.Origin+"/"+i.tenant+"/oauth2/v2.0/token", strings.NewReader(form.Encode()))
 	if err != nil {
 		w.judge.fail("%v", err)
 		return false
 	}
 	request.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	status, body, err := w.do(request)
+	status, body, err := w.Do(request)
 	var answer struct {
 		Description string `json:"error_description"`
 	}

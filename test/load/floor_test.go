@@ -23,6 +23,7 @@ import (
 
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
 	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/test/internal/rigtest"
 )
 
 // floorCommand is this test binary's first argument when it is to be the floor.
@@ -166,26 +167,26 @@ func (f *floor) insert(ctx context.Context) error {
 func (w *world) newFloor(t *testing.T, name string, credential *vaultv1.Credential, db *sqldb.Config) *server {
 	t.Helper()
 	message, err := proto.Marshal(credential)
-	must(t, err)
-	cert := w.certificate(t, "vault")
+	rigtest.Must(t, err)
+	cert := w.Certificate(t, "vault")
 	address := w.at(t)
 	text, err := json.Marshal(floorConfig{
 		Address: address, Cert: cert.CertFile, Key: cert.KeyFile, CA: cert.CAFile, Credential: message, Database: db, StreamsPerClient: streamsPerConnection,
 	})
-	must(t, err)
-	file := filepath.Join(w.dir, name+".json")
-	must(t, os.WriteFile(file, text, 0o600))
+	rigtest.Must(t, err)
+	file := filepath.Join(w.Dir, name+".json")
+	rigtest.Must(t, os.WriteFile(file, text, 0o600))
 	self, err := os.Executable()
-	must(t, err)
+	rigtest.Must(t, err)
 	s := &server{runners: address}
-	s.process = process{name: name, answers: []string{address}, command: []string{self, floorCommand, file}}
-	t.Cleanup(func() { s.kill(t) })
+	s.Process = rigtest.Process{Name: name, Answers: []string{address}, Command: []string{self, floorCommand, file}}
+	t.Cleanup(func() { s.Kill(t) })
 	return s
 }
 
 // push has a floor push to all of its streams.
 func (s *server) push(t *testing.T) {
 	t.Helper()
-	_, err := s.input.Write([]byte("push\n"))
-	must(t, err)
+	_, err := s.Input.Write([]byte("push\n"))
+	rigtest.Must(t, err)
 }

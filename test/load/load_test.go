@@ -16,6 +16,7 @@ import (
 	typev1 "phasekey.dev/gen/phasekey/type/v1"
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
 	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/test/internal/rigtest"
 )
 
 //nolint:gochecknoglobals // flags are
@@ -85,9 +86,9 @@ func (s *stage) finish(t *testing.T) {
 	}
 	if *numbers != "" {
 		text, err := s.report.json()
-		must(t, err)
-		must(t, os.MkdirAll(filepath.Dir(*numbers), 0o755))
-		must(t, os.WriteFile(*numbers, append(text, '\n'), 0o644))
+		rigtest.Must(t, err)
+		rigtest.Must(t, os.MkdirAll(filepath.Dir(*numbers), 0o755))
+		rigtest.Must(t, os.WriteFile(*numbers, append(text, '\n'), 0o644))
 	}
 	if *promises {
 		for _, broken := range s.report.broken() {
@@ -100,14 +101,14 @@ func (s *stage) finish(t *testing.T) {
 func (w *world) fetchOne(t *testing.T, s *suite) *vaultv1.Credential {
 	t.Helper()
 	conn, err := w.connect(s.vaults[0])
-	must(t, err)
-	defer func() { must(t, conn.Close()) }()
+	rigtest.Must(t, err)
+	defer func() { rigtest.Must(t, conn.Close()) }()
 	ctx, cancel := context.WithTimeout(s.holders[0].shown(t.Context()), callTimeout)
 	defer cancel()
 	got, err := vaultv1.NewCredentialServiceClient(conn).FetchCredential(ctx, &vaultv1.FetchCredentialRequest{
 		InstanceId: s.holders[0].instance, Material: typev1.Material_MATERIAL_ACCESS_TOKEN,
 	})
-	must(t, err)
+	rigtest.Must(t, err)
 	return got.GetCredential()
 }
 
@@ -116,7 +117,7 @@ func (s *stage) calls(t *testing.T, asked []string, postgres *suite) {
 	t.Helper()
 	w := s.world
 	bare := w.newFloor(t, "floor", s.credential, nil)
-	bare.start(t)
+	bare.Start(t)
 	type contender struct {
 		suite     *suite
 		inserting *server
@@ -126,7 +127,7 @@ func (s *stage) calls(t *testing.T, asked []string, postgres *suite) {
 		c := &contenders[i]
 		db := w.newDatabase(t, c.suite.name, "floor")
 		c.inserting = w.newFloor(t, "floor that inserts into "+c.suite.name, s.credential, &db)
-		c.inserting.start(t)
+		c.inserting.Start(t)
 	}
 	for round := range *rounds {
 		for _, callers := range []int{1, 16, 64} {
@@ -159,7 +160,7 @@ func (s *stage) calls(t *testing.T, asked []string, postgres *suite) {
 		for i := range *firsts {
 			for _, to := range []*server{bare, contenders[0].suite.vaults[0], contenders[0].inserting} {
 				d, err := w.first(t.Context(), to, postgres.holders[i%len(postgres.holders)])
-				must(t, err)
+				rigtest.Must(t, err)
 				took[to] = append(took[to], d)
 			}
 		}
@@ -173,9 +174,9 @@ func (s *stage) calls(t *testing.T, asked []string, postgres *suite) {
 			quantile(vault, 0.99), 1.5*quantile(floor, 0.99)+commit)
 	}
 	for _, c := range contenders {
-		c.inserting.kill(t)
+		c.inserting.Kill(t)
 	}
-	bare.kill(t)
+	bare.Kill(t)
 }
 
 const (
@@ -193,34 +194,34 @@ func (s *stage) streams(t *testing.T, suite *suite, name string, n, perConnectio
 	t.Helper()
 	type result struct{ memory, rate, p50, p99, last, push float64 }
 	measure := func(to *server, others []*server, push func() time.Time) (r result, c *crowd) {
-		base := to.memory(t)
+		base := memoryOf(t, &to.Process)
 		c = s.world.gather(t, n, perConnection, suite.holders, scaled(gatherTime, n), append([]*server{to}, others...)...)
 		r = result{
-			memory: float64(to.memory(t)-base) / float64(n) / 1024, rate: float64(n) / c.opened.Seconds(), p50: quantile(c.firsts, 0.5), p99: quantile(c.firsts, 0.99),
+			memory: float64(memoryOf(t, &to.Process)-base) / float64(n) / 1024, rate: float64(n) / c.opened.Seconds(), p50: quantile(c.firsts, 0.5), p99: quantile(c.firsts, 0.99),
 		}
-		s.say("%s has %d streams: %.0f a second, %.1f KiB each", to.name, n, r.rate, r.memory)
+		s.say("%s has %d streams: %.0f a second, %.1f KiB each", to.Name, n, r.rate, r.memory)
 		c.forget()
 		began := push()
 		last, err := c.reached(n, c.arrivals, scaled(reachTime, n))
-		must(t, err)
+		rigtest.Must(t, err)
 		r.last = last.Sub(began).Seconds()
 		r.push = float64(n) / r.last
-		s.say("%s has reached all of them in %.3f s", to.name, r.last)
+		s.say("%s has reached all of them in %.3f s", to.Name, r.last)
 		return r, c
 	}
 	bare := s.world.newFloor(t, "floor of "+name, s.credential, nil)
-	bare.start(t)
+	bare.Start(t)
 	floor, c := measure(bare, nil, func() time.Time {
 		now := time.Now()
 		bare.push(t)
 		return now
 	})
 	c.leave()
-	bare.kill(t)
+	bare.Kill(t)
 
 	first, second := suite.vaults[0], suite.vaults[1]
-	first.kill(t)
-	first.start(t)
+	first.Kill(t)
+	first.Start(t)
 	vault, c := measure(first, []*server{second}, func() time.Time { return suite.rotate(t) })
 	label := fmt.Sprintf("%d streams, connections %s", n, name)
 	s.report.add(label+": memory", "KiB", "", memory, vault.memory, floor.memory)
@@ -231,11 +232,11 @@ func (s *stage) streams(t *testing.T, suite *suite, name string, n, perConnectio
 	s.report.add(label+": rate of that", "1/s", "", reach, vault.push, floor.push)
 	c.forget()
 	died := time.Now()
-	first.kill(t)
+	first.Kill(t)
 	last, err := c.reached(n-int(c.elsewhere.Load()), c.returns, scaled(gatherTime, n))
-	must(t, err)
+	rigtest.Must(t, err)
 	s.report.add(label+": served again after", "s", "", bound{}, last.Sub(died).Seconds())
-	s.say("all are served again %.1f s after %s died", last.Sub(died).Seconds(), first.name)
+	s.say("all are served again %.1f s after %s died", last.Sub(died).Seconds(), first.Name)
 	c.leave()
-	first.start(t)
+	first.Start(t)
 }

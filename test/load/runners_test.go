@@ -22,6 +22,7 @@ import (
 
 	typev1 "phasekey.dev/gen/phasekey/type/v1"
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
+	"phasekey.dev/test/internal/rigtest"
 )
 
 const (
@@ -124,7 +125,7 @@ func (w *world) fetch(t *testing.T, to *server, callers int, holders []holder, d
 		})
 	}
 	warm.Wait()
-	pid := to.running.Process.Pid
+	pid := to.PID()
 	out := fetched{server: -processorTime(t, pid), database: -database(t)}
 	began := time.Now()
 	counting.Store(true)
@@ -140,7 +141,7 @@ func (w *world) fetch(t *testing.T, to *server, callers int, holders []holder, d
 	all.Wait()
 	select {
 	case err := <-failures:
-		t.Fatalf("%d callers of %s: %v", callers, to.name, err)
+		t.Fatalf("%d callers of %s: %v", callers, to.Name, err)
 	default:
 	}
 	return out
@@ -198,7 +199,7 @@ func (w *world) gather(t *testing.T, n, perConnection int, holders []holder, lim
 	t.Cleanup(c.leave)
 	for range (n + perConnection - 1) / perConnection {
 		conn, err := w.connect(servers...)
-		must(t, err)
+		rigtest.Must(t, err)
 		c.conns = append(c.conns, conn)
 	}
 	type outcome struct {
@@ -234,11 +235,11 @@ func (w *world) gather(t *testing.T, n, perConnection int, holders []holder, lim
 		select {
 		case got := <-firsts:
 			if got.err != nil {
-				t.Fatalf("a stream of %s: %v\n%s", servers[0].name, got.err, servers[0].output.tail())
+				t.Fatalf("a stream of %s: %v\n%s", servers[0].Name, got.err, servers[0].Output.Tail())
 			}
 			c.firsts = append(c.firsts, got.took)
 		case <-late:
-			t.Fatalf("%d of %d streams of %s have a credential within %s", len(c.firsts), n, servers[0].name, limit)
+			t.Fatalf("%d of %d streams of %s have a credential within %s", len(c.firsts), n, servers[0].Name, limit)
 		}
 	}
 	c.opened = time.Since(began)
