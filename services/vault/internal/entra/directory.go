@@ -19,7 +19,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
@@ -69,10 +69,8 @@ type Directory struct {
 	adapter   abstractions.RequestAdapter
 	graph     string
 
-	// selfID is the platform's own application's object ID, empty if it has none that we may see; selfKnown is set once that was asked.
-	selfMu    sync.Mutex
-	selfKnown bool
-	selfID    string
+	// ownID is the platform's own application's object ID, empty if it has none that we may see; nil until that was asked.
+	ownID atomic.Pointer[string]
 }
 
 // New makes a Directory. It sends nothing.

@@ -20,36 +20,25 @@ func ownTarget(op string) error {
 	return &directory.Error{Op: op, Class: directory.Malformed, Err: errOwnApplication}
 }
 
-// notOwn refuses a write to the platform's own application. Its object ID is asked for once; where Graph says that we may not see it, we may not write to
+// notOwn refuses a write to the platform's own application. Its object ID is asked for until it is known; where Graph says that we may not see it, we may not write to
 // it either.
 func (d *Directory) notOwn(ctx context.Context, op, objectID string) error {
-	known, id := d.ownID()
-	if !known {
+	id := d.ownID.Load()
+	if id == nil {
+		id = new(string)
 		found, err := d.self(ctx) // by several at once at worst, none of whom waits for another's request
 		switch {
 		case err == nil:
-			id = value(found.GetId())
+			*id = value(found.GetId())
 		case !invisible(err):
 			return reclassed(op, err)
 		}
-		d.knowOwn(id)
+		d.ownID.Store(id)
 	}
-	if id != "" && strings.EqualFold(objectID, id) {
+	if *id != "" && strings.EqualFold(objectID, *id) {
 		return ownTarget(op)
 	}
 	return nil
-}
-
-func (d *Directory) ownID() (known bool, id string) {
-	d.selfMu.Lock()
-	defer d.selfMu.Unlock()
-	return d.selfKnown, d.selfID
-}
-
-func (d *Directory) knowOwn(id string) {
-	d.selfMu.Lock()
-	defer d.selfMu.Unlock()
-	d.selfKnown, d.selfID = true, id
 }
 
 // invisible reports whether Graph says that there is no such application, or that we may not see it.
