@@ -23,6 +23,7 @@ import (
 	"os/signal"
 	"runtime"
 	"slices"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -72,7 +73,8 @@ type process struct {
 	pid       int
 	shared    bool // it is in our process group
 	tty       *terminal
-	continued chan struct{}  // somebody continued us
+	stopping  atomic.Bool    // stop is at work, and will resume the program
+	continued chan struct{}  // somebody continued us meanwhile
 	stops     chan os.Signal // somebody wants us to stop, us alone
 }
 
@@ -189,13 +191,14 @@ func (p *process) wait(log *slog.Logger) (Exit, error) {
 	}
 }
 
-// stop stops our group as the program's was stopped, for the shell to see. Whoever continues us continues the program
-// (forward). Where nobody could, the kernel does not stop us, and the program goes on.
+// stop stops our group as the program's was stopped, for the shell to see. Whoever continues us continues the program.
+// Where nobody could, the kernel does not stop us, and the program goes on.
 func (p *process) stop() {
 	select {
 	case <-p.continued:
 	default:
 	}
+	p.stopping.Store(true)
 	// This one is for us, not for the program.
 	byDefault(syscall.SIGTSTP, func() {
 		_ = unix.Kill(0, unix.SIGTSTP)
@@ -205,9 +208,11 @@ func (p *process) stop() {
 		select {
 		case <-p.continued:
 		case <-unstopped.C:
-			p.resume()
 		}
 	})
+	p.stopping.Store(false)
+	// Only now: whoever sees the program go on may want both to stop again, and that signal has to be taken.
+	p.resume()
 }
 
 // resume continues the program's group, with the terminal if we were given it back.
@@ -220,7 +225,10 @@ func (p *process) resume() {
 func (p *process) forward(s syscall.Signal) {
 	switch {
 	case s == syscall.SIGCONT && !p.shared:
-		p.resume()
+		if !p.stopping.Load() {
+			p.resume()
+			return
+		}
 		select {
 		case p.continued <- struct{}{}:
 		default:
