@@ -11,7 +11,7 @@ var hints = map[string]string{
 	"GRANT_UNKNOWN":          "the vault does not know this grant: check that it is whole, of this deployment, and was not replaced by a repeated CreateGrant; one that is bound to a client certificate needs that one, with --cert and --key",
 	"GRANT_REVOKED":          "the grant was revoked: have the platform make a new one, if this run may go on",
 	"GRANT_EXPIRED":          "the grant has expired: have the platform make a new one, or extend it in time",
-	"DETACHED":               "the integration does not give this project that access any more: attach it again, then make a new grant",
+	"DETACHED":               "the integration does not give this project that access any more: attach it again, and the same grant is of use while it lasts",
 	"INTEGRATION_DELETED":    "the integration or the project was deleted: attach another integration, then make a new grant",
 	"ACCOUNT_FROZEN":         "the platform has frozen this account: ask it why; when that is over, the same grant is of use again while it lasts",
 	"LEASE_CLOSED":           "the lease was closed or revoked: have the platform make a new grant",

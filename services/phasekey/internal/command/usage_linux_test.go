@@ -10,7 +10,7 @@ func TestMain_SaysHowWhatIsMisusedIsUsed(t *testing.T) {
 		args string
 		want string
 	}{
-		{"integrations get", "usage: phasekey integrations get NAME [flags]; see `phasekey integrations get --help`"},
+		{"integrations get", "usage: phasekey integrations get INTEGRATION [flags]; see `phasekey integrations get --help`"},
 		{"integrations create net", `"tenant" not set; usage: phasekey integrations create ID [flags]`},
 		{"integrations list --nothing", "unknown flag: --nothing; usage: phasekey integrations list [flags]"},
 		{"integrations nothing", "see `phasekey integrations --help`"},

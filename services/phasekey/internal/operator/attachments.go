@@ -86,6 +86,7 @@ func (o *options) listAttachments() *cobra.Command {
 		}, func(r *registryv1.ListAttachmentsResponse) *[]*registryv1.Attachment { return &r.Attachments })
 	})))
 	c.Flags().StringVar(&project, "project", "-", "the project; - for all")
+	o.completeFlag(c, "project", projectNames)
 	c.Flags().StringVar(&filter, "filter", "", "which, after AIP-160")
 	c.Flags().StringVar(&order, "order-by", "", "after AIP-132: 'create_time desc'")
 	return c
@@ -232,12 +233,13 @@ func (o *options) updateAttachment() *cobra.Command {
 		return card(s.printer, attachmentView, updated)
 	})
 	f.add(c)
+	c.ValidArgsFunction = o.completingBy(projectNames, attachedNames)
 	c.Flags().StringVar(&etag, "etag", "", "change only what has this etag")
 	return c
 }
 
 func (o *options) deleteAttachment() *cobra.Command {
-	return o.careful(o.verb("delete PROJECT INTEGRATION", "Take an integration from a project, and from the runs that have it by this", cobra.ExactArgs(2), func(ctx context.Context, s *session, args []string) error {
+	c := o.careful(o.verb("delete PROJECT INTEGRATION", "Take an integration from a project, and from the runs that have it by this", cobra.ExactArgs(2), func(ctx context.Context, s *session, args []string) error {
 		client, err := s.attachments()
 		if err != nil {
 			return err
@@ -258,4 +260,6 @@ func (o *options) deleteAttachment() *cobra.Command {
 		s.note("%s is deleted", name)
 		return nil
 	}))
+	c.ValidArgsFunction = o.completingBy(projectNames, attachedNames)
+	return c
 }

@@ -185,6 +185,7 @@ func (o *options) revokeGrant() *cobra.Command {
 	}))
 	c.Flags().StringVar(&run, "run", "", "all grants of this run")
 	c.Flags().StringVar(&integration, "integration", "", "all grants that rest on this integration")
+	o.completeFlag(c, "integration", integrationNames)
 	return c
 }
 

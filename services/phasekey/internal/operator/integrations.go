@@ -94,7 +94,7 @@ func (o *options) listIntegrations() *cobra.Command {
 }
 
 func (o *options) getIntegration() *cobra.Command {
-	return o.watchable(o.verb("get NAME", "Show an integration, and what the vault has found out about it", cobra.ExactArgs(1), func(ctx context.Context, s *session, args []string) error {
+	return o.watchable(o.verb("get INTEGRATION", "Show an integration, and what the vault has found out about it", cobra.ExactArgs(1), func(ctx context.Context, s *session, args []string) error {
 		client, name, err := s.integration(args[0])
 		if err != nil {
 			return err
@@ -214,7 +214,7 @@ func (s *session) awaitIntegration(ctx context.Context, client registryv1.Integr
 }
 
 func (o *options) waitForIntegration() *cobra.Command {
-	return o.verb("wait NAME", "Wait until an integration is active, and say what it waits for", cobra.ExactArgs(1), func(ctx context.Context, s *session, args []string) error {
+	return o.verb("wait INTEGRATION", "Wait until an integration is active, and say what it waits for", cobra.ExactArgs(1), func(ctx context.Context, s *session, args []string) error {
 		client, name, err := s.integration(args[0])
 		if err != nil {
 			return err
@@ -258,7 +258,7 @@ func (o *options) updateIntegration() *cobra.Command {
 		validate bool
 		c        *cobra.Command
 	)
-	c = o.verb("update NAME", "Change what is given of an integration", cobra.ExactArgs(1), func(ctx context.Context, s *session, args []string) error {
+	c = o.verb("update INTEGRATION", "Change what is given of an integration", cobra.ExactArgs(1), func(ctx context.Context, s *session, args []string) error {
 		client, name, err := s.integration(args[0])
 		if err != nil {
 			return err
@@ -289,7 +289,7 @@ func (o *options) deleteIntegration() *cobra.Command {
 		etag        string
 		force, wait bool
 	)
-	c := o.careful(o.verb("delete NAME", "Delete an integration, and its application for good", cobra.ExactArgs(1), func(ctx context.Context, s *session, args []string) error {
+	c := o.careful(o.verb("delete INTEGRATION", "Delete an integration, and its application for good", cobra.ExactArgs(1), func(ctx context.Context, s *session, args []string) error {
 		client, name, err := s.integration(args[0])
 		if err != nil {
 			return err

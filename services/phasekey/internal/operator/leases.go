@@ -87,6 +87,7 @@ func (o *options) listLeases() *cobra.Command {
 		}, func(r *vaultv1.ListLeasesResponse) *[]*vaultv1.Lease { return &r.Leases })
 	})))
 	c.Flags().StringVar(&grant, "grant", "-", "the grant; - for all")
+	o.completeFlag(c, "grant", grantNames)
 	c.Flags().StringVar(&filter, "filter", "", `which, after AIP-160: 'state = OPEN AND run = "run-1"'`)
 	c.Flags().StringVar(&order, "order-by", "", "after AIP-132: 'open_time desc'")
 	return c

@@ -76,9 +76,9 @@ func noun(use, short string, verbs ...*cobra.Command) *cobra.Command {
 	return c
 }
 
-// verb makes a command that calls a deployment.
+// verb makes a command that calls a deployment. Its arguments are completed as what use calls them.
 func (o *options) verb(use, short string, args cobra.PositionalArgs, run func(ctx context.Context, s *session, args []string) error) *cobra.Command {
-	return &cobra.Command{Use: use, Short: short, Args: args, RunE: func(c *cobra.Command, args []string) error {
+	return &cobra.Command{Use: use, Short: short, Args: args, ValidArgsFunction: o.completing(use), RunE: func(c *cobra.Command, args []string) error {
 		ctx, stop := signal.NotifyContext(c.Context(), os.Interrupt, syscall.SIGTERM)
 		defer stop()
 		s, err := o.open(ctx, c)

@@ -74,7 +74,7 @@ func taken(l vaultv1.ScopePermissions_Level) string {
 
 func (o *options) checkPermissions() *cobra.Command {
 	var scopes []string
-	c := o.verb("permissions NAME", "Show which Azure roles the principal holds, and what gives it those it lacks", cobra.ExactArgs(1), func(ctx context.Context, s *session, args []string) error {
+	c := o.verb("permissions INTEGRATION", "Show which Azure roles the principal holds, and what gives it those it lacks", cobra.ExactArgs(1), func(ctx context.Context, s *session, args []string) error {
 		name, err := s.in("integrations", args[0])
 		if err != nil {
 			return err
@@ -103,6 +103,6 @@ func (o *options) checkPermissions() *cobra.Command {
 		s.note("looked at %s, which is done at most once in ten seconds; Azure takes some minutes to show a new role", at(answer.GetCheckTime()))
 		return nil
 	})
-	c.Flags().StringArrayVar(&scopes, "scope", nil, "a subscription, resource group or management group, as an Azure ID; repeatable; the default subscription otherwise")
+	c.Flags().StringArrayVar(&scopes, "scope", nil, "a subscription, resource group or management group, by its Azure ID (/subscriptions/ID, /subscriptions/ID/resourceGroups/NAME, /providers/Microsoft.Management/managementGroups/ID); repeatable; the default subscription otherwise")
 	return c
 }

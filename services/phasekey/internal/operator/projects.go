@@ -56,7 +56,7 @@ func (o *options) listProjects() *cobra.Command {
 }
 
 func (o *options) getProject() *cobra.Command {
-	return o.watchable(o.verb("get NAME", "Show a project", cobra.ExactArgs(1), func(ctx context.Context, s *session, args []string) error {
+	return o.watchable(o.verb("get PROJECT", "Show a project", cobra.ExactArgs(1), func(ctx context.Context, s *session, args []string) error {
 		client, name, err := s.project(args[0])
 		if err != nil {
 			return err
@@ -73,7 +73,7 @@ func (o *options) setProject() *cobra.Command {
 		labels              []string
 		c                   *cobra.Command
 	)
-	c = o.verb("set NAME", "Make a project, or change what is given of it", cobra.ExactArgs(1), func(ctx context.Context, s *session, args []string) error {
+	c = o.verb("set PROJECT", "Make a project, or change what is given of it", cobra.ExactArgs(1), func(ctx context.Context, s *session, args []string) error {
 		client, name, err := s.project(args[0])
 		if err != nil {
 			return err
@@ -101,7 +101,7 @@ func (o *options) setProject() *cobra.Command {
 
 func (o *options) deleteProject() *cobra.Command {
 	var etag string
-	c := o.careful(o.verb("delete NAME", "Delete a project", cobra.ExactArgs(1), func(ctx context.Context, s *session, args []string) error {
+	c := o.careful(o.verb("delete PROJECT", "Delete a project", cobra.ExactArgs(1), func(ctx context.Context, s *session, args []string) error {
 		client, name, err := s.project(args[0])
 		if err != nil {
 			return err
