@@ -108,7 +108,9 @@ const (
 	ErrorReason_ERROR_REASON_MATERIAL_NOT_ALLOWED ErrorReason = 49
 	// UNAVAILABLE. The integration has no proven credential yet, or none now. Keep what is valid and come back.
 	ErrorReason_ERROR_REASON_CREDENTIAL_NOT_READY ErrorReason = 50
-	// UNAVAILABLE. The customer's tenant does not know the application now: consent is missing or was withdrawn.
+	// UNAVAILABLE. The customer's tenant does not know the application now, or does not let it in: consent is missing or was withdrawn, or the
+	// service principal is disabled. It passes when the customer's administrators mend it, so there is no RetryInfo: come back with your own back-off, and
+	// have them open a consent session's link, whose page says what to do.
 	ErrorReason_ERROR_REASON_CONSENT_MISSING ErrorReason = 51
 	// UNAVAILABLE. Entra ID does not answer, throttles or errs.
 	ErrorReason_ERROR_REASON_ENTRA_UNAVAILABLE ErrorReason = 52
@@ -126,7 +128,8 @@ const (
 	ErrorReason_ERROR_REASON_HOLD_TOO_LONG ErrorReason = 57
 	// PERMISSION_DENIED, of a delivery final. The account is frozen: stop using what you hold. No grants are made or extended.
 	ErrorReason_ERROR_REASON_ACCOUNT_FROZEN ErrorReason = 58
-	// RESOURCE_EXHAUSTED. Too many consent sessions of the integration are open. Use one of them, or wait for one to end.
+	// RESOURCE_EXHAUSTED. Too many consent sessions of the integration are open. Use one of them, cancel one, or wait for one to end, which
+	// may take days: there is no RetryInfo.
 	ErrorReason_ERROR_REASON_TOO_MANY_CONSENT_SESSIONS ErrorReason = 60
 	// FAILED_PRECONDITION. The integration's display name would mislead the administrator who reads it on the consent page; `metadata.problem`
 	// says how: it has characters that turn text around or cannot be seen, letters that look like those of another alphabet, or an address.

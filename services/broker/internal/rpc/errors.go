@@ -15,12 +15,8 @@ import (
 	"phasekey.dev/services/broker/internal/consent"
 )
 
-const (
-	// retryOpen is when a caller with too many open sessions may try again: they end by consent or by their deadlines.
-	retryOpen = time.Minute
-	// retryUnavailable is when a dependency may be back.
-	retryUnavailable = 2 * time.Second
-)
+// retryUnavailable is when a dependency may be back.
+const retryUnavailable = 2 * time.Second
 
 const keyIntegration = "integration"
 
@@ -45,9 +41,7 @@ func table(name string) rpcerr.Table {
 			return []proto.Message{&errdetails.ErrorInfo{Metadata: map[string]string{"name": name, "problem": why}}, rpcerr.Precondition(misleading, name, "rename the integration: its name "+why)}
 		}},
 		{Target: consent.ErrRequestIDReused, Code: codes.AlreadyExists, Reason: rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_REQUEST_ID_REUSED)},
-		{Target: consent.ErrTooManyOpen, Code: codes.ResourceExhausted, Reason: rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_TOO_MANY_CONSENT_SESSIONS), Details: func(error) []proto.Message {
-			return []proto.Message{rpcerr.Metadata("name", name), rpcerr.Retry(retryOpen)}
-		}},
+		{Target: consent.ErrTooManyOpen, Code: codes.ResourceExhausted, Reason: rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_TOO_MANY_CONSENT_SESSIONS), Details: about},
 		later(consent.ErrNotReady, errorv1.ErrorReason_ERROR_REASON_CREDENTIAL_NOT_READY),
 		later(consent.ErrEntra, errorv1.ErrorReason_ERROR_REASON_ENTRA_UNAVAILABLE),
 		later(consent.ErrUnavailable, errorv1.ErrorReason_ERROR_REASON_DEPENDENCY_UNAVAILABLE),

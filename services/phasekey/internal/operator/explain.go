@@ -47,7 +47,7 @@ var advice = map[string]string{
 	"MATERIAL_NOT_ALLOWED":      "add the material to the integration's delivery materials",
 	"HOLD_TOO_LONG":             "ask for an earlier end",
 	"CREDENTIAL_NOT_READY":      "wait until the integration's CredentialReady is true: `phasekey integrations wait INTEGRATION`",
-	"CONSENT_MISSING":           "send the customer's administrator a link: `phasekey consent start INTEGRATION`",
+	"CONSENT_MISSING":           "the customer's administrators must consent, or enable the application again: send them a link, whose page says which (`phasekey consent start INTEGRATION`)",
 	"ENTRA_UNAVAILABLE":         "Entra ID does not answer: try again later",
 	"ENTITLEMENT_STALE":         "the vault has not heard from the registry: try again, and look at both if it stays so",
 	"DEPENDENCY_UNAVAILABLE":    "a database or another service does not answer: try again, and look at the service's health if it stays so",

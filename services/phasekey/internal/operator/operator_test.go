@@ -51,6 +51,7 @@ func TestExplain_SaysWhatToDo(t *testing.T) {
 		{status.Error(codes.Unavailable, "connection refused"), "check the context's address"},
 		{status.Error(codes.Unimplemented, "no such method"), "older release"},
 		{status.FromContextError(context.Canceled).Err(), "interrupted"},
+		{rpcerr.New(codes.Unavailable, "CONSENT_MISSING", "it is not known there"), "it is not known there (Unavailable, CONSENT_MISSING); the customer's administrators must consent"},
 		{errors.New("nothing was done"), "nothing was done"},
 	} {
 		if got := explain(tt.err); !strings.Contains(got.Error(), tt.want) || strings.Contains(got.Error(), "\n") {

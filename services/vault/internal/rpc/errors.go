@@ -82,7 +82,8 @@ func table() rpcerr.Table {
 		row(rolecheck.ErrNoSubscription, codes.FailedPrecondition, errorv1.ErrorReason_ERROR_REASON_NO_SUBSCRIPTION),
 		// Without a wait: the replica tells its streams one after another, and others are up.
 		row(delivery.ErrDraining, codes.Unavailable, errorv1.ErrorReason_ERROR_REASON_DRAINING),
-		later(issuer.ErrConsentMissing, errorv1.ErrorReason_ERROR_REASON_CONSENT_MISSING),
+		// Without a wait: the customer's administrators end it, in their own time.
+		row(issuer.ErrConsentMissing, codes.Unavailable, errorv1.ErrorReason_ERROR_REASON_CONSENT_MISSING),
 		later(issuer.ErrNotReady, errorv1.ErrorReason_ERROR_REASON_CREDENTIAL_NOT_READY),
 		later(lease.ErrVersionGone, errorv1.ErrorReason_ERROR_REASON_CREDENTIAL_NOT_READY),
 		later(delivery.ErrCloudUnknown, errorv1.ErrorReason_ERROR_REASON_CREDENTIAL_NOT_READY),

@@ -895,6 +895,7 @@ func TestCredentials_WhatCannotBeServedSaysSo(t *testing.T) {
 		{delivery.ErrDraining, codes.Unavailable, "DRAINING", 0},
 		{fmt.Errorf("%w: 10.0.0.1", delivery.ErrCloudUnknown), codes.Unavailable, "CREDENTIAL_NOT_READY", soon},
 		{lease.ErrVersionGone, codes.Unavailable, "CREDENTIAL_NOT_READY", soon},
+		{issuer.ErrConsentMissing, codes.Unavailable, "CONSENT_MISSING", 0}, // people end it, in their own time
 		{errors.Join(grant.ErrRevoked, lease.ErrTooMany), codes.PermissionDenied, "GRANT_REVOKED", 0},
 		{context.DeadlineExceeded, codes.DeadlineExceeded, "", 0},
 		{errors.New("a bug at 10.0.0.1"), codes.Internal, "INTERNAL", 0},
