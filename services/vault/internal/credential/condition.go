@@ -113,6 +113,9 @@ func credentialReady(now time.Time, f Facts, t Timing) Condition {
 		c.Message = "No other client secret can be made until people mend what the reason names. Where a policy forbids it: exempt the application from the policy, or make the integration FEDERATED, which needs no secret."
 	case ok && active.ended(now):
 		c.Reason, c.Message = "SecretExpired", "The credential has expired and could not be replaced in time."
+	case ok && active.unreadable():
+		c.Reason = reasonUnreadable
+		c.Message = "The vault cannot open the client secret that it has stored: the data key that sealed it is gone from the database, or the record was changed. A new secret is being made."
 	case ok && !active.Works(now, t):
 		c.Reason, c.Message = "SecretRefused", "Entra ID refuses the credential; a new one is being made."
 	case ok && !active.Federated() && now.Before(f.PauseEndTime) && !now.Before(active.RotateTime(f.Wanted.period(), t)):

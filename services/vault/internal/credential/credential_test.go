@@ -46,6 +46,8 @@ func facts(versions ...credential.Version) credential.Facts {
 	return f
 }
 
+func unreadable(v *credential.Version) { v.Refusals, v.Reason = 3, "SecretUnreadable" }
+
 func TestDecide(t *testing.T) {
 	timing := credential.Production()
 	ago := func(d time.Duration) time.Time { return epoch.Add(-d) }
@@ -196,11 +198,39 @@ func TestDecide(t *testing.T) {
 		{name: "or its successor was just refused", want: "ask_tenant", facts: func() credential.Facts {
 			return facts(version("a", 1, credential.Retiring, func(v *credential.Version) { v.RetireTime = ago(9 * time.Hour) }), version("b", 2, credential.Active, func(v *credential.Version) { v.Refusals = 1 }))
 		}},
-		{name: "removal waits ten seconds after its decision", want: "wait", facts: func() credential.Facts {
-			return facts(version("a", 1, credential.Revoking, func(v *credential.Version) { v.RevokeTime = ago(9 * time.Second) }), version("b", 2, credential.Active))
+		{name: "removal waits for ten seconds once its decision was read", want: "apply Committed", facts: func() credential.Facts {
+			return facts(version("a", 1, credential.Revoking, func(v *credential.Version) { v.RevokeTime = ago(time.Minute) }), version("b", 2, credential.Active))
+		}, check: func(t *testing.T, a credential.Action) {
+			if at := a.(credential.Apply).Change.Moves[0].Version.NextTime; !at.Equal(epoch.Add(10 * time.Second)) {
+				t.Errorf("it waits until %s", at)
+			}
+		}},
+		{name: "while it waits", want: "wait", facts: func() credential.Facts {
+			return facts(version("a", 1, credential.Revoking, func(v *credential.Version) { v.NextTime = epoch.Add(time.Second) }), version("b", 2, credential.Active))
 		}},
 		{name: "and no longer", want: "remove_password", facts: func() credential.Facts {
-			return facts(version("a", 1, credential.Revoking, func(v *credential.Version) { v.RevokeTime = ago(10 * time.Second) }), version("b", 2, credential.Active))
+			return facts(version("a", 1, credential.Revoking, func(v *credential.Version) { v.NextTime = epoch }), version("b", 2, credential.Active))
+		}},
+		{name: "a secret that cannot be opened is replaced at once", want: "add_password", facts: func() credential.Facts {
+			return facts(version("a", 1, credential.Active, unreadable))
+		}},
+		{name: "also while nobody consents", want: "add_password", facts: func() credential.Facts {
+			f := facts(version("a", 1, credential.Staged, unreadable))
+			f.Application.Consented = false
+			return f
+		}},
+		{name: "also while it is being proven", want: "add_password", facts: func() credential.Facts {
+			return facts(version("a", 1, credential.Active, func(v *credential.Version) { v.ActivateTime = ago(27 * time.Hour) }),
+				version("b", 2, credential.Propagating, unreadable, func(v *credential.Version) { v.PropagateTime = epoch }))
+		}},
+		{name: "and goes when its successor is there", want: "apply Superseded", facts: func() credential.Facts {
+			return facts(version("a", 1, credential.Active), version("b", 2, credential.Propagating, unreadable), version("c", 3, credential.Propagating))
+		}},
+		{name: "unless a restored database may not know who has it", want: "wait", facts: func() credential.Facts {
+			f := facts(version("a", 1, credential.Active, func(v *credential.Version) { v.Recovery = 1 }), version("b", 2, credential.Propagating, unreadable),
+				version("c", 3, credential.Propagating, func(v *credential.Version) { v.AddTime, v.Recovery = epoch, 1 }))
+			f.Recovery = credential.Recovery{Number: 1, Time: ago(time.Hour)}
+			return f
 		}},
 		{name: "a consented tenant is asked every hour", want: "ask_tenant", facts: func() credential.Facts {
 			f := facts(version("a", 1, credential.Active))

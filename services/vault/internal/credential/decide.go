@@ -334,7 +334,10 @@ func (p *plan) remove() Action {
 				// Its key signs for others too, and its federated credentials for versions to come.
 				return Apply{Change: p.facts.Removed(p.now, v), Why: "Removed"}
 			}
-			if p.due(p.removeTime(v)) && p.due(v.NextTime) && p.writable() {
+			if v.NextTime.IsZero() && !p.facts.compromised(v) && p.t.RemoveDelay > 0 {
+				return Apply{Change: p.facts.revocable(p.now, p.t, v), Why: "Committed"}
+			}
+			if p.due(v.NextTime) && p.writable() {
 				return Remove{Version: v}
 			}
 		case Abandoned: // with a password that is known, or it would not be among the facts
@@ -379,11 +382,11 @@ func (p *plan) add() Action {
 // successor is when a version is wanted besides those that there are, false while none is.
 func (p *plan) successor() (at time.Time, wanted bool) {
 	f := p.facts
-	if v, ok := f.ByState(Propagating); ok && (f.fits(v) || v.Federated() && f.Wanted.Federated) {
+	if v, ok := f.ByState(Propagating); ok && !v.unreadable() && (f.fits(v) || v.Federated() && f.Wanted.Federated) {
 		return time.Time{}, false
 	}
 	v, ok := f.ByState(Staged)
-	if !ok {
+	if !ok || v.unreadable() {
 		if v, ok = f.ByState(Active); !ok || !v.Works(p.now, p.t) {
 			return time.Time{}, true
 		}
@@ -411,7 +414,7 @@ func (p *plan) askHome() Action {
 		return nil
 	}
 	v, ok := p.facts.ByState(Staged, Propagating)
-	if !ok || !p.due(v.NextTime) {
+	if !ok || v.unreadable() || !p.due(v.NextTime) {
 		return nil
 	}
 	spacing := p.t.ProofSpacing
@@ -428,7 +431,7 @@ func (p *plan) askHome() Action {
 // proof, the more it says.
 func (p *plan) prove() Action {
 	v, ok := p.facts.ByState(Propagating)
-	if !ok || v.Proofs >= p.t.Proofs {
+	if !ok || v.unreadable() || v.Proofs >= p.t.Proofs {
 		return nil
 	}
 	spacing := p.t.ProofSpacing

@@ -166,6 +166,8 @@ const (
 	SecretRefused Finding = "SECRET_REFUSED"
 	// SecretExpired: its time is over.
 	SecretExpired Finding = "SECRET_EXPIRED"
+	// Unreadable: the vault cannot open its text any more. Nobody was asked.
+	Unreadable Finding = "UNREADABLE"
 )
 
 // Stray is a password at Entra that nobody here can use, seen first and last by reads at these times.

@@ -239,14 +239,6 @@ func (p *plan) takeBack() (Change, bool) {
 	return Change{}, false
 }
 
-// removeTime is when the password of a version that is REVOKING may be removed.
-func (p *plan) removeTime(v Version) time.Time {
-	if p.facts.compromised(v) {
-		return v.RevokeTime
-	}
-	return v.RevokeTime.Add(p.t.RemoveDelay)
-}
-
 // compromisedRetry is the longest wait between two tries to remove what is compromised.
 const compromisedRetry = time.Minute
 

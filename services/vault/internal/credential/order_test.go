@@ -99,7 +99,7 @@ func TestDecide_Rotations(t *testing.T) {
 			return asked(facts(version("a", 1, credential.Revoking, func(v *credential.Version) { v.RevokeTime = epoch }), version("b", 2, credential.Active)),
 				rotation(credential.Compromised, in(credential.RotationActivated), func(r *credential.Rotation) { r.New = 2 }))
 		}},
-		{name: "that of another does", want: "wait", facts: func() credential.Facts {
+		{name: "that of another does", want: "apply Committed", facts: func() credential.Facts {
 			return asked(facts(version("a", 1, credential.Revoking, func(v *credential.Version) { v.RevokeTime = epoch }), version("b", 2, credential.Active)),
 				rotation(credential.Scheduled, in(credential.RotationActivated), func(r *credential.Rotation) { r.New = 2 }))
 		}},

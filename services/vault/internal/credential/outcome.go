@@ -259,6 +259,12 @@ func revoke(now time.Time, v Version, reason string) Change {
 	return Change{Moves: []Move{{From: from, Version: v}}}
 }
 
+// revocable takes in that a version was read as REVOKING: that is committed, and whoever still asks with it has RemoveDelay to end.
+func (f Facts) revocable(now time.Time, t Timing, v Version) Change {
+	v.NextTime = now.Add(t.RemoveDelay)
+	return Change{Moves: []Move{{From: Revoking, Version: v}}}
+}
+
 // Removed takes in that a version's password is gone.
 func (f Facts) Removed(now time.Time, v Version) Change {
 	a := f.Application
@@ -293,11 +299,27 @@ func (f Facts) Postponed(now time.Time, t Timing, v Version, retryAfter time.Dur
 	return Change{Moves: []Move{{From: v.State, Version: v}}}
 }
 
-// Unproven takes in that a proof was refused for a reason that nobody here knows. Nothing is learnt about consent, but a version of which it is always said
-// must come to its end as one whose secret is refused does.
+// Unproven takes in that a proof was refused for a reason that is neither the secret nor consent: one that nobody here knows, or that is the vault's own mistake.
+// A version of which it is always said must come to its end as one whose secret is refused does.
 func (f Facts) Unproven(now time.Time, t Timing, v Version, retryAfter time.Duration) Change {
 	v.refused(now)
 	return f.Postponed(now, t, v, retryAfter)
+}
+
+// Unreadable takes in that the text of a version's secret is stored and cannot be opened any more. To the vault it is as good as expired; nothing is learnt about
+// what Entra thinks of it.
+func (f Facts) Unreadable(now time.Time, t Timing, v Version) Change {
+	a := f.Application
+	a.SeenWantTime = f.Probe.WantTime
+	if pending := v.State == Staged || v.State == Propagating; pending && !v.unreadable() {
+		a.AddFailures++
+		a.AddCode = reasonUnreadable
+		a.AddNextTime = now.Add(t.backoff(a.AddFailures, 0))
+	}
+	v.refused(now)
+	v.Refusals, v.Reason = max(v.Refusals, t.RefusalLimit), reasonUnreadable
+	v.ProbeTime, v.Attempts, v.NextTime = now, 0, now.Add(t.AwaitInterval)
+	return Change{Application: &a, Moves: []Move{{From: v.State, Version: v}}}
 }
 
 // Swept takes in that a stray password is gone.
@@ -342,7 +364,12 @@ func (f Facts) Observed(now time.Time, t Timing) Change {
 			asked = v
 		}
 	}
-	c := f.heard(now, t, asked, f.Probe)
+	var c Change
+	if f.Probe.Finding == Unreadable && asked.ID != "" {
+		c = f.Unreadable(now, t, asked)
+	} else {
+		c = f.heard(now, t, asked, f.Probe)
+	}
 	c.Application.SeenProbeTime = f.Probe.Time
 	return c
 }
@@ -367,6 +394,9 @@ func (f Facts) heard(now time.Time, t Timing, v Version, p Probe) Change {
 			a.ReadyTime = now
 		}
 		v.ProveTime, v.Refusals, v.RefusedSince = now, 0, time.Time{}
+		if v.unreadable() {
+			v.Reason = "" // the key is back
+		}
 	case ConsentMissing, PrincipalMissing:
 		if a.ConsentRefusals == 0 {
 			a.ConsentRefusedSince = now
@@ -388,7 +418,7 @@ func (f Facts) heard(now time.Time, t Timing, v Version, p Probe) Change {
 	case SecretExpired:
 		v.refused(now)
 		v.Refusals = max(v.Refusals, t.RefusalLimit)
-	case Unsure:
+	case Unreadable, Unsure:
 	}
 	c := Change{Application: &a}
 	if known {

@@ -23,7 +23,8 @@ func (r Recovery) Before(s Stray) bool {
 
 // mayBeHeld reports whether a version may be used by somebody of whom the database knows nothing.
 func (p *plan) mayBeHeld(v Version) bool {
-	return v.Recovery < p.facts.Recovery.Number && v.Works(p.now, p.t) && !p.recovered()
+	works := v.Works(p.now, p.t) || v.unreadable() && !v.ended(p.now) // whoever was given it can read it
+	return v.Recovery < p.facts.Recovery.Number && works && !p.recovered()
 }
 
 // recovered reports whether what is from before the last recovery may go. Where the customer's tenant says that there is no consent

@@ -124,6 +124,14 @@ func (v Version) Works(now time.Time, t Timing) bool {
 	return v.State.HasPassword() && !v.ended(now) && v.Refusals < t.RefusalLimit
 }
 
+// reasonUnreadable is why a version does not work whose text the vault cannot open any more.
+const reasonUnreadable = "SecretUnreadable"
+
+func (v Version) unreadable() bool { return v.Reason == reasonUnreadable }
+
+// UnreadableSince reports whether the version's text is found unreadable that could be opened as far as was known before.
+func (v Version) UnreadableSince(before Version) bool { return v.unreadable() && !before.unreadable() }
+
 // jitter is a number in [-1, 1) that depends on the version's ID alone.
 func (v Version) jitter() float64 {
 	sum := sha256.Sum256([]byte(v.ID))

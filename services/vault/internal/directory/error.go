@@ -24,6 +24,8 @@ const (
 	SecretRefused
 	// SecretExpired: AADSTS7000222.
 	SecretExpired
+	// SecretUnreadable: the vault cannot open the text that it stored, and never will: nothing was asked.
+	SecretUnreadable
 	// TrustRefused: no federated credential of the application fits the assertion (AADSTS70021 and its kin), or none has been
 	// replicated.
 	TrustRefused
@@ -62,6 +64,7 @@ var names = [...]string{ //nolint:gochecknoglobals // constant names
 	PrincipalMissing:   "principal_missing",
 	SecretRefused:      "secret_refused",
 	SecretExpired:      "secret_expired",
+	SecretUnreadable:   "secret_unreadable",
 	TrustRefused:       "trust_refused",
 	PrincipalDisabled:  "principal_disabled",
 	TenantUnknown:      "tenant_unknown",

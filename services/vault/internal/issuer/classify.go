@@ -12,7 +12,7 @@ import (
 // application that is not known is among them, for what a replica of Entra has not heard of may be the newest thing only.
 func refused(err error) bool {
 	switch directory.ClassOf(err) {
-	case directory.SecretRefused, directory.TrustRefused, directory.SecretExpired, directory.ApplicationUnknown, directory.PrincipalMissing:
+	case directory.SecretRefused, directory.TrustRefused, directory.SecretExpired, directory.SecretUnreadable, directory.ApplicationUnknown, directory.PrincipalMissing:
 		return true
 	default:
 		return false

@@ -291,6 +291,9 @@ func (i *Issuer) mint(ctx context.Context, request Request, v credential.Version
 	asked := directory.TokenRequest{TenantID: request.TenantID, ClientID: request.ClientID, Audience: request.Audience, RequestID: requestID}
 	if err := i.present.Present(ctx, v, request.Write, &asked); err != nil {
 		i.mints.WithLabelValues("unopened").Inc()
+		if refused(err) {
+			i.wantProbe(ctx, v)
+		}
 		return Token{}, fmt.Errorf("show who asks for a token, with credential version %s: %w", v.ID, err)
 	}
 	got, err := i.config.Minter.Token(ctx, request.Cloud, asked)
@@ -298,9 +301,7 @@ func (i *Issuer) mint(ctx context.Context, request Request, v credential.Version
 		result := "failed"
 		if refused(err) || missing(err) {
 			result = "refused"
-			if err := i.config.Prober.WantProbe(ctx, v.IntegrationUID, time.Now()); err != nil {
-				i.config.Log.WarnContext(ctx, "refused token request could not be passed on", obs.KeyResource, v.IntegrationUID, obs.KeyError, err)
-			}
+			i.wantProbe(ctx, v)
 		}
 		i.mints.WithLabelValues(result).Inc()
 		return Token{}, fmt.Errorf("mint token with credential version %s, client-request-id %s: %w", v.ID, requestID, err)
@@ -311,6 +312,13 @@ func (i *Issuer) mint(ctx context.Context, request Request, v credential.Version
 		Text: got.Text, IssueTime: got.IssueTime, ExpireTime: got.ExpireTime, RenewTime: got.IssueTime.Add(half - jitter(half/5)),
 		RequestID: requestID, VersionID: v.ID, VersionNumber: v.Number,
 	}, nil
+}
+
+// wantProbe has the master hear at once that a version is refused.
+func (i *Issuer) wantProbe(ctx context.Context, v credential.Version) {
+	if err := i.config.Prober.WantProbe(ctx, v.IntegrationUID, time.Now()); err != nil {
+		i.config.Log.WarnContext(ctx, "refused token request could not be passed on", obs.KeyResource, v.IntegrationUID, obs.KeyError, err)
+	}
 }
 
 // remaining finds a kept token that is past its renewal and not at its end.

@@ -24,6 +24,7 @@ import (
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/directory"
 	"phasekey.dev/services/vault/internal/issuer"
+	"phasekey.dev/services/vault/internal/keyring"
 	"phasekey.dev/services/vault/internal/signer"
 	"phasekey.dev/services/vault/internal/signing"
 )
@@ -85,7 +86,10 @@ type fakeKeyring struct{}
 func (fakeKeyring) Open(_ context.Context, identity string, sealed []byte) (secret.Text, error) {
 	text, ok := strings.CutPrefix(string(sealed), identity+":")
 	if !ok {
-		return secret.Text{}, errors.New("sealed under another identity")
+		return secret.Text{}, fmt.Errorf("sealed under another identity: %w", keyring.ErrCorrupt)
+	}
+	if strings.HasSuffix(text, "-away") {
+		return secret.Text{}, fmt.Errorf("no key: %w", keyring.ErrKEKAway)
 	}
 	return secret.New(text), nil
 }
@@ -363,10 +367,17 @@ func TestIssuer_ClassifiesWhatEntraSays(t *testing.T) {
 	}
 	inBubble(t, func(b *bench) {
 		b.ask("no version", request(), "", issuer.ErrNotReady, 0)
-		foreign := version(2)
-		foreign.Sealed = version(1).Sealed
-		if _, err := b.issuer.Issue(b.t.Context(), request(foreign)); err == nil || errors.Is(err, issuer.ErrEntra) || b.minter.count() != 0 {
-			b.t.Errorf("a secret that does not open: %v, %d requests", err, b.minter.count())
+		away := version(2)
+		away.Sealed = []byte(string(away.Sealed) + "-away")
+		if _, err := b.issuer.Issue(b.t.Context(), request(away)); err == nil || errors.Is(err, issuer.ErrEntra) || b.minter.count() != 0 || len(b.prober.wanted) != 0 {
+			b.t.Errorf("a secret that does not open for now: %v, %d requests", err, b.minter.count())
+		}
+		lost := version(3)
+		lost.Sealed = version(1).Sealed
+		b.ask("a secret that never opens again", request(lost), "", issuer.ErrNotReady, 0)
+		b.ask("with one before it", request(lost, version(1)), "v1", nil, 1)
+		if len(b.prober.wanted) != 1 {
+			b.t.Errorf("%d probes wanted, want one", len(b.prober.wanted))
 		}
 	})
 }

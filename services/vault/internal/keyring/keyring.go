@@ -51,6 +51,9 @@ var (
 	ErrNoIdentity = errors.New("record has no identity")
 )
 
+// Lost reports whether Open's error says that no replica will ever open the record: its data key is not in the database, or the record is damaged.
+func Lost(err error) bool { return errors.Is(err, ErrUnknownKey) || errors.Is(err, ErrCorrupt) }
+
 // WrappedKey is a data key as it is stored.
 type WrappedKey struct {
 	// ID is 1 for the first key, and grows.

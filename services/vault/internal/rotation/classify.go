@@ -28,6 +28,7 @@ var meanings = map[directory.Class]meaning{ //nolint:gochecknoglobals // a const
 	directory.SecretRefused:      {credential.SecretRefused, credential.SecretRefused, credential.Again},
 	directory.TrustRefused:       {credential.SecretRefused, credential.SecretRefused, credential.Again},
 	directory.SecretExpired:      {credential.SecretExpired, credential.SecretExpired, credential.Again},
+	directory.SecretUnreadable:   {credential.Unreadable, credential.Unreadable, credential.Refused},
 	directory.NotFound:           {credential.Unsure, credential.Unsure, credential.Missing},
 	directory.LifetimeRefused:    {credential.Unsure, credential.Unsure, credential.TooLong},
 	directory.QuotaExceeded:      {credential.Unsure, credential.Unsure, credential.Refused},
@@ -47,6 +48,16 @@ func findingOf(err error) (credential.Finding, string) {
 		return credential.Works, ""
 	}
 	return meanings[directory.ClassOf(err)].tenant, refusal(err).Code
+}
+
+// away reports whether a refusal says that the service as a whole does not answer, or not now: nothing is known then of what was asked.
+func away(err error) bool {
+	switch directory.ClassOf(err) {
+	case directory.Throttled, directory.Transient:
+		return true
+	default:
+		return false
+	}
 }
 
 // homeFindingOf is what a token request to the home tenant told.

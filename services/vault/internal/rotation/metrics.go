@@ -15,6 +15,7 @@ type metrics struct {
 	calls       *prometheus.CounterVec
 	proofs      *prometheus.CounterVec
 	rotations   prometheus.Counter
+	unreadable  prometheus.Counter
 	transitions *prometheus.CounterVec
 	reports     *prometheus.CounterVec
 	// By shard, while this replica is its master.
@@ -34,6 +35,10 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		rotations: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "phasekey_vault_rotations_total",
 			Help: "Credential versions that replaced another one.",
+		}),
+		unreadable: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "phasekey_vault_secrets_unreadable_total",
+			Help: "Client secrets that the vault had stored and could not open. Above 0: a data key is gone from the database, or somebody changed records.",
 		}),
 		transitions: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "phasekey_vault_version_transitions_total",
@@ -68,7 +73,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		return m, nil
 	}
 	var problems []error
-	for _, c := range []prometheus.Collector{m.calls, m.proofs, m.rotations, m.transitions, m.reports, m.lag, m.age, m.expiring, m.foreign, m.open} {
+	for _, c := range []prometheus.Collector{m.calls, m.proofs, m.rotations, m.unreadable, m.transitions, m.reports, m.lag, m.age, m.expiring, m.foreign, m.open} {
 		problems = append(problems, r.Register(c))
 	}
 	if err := errors.Join(problems...); err != nil {

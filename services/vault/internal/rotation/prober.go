@@ -135,8 +135,9 @@ func (p *Prober) ask(ctx context.Context, facts store.Facts, version credential.
 	request := directory.TokenRequest{
 		TenantID: facts.Integration.TenantID, ClientID: facts.Application.ClientID, Audience: cloud.ResourceManager(), RequestID: uuid.NewString(),
 	}
-	if err := p.present.Present(ctx, version, false, &request); err != nil {
-		return false, credential.Probe{}, err
+	refused := p.present.Present(ctx, version, false, &request)
+	if _, ok := errors.AsType[*directory.Error](refused); refused != nil && !ok {
+		return false, credential.Probe{}, refused
 	}
 	uid := facts.Integration.UID
 	claimed, err = p.config.Store.ClaimProbe(ctx, uid, now, p.config.Timing.ProbeSpacing, p.config.Timeout)
@@ -146,7 +147,10 @@ func (p *Prober) ask(ctx context.Context, facts store.Facts, version credential.
 	probe = credential.Probe{Time: now, VersionID: version.ID}
 	callCtx, cancel := context.WithTimeout(ctx, p.config.Timeout)
 	defer cancel()
-	token, refused := cloud.Token(callCtx, request)
+	var token directory.Token
+	if refused == nil {
+		token, refused = cloud.Token(callCtx, request)
+	}
 	probe.Finding, probe.Code = findingOf(refused)
 	if refused == nil {
 		probe.PrincipalObjectID = token.PrincipalObjectID

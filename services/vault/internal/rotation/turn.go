@@ -192,6 +192,11 @@ func (t *turn) next(now time.Time, after credential.Facts) (next time.Time, over
 func (t *turn) told(ctx context.Context, change credential.Change) {
 	changed := false
 	for _, m := range change.Moves {
+		i := slices.IndexFunc(t.facts.Versions, func(v credential.Version) bool { return v.ID == m.Version.ID })
+		if i >= 0 && m.Version.UnreadableSince(t.facts.Versions[i]) {
+			t.w.metrics.unreadable.Inc()
+			t.log.ErrorContext(ctx, "client secret cannot be opened; another one is made", slog.String(keyVersion, m.Version.ID), slog.Int64(keyNumber, m.Version.Number))
+		}
 		if m.From == m.Version.State {
 			continue
 		}
@@ -432,6 +437,9 @@ func (t *turn) token(ctx context.Context, op, tenantID string, v credential.Vers
 		TenantID: tenantID, ClientID: t.facts.Application.ClientID, Audience: t.cloud.ResourceManager(), RequestID: uuid.NewString(),
 	}
 	if err := t.w.present.Present(ctx, v, write, &request); err != nil {
+		if _, ok := errors.AsType[*directory.Error](err); ok {
+			return directory.Token{}, err, nil
+		}
 		return directory.Token{}, nil, err
 	}
 	refused, err = t.call(ctx, op, func(ctx context.Context) (err error) {
@@ -448,8 +456,12 @@ func (t *turn) askHome(ctx context.Context, v credential.Version) error {
 		return err
 	}
 	finding := homeFindingOf(refused)
-	if finding == credential.Unsure {
+	switch finding {
+	case credential.Unsure:
 		return t.postpone(ctx, v, refused)
+	case credential.Unreadable:
+		return t.learn(ctx, t.facts.Unreadable(time.Now(), t.w.config.Timing, v))
+	default:
 	}
 	return t.learn(ctx, t.facts.AskedHome(time.Now(), t.w.config.Timing, v, finding))
 }
@@ -463,7 +475,9 @@ func (t *turn) prove(ctx context.Context, v credential.Version) error {
 	finding, code := findingOf(refused)
 	t.w.metrics.proofs.WithLabelValues(string(finding)).Inc()
 	switch {
-	case finding == credential.Unsure && code != "" && directory.ClassOf(refused) == directory.Unclassified:
+	case finding == credential.Unreadable:
+		return t.learn(ctx, t.facts.Unreadable(time.Now(), t.w.config.Timing, v))
+	case finding == credential.Unsure && code != "" && !away(refused):
 		return t.learn(ctx, t.facts.Unproven(time.Now(), t.w.config.Timing, v, refusal(refused).RetryAfter))
 	case finding == credential.Unsure:
 		return t.postpone(ctx, v, refused)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -18,6 +19,7 @@ import (
 	"phasekey.dev/services/vault/internal/directory"
 	"phasekey.dev/services/vault/internal/election"
 	"phasekey.dev/services/vault/internal/grant"
+	"phasekey.dev/services/vault/internal/keyring"
 	"phasekey.dev/services/vault/internal/lease"
 	"phasekey.dev/services/vault/internal/rotation"
 	"phasekey.dev/services/vault/internal/store"
@@ -705,29 +707,190 @@ func TestWorker_SaysThatNoPasswordMayBeMade(t *testing.T) {
 	}
 }
 
-// TestWorker_GivesUpWhatIsAlwaysRefusedInUnknownWords refuses one version for days, by a code that nobody knows.
-func TestWorker_GivesUpWhatIsAlwaysRefusedInUnknownWords(t *testing.T) {
+// TestWorker_GivesUpWhatIsAlwaysRefused refuses one version for days, by a code that says nothing about secret or consent.
+func TestWorker_GivesUpWhatIsAlwaysRefused(t *testing.T) {
+	for _, class := range []directory.Class{directory.Unclassified, directory.Malformed, directory.IssuerUnread, directory.Denied} {
+		t.Run(class.String(), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				s := newStage(t)
+				s.serve()
+				first, _ := s.live().ByState(credential.Active)
+				s.refuseSecond(first.Number+1, refuse(class, "AADSTS999"))
+				f := s.until("another one is proven", 30*time.Hour, func(f store.Facts) bool {
+					v, ok := f.ByState(credential.Active)
+					return ok && v.Number == first.Number+2
+				})
+				if v, ok := f.ByState(credential.Retiring); !ok || v.ID != first.ID {
+					t.Errorf("the first one is gone: %v", f.Versions)
+				}
+				s.until("what was refused is removed", 2*time.Hour, func(store.Facts) bool { return len(s.entra.keys()) == 1 })
+			})
+		})
+	}
+}
+
+// TestWorker_GivesNothingUpWhileEntraIsAway has it answer for hours that it does not.
+func TestWorker_GivesNothingUpWhileEntraIsAway(t *testing.T) {
+	for _, class := range []directory.Class{directory.Throttled, directory.Transient} {
+		t.Run(class.String(), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				s := newStage(t)
+				s.serve()
+				first, _ := s.live().ByState(credential.Active)
+				s.refuseSecond(first.Number+1, refuse(class, "AADSTS90033"))
+				f := s.until("propagating", 30*time.Hour, func(f store.Facts) bool {
+					_, ok := f.ByState(credential.Propagating)
+					return ok
+				})
+				time.Sleep(12 * time.Hour)
+				if v, ok := s.facts().ByState(credential.Propagating); !ok || v.Number != f.LastNumber {
+					t.Errorf("there are %v", s.facts().Versions)
+				}
+			})
+		})
+	}
+}
+
+// refuseSecond answers every token request so while a version of that number is being proven.
+func (s *stage) refuseSecond(number int64, answer error) {
+	s.entra.set(func(d *fakeDirectory) {
+		d.before = func(_ context.Context, op string) error {
+			if v, ok := s.facts().ByState(credential.Propagating); op == "token" && ok && v.Number == number {
+				return answer
+			}
+			return nil
+		}
+	})
+}
+
+// TestWorker_RemovesTenSecondsAfterItsDecisionIsCommitted has each transaction take some seconds from its decision to its commit.
+func TestWorker_RemovesTenSecondsAfterItsDecisionIsCommitted(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
-		s.serve()
-		first, _ := s.live().ByState(credential.Active)
-		s.entra.set(func(d *fakeDirectory) {
-			d.before = func(_ context.Context, op string) error {
-				if v, ok := s.facts().ByState(credential.Propagating); op == "token" && ok && v.Number == first.Number+1 {
-					return refuse(directory.Unclassified, "AADSTS999")
+		s.config.Poll = time.Second
+		var revoked, removed atomic.Pointer[time.Time]
+		s.config.Notify = func(string) {
+			if v, ok := s.facts().ByState(credential.Revoking); ok && v.Number == 1 {
+				now := time.Now()
+				revoked.CompareAndSwap(nil, &now)
+			}
+		}
+		s.entra.before = func(_ context.Context, op string) error {
+			if op == "remove" {
+				now := time.Now()
+				removed.CompareAndSwap(nil, &now)
+			}
+			return nil
+		}
+		s.serve(func(ctx context.Context) context.Context {
+			return sqldbtest.WithHook(ctx, func(_ context.Context, at sqldbtest.Point, readOnly bool) error {
+				if at == sqldbtest.Begin && !readOnly {
+					time.Sleep(4 * time.Second)
 				}
 				return nil
-			}
+			})
 		})
-		f := s.until("another one is proven", 30*time.Hour, func(f store.Facts) bool {
-			v, ok := f.ByState(credential.Active)
-			return ok && v.Number == first.Number+2
-		})
-		if v, ok := f.ByState(credential.Retiring); !ok || v.ID != first.ID {
-			t.Errorf("the first one is gone: %v", f.Versions)
+		s.live()
+		s.until("removed", 30*time.Hour, func(store.Facts) bool { return removed.Load() != nil })
+		if waited := removed.Load().Sub(*revoked.Load()); waited < 10*time.Second {
+			t.Errorf("it was removed %s after it was committed that it goes", waited)
 		}
-		s.until("what was refused is removed", 2*time.Hour, func(store.Facts) bool { return len(s.entra.keys()) == 1 })
 	})
+}
+
+// keyLost is a keyring that cannot open what was sealed up to some time.
+type keyLost struct {
+	fakeKeyring
+	lost atomic.Pointer[map[string]bool]
+	made sync.Map
+}
+
+func (k *keyLost) Seal(identity string, text secret.Text) ([]byte, error) {
+	k.made.Store(identity, true)
+	return k.fakeKeyring.Seal(identity, text)
+}
+
+func (k *keyLost) Open(ctx context.Context, identity string, sealed []byte) (secret.Text, error) {
+	if lost := k.lost.Load(); lost != nil && (*lost)[identity] {
+		return secret.Text{}, fmt.Errorf("open %s: %w 7", identity, keyring.ErrUnknownKey)
+	}
+	return k.fakeKeyring.Open(ctx, identity, sealed)
+}
+
+// lose loses the key of everything that was sealed so far.
+func (k *keyLost) lose() {
+	lost := map[string]bool{}
+	k.made.Range(func(identity, _ any) bool {
+		lost[identity.(string)] = true
+		return true
+	})
+	k.lost.Store(&lost)
+}
+
+// TestWorker_ReplacesWhatItCannotOpen loses the key of the secret there is, at each stage of its life.
+func TestWorker_ReplacesWhatItCannotOpen(t *testing.T) {
+	is := func(states ...credential.State) func(store.Facts) bool {
+		return func(f store.Facts) bool {
+			_, ok := f.ByState(states...)
+			return ok && !f.Application.ReadyTime.IsZero()
+		}
+	}
+	for _, tt := range []struct {
+		name    string
+		consent bool
+		lose    func(store.Facts) bool
+	}{
+		{"before the home tenant knows", false, func(f store.Facts) bool { _, ok := f.ByState(credential.Staged); return ok }},
+		{"before consent", false, is(credential.Staged)},
+		{"while it is being proven", true, is(credential.Propagating)},
+		{"while it is in use", true, is(credential.Active)},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				s := newStage(t)
+				s.config.Poll = time.Second
+				s.look = time.Second
+				keys := &keyLost{}
+				s.config.Keyring = keys
+				s.entra.set(func(d *fakeDirectory) { d.consented = tt.consent })
+				s.serve()
+				lost := s.until("there", time.Hour, tt.lose).LastNumber
+				keys.lose()
+				if tt.name == "while it is in use" {
+					s.entra.set(func(d *fakeDirectory) {
+						d.after = func(_ context.Context, op string) error {
+							if op == "add" {
+								return refuse(directory.Transient, "")
+							}
+							return nil
+						}
+					})
+					s.until("it says so", 2*time.Hour, func(store.Facts) bool {
+						_, short := s.registry.last()
+						return strings.HasSuffix(short, " SecretUnreadable")
+					})
+					s.entra.set(func(d *fakeDirectory) { d.after = nil })
+				}
+				s.entra.set(func(d *fakeDirectory) { d.consented = true })
+				f := s.until("another works", 3*time.Hour, func(f store.Facts) bool {
+					v, ok := f.ByState(credential.Active)
+					return ok && v.Number > lost && v.Refusals == 0
+				})
+				if f.LastNumber > lost+2 {
+					t.Errorf("it took %d more versions", f.LastNumber-lost)
+				}
+				s.until("what was lost is removed", 2*time.Hour, func(store.Facts) bool { return len(s.entra.keys()) == 1 })
+				if n := s.measured()["phasekey_vault_secrets_unreadable_total"]; n != 1 {
+					t.Errorf("it counts %v", n)
+				}
+				s.tidy()
+			})
+		})
+	}
 }
 
 func TestWorker_ReportsWhatIsNewUntilItIsTaken(t *testing.T) {

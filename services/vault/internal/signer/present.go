@@ -7,6 +7,7 @@ import (
 
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/directory"
+	"phasekey.dev/services/vault/internal/keyring"
 )
 
 // ErrNoIssuer means that the vault is no issuer, so that nothing can be asked with a federated version.
@@ -21,11 +22,14 @@ type Presenter struct {
 }
 
 // Present has a request show what the version stands for: its secret, or an assertion of its own, made for this request, about the subject for reading
-// or for writing. An error about an assertion is a *directory.Error, for it means as much as a refusal: directory.TrustRefused where
-// the version's key does not sign, directory.Transient otherwise.
+// or for writing. An error that means as much as a refusal is a *directory.Error: directory.SecretUnreadable where the text of a secret is lost, though it is stored;
+// about an assertion, directory.TrustRefused where the version's key does not sign, and directory.Transient otherwise.
 func (p Presenter) Present(ctx context.Context, v credential.Version, write bool, r *directory.TokenRequest) error {
 	if !v.Federated() {
 		text, err := p.Keyring.Open(ctx, credential.SealedAs(v.ID), v.Sealed)
+		if keyring.Lost(err) {
+			return &directory.Error{Op: "open secret", Class: directory.SecretUnreadable, Err: err}
+		}
 		if err != nil {
 			return fmt.Errorf("open %s: %w", v, err)
 		}
