@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -99,9 +100,10 @@ type Config struct {
 	// StreamIdle ends a stream on which neither side has sent anything for so long (UNAVAILABLE, STREAM_IDLE); zero
 	// means two hours, negative never. There is no absolute deadline.
 	StreamIdle time.Duration
-	// OnDrain is called once when the server begins to stop, before streams are told; it may spread their end. Its
-	// context ends after half the time for draining. Nil does nothing.
-	OnDrain func(context.Context)
+	// OnDrain is called once when the server begins to stop, before streams are ended; it may have them leave by themselves, and spread their end.
+	// sendAway has clients make their next calls on other connections (GOAWAY), of which this server takes no more; calls and streams under way go on.
+	// Where it is not called, that comes after OnDrain. Its context ends after half the time for draining. Nil does nothing.
+	OnDrain func(ctx context.Context, sendAway func())
 	// Drain bounds the whole of stopping gracefully; zero means 10 s.
 	Drain time.Duration
 }
@@ -269,18 +271,20 @@ func (s *Server) drain(ctx context.Context) error {
 	defer cancel()
 	s.health.shutdown()
 	s.cfg.Log.InfoContext(ctx, "draining")
+	stopped := make(chan struct{})
+	sendAway := sync.OnceFunc(func() {
+		go func() {
+			s.grpc.GracefulStop()
+			close(stopped)
+		}()
+	})
 	if s.cfg.OnDrain != nil {
 		hook, done := context.WithTimeout(ctx, s.cfg.Drain/2)
-		s.cfg.OnDrain(hook)
+		s.cfg.OnDrain(hook, sendAway)
 		done()
 	}
 	s.endStreams(errDraining)
-
-	stopped := make(chan struct{})
-	go func() {
-		s.grpc.GracefulStop()
-		close(stopped)
-	}()
+	sendAway()
 	select {
 	case <-stopped:
 		return nil

@@ -841,7 +841,7 @@ func TestRun_Drains(t *testing.T) {
 				return stream.Context().Err()
 			},
 		})
-		cfg.OnDrain = func(context.Context) { close(hook) }
+		cfg.OnDrain = func(context.Context, func()) { close(hook) }
 		srv := grpctest.Start(t, cfg)
 		conn := srv.Dial(t, operator)
 		stream := open(t.Context(), t, conn, "Watch", "")
@@ -882,6 +882,73 @@ func TestRun_Drains(t *testing.T) {
 		}
 		if took := time.Since(began); took != 3*time.Second {
 			t.Errorf("took %s", took)
+		}
+	})
+}
+
+// While a hook lets streams leave by themselves, whoever was sent away finds no way in, and what is under way goes on.
+func TestRun_SendsAwayBeforeStreamsEnd(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const hookTime = 4 * time.Second
+		messages := make(chan string)
+		cfg := config(notetest.Service{
+			Watch: func(_ *dynamicpb.Message, stream grpc.ServerStream) error {
+				for {
+					select {
+					case text := <-messages:
+						if err := stream.SendMsg(notetest.Note(fmt.Sprintf("text: %q", text))); err != nil {
+							return err
+						}
+					case <-stream.Context().Done():
+						return stream.Context().Err()
+					}
+				}
+			},
+		})
+		cfg.OnDrain = func(ctx context.Context, sendAway func()) {
+			sendAway()
+			sendAway()
+			select {
+			case <-time.After(hookTime):
+			case <-ctx.Done():
+				t.Error("the hook had no time")
+			}
+		}
+		srv := grpctest.Start(t, cfg)
+		conn := srv.Dial(t, operator)
+		stream := open(t.Context(), t, conn, "Watch", "")
+		messages <- "before"
+		read := func(text string) {
+			t.Helper()
+			got := notetest.Note("")
+			if err := stream.RecvMsg(got); err != nil || notetest.Text(got, "text") != text {
+				t.Errorf("read %q, %v, want %q", notetest.Text(got, "text"), err, text)
+			}
+		}
+		read("before")
+
+		began := time.Now()
+		stopped := make(chan error)
+		go func() { stopped <- srv.Stop() }()
+		synctest.Wait()
+		if got := conn.GetState(); got == connectivity.Ready {
+			t.Errorf("the connection is %s: nobody was sent away", got)
+		}
+		for who, conn := range map[string]*grpc.ClientConn{"who was sent away": conn, "who comes": srv.Dial(t, operator)} {
+			if _, err := call(t, conn, "Get", ""); status.Code(err) != codes.Unavailable {
+				t.Errorf("%s is answered: %v", who, err)
+			}
+		}
+		messages <- "meanwhile"
+		read("meanwhile")
+		err := stream.RecvMsg(notetest.Note(""))
+		want(t, err, codes.Unavailable, rpcerr.ReasonDraining)
+		if took := time.Since(began); took != hookTime {
+			t.Errorf("the stream ended after %s, want %s", took, hookTime)
+		}
+		if err := <-stopped; err != nil {
+			t.Errorf("run: %v", err)
 		}
 	})
 }

@@ -34,7 +34,7 @@
 //
 // # The one tricky idea
 //
-// A new stream is opened while the old one still lives (the connection is going away, or the vault is overdue), and the old one is let
+// A new stream is opened while the old one still lives (the vault is about to stop, the connection is going away, or the vault is overdue), and the old one is let
 // go of only when the new one has delivered. For a while there are two, so messages are ordered by the lease's generation,
 // not by arrival.
 package runner

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"time"
 
 	"google.golang.org/grpc/connectivity"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
 	"phasekey.dev/pkg/obs"
@@ -24,6 +26,8 @@ const (
 	// overdueGrace is how long after the refresh time the vault is given before another stream is tried, and the shortest
 	// time between two that are tried for that.
 	overdueGrace = 30 * time.Second
+	// leaveMax is the most that the vault may have the next stream wait for when it is about to stop.
+	leaveMax = time.Minute
 )
 
 // Why a stream ended without an error of the vault's.
@@ -41,10 +45,11 @@ type connection interface {
 	WaitForStateChange(ctx context.Context, s connectivity.State) bool
 }
 
-// event is one thing that happened on one stream: a message or its end.
+// event is one thing that happened on one stream: a message, the wish that it be left, or its end.
 type event struct {
 	stream  int
 	message *vaultv1.Credential
+	leave   *durationpb.Duration
 	err     error
 }
 
@@ -52,7 +57,7 @@ type event struct {
 type stream struct {
 	cancel    context.CancelFunc
 	delivered time.Time // when the first message was taken; zero before
-	leaving   bool      // its connection is going away, and the next one is due
+	leaving   bool      // its connection or its server is going away, and the next one is due
 }
 
 // follower keeps a stream open. All of its fields belong to the goroutine in run.
@@ -114,8 +119,7 @@ func (f *follower) run(ctx context.Context) error {
 		case <-f.leaving:
 			if s := f.live[f.newest]; f.delivers() && !s.leaving {
 				f.r.cfg.Log.DebugContext(ctx, "connection is going away, opening another stream")
-				s.leaving = true
-				f.retry.Reset(f.backoff(time.Now(), s))
+				f.move(time.Now(), s, 0)
 			}
 		case <-f.overdue.C:
 			if f.delivers() {
@@ -127,6 +131,8 @@ func (f *follower) run(ctx context.Context) error {
 			switch {
 			case s == nil:
 				// One that was let go of.
+			case e.leave != nil:
+				f.leave(ctx, time.Now(), e.stream, s, e.leave.AsDuration())
 			case e.message != nil:
 				f.take(ctx, time.Now(), e.stream, s, e.message)
 			default:
@@ -181,11 +187,11 @@ func (f *follower) follow(ctx context.Context, cancel context.CancelCauseFunc, i
 			return err
 		}
 		silent.Stop()
-		c := m.GetCredential()
-		if c == nil {
-			c = &vaultv1.Credential{}
+		e := event{stream: id, message: m.GetCredential(), leave: m.GetLeaveWithin()}
+		if e.message == nil {
+			e.message = &vaultv1.Credential{}
 		}
-		f.send(ctx, event{stream: id, message: c})
+		f.send(ctx, e)
 	}
 }
 
@@ -254,6 +260,29 @@ func (f *follower) take(ctx context.Context, now time.Time, id int, s *stream, m
 	}
 }
 
+// leave opens another stream within the time that the vault names, for it will end this one.
+func (f *follower) leave(ctx context.Context, now time.Time, id int, s *stream, within time.Duration) {
+	if id != f.newest {
+		// The next one is on its way already.
+		return
+	}
+	f.r.cfg.Log.DebugContext(ctx, "vault is about to stop, opening another stream", slog.Duration("within", within))
+	f.move(now, s, within)
+}
+
+// move has another stream be opened while s lives, within a time drawn evenly, and not before back-off would have it.
+func (f *follower) move(now time.Time, s *stream, within time.Duration) {
+	if !s.leaving {
+		s.leaving = true
+		f.count(now, s)
+	}
+	wait := backoffDelay(f.fails - 1)
+	if within = min(within, leaveMax); within > 0 {
+		wait = max(wait, rand.N(within)) //nolint:gosec // spreading load, not hiding anything
+	}
+	f.retry.Reset(wait)
+}
+
 // expect sets the timer for when the vault will be overdue. It owes nothing more after a credential that is good until the
 // grant's end, a client secret above all: then the stream ends, or tells of a later end.
 func (f *follower) expect(now time.Time, held Credential) {
@@ -298,13 +327,18 @@ func (f *follower) again(ctx context.Context, now time.Time, s *stream, err erro
 	}
 }
 
-// backoff draws the wait before the stream after s, and counts it: as a first one if s had delivered for a while.
+// backoff draws the wait before the stream after s, and counts it.
 func (f *follower) backoff(now time.Time, s *stream) time.Duration {
+	f.count(now, s)
+	return backoffDelay(f.fails - 1)
+}
+
+// count counts the end of s: as a first one if s had delivered for a while.
+func (f *follower) count(now time.Time, s *stream) {
 	if !s.delivered.IsZero() && now.Sub(s.delivered) >= settled {
 		f.fails = 0
 	}
 	f.fails++
-	return backoffDelay(f.fails - 1)
 }
 
 // The two things that are worth a warning.

@@ -195,6 +195,10 @@ func sendThis(name string, change func(*vaultv1.Credential)) step {
 	return step{"send " + name, func(w *world) { w.s.Send(with(credential(9), change)) }}
 }
 
+func leave(within time.Duration) step {
+	return step{"leave within " + within.String(), func(w *world) { w.s.Leave(within) }}
+}
+
 func end(err error) step { return step{fmt.Sprint("end: ", err), func(w *world) { w.s.End(err) }} }
 
 func pass(d time.Duration) step { return step{"pass " + d.String(), func(*world) { time.Sleep(d) }} }
@@ -334,6 +338,34 @@ func TestRunner_Stream(t *testing.T) {
 					break
 				}
 				if opened > 60 {
+					w.t.Errorf("%d streams in 100 s", opened)
+				}
+			}}}},
+		{"a vault that is about to stop is left for another, and let go of when that delivers", []step{accept(), send(1), pass(time.Minute), leave(10 * time.Second),
+			holds(1), within(10 * time.Second), oldIsGone(false), holds(1), send(2), holds(2), oldIsGone(true), noStream(40 * time.Minute)}},
+		{"a vault that is about to stop and is the only one is kept to its end", []step{accept(), send(1), pass(time.Minute), leave(time.Second),
+			within(time.Second), end(draining), {"the old one is accepted again", func(w *world) { w.s = w.old }}, send(2), holds(2), end(draining),
+			within(time.Second), send(3), holds(3)}},
+		{"a vault that stops before it was left", []step{accept(), send(1), pass(time.Minute), leave(time.Minute), end(draining), holds(1),
+			within(time.Minute), send(2), holds(2)}},
+		{"no vault has its stream be missing for long", []step{accept(), send(1), pass(time.Minute), leave(time.Hour), within(time.Minute)}},
+		{"one that asks to be left twice, or with nonsense, is left once", []step{accept(), send(1), pass(time.Minute), leave(-time.Hour), within(200 * time.Millisecond),
+			{"ask the old one again", func(w *world) { w.old.Leave(0) }}, noStream(59 * time.Second), send(2), holds(2), oldIsGone(true)}},
+		{"vaults that all ask to be left are not hammered", []step{accept(), send(1), pass(time.Minute), leave(0),
+			{"a hundred seconds of leaving", func(w *world) {
+				opened, stop := 0, time.After(100*time.Second)
+				for opened <= 60 {
+					select {
+					case s := <-w.vault.Streams():
+						opened++
+						s.Send(credential(int64(opened + 1)))
+						s.Leave(0)
+						continue
+					case <-stop:
+					}
+					break
+				}
+				if opened > 60 || opened < 5 {
 					w.t.Errorf("%d streams in 100 s", opened)
 				}
 			}}}},

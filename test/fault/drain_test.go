@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
+
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
 	"phasekey.dev/pkg/runner"
 	"phasekey.dev/pkg/secret"
@@ -21,9 +23,63 @@ const perGrant = 4
 // follower is a runner that does nothing but hold what it is given.
 type follower struct {
 	*runner.Runner
+	way   *way
 	of    *integration
 	grant string // its name
 	lease string // the first that it was given
+}
+
+// way is a runner's connection. It sees when none of the runner's streams delivers.
+type way struct {
+	*grpc.ClientConn
+
+	mu         sync.Mutex
+	delivering int
+	moves      int     // by a second stream before the first had ended
+	gaps       []error // what ended the only one
+}
+
+// NewStream implements grpc.ClientConnInterface.
+func (w *way) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	s, err := w.ClientConn.NewStream(ctx, desc, method, opts...)
+	return &wayStream{ClientStream: s, way: w}, err
+}
+
+type wayStream struct {
+	grpc.ClientStream
+	way      *way
+	delivers bool
+}
+
+// RecvMsg implements grpc.ClientStream.
+func (s *wayStream) RecvMsg(m any) error {
+	err := s.ClientStream.RecvMsg(m)
+	w := s.way
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case err == nil && !s.delivers:
+		s.delivers = true
+		if w.delivering++; w.delivering > 1 {
+			w.moves++
+		}
+	case err != nil && s.delivers:
+		s.delivers = false
+		if w.delivering--; w.delivering == 0 {
+			w.gaps = append(w.gaps, err)
+		}
+	}
+	return err
+}
+
+// moved judges that the runner was never without a stream, although each vault was stopped.
+func (f *follower) moved(t *testing.T) {
+	t.Helper()
+	f.way.mu.Lock()
+	defer f.way.mu.Unlock()
+	if len(f.way.gaps) > 0 || f.way.moves == 0 {
+		t.Errorf("a runner of %s moved %d times with two streams, and was without any after: %v", f.of.name, f.way.moves, f.way.gaps)
+	}
 }
 
 // follow has runners follow every integration until the test ends. Each says when it holds nothing, or another lease.
@@ -35,12 +91,16 @@ func (w *world) follow(t *testing.T) (all []*follower) {
 		cancel()
 		running.Wait()
 	})
-	for _, i := range w.integrations {
+	for n, i := range w.integrations {
 		conn := w.runners(t)
+		if n%2 == 0 {
+			conn = w.balanced(t)
+		}
 		grant, err := w.grant(ctx, i, "drained", time.Hour)
 		rigtest.Must(t, err)
 		for n := range perGrant {
-			r, err := runner.New(runner.Config{Conn: conn, Grant: secret.New(grant.GetToken()), Log: slog.New(slog.DiscardHandler)})
+			own := &way{ClientConn: conn}
+			r, err := runner.New(runner.Config{Conn: own, Grant: secret.New(grant.GetToken()), Log: slog.New(slog.DiscardHandler)})
 			rigtest.Must(t, err)
 			running.Go(func() {
 				if err := r.Run(ctx); err != nil {
@@ -49,7 +109,7 @@ func (w *world) follow(t *testing.T) (all []*follower) {
 			})
 			c, err := r.Credential(ctx)
 			rigtest.Must(t, err)
-			f := &follower{Runner: r, of: i, grant: grant.GetName(), lease: c.Lease}
+			f := &follower{Runner: r, way: own, of: i, grant: grant.GetName(), lease: c.Lease}
 			all = append(all, f)
 			running.Go(func() {
 				for rest(ctx) {
@@ -64,7 +124,8 @@ func (w *world) follow(t *testing.T) (all []*follower) {
 	return all
 }
 
-// drain stops each vault in order, as a new release does: while it is away everybody hears of a rotation from another one, under the lease that they had.
+// drain stops each vault in order, as a new release does: everybody opens a stream to another one before the one to it ends, and hears of a rotation from
+// there, under the lease that they had.
 func (w *world) drain(t *testing.T) {
 	t.Helper()
 	followers := w.follow(t)
@@ -89,6 +150,9 @@ func (w *world) drain(t *testing.T) {
 			})
 		}
 		v.Start(t)
+	}
+	for _, f := range followers {
+		f.moved(t)
 	}
 	open := map[string]bool{}
 	for _, f := range followers {

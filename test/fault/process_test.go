@@ -33,7 +33,7 @@ func records(p *rigtest.Process, message string) (out []record) {
 // proxy is the way from one program to another. It can be interrupted, as networks are: what is sent vanishes, and nothing is refused.
 type proxy struct {
 	address string
-	to      string
+	dial    func() (net.Conn, error)
 
 	mu    sync.Mutex
 	cut   bool
@@ -42,11 +42,17 @@ type proxy struct {
 
 func newProxy(t *testing.T, to string) *proxy {
 	t.Helper()
+	return listenProxy(t, func() (net.Conn, error) { return net.Dial("tcp", to) })
+}
+
+// listenProxy is a proxy whose way leads to what is dialled.
+func listenProxy(t *testing.T, dial func() (net.Conn, error)) *proxy {
+	t.Helper()
 	ln, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{address: ln.Addr().String(), to: to, conns: map[net.Conn]bool{}}
+	p := &proxy{address: ln.Addr().String(), dial: dial, conns: map[net.Conn]bool{}}
 	var carriers sync.WaitGroup
 	carriers.Go(func() {
 		for {
@@ -69,7 +75,7 @@ func newProxy(t *testing.T, to string) *proxy {
 func (p *proxy) carry(near net.Conn) {
 	p.keep(near)
 	defer p.drop(near)
-	far, err := net.Dial("tcp", p.to)
+	far, err := p.dial()
 	if err != nil {
 		return // which the client sees as a server that closes
 	}

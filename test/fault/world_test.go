@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/url"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -145,7 +147,7 @@ func (w *world) startVaults(t *testing.T) {
 	w.databases = append(w.databases, db.DSN)
 	key := w.Certificate(t, "vault")
 	config := map[string]any{
-		"development": true, "drain": "1s", "deployment_id": "fault", "redirect_uri": rigtest.RedirectURI,
+		"development": true, "drain": "16s", "deployment_id": "fault", "redirect_uri": rigtest.RedirectURI,
 		"kek": "file://" + filepath.Join(w.Dir, "vault.key"), "database": database(db), "timing": timing, "log": map[string]any{"level": "debug"},
 		"tls": key.Config(), "identities": rigtest.Identities("platform"),
 		"election": map[string]any{"shards": shards, "lock_ttl": lockTTL.String()},
@@ -191,10 +193,30 @@ func (w *world) runners(t *testing.T) *grpc.ClientConn {
 		addresses = append(addresses, resolver.Address{Addr: v.runners})
 	}
 	all.InitialState(resolver.State{Addresses: addresses})
+	return w.runnersAt(t, all.Scheme()+":///")
+}
+
+// balanced makes a runner's connection by one address, behind which all vaults are.
+func (w *world) balanced(t *testing.T) *grpc.ClientConn {
+	t.Helper()
+	var next atomic.Int64
+	return w.runnersAt(t, listenProxy(t, func() (conn net.Conn, err error) {
+		for range w.vaults {
+			to := w.vaults[int(next.Add(1))%len(w.vaults)]
+			if conn, err = net.Dial("tcp", to.runners); err == nil {
+				break
+			}
+		}
+		return conn, err
+	}).address)
+}
+
+func (w *world) runnersAt(t *testing.T, target string) *grpc.ClientConn {
+	t.Helper()
 	source, err := mtls.Open(t.Context(), mtls.Config{CAFile: w.CA.CAFile()}, slog.New(slog.DiscardHandler))
 	rigtest.Must(t, err)
 	t.Cleanup(func() { rigtest.Must(t, source.Close()) })
-	return rigtest.Dial(t, grpcclient.Config{Target: all.Scheme() + ":///", OneServer: true, TLS: source.ClientConfig(rigtest.TrustDomain + "vault")})
+	return rigtest.Dial(t, grpcclient.Config{Target: target, OneServer: true, TLS: source.ClientConfig(rigtest.TrustDomain + "vault")})
 }
 
 // onboard makes the customers, with an integration each that has a Reader's role, and waits until all have a version that is settled.

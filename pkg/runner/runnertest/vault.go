@@ -28,6 +28,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	errorv1 "phasekey.dev/gen/phasekey/error/v1"
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
@@ -50,18 +51,23 @@ type Stream struct {
 
 // order is the next thing that a stream does.
 type order struct {
-	credential *vaultv1.Credential
-	err        error
+	message *vaultv1.StreamCredentialsResponse
+	end     bool
+	err     error
 }
 
 // Send delivers c, which may be nil. It gives up when the runner has let go of the stream.
-func (s *Stream) Send(c *vaultv1.Credential) { s.do(order{credential: c}) }
+func (s *Stream) Send(c *vaultv1.Credential) {
+	s.do(order{message: &vaultv1.StreamCredentialsResponse{Credential: c}})
+}
+
+// Leave asks the runner to open another stream within a time. It gives up as Send does.
+func (s *Stream) Leave(within time.Duration) {
+	s.do(order{message: &vaultv1.StreamCredentialsResponse{LeaveWithin: durationpb.New(within)}})
+}
 
 // End ends the stream with err; nil is OK.
-func (s *Stream) End(err error) { s.do(order{err: err, credential: ended}) }
-
-// ended marks an order that ends the stream.
-var ended = &vaultv1.Credential{}
+func (s *Stream) End(err error) { s.do(order{end: true, err: err}) }
 
 func (s *Stream) do(o order) {
 	select {
@@ -164,10 +170,10 @@ func (v *Vault) StreamCredentials(req *vaultv1.StreamCredentialsRequest, out grp
 	for {
 		select {
 		case o := <-s.orders:
-			if o.credential == ended {
+			if o.end {
 				return o.err
 			}
-			if err := out.Send(&vaultv1.StreamCredentialsResponse{Credential: o.credential}); err != nil {
+			if err := out.Send(o.message); err != nil {
 				return err
 			}
 		case <-ctx.Done():

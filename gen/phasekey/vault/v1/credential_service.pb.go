@@ -11,6 +11,7 @@ import (
 	_ "google.golang.org/genproto/googleapis/api/annotations"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	_ "phasekey.dev/gen/phasekey/options/v1"
 	v1 "phasekey.dev/gen/phasekey/type/v1"
 	reflect "reflect"
@@ -90,11 +91,15 @@ func (x *StreamCredentialsRequest) GetAudience() string {
 	return ""
 }
 
-// One delivery.
+// One delivery, or the wish that the reader go.
 type StreamCredentialsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Replaces what was sent before.
-	Credential    *Credential `protobuf:"bytes,1,opt,name=credential,proto3" json:"credential,omitempty"`
+	// Replaces what was sent before. Absent where leave_within is set, and nowhere else.
+	Credential *Credential `protobuf:"bytes,1,opt,name=credential,proto3" json:"credential,omitempty"`
+	// Set when this replica is about to stop, once on a stream: open another one after a time that is drawn evenly between nothing and this, at most a
+	// minute, and let go of this one when that has delivered. It is on a new connection, for this one is sent away (GOAWAY) at the same time. A
+	// stream that stays ends with UNAVAILABLE, DRAINING, some time after this.
+	LeaveWithin   *durationpb.Duration `protobuf:"bytes,2,opt,name=leave_within,json=leaveWithin,proto3" json:"leave_within,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -132,6 +137,13 @@ func (*StreamCredentialsResponse) Descriptor() ([]byte, []int) {
 func (x *StreamCredentialsResponse) GetCredential() *Credential {
 	if x != nil {
 		return x.Credential
+	}
+	return nil
+}
+
+func (x *StreamCredentialsResponse) GetLeaveWithin() *durationpb.Duration {
+	if x != nil {
+		return x.LeaveWithin
 	}
 	return nil
 }
@@ -435,16 +447,17 @@ var File_phasekey_vault_v1_credential_service_proto protoreflect.FileDescriptor
 
 const file_phasekey_vault_v1_credential_service_proto_rawDesc = "" +
 	"\n" +
-	"*phasekey/vault/v1/credential_service.proto\x12\x11phasekey.vault.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a!phasekey/options/v1/callers.proto\x1a\x1dphasekey/type/v1/access.proto\x1a\"phasekey/vault/v1/credential.proto\"\xa8\x02\n" +
+	"*phasekey/vault/v1/credential_service.proto\x12\x11phasekey.vault.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a!phasekey/options/v1/callers.proto\x1a\x1dphasekey/type/v1/access.proto\x1a\"phasekey/vault/v1/credential.proto\"\xa8\x02\n" +
 	"\x18StreamCredentialsRequest\x12A\n" +
 	"\vinstance_id\x18\x01 \x01(\tB \xe2A\x01\x02\xbaH\x19r\x172\x15^[A-Za-z0-9_-]{8,64}$R\n" +
 	"instanceId\x12D\n" +
 	"\bmaterial\x18\x02 \x01(\x0e2\x1a.phasekey.type.v1.MaterialB\f\xe2A\x01\x01\xbaH\x05\x82\x01\x02\x10\x01R\bmaterial\x12\x82\x01\n" +
-	"\baudience\x18\x03 \x01(\tBf\xe2A\x01\x01\xbaH_r]\x18\xc8\x012X^((https|api)://[A-Za-z0-9][A-Za-z0-9.-]*/?|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})?$R\baudience\"Z\n" +
+	"\baudience\x18\x03 \x01(\tBf\xe2A\x01\x01\xbaH_r]\x18\xc8\x012X^((https|api)://[A-Za-z0-9][A-Za-z0-9.-]*/?|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})?$R\baudience\"\x98\x01\n" +
 	"\x19StreamCredentialsResponse\x12=\n" +
 	"\n" +
 	"credential\x18\x01 \x01(\v2\x1d.phasekey.vault.v1.CredentialR\n" +
-	"credential\"\xa6\x02\n" +
+	"credential\x12<\n" +
+	"\fleave_within\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\vleaveWithin\"\xa6\x02\n" +
 	"\x16FetchCredentialRequest\x12A\n" +
 	"\vinstance_id\x18\x01 \x01(\tB \xe2A\x01\x02\xbaH\x19r\x172\x15^[A-Za-z0-9_-]{8,64}$R\n" +
 	"instanceId\x12D\n" +
@@ -497,25 +510,27 @@ var file_phasekey_vault_v1_credential_service_proto_goTypes = []any{
 	(*CloseLeaseResponse)(nil),            // 7: phasekey.vault.v1.CloseLeaseResponse
 	(v1.Material)(0),                      // 8: phasekey.type.v1.Material
 	(*Credential)(nil),                    // 9: phasekey.vault.v1.Credential
+	(*durationpb.Duration)(nil),           // 10: google.protobuf.Duration
 }
 var file_phasekey_vault_v1_credential_service_proto_depIdxs = []int32{
-	8, // 0: phasekey.vault.v1.StreamCredentialsRequest.material:type_name -> phasekey.type.v1.Material
-	9, // 1: phasekey.vault.v1.StreamCredentialsResponse.credential:type_name -> phasekey.vault.v1.Credential
-	8, // 2: phasekey.vault.v1.FetchCredentialRequest.material:type_name -> phasekey.type.v1.Material
-	9, // 3: phasekey.vault.v1.FetchCredentialResponse.credential:type_name -> phasekey.vault.v1.Credential
-	0, // 4: phasekey.vault.v1.CredentialService.StreamCredentials:input_type -> phasekey.vault.v1.StreamCredentialsRequest
-	2, // 5: phasekey.vault.v1.CredentialService.FetchCredential:input_type -> phasekey.vault.v1.FetchCredentialRequest
-	4, // 6: phasekey.vault.v1.CredentialService.AcknowledgeCredential:input_type -> phasekey.vault.v1.AcknowledgeCredentialRequest
-	6, // 7: phasekey.vault.v1.CredentialService.CloseLease:input_type -> phasekey.vault.v1.CloseLeaseRequest
-	1, // 8: phasekey.vault.v1.CredentialService.StreamCredentials:output_type -> phasekey.vault.v1.StreamCredentialsResponse
-	3, // 9: phasekey.vault.v1.CredentialService.FetchCredential:output_type -> phasekey.vault.v1.FetchCredentialResponse
-	5, // 10: phasekey.vault.v1.CredentialService.AcknowledgeCredential:output_type -> phasekey.vault.v1.AcknowledgeCredentialResponse
-	7, // 11: phasekey.vault.v1.CredentialService.CloseLease:output_type -> phasekey.vault.v1.CloseLeaseResponse
-	8, // [8:12] is the sub-list for method output_type
-	4, // [4:8] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	8,  // 0: phasekey.vault.v1.StreamCredentialsRequest.material:type_name -> phasekey.type.v1.Material
+	9,  // 1: phasekey.vault.v1.StreamCredentialsResponse.credential:type_name -> phasekey.vault.v1.Credential
+	10, // 2: phasekey.vault.v1.StreamCredentialsResponse.leave_within:type_name -> google.protobuf.Duration
+	8,  // 3: phasekey.vault.v1.FetchCredentialRequest.material:type_name -> phasekey.type.v1.Material
+	9,  // 4: phasekey.vault.v1.FetchCredentialResponse.credential:type_name -> phasekey.vault.v1.Credential
+	0,  // 5: phasekey.vault.v1.CredentialService.StreamCredentials:input_type -> phasekey.vault.v1.StreamCredentialsRequest
+	2,  // 6: phasekey.vault.v1.CredentialService.FetchCredential:input_type -> phasekey.vault.v1.FetchCredentialRequest
+	4,  // 7: phasekey.vault.v1.CredentialService.AcknowledgeCredential:input_type -> phasekey.vault.v1.AcknowledgeCredentialRequest
+	6,  // 8: phasekey.vault.v1.CredentialService.CloseLease:input_type -> phasekey.vault.v1.CloseLeaseRequest
+	1,  // 9: phasekey.vault.v1.CredentialService.StreamCredentials:output_type -> phasekey.vault.v1.StreamCredentialsResponse
+	3,  // 10: phasekey.vault.v1.CredentialService.FetchCredential:output_type -> phasekey.vault.v1.FetchCredentialResponse
+	5,  // 11: phasekey.vault.v1.CredentialService.AcknowledgeCredential:output_type -> phasekey.vault.v1.AcknowledgeCredentialResponse
+	7,  // 12: phasekey.vault.v1.CredentialService.CloseLease:output_type -> phasekey.vault.v1.CloseLeaseResponse
+	9,  // [9:13] is the sub-list for method output_type
+	5,  // [5:9] is the sub-list for method input_type
+	5,  // [5:5] is the sub-list for extension type_name
+	5,  // [5:5] is the sub-list for extension extendee
+	0,  // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_phasekey_vault_v1_credential_service_proto_init() }

@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	typev1 "phasekey.dev/gen/phasekey/type/v1"
@@ -96,6 +97,9 @@ func TestConformance_FindsMistakes(t *testing.T) {
 		"proxy-is-final":          {"proxy-403", "not-final"},
 		"nothing-is-final":        {"final-grant-revoked", "final-grant-unknown", "final-detached"},
 		"another-instance":        {"drain", "first-delivery"},
+		"leaves-too-early":        {"leave"},
+		"leaves-at-once":          {"leave-in-turn"},
+		"leaves-never":            {"leave"},
 		"one-instance-for-all":    {"new-instance", "first-delivery"},
 		"newest-by-arrival":       {"order"},
 		"expired-is-used":         {"expiry", "assertion-expiry"},
@@ -386,6 +390,17 @@ func (s *wrongStream) RecvMsg(m any) error {
 	}
 	resp, ok := m.(*vaultv1.StreamCredentialsResponse)
 	if !ok {
+		return nil
+	}
+	if resp.GetLeaveWithin() != nil {
+		switch s.mistake {
+		case "leaves-too-early":
+			return rpcerr.New(codes.Unavailable, rpcerr.ReasonDraining, "taken for the end")
+		case "leaves-at-once":
+			resp.LeaveWithin = durationpb.New(0)
+		case "leaves-never":
+			return s.RecvMsg(m)
+		}
 		return nil
 	}
 	switch s.mistake {

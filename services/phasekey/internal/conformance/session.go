@@ -22,6 +22,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	typev1 "phasekey.dev/gen/phasekey/type/v1"
@@ -318,6 +319,32 @@ func (s *session) hasSecret(n int64) {
 func (s *session) send(c *stream, credential *vaultv1.Credential) {
 	if s.err == nil {
 		c.do(order{credential: credential})
+	}
+}
+
+// leave asks the runner to open another stream within a time.
+func (s *session) leave(c *stream, within time.Duration) {
+	if s.err == nil {
+		c.do(order{leave: durationpb.New(within)})
+	}
+}
+
+// letsGo checks that the runner lets go of a stream once another one has delivered.
+func (s *session) letsGo(c *stream) {
+	if s.err != nil {
+		return
+	}
+	select {
+	case <-c.done:
+	case <-time.After(soon):
+		s.wrong("it did not let go of the old stream within %s of the new one's delivery", soon)
+	}
+}
+
+// stillHas checks that the runner has not let go of a stream before another one has delivered.
+func (s *session) stillHas(c *stream) {
+	if s.err == nil && !c.lives() {
+		s.wrong("it let go of the old stream before the new one had delivered")
 	}
 }
 

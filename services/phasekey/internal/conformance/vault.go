@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	errorv1 "phasekey.dev/gen/phasekey/error/v1"
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
@@ -33,9 +34,10 @@ type stream struct {
 	orders   chan order
 }
 
-// order is the next thing that a stream does: deliver a credential, or end.
+// order is the next thing that a stream does: deliver a credential, ask to be left, or end.
 type order struct {
 	credential *vaultv1.Credential
+	leave      *durationpb.Duration
 	end        bool
 	err        error
 }
@@ -289,7 +291,7 @@ func (v *vault) StreamCredentials(req *vaultv1.StreamCredentialsRequest, out grp
 			if o.end {
 				return o.err
 			}
-			if err := out.Send(&vaultv1.StreamCredentialsResponse{Credential: o.credential}); err != nil {
+			if err := out.Send(&vaultv1.StreamCredentialsResponse{Credential: o.credential, LeaveWithin: o.leave}); err != nil {
 				return err
 			}
 		case <-ctx.Done():

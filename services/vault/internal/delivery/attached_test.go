@@ -100,7 +100,7 @@ func (l *labelled) open(ctx context.Context, hub *delivery.Hub, phase grant.Phas
 		ended <- hub.Stream(ctx, delivery.Request{Token: token, InstanceID: "instance", Material: lease.AccessToken}, func(delivery.Delivery) error {
 			taken++
 			return nil
-		})
+		}, stays)
 	}()
 	synctest.Wait()
 	if taken != 1 {

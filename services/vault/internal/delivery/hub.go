@@ -18,6 +18,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -41,8 +42,12 @@ const (
 	// maxStreams is how many streams one runner instance may have: the one it reads, the one it opens before it lets go of
 	// that, and broken ones that nobody has noticed yet. Each costs a delivery, on record, at every change.
 	maxStreams = 4
-	// drainStep is how far apart streams are told to go, so that they do not all come back at once elsewhere.
+	// drainStep is how far apart streams go when the replica stops, so that they do not all come back at once elsewhere.
 	drainStep = 20 * time.Millisecond
+	// moveTime is what a runner has to be delivered to elsewhere, after the moment at which it asks.
+	moveTime = 2 * time.Second
+	// longestDrain is the time for all of that where there is no bound.
+	longestDrain = 2 * time.Minute
 )
 
 // database is what the hub needs of the store.
@@ -100,6 +105,10 @@ type Hub struct {
 	nudged     chan struct{}
 	deliveries *prometheus.CounterVec
 
+	// leaving is closed when this replica stops: each stream then asks its reader to leave, within leaveWithin, which is set before.
+	leaving     chan struct{}
+	leaveWithin time.Duration
+
 	mu       sync.Mutex
 	streams  map[*stream]struct{}
 	byLease  map[leaseKey][]*stream // those that were not told to go, the oldest first
@@ -132,6 +141,7 @@ func New(config Config) *Hub {
 		config:  config,
 		guard:   newGuard(),
 		nudged:  make(chan struct{}, 1),
+		leaving: make(chan struct{}),
 		streams: make(map[*stream]struct{}),
 		byLease: make(map[leaseKey][]*stream),
 		empty:   make(chan struct{}),
@@ -182,36 +192,54 @@ func (h *Hub) Nudge() {
 	}
 }
 
-// Drain tells all streams to go, one after another over part of the time that ctx leaves, refuses new ones, and returns
-// when all have left or ctx ends. It may be called for each of several listeners.
-func (h *Hub) Drain(ctx context.Context) {
+// Drain refuses new streams and has all leave by themselves, spread over half of the time that ctx leaves at most: each asks its reader to open another
+// one, which sendAway sees to it that another replica takes. Those that are still there a while later are told to go, one after another. It returns when
+// all have left or ctx ends. It may be called for each of several listeners.
+func (h *Hub) Drain(ctx context.Context, sendAway func()) {
+	left := longestDrain
+	if deadline, ok := ctx.Deadline(); ok {
+		left = min(left, max(0, time.Until(deadline)))
+	}
 	h.mu.Lock()
 	first := !h.draining
 	h.draining = true
-	var all []*stream
-	for s := range h.streams { // in random order
-		all = append(all, s)
-	}
-	if first && len(all) == 0 {
+	if n := len(h.streams); first && n == 0 {
 		close(h.empty)
+	} else if first {
+		h.leaveWithin = min(time.Duration(n)*drainStep, left/2)
+		close(h.leaving)
 	}
 	h.mu.Unlock()
 
+	sendAway()
 	if first {
-		step := drainStep
-		if deadline, ok := ctx.Deadline(); ok && len(all) > 0 {
-			step = min(step, time.Until(deadline)/2/time.Duration(len(all)))
-		}
-		for _, s := range all {
-			h.mu.Lock()
-			h.tell(s, ErrDraining)
-			h.mu.Unlock()
-			pause(ctx, step)
-		}
+		h.dismiss(ctx, left)
 	}
 	select {
 	case <-h.empty:
 	case <-ctx.Done():
+	}
+}
+
+// dismiss tells the streams to go that have not left by themselves.
+func (h *Hub) dismiss(ctx context.Context, left time.Duration) {
+	patience := time.NewTimer(h.leaveWithin + min(moveTime, left/4))
+	defer patience.Stop()
+	select {
+	case <-h.empty:
+		return
+	case <-patience.C:
+	case <-ctx.Done():
+		return
+	}
+	h.mu.Lock()
+	rest := slices.Collect(maps.Keys(h.streams)) // in random order
+	h.mu.Unlock()
+	for _, s := range rest {
+		h.mu.Lock()
+		h.tell(s, ErrDraining)
+		h.mu.Unlock()
+		pause(ctx, min(drainStep, left/8/time.Duration(len(rest))))
 	}
 }
 

@@ -306,6 +306,9 @@ func inBubble(t *testing.T, test func(w *world)) {
 	})
 }
 
+// stays is a reader that does not leave when it is asked to.
+func stays(time.Duration) error { return nil }
+
 // open opens the stream; it ends with ctx at the latest.
 func (w *world) open() context.CancelFunc {
 	ctx, cancel := context.WithCancel(w.t.Context())
@@ -321,7 +324,7 @@ func (w *world) open() context.CancelFunc {
 			defer w.mu.Unlock()
 			w.taken = append(w.taken, got{d, time.Since(w.began)})
 			return nil
-		})
+		}, stays)
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.err, w.ended, w.hasEnd = err, time.Since(w.began), true
@@ -796,7 +799,7 @@ func TestHub_AnInstanceHasFewStreams(t *testing.T) {
 			request := w.request
 			request.InstanceID = instance
 			group.Go(func() {
-				err := w.hub.Stream(ctx, request, func(delivery.Delivery) error { return nil })
+				err := w.hub.Stream(ctx, request, func(delivery.Delivery) error { return nil }, stays)
 				mu.Lock()
 				defer mu.Unlock()
 				ended[name] = err
@@ -834,59 +837,5 @@ func TestHub_AnInstanceHasFewStreams(t *testing.T) {
 		check("four again, after all have left")
 		cancel()
 		group.Wait()
-	})
-}
-
-func TestHub_DrainTellsAllAndTakesNone(t *testing.T) {
-	drains := func(w *world, streams int, within time.Duration) {
-		ended := make([]time.Duration, streams)
-		var group sync.WaitGroup
-		for i := range streams {
-			group.Go(func() {
-				request := w.request
-				request.InstanceID = fmt.Sprint("instance-", i)
-				if err := w.hub.Stream(w.t.Context(), request, func(delivery.Delivery) error { return nil }); !errors.Is(err, delivery.ErrDraining) {
-					t.Errorf("stream %d: %v", i, err)
-				}
-				ended[i] = time.Since(w.began)
-			})
-		}
-		w.after(time.Second)
-		ctx, cancel := context.WithTimeout(w.t.Context(), 5*time.Second)
-		defer cancel()
-		// Both listeners drain.
-		group.Go(func() { w.hub.Drain(ctx) })
-		w.hub.Drain(ctx)
-		group.Wait()
-		if took := time.Since(w.began) - time.Second; took > within {
-			t.Errorf("%d streams took %v", streams, took)
-		}
-		slices.Sort(ended)
-		if len(slices.Compact(ended)) < streams {
-			t.Errorf("ended at once: %v", ended)
-		}
-		defer w.open()()
-		w.end("afterwards", delivery.ErrDraining)
-	}
-	inBubble(t, func(w *world) { drains(w, 10, time.Second) })
-	// However many there are, half of the time is left to those who are slow to go.
-	inBubble(t, func(w *world) { drains(w, 250, 2500*time.Millisecond) })
-	inBubble(t, func(w *world) {
-		w.hub.Drain(w.t.Context()) // returns although there is no deadline: nothing is to be waited for
-	})
-}
-
-func TestHub_DrainDoesNotWaitForEver(t *testing.T) {
-	inBubble(t, func(w *world) {
-		w.block = make(chan struct{})
-		defer w.open()()
-		defer close(w.block)
-		w.after(0)
-		ctx, cancel := context.WithTimeout(w.t.Context(), 3*time.Second)
-		defer cancel()
-		w.hub.Drain(ctx)
-		if took := time.Since(w.began); took != 3*time.Second {
-			t.Errorf("took %v", took)
-		}
 	})
 }

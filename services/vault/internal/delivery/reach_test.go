@@ -201,7 +201,7 @@ func (r *reach) listen(ctx context.Context, running *sync.WaitGroup, at int, gra
 		err := r.replicas[at].hub.Stream(ctx, delivery.Request{Token: token, InstanceID: instance, Material: lease.AccessToken}, func(d delivery.Delivery) error {
 			l.note(func() { l.reasons = append(l.reasons, d.Reason) })
 			return nil
-		})
+		}, stays)
 		l.note(func() { l.err = err })
 	})
 	synctest.Wait()

@@ -74,13 +74,14 @@ func (held *holding) retry(now time.Time) {
 
 // Stream sends a credential at once, and a newer one whenever something changed or the last one gets old, until the grant
 // ends, the entitlement is lost, the replica drains or ctx ends; the error says which and is never nil. send may block: what
-// happens meanwhile is seen afterwards.
+// happens meanwhile is seen afterwards. leave asks the reader, once, to read from another replica instead, and to begin with that within a time: this one
+// drains, and ends the stream later if the reader does not.
 //
 // A client secret is sent anew when another version is ACTIVE, or the grant was extended; the lease holds each that it was sent.
 //
 // Errors: those of grant and lease that are final, and the others of grant, lease, issuer and this package; a
 // sqldb.ErrUnavailable.
-func (h *Hub) Stream(ctx context.Context, r Request, send func(Delivery) error) error {
+func (h *Hub) Stream(ctx context.Context, r Request, send func(Delivery) error, leave func(within time.Duration) error) error {
 	var s *stream
 	defer func() {
 		if s != nil {
@@ -96,8 +97,14 @@ func (h *Hub) Stream(ctx context.Context, r Request, send func(Delivery) error) 
 		held, err = h.begin(ctx, r, s, send)
 		return err
 	})
+	leaving := h.leaving
 	for err == nil {
-		if err = s.wait(ctx, held); err == nil {
+		err = s.wait(ctx, held, leaving)
+		switch {
+		case errors.Is(err, errLeaving):
+			leaving = nil
+			err = caught.Apart(func() error { return leave(h.leaveWithin) })
+		case err == nil:
 			err = caught.Apart(func() (err error) {
 				held, err = h.look(ctx, r, s, held, send)
 				return err
@@ -250,8 +257,12 @@ func (h *Hub) look(ctx context.Context, r Request, s *stream, held *holding, sen
 	return held, nil
 }
 
-// wait returns nil when it is time to look: something changed, what is held gets old, or the grant's end has come.
-func (s *stream) wait(ctx context.Context, held *holding) error {
+// errLeaving is why wait returns when the reader is to be asked to leave.
+var errLeaving = errors.New("replica is about to stop")
+
+// wait returns nil when it is time to look: something changed, what is held gets old, or the grant's end has come. It returns errLeaving when leaving is
+// closed.
+func (s *stream) wait(ctx context.Context, held *holding, leaving <-chan struct{}) error {
 	at := held.renewTime
 	if held.end.Before(at) {
 		at = held.end
@@ -263,6 +274,8 @@ func (s *stream) wait(ctx context.Context, held *holding) error {
 		return nil
 	case <-t.C:
 		return nil
+	case <-leaving:
+		return errLeaving
 	case <-s.end:
 		return s.why
 	case <-ctx.Done():

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	typev1 "phasekey.dev/gen/phasekey/type/v1"
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
@@ -30,6 +32,8 @@ func (s credentialService) StreamCredentials(req *vaultv1.StreamCredentialsReque
 	}
 	return statusOf(s.hub.Stream(stream.Context(), r, func(d delivery.Delivery) error {
 		return stream.Send(&vaultv1.StreamCredentialsResponse{Credential: messageOfDelivery(d)})
+	}, func(within time.Duration) error {
+		return stream.Send(&vaultv1.StreamCredentialsResponse{LeaveWithin: durationpb.New(within)})
 	}))
 }
 

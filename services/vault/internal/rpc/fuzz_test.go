@@ -38,7 +38,7 @@ func (h *gotHub) Fetch(_ context.Context, r delivery.Request) (delivery.Delivery
 	return delivery.Delivery{}, grant.ErrUnknown
 }
 
-func (h *gotHub) Stream(_ context.Context, r delivery.Request, _ func(delivery.Delivery) error) error {
+func (h *gotHub) Stream(_ context.Context, r delivery.Request, _ func(delivery.Delivery) error, _ func(time.Duration) error) error {
 	h.got = &r
 	return grant.ErrUnknown
 }

@@ -58,7 +58,7 @@ type accountStore interface {
 // hub delivers; see delivery.Hub.
 type hub interface {
 	Streams(account string) int
-	Stream(ctx context.Context, r delivery.Request, send func(delivery.Delivery) error) error
+	Stream(ctx context.Context, r delivery.Request, send func(delivery.Delivery) error, leave func(within time.Duration) error) error
 	Fetch(ctx context.Context, r delivery.Request) (delivery.Delivery, error)
 	Acknowledge(ctx context.Context, r delivery.Request, generation int64) (released []int64, err error)
 	CloseLease(ctx context.Context, r delivery.Request) error

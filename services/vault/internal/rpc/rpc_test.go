@@ -699,6 +699,7 @@ func TestCredentials_CloseLeaseOfAnEndedGrant(t *testing.T) {
 type reader struct {
 	mu    sync.Mutex
 	taken []*vaultv1.Credential
+	asked []time.Duration // within what it was to leave
 	err   error
 }
 
@@ -723,7 +724,11 @@ func (v *vault) stream(ctx context.Context, req *vaultv1.StreamCredentialsReques
 				r.mu.Unlock()
 				return
 			}
-			r.taken = append(r.taken, resp.GetCredential())
+			if within := resp.GetLeaveWithin(); within != nil {
+				r.asked = append(r.asked, within.AsDuration())
+			} else {
+				r.taken = append(r.taken, resp.GetCredential())
+			}
 			r.mu.Unlock()
 		}
 	}()
@@ -736,6 +741,9 @@ func (r *reader) state() (reasons []string, err error) {
 	defer r.mu.Unlock()
 	for _, c := range r.taken {
 		reasons = append(reasons, strings.TrimPrefix(c.GetReason().String(), "REASON_"))
+	}
+	for _, within := range r.asked {
+		reasons = append(reasons, fmt.Sprint("leave within ", within))
 	}
 	return reasons, r.err
 }
@@ -780,7 +788,7 @@ func TestCredentials_Stream(t *testing.T) {
 			if err := v.runners.Stop(); err != nil {
 				v.t.Error(err)
 			}
-		}, taken: []string{"INITIAL"}, code: codes.Unavailable, reason: "DRAINING", audit: []string{created, opened, sent}},
+		}, taken: []string{"INITIAL", "leave within 20ms"}, code: codes.Unavailable, reason: "DRAINING", audit: []string{created, opened, sent}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			inBubble(t, func(v *vault) {
@@ -867,7 +875,7 @@ func TestAccess_ProbeConsent(t *testing.T) {
 // brokenHub ends every call with an error.
 type brokenHub struct{ err error }
 
-func (h brokenHub) Stream(context.Context, delivery.Request, func(delivery.Delivery) error) error {
+func (h brokenHub) Stream(context.Context, delivery.Request, func(delivery.Delivery) error, func(time.Duration) error) error {
 	return h.err
 }
 

@@ -193,7 +193,7 @@ func (j *job) stream(ctx context.Context) (final bool) {
 			j.use(ctx, j.held)
 			sleep(handling, reads)
 			return nil
-		})
+		}, func(time.Duration) error { return nil })
 	}()
 	var err error
 	select {
