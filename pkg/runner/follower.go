@@ -187,7 +187,7 @@ func (f *follower) follow(ctx context.Context, cancel context.CancelCauseFunc, i
 			return err
 		}
 		silent.Stop()
-		e := event{stream: id, message: m.GetCredential(), leave: m.GetLeaveWithin()}
+		e := event{stream: id, message: m.GetCredential(), leave: m.GetLeaveWindow()}
 		if e.message == nil {
 			e.message = &vaultv1.Credential{}
 		}

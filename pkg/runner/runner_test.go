@@ -773,6 +773,34 @@ func TestRunner_OpensTheNewStreamBeforeLettingGoOfTheOld(t *testing.T) {
 	})
 }
 
+// Each of many vaults that stop one after another asks to be left within ten seconds: thousands of runners that were asked at one moment come spread over them.
+func TestRunner_LeavesAtAMomentOfItsOwn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const (
+			rounds = 40
+			window = 10 * time.Second
+		)
+		w := newWorld(t)
+		defer w.stop()
+		w.walk([]step{accept(), send(1)})
+		var early, late int
+		for n := range int64(rounds) {
+			w.walk([]step{pass(time.Minute), leave(window)})
+			asked := time.Now()
+			w.walk([]step{within(window), send(n + 2), oldIsGone(true)})
+			if time.Since(asked) < window/2 {
+				early++
+			} else {
+				late++
+			}
+		}
+		// Evenly drawn, either is as rare as this once in ten thousand times.
+		if early < 8 || late < 8 {
+			t.Errorf("of %d times it came in the first half %d times, in the second %d times", rounds, early, late)
+		}
+	})
+}
+
 // Servers that all want the runner to leave as soon as they have delivered: each stream lives on, so none ends with an error.
 func TestRunner_ServersThatAllSendItAwayAreNotHammered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -63,7 +63,7 @@ func (s *Stream) Send(c *vaultv1.Credential) {
 
 // Leave asks the runner to open another stream within a time. It gives up as Send does.
 func (s *Stream) Leave(within time.Duration) {
-	s.do(order{message: &vaultv1.StreamCredentialsResponse{LeaveWithin: durationpb.New(within)}})
+	s.do(order{message: &vaultv1.StreamCredentialsResponse{LeaveWindow: durationpb.New(within)}})
 }
 
 // End ends the stream with err; nil is OK.

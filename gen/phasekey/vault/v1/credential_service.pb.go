@@ -94,12 +94,12 @@ func (x *StreamCredentialsRequest) GetAudience() string {
 // One delivery, or the wish that the reader go.
 type StreamCredentialsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Replaces what was sent before. Absent where leave_within is set, and nowhere else.
+	// Replaces what was sent before. Absent where leave_window is set, and nowhere else.
 	Credential *Credential `protobuf:"bytes,1,opt,name=credential,proto3" json:"credential,omitempty"`
 	// Set when this replica is about to stop, once on a stream: open another one after a time that is drawn evenly between nothing and this, at most a
 	// minute, and let go of this one when that has delivered. It is on a new connection, for this one is sent away (GOAWAY) at the same time. A
 	// stream that stays ends with UNAVAILABLE, DRAINING, some time after this.
-	LeaveWithin   *durationpb.Duration `protobuf:"bytes,2,opt,name=leave_within,json=leaveWithin,proto3" json:"leave_within,omitempty"`
+	LeaveWindow   *durationpb.Duration `protobuf:"bytes,2,opt,name=leave_window,json=leaveWindow,proto3" json:"leave_window,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -141,9 +141,9 @@ func (x *StreamCredentialsResponse) GetCredential() *Credential {
 	return nil
 }
 
-func (x *StreamCredentialsResponse) GetLeaveWithin() *durationpb.Duration {
+func (x *StreamCredentialsResponse) GetLeaveWindow() *durationpb.Duration {
 	if x != nil {
-		return x.LeaveWithin
+		return x.LeaveWindow
 	}
 	return nil
 }
@@ -457,7 +457,7 @@ const file_phasekey_vault_v1_credential_service_proto_rawDesc = "" +
 	"\n" +
 	"credential\x18\x01 \x01(\v2\x1d.phasekey.vault.v1.CredentialR\n" +
 	"credential\x12<\n" +
-	"\fleave_within\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\vleaveWithin\"\xa6\x02\n" +
+	"\fleave_window\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\vleaveWindow\"\xa6\x02\n" +
 	"\x16FetchCredentialRequest\x12A\n" +
 	"\vinstance_id\x18\x01 \x01(\tB \xe2A\x01\x02\xbaH\x19r\x172\x15^[A-Za-z0-9_-]{8,64}$R\n" +
 	"instanceId\x12D\n" +
@@ -515,7 +515,7 @@ var file_phasekey_vault_v1_credential_service_proto_goTypes = []any{
 var file_phasekey_vault_v1_credential_service_proto_depIdxs = []int32{
 	8,  // 0: phasekey.vault.v1.StreamCredentialsRequest.material:type_name -> phasekey.type.v1.Material
 	9,  // 1: phasekey.vault.v1.StreamCredentialsResponse.credential:type_name -> phasekey.vault.v1.Credential
-	10, // 2: phasekey.vault.v1.StreamCredentialsResponse.leave_within:type_name -> google.protobuf.Duration
+	10, // 2: phasekey.vault.v1.StreamCredentialsResponse.leave_window:type_name -> google.protobuf.Duration
 	8,  // 3: phasekey.vault.v1.FetchCredentialRequest.material:type_name -> phasekey.type.v1.Material
 	9,  // 4: phasekey.vault.v1.FetchCredentialResponse.credential:type_name -> phasekey.vault.v1.Credential
 	0,  // 5: phasekey.vault.v1.CredentialService.StreamCredentials:input_type -> phasekey.vault.v1.StreamCredentialsRequest

@@ -392,12 +392,12 @@ func (s *wrongStream) RecvMsg(m any) error {
 	if !ok {
 		return nil
 	}
-	if resp.GetLeaveWithin() != nil {
+	if resp.GetLeaveWindow() != nil {
 		switch s.mistake {
 		case "leaves-too-early":
 			return rpcerr.New(codes.Unavailable, rpcerr.ReasonDraining, "taken for the end")
 		case "leaves-at-once":
-			resp.LeaveWithin = durationpb.New(0)
+			resp.LeaveWindow = durationpb.New(0)
 		case "leaves-never":
 			return s.RecvMsg(m)
 		}

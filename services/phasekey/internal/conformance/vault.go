@@ -291,7 +291,7 @@ func (v *vault) StreamCredentials(req *vaultv1.StreamCredentialsRequest, out grp
 			if o.end {
 				return o.err
 			}
-			if err := out.Send(&vaultv1.StreamCredentialsResponse{Credential: o.credential, LeaveWithin: o.leave}); err != nil {
+			if err := out.Send(&vaultv1.StreamCredentialsResponse{Credential: o.credential, LeaveWindow: o.leave}); err != nil {
 				return err
 			}
 		case <-ctx.Done():

@@ -105,9 +105,9 @@ type Hub struct {
 	nudged     chan struct{}
 	deliveries *prometheus.CounterVec
 
-	// leaving is closed when this replica stops: each stream then asks its reader to leave, within leaveWithin, which is set before.
+	// leaving is closed when this replica stops: each stream then asks its reader to leave, within leaveWindow, which is set before.
 	leaving     chan struct{}
-	leaveWithin time.Duration
+	leaveWindow time.Duration
 
 	mu       sync.Mutex
 	streams  map[*stream]struct{}
@@ -206,7 +206,7 @@ func (h *Hub) Drain(ctx context.Context, sendAway func()) {
 	if n := len(h.streams); first && n == 0 {
 		close(h.empty)
 	} else if first {
-		h.leaveWithin = min(time.Duration(n)*drainStep, left/2)
+		h.leaveWindow = min(time.Duration(n)*drainStep, left/2)
 		close(h.leaving)
 	}
 	h.mu.Unlock()
@@ -223,7 +223,7 @@ func (h *Hub) Drain(ctx context.Context, sendAway func()) {
 
 // dismiss tells the streams to go that have not left by themselves.
 func (h *Hub) dismiss(ctx context.Context, left time.Duration) {
-	patience := time.NewTimer(h.leaveWithin + min(moveTime, left/4))
+	patience := time.NewTimer(h.leaveWindow + min(moveTime, left/4))
 	defer patience.Stop()
 	select {
 	case <-h.empty:

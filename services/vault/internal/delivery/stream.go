@@ -103,7 +103,7 @@ func (h *Hub) Stream(ctx context.Context, r Request, send func(Delivery) error, 
 		switch {
 		case errors.Is(err, errLeaving):
 			leaving = nil
-			err = caught.Apart(func() error { return leave(h.leaveWithin) })
+			err = caught.Apart(func() error { return leave(h.leaveWindow) })
 		case err == nil:
 			err = caught.Apart(func() (err error) {
 				held, err = h.look(ctx, r, s, held, send)

@@ -33,7 +33,7 @@ func (s credentialService) StreamCredentials(req *vaultv1.StreamCredentialsReque
 	return statusOf(s.hub.Stream(stream.Context(), r, func(d delivery.Delivery) error {
 		return stream.Send(&vaultv1.StreamCredentialsResponse{Credential: messageOfDelivery(d)})
 	}, func(within time.Duration) error {
-		return stream.Send(&vaultv1.StreamCredentialsResponse{LeaveWithin: durationpb.New(within)})
+		return stream.Send(&vaultv1.StreamCredentialsResponse{LeaveWindow: durationpb.New(within)})
 	}))
 }
 

@@ -724,7 +724,7 @@ func (v *vault) stream(ctx context.Context, req *vaultv1.StreamCredentialsReques
 				r.mu.Unlock()
 				return
 			}
-			if within := resp.GetLeaveWithin(); within != nil {
+			if within := resp.GetLeaveWindow(); within != nil {
 				r.asked = append(r.asked, within.AsDuration())
 			} else {
 				r.taken = append(r.taken, resp.GetCredential())
