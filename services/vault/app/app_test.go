@@ -391,6 +391,9 @@ func TestApp_FromTheRegistryToTheRunner(t *testing.T) {
 	if took := time.Since(began); took > p.config.Drain+time.Second {
 		t.Errorf("stopping took %s", took)
 	}
+	if asked, err := stream.Recv(); err != nil || asked.GetCredential() != nil || asked.GetLeaveWindow().AsDuration() <= 0 {
+		t.Errorf("it was not asked to leave: %v", err)
+	}
 	if _, err := stream.Recv(); status.Code(err) != codes.Unavailable || rpcerr.Reason(err) != "DRAINING" {
 		t.Errorf("the stream ended with %v", err)
 	}
