@@ -109,12 +109,17 @@ func (l *Link) client(r *Redis) redis.UniversalClient {
 		ReadTimeout:              timeout,
 		WriteTimeout:             timeout,
 		PoolTimeout:              timeout,
+		PoolSize:                 poolSize,
 		DialerRetries:            1,
 		MaxRetries:               -1,
 		ContextTimeoutEnabled:    true,
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 	})
 }
+
+// poolSize is more than any test has use for: whoever has to wait for a connection does so by a timer of go-redis' that others had before, and ends the
+// process if those were in another bubble.
+const poolSize = 1000
 
 // Forget deletes everything, on every server that has something.
 func (l *Link) Forget(ctx context.Context) error {
