@@ -94,6 +94,15 @@ func TestDecide(t *testing.T) {
 				t.Errorf("it ends at %s, want three periods later", end)
 			}
 		}},
+		{name: "the end of what cannot be replaced is not missed", want: "wait", facts: func() credential.Facts {
+			f := facts(version("a", 1, credential.Active, func(v *credential.Version) { v.EndTime = epoch.Add(10 * time.Minute) }))
+			f.Application.AddRefusal, f.Application.AddNextTime = "PolicyForbids", epoch.Add(30*time.Minute)
+			return f
+		}, check: func(t *testing.T, a credential.Action) {
+			if w := a.(credential.Wait); !w.Until.Equal(epoch.Add(10 * time.Minute)) {
+				t.Errorf("waits until %s, and the credential has ended before", w.Until)
+			}
+		}},
 		{name: "writes to one application are spaced", want: "wait", facts: func() credential.Facts {
 			f := facts()
 			f.Application.WriteTime = ago(timing.WriteSpacing - time.Second)

@@ -185,6 +185,9 @@ func Decide(now time.Time, facts Facts, t Timing) Action {
 // wait ends a plan that has nothing to do now. Times are stored in microseconds: rounded up, so that what is due by the store is
 // due here too.
 func (p *plan) wait() Wait {
+	if active, ok := p.facts.ByState(Active); ok {
+		p.due(active.EndTime) // what is said of it changes then
+	}
 	until := p.until
 	if !until.IsZero() {
 		until = until.Add(time.Microsecond - 1).Truncate(time.Microsecond)
