@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"net"
 	"os"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,8 +17,8 @@ import (
 )
 
 // listening is a simulator without lag that serves TLS on loopback, and how a Directory of it is configured: by its URL and
-// its CA alone.
-func listening(t *testing.T) (*entrasim.Simulator, entra.Config) {
+// its CA alone. The number is that of the connections that were made to it.
+func listening(t *testing.T) (*entrasim.Simulator, entra.Config, *atomic.Int64) {
 	t.Helper()
 	ca, err := devca.Open(t.TempDir(), time.Now())
 	if err != nil {
@@ -47,8 +48,9 @@ func listening(t *testing.T) (*entrasim.Simulator, entra.Config) {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
+	accepting := &accepting{Listener: listener}
 	go func() {
-		done <- sim.Run(ctx, listener, &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}})
+		done <- sim.Run(ctx, accepting, &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}})
 	}()
 	t.Cleanup(func() {
 		stop()
@@ -71,16 +73,27 @@ func listening(t *testing.T) (*entrasim.Simulator, entra.Config) {
 	return sim, entra.Config{
 		Login: here, Graph: here, ResourceManager: here, RootCAs: roots,
 		HomeTenantID: home.ID, ClientID: platform.ClientID, Credential: entra.Credential{SecretFile: file(t, platform.ClientSecret)},
-	}
+	}, &accepting.made
 }
 
-// TestNetwork_FromTokenToApplication is the SDKs on connections of the package's own, as in production.
-func TestNetwork_FromTokenToApplication(t *testing.T) {
-	sim, config := listening(t)
-	dir, err := entra.New(config)
-	if err != nil {
-		t.Fatal(err)
+// accepting is a listener that counts.
+type accepting struct {
+	net.Listener
+
+	made atomic.Int64
+}
+
+func (a *accepting) Accept() (net.Conn, error) {
+	c, err := a.Listener.Accept()
+	if err == nil {
+		a.made.Add(1)
 	}
+	return c, err
+}
+
+// consented is an application with a secret, to which a customer's tenant has consented.
+func consented(t *testing.T, sim *entrasim.Simulator, dir *entra.Directory) (directory.Application, directory.Password, directory.TokenRequest) {
+	t.Helper()
 	app, err := dir.EnsureApplication(t.Context(), spec)
 	if err != nil {
 		t.Fatal(err)
@@ -88,16 +101,6 @@ func TestNetwork_FromTokenToApplication(t *testing.T) {
 	made, text, err := dir.AddPassword(t.Context(), app.ObjectID, "intent-1", time.Now().Add(72*time.Hour))
 	if err != nil {
 		t.Fatal(err)
-	}
-	if key, err := sim.SecretKey(app.ClientID, text.Expose()); err != nil || key != made.KeyID {
-		t.Errorf("the password has the key ID %q, and Entra calls it %q (%v)", made.KeyID, key, err)
-	}
-	found, err := dir.FindApplication(t.Context(), spec.UniqueName)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if found.ClientID != app.ClientID || len(found.Passwords) != 1 || found.Passwords[0].KeyID != made.KeyID {
-		t.Errorf("found %+v", found)
 	}
 	customer, err := sim.CreateTenant(entrasim.NewTenant{DisplayName: "Customer"})
 	if err != nil {
@@ -107,11 +110,60 @@ func TestNetwork_FromTokenToApplication(t *testing.T) {
 		t.Fatal(err)
 	}
 	world{sim: sim, customer: customer.ID}.consent(t, app)
-	principal, err := sim.Principal(customer.ID, app.ClientID)
+	return app, made, directory.TokenRequest{TenantID: customer.ID, ClientID: app.ClientID, Secret: text, Audience: dir.ResourceManager()}
+}
+
+// TestNetwork_EachTokenIsAskedForAnew: a proof says something of all of Entra only if it is not always the same replica that answers, and none of it
+// comes from a cache.
+func TestNetwork_EachTokenIsAskedForAnew(t *testing.T) {
+	sim, config, connections := listening(t)
+	dir, err := entra.New(config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	token, err := dir.Token(t.Context(), directory.TokenRequest{TenantID: customer.ID, ClientID: app.ClientID, Secret: text, Audience: dir.ResourceManager()})
+	_, _, request := consented(t, sim, dir)
+	asked := func(q entrasim.Query) int64 {
+		q.Kinds, q.Plane, q.Tenant = []string{entrasim.KindRequest}, entrasim.PlaneLogin, request.TenantID
+		return int64(len(sim.Journal(q)))
+	}
+	earlier, requests := connections.Load(), asked(entrasim.Query{})
+	const tokens = 8
+	for range tokens {
+		if _, err := dir.Token(t.Context(), request); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := asked(entrasim.Query{Operation: "login.token"}); n != tokens {
+		t.Errorf("the token service was asked for %d of %d tokens", n, tokens)
+	}
+	if made, sent := connections.Load()-earlier, asked(entrasim.Query{})-requests; made != sent {
+		t.Errorf("%d requests came over %d connections", sent, made)
+	}
+}
+
+// TestNetwork_FromTokenToApplication is the SDKs on connections of the package's own, as in production.
+func TestNetwork_FromTokenToApplication(t *testing.T) {
+	sim, config, _ := listening(t)
+	dir, err := entra.New(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	app, made, request := consented(t, sim, dir)
+	if key, err := sim.SecretKey(app.ClientID, request.Secret.Expose()); err != nil || key != made.KeyID {
+		t.Errorf("the password has the key ID %q, and Entra calls it %q (%v)", made.KeyID, key, err)
+	}
+	found, err := dir.FindApplication(t.Context(), spec.UniqueName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if found.ClientID != app.ClientID || len(found.Passwords) != 1 || found.Passwords[0].KeyID != made.KeyID {
+		t.Errorf("found %+v", found)
+	}
+	principal, err := sim.Principal(request.TenantID, app.ClientID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := dir.Token(t.Context(), request)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -127,7 +179,7 @@ func TestNetwork_FromTokenToApplication(t *testing.T) {
 }
 
 func TestNetwork_Refusals(t *testing.T) {
-	_, config := listening(t)
+	_, config, _ := listening(t)
 	for _, test := range []struct {
 		name string
 		edit func(*entra.Config)
