@@ -43,6 +43,47 @@ var mistakes = []mistake{
 		test: year(), says: "I2:",
 	},
 	{
+		name: "a refusal does not begin the proofs anew",
+		file: vault + "credential/outcome.go",
+		from: `	v.Refusals++
+	v.Proofs = 0
+`,
+		to: `	v.Refusals++
+`,
+		test: year(), says: "I2:",
+	},
+	{
+		name: "proofs follow each other at once",
+		file: vault + "credential/decide.go",
+		from: `	spacing := p.t.ProofSpacing
+	if v.Refusals > 0 {
+		spacing = p.patience(v.PropagateTime, v.ProbeTime)`,
+		to: `	spacing := time.Duration(0)
+	if v.Refusals > 0 {
+		spacing = p.patience(v.PropagateTime, v.ProbeTime)`,
+		test: year(), says: "I2:",
+	},
+	{
+		name: "requests for a token share a connection",
+		file: vault + "entra/directory.go",
+		from: `DisableKeepAlives:     fresh,`,
+		to:   `DisableKeepAlives:     false,`,
+		test: []string{"./services/vault/internal/entra", "-run=TestNetwork"},
+	},
+	{
+		name: "consent that is lost is told with what is due next",
+		file: vault + "rotation/turn.go",
+		from: `		return sooner(next, now.Add(reportRetry)), over
+	}
+	return now, false
+`,
+		to: `		return sooner(next, now.Add(reportRetry)), over
+	}
+	return next, over
+`,
+		test: year(), says: "and nobody says so",
+	},
+	{
 		name: "a version is promoted before all of Entra knows it",
 		file: vault + "credential/decide.go",
 		from: `		return v.AddTime.Add(p.t.Settling)

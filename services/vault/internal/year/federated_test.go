@@ -209,15 +209,13 @@ type federation struct {
 	// known are the spans in which Entra knew a signing key, the last without an end where it does; dropped is when somebody said that it is in other hands.
 	known   map[string][]span
 	dropped map[string]time.Time
-	// granted are the times of token requests by assertions that were granted, by client ID and key.
-	granted map[string][]time.Time
 }
 
 // trust is what Entra made of a federated credential: from when on, and until when, every replica of the token service goes by it.
 type trust struct{ from, to time.Time }
 
 func newFederation() federation {
-	return federation{trusts: map[string]map[string]*trust{}, known: map[string][]span{}, dropped: map[string]time.Time{}, granted: map[string][]time.Time{}}
+	return federation{trusts: map[string]map[string]*trust{}, known: map[string][]span{}, dropped: map[string]time.Time{}}
 }
 
 // followTrust takes in that a federated credential came or went. The lock is held.
@@ -290,41 +288,6 @@ func keyOf(assertion string) string {
 		return ""
 	}
 	return header.Key
-}
-
-// shown reads of a token request whose assertion it shows, and by which key; nothing when it shows none. It returns the request with its body unread.
-func shown(request *http.Request) (_ *http.Request, application, key string, err error) {
-	if !strings.HasSuffix(request.URL.Path, "/token") {
-		return request, "", "", nil
-	}
-	body, err := io.ReadAll(request.Body)
-	if err != nil {
-		return nil, "", "", err
-	}
-	request = request.Clone(request.Context())
-	request.Body = io.NopCloser(strings.NewReader(string(body)))
-	form, err := url.ParseQuery(string(body))
-	if err != nil || !form.Has("client_assertion") {
-		return request, "", "", err
-	}
-	return request, form.Get("client_id"), keyOf(form.Get("client_assertion")), nil
-}
-
-// assertionGranted takes in that a token was issued for an assertion.
-func (j *judge) assertionGranted(application, key string) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.granted[application+" "+key] = append(j.granted[application+" "+key], time.Now())
-}
-
-// proofs is how many token requests by a version of the application were granted. The lock is held.
-func (j *judge) proofs(application string, v row) int {
-	if v.signingKey == "" {
-		return j.secrets[v.keyID].grants
-	}
-	all := j.granted[application+" "+v.signingKey]
-	n, _ := slices.BinarySearchFunc(all, v.add, time.Time.Compare)
-	return len(all) - n
 }
 
 // stood are the spans in which an application had both of its federated credentials, everywhere. The lock is held.

@@ -43,6 +43,14 @@ type judge struct {
 	removed map[string]bool
 	// rotated are the numbers of the newest versions that others have taken the place of, by integration UID.
 	rotated map[string]int64
+	// keys are the key IDs of secrets by their texts; answers are what masters were told about each credential, hearings about each application.
+	keys     map[string]string
+	answers  map[shown][]answer
+	hearings map[string]*hearing
+	// unready is when a credential was last said not to be, by integration UID.
+	unready map[string]time.Time
+	// watches are those that look whether something comes in time.
+	watches sync.WaitGroup
 	// purged are the applications that Entra has deleted for good, by client ID.
 	purged map[string]bool
 }
@@ -79,6 +87,7 @@ func newJudge(w *world) *judge {
 		w: w, federation: newFederation(), masters: newMasterships(), counts: map[string]int{}, kills: map[string]int{}, secrets: map[string]*secretLife{},
 		present: map[string]map[string]*secretLife{}, consents: map[string][]turn{}, compromises: map[string][]compromise{},
 		rotated: map[string]int64{}, left: map[string]time.Time{}, removed: map[string]bool{}, purged: map[string]bool{},
+		keys: map[string]string{}, answers: map[shown][]answer{}, hearings: map[string]*hearing{}, unready: map[string]time.Time{},
 	}
 }
 
@@ -150,11 +159,17 @@ func (j *judge) overhear(body []byte) {
 		return
 	}
 	var answer struct {
+		KeyID       string `json:"keyId"`
 		SecretText  string `json:"secretText"`
 		AccessToken string `json:"access_token"`
 	}
 	if json.Unmarshal(body, &answer) != nil {
 		return
+	}
+	if answer.SecretText != "" {
+		j.mu.Lock()
+		j.keys[answer.SecretText] = answer.KeyID
+		j.mu.Unlock()
 	}
 	for _, text := range []string{answer.SecretText, answer.AccessToken} {
 		if text != "" {
@@ -269,7 +284,7 @@ func (j *judge) receive(ctx context.Context, b *job, d delivery.Delivery) {
 		j.w.fail("I2: %s was given version %d of %s, of which Entra knows nothing", b.name, d.Version, b.integration.Name)
 		return
 	case j.proofs(d.ClientID, v) < j.w.timing.Proofs:
-		j.w.fail("I2: %s was given version %d of %s after %d proofs", b.name, d.Version, b.integration.Name, j.proofs(d.ClientID, v))
+		j.w.fail("I2: %s was given version %d of %s after %d proofs in a row", b.name, d.Version, b.integration.Name, j.proofs(d.ClientID, v))
 	case now.Before(v.add.Add(j.w.timing.Settling)) && j.replacesWorking(d.ClientID, all, v):
 		j.w.fail("I2: %s was given version %d of %s %s after it was made", b.name, d.Version, b.integration.Name, now.Sub(v.add))
 	}

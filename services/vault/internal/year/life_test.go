@@ -309,7 +309,7 @@ func (l *life) RoundTrip(request *http.Request) (*http.Response, error) {
 	if err := l.pass(waits); err != nil {
 		return nil, err
 	}
-	request, application, key, err := shown(request)
+	request, what, err := l.r.w.judge.showing(request)
 	if err != nil {
 		return nil, err
 	}
@@ -330,6 +330,7 @@ func (l *life) RoundTrip(request *http.Request) (*http.Response, error) {
 		}
 		request = request.WithContext(context.WithoutCancel(request.Context()))
 	}
+	sent := time.Now()
 	response, err := l.r.w.sim.Transport().RoundTrip(request)
 	if err != nil {
 		return nil, err
@@ -339,14 +340,17 @@ func (l *life) RoundTrip(request *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	l.r.w.judge.overhear(body)
-	if key != "" && response.StatusCode == http.StatusOK {
-		l.r.w.judge.assertionGranted(application, key)
-	}
 	response.Body = io.NopCloser(strings.NewReader(string(body)))
 	if err := l.strike("after " + step); err != nil {
 		return nil, err
 	}
-	return response, l.pass(waits)
+	if err := l.pass(waits); err != nil {
+		return nil, err
+	}
+	if waits { // a customer's
+		l.r.w.judge.heard(request.Context(), l, what, sent, response.StatusCode, body)
+	}
+	return response, nil
 }
 
 // operation names a request.

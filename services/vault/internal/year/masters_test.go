@@ -52,6 +52,13 @@ func (j *judge) as(ctx context.Context, m election.Mastership) context.Context {
 	return context.WithValue(ctx, mastershipKey{}, m)
 }
 
+// reigns tells whether nobody has taken the shard after a mastership.
+func (j *judge) reigns(m election.Mastership) bool {
+	j.masters.mu.Lock()
+	defer j.masters.mu.Unlock()
+	return j.masters.nth[m.Holder] == j.masters.takes[m.Shard]
+}
+
 // isMasters reports whether a request is made under a mastership.
 func isMasters(ctx context.Context) bool { return ctx.Value(mastershipKey{}) != nil }
 

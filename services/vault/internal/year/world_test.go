@@ -200,6 +200,7 @@ func (w *world) run(ctx context.Context, progress func(day int)) {
 	}
 	end()
 	all.Wait()
+	w.judge.watches.Wait()
 }
 
 func (w *world) failed() []string {
@@ -329,6 +330,21 @@ func (r *registry) Report(_ context.Context, _ election.Mastership, report rotat
 		return nil
 	}
 	r.conditions[report.IntegrationUID] = report
+	if !ready(report.Conditions) {
+		r.w.judge.saidUnready(report.IntegrationUID)
+	}
+	return nil
+}
+
+// of is the integration that has an application, nil when none has that is not being deleted.
+func (r *registry) of(application string) *integration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, i := range r.all {
+		if r.conditions[i.UID].ClientID == application {
+			return i
+		}
+	}
 	return nil
 }
 
