@@ -164,6 +164,23 @@ func (h *Held) ListenMetrics(ctx context.Context, key, address string, https *tl
 	return []task.Task{serve}, ln.Addr(), nil
 }
 
+// ListenProfiles binds the address for Go's profiles of the process, which must be on loopback, and returns the task that serves them. An empty address
+// is no task and no error.
+func (h *Held) ListenProfiles(ctx context.Context, key, address string, log *slog.Logger) ([]task.Task, error) {
+	if address == "" {
+		return nil, nil
+	}
+	ln, err := h.Listen(ctx, key, address)
+	if err != nil {
+		return nil, err
+	}
+	serve, err := obs.ProfileTask(ln, log)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", key, err)
+	}
+	return []task.Task{serve}, nil
+}
+
 // Close releases everything, the last first, and returns all that went wrong. Afterwards nothing is held.
 func (h *Held) Close() error {
 	var problems []error

@@ -1,8 +1,8 @@
-// Package obs is how a service is observed: its log, its metrics, and the page on which both liveness and metrics stand.
+// Package obs is how a service is observed: its log, its metrics, and the pages on which liveness and metrics, and profiles, stand.
 //
 // It guarantees that nothing is global: the logger and the registry are made once in main and handed down, so two services
 // can live in one process (and tests in parallel) without sharing either; that whatever is logged passes redaction by
-// type; and that metrics leave only over loopback or TLS. It does not decide readiness: that is gRPC health, per service.
+// type; and that metrics leave only over loopback or TLS, and profiles only over loopback. It does not decide readiness: that is gRPC health, per service.
 //
 // The tricky idea: the request's ID travels in the context, so that a logger handed down at start still names the request
 // in each record made while it is served.
@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/pprof" //nolint:gosec // what it registers by itself nobody serves
 	"runtime/debug"
 	"time"
 
@@ -27,8 +28,15 @@ import (
 	"phasekey.dev/pkg/task"
 )
 
-// ErrPlaintext is returned for a metrics listener that is neither on loopback nor behind TLS.
-var ErrPlaintext = errors.New("metrics beyond loopback need TLS")
+var (
+	// ErrPlaintext is returned for a metrics listener that is neither on loopback nor behind TLS.
+	ErrPlaintext = errors.New("metrics beyond loopback need TLS")
+	// ErrExposed is returned for a listener for profiles that is not on loopback.
+	ErrExposed = errors.New("profiles are served on loopback only: use a tunnel")
+)
+
+// longestProfile is how long a profile may be taken.
+const longestProfile = 2 * time.Minute
 
 // NewRegistry returns a registry with the collectors of the Go runtime, the process, and the build.
 func NewRegistry(service string) *prometheus.Registry {
@@ -88,11 +96,29 @@ func MetricsTask(ln net.Listener, tlsConfig *tls.Config, g prometheus.Gatherer, 
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write([]byte("ok\n"))
 	})
+	return pagesTask("metrics", ln, mux, 30*time.Second, log), nil
+}
+
+// ProfileTask returns a task that serves Go's profiles of the process, GET /debug/pprof/, on the listener, which it closes at the end. A profile shows what the
+// process does, and taking one costs what it measures; so the listener must be on loopback, else ErrExposed.
+func ProfileTask(ln net.Listener, log *slog.Logger) (task.Task, error) {
+	if !loopback.Address(ln.Addr().String()) {
+		return task.Task{}, fmt.Errorf("listen on %s: %w", ln.Addr(), ErrExposed)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	return pagesTask("profiles", ln, mux, longestProfile, log), nil
+}
+
+// pagesTask serves pages over HTTP, each of which may take so long to write.
+func pagesTask(name string, ln net.Listener, pages http.Handler, writing time.Duration, log *slog.Logger) task.Task {
 	srv := &http.Server{
-		Handler:           mux,
+		Handler:           pages,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
-		WriteTimeout:      30 * time.Second,
+		WriteTimeout:      writing,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
@@ -102,7 +128,7 @@ func MetricsTask(ln net.Listener, tlsConfig *tls.Config, g prometheus.Gatherer, 
 		go func() { served <- srv.Serve(ln) }()
 		select {
 		case err := <-served:
-			return fmt.Errorf("serve metrics: %w", err)
+			return fmt.Errorf("serve %s: %w", name, err)
 		case <-ctx.Done():
 		}
 		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
@@ -112,9 +138,9 @@ func MetricsTask(ln net.Listener, tlsConfig *tls.Config, g prometheus.Gatherer, 
 			_ = srv.Close()
 		}
 		if err := <-served; !errors.Is(err, http.ErrServerClosed) {
-			return fmt.Errorf("serve metrics: %w", err)
+			return fmt.Errorf("serve %s: %w", name, err)
 		}
 		return nil
 	}
-	return task.Task{Name: "metrics", Run: run, Grace: 5 * time.Second}, nil
+	return task.Task{Name: name, Run: run, Grace: 5 * time.Second}
 }

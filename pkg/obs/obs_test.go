@@ -149,3 +149,51 @@ func TestMetricsTask_RefusesPlaintextBeyondLoopback(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+func TestProfileTask(t *testing.T) {
+	t.Parallel()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	profiles, err := obs.ProfileTask(ln, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- task.Run(ctx, log, profiles) }()
+	transport := &http.Transport{}
+	client := &http.Client{Transport: transport}
+	base := "http://" + ln.Addr().String()
+	for page, want := range map[string]string{
+		"/debug/pprof/goroutine?debug=2": "obs_test.TestProfileTask",
+		"/debug/pprof/heap?debug=1":      "heap profile",
+		"/debug/pprof/profile?seconds=1": "\x1f\x8b", // gzip
+	} {
+		if code, body := get(t, client, base+page); code != http.StatusOK || !strings.Contains(body, want) {
+			t.Errorf("%s: %d, no %q in %.200q", page, code, want, body)
+		}
+	}
+	if code, _ := get(t, client, base+"/metrics"); code != http.StatusNotFound {
+		t.Errorf("metrics: %d", code)
+	}
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	transport.CloseIdleConnections()
+}
+
+func TestProfileTask_IsForLoopbackOnly(t *testing.T) {
+	t.Parallel()
+	ln, err := net.Listen("tcp", "0.0.0.0:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = ln.Close() }()
+	if _, err := obs.ProfileTask(ln, slog.New(slog.DiscardHandler)); !errors.Is(err, obs.ErrExposed) {
+		t.Errorf("got %v", err)
+	}
+}

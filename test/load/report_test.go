@@ -22,10 +22,16 @@ type row struct {
 	// Least and Most are the bounds that are promised of the ratio; zero is none.
 	Least float64 `json:"least,omitempty"`
 	Most  float64 `json:"most,omitempty"`
+	// OrElse is the same in rows of which one has to keep its promise; empty when it has to keep its own.
+	OrElse string `json:"or_else,omitempty"`
 }
 
 // bound is what is promised of a ratio; zero is none.
-type bound struct{ least, most float64 }
+type bound struct {
+	least, most float64
+	// orElse is the same in bounds of which one is enough.
+	orElse string
+}
 
 // report is all that was measured, in its order.
 type report struct {
@@ -40,7 +46,7 @@ func (r *report) add(what, unit, against string, promised bound, vault float64, 
 	i := slices.IndexFunc(r.Rows, func(x *row) bool { return x.What == what && x.Against == against })
 	if i < 0 {
 		i = len(r.Rows)
-		r.Rows = append(r.Rows, &row{What: what, Unit: unit, Against: against, Least: promised.least, Most: promised.most})
+		r.Rows = append(r.Rows, &row{What: what, Unit: unit, Against: against, Least: promised.least, Most: promised.most, OrElse: promised.orElse})
 	}
 	x := r.Rows[i]
 	x.Vault = append(x.Vault, vault)
@@ -54,9 +60,14 @@ func (r *report) add(what, unit, against string, promised bound, vault float64, 
 	}
 }
 
-// kept reports whether the row's promise is kept.
-func (x row) kept() bool {
+// kept reports whether the row's ratio is within its bounds.
+func (x *row) kept() bool {
 	return (x.Least == 0 || x.Ratio >= x.Least) && (x.Most == 0 || x.Ratio <= x.Most)
+}
+
+// kept reports whether a row's promise is kept, or the other one that will do.
+func (r *report) kept(x *row) bool {
+	return x.kept() || x.OrElse != "" && slices.ContainsFunc(r.Rows, func(o *row) bool { return o.OrElse == x.OrElse && o.kept() })
 }
 
 func median(values []float64) float64 {
@@ -67,7 +78,7 @@ func median(values []float64) float64 {
 
 // write writes the table for people.
 func (r *report) write(w io.Writer) {
-	fmt.Fprintf(w, "\n%-46s %-8s %10s %10s  %6s  %s\n%s\n", "medians of rounds", "", "vault", "floor", "ratio", "promised", strings.Repeat("─", 104))
+	fmt.Fprintf(w, "\n%-58s %-8s %10s %10s  %6s  %s\n%s\n", "medians of rounds", "", "vault", "floor", "ratio", "promised", strings.Repeat("─", 116))
 	for _, x := range r.Rows {
 		floor, ratio, promised := "", "", ""
 		if len(x.Floor) > 0 {
@@ -79,13 +90,16 @@ func (r *report) write(w io.Writer) {
 		case x.Most > 0:
 			promised = fmt.Sprintf("at most %.2f", x.Most)
 		}
-		if !x.kept() {
+		if x.OrElse != "" {
+			promised += " (one of these)"
+		}
+		if !r.kept(x) {
 			promised += ", NOT KEPT"
 		}
 		if x.Against != "" {
 			promised = strings.TrimPrefix(promised+", against "+x.Against, ", ")
 		}
-		fmt.Fprintf(w, "%-46s %-8s %10s %10s  %6s  %s\n", x.What, x.Unit, number(median(x.Vault)), floor, ratio, promised)
+		fmt.Fprintf(w, "%-58s %-8s %10s %10s  %6s  %s\n", x.What, x.Unit, number(median(x.Vault)), floor, ratio, promised)
 	}
 	fmt.Fprintln(w)
 }
@@ -105,7 +119,7 @@ func number(v float64) string {
 // broken are the promises that are not kept.
 func (r *report) broken() (out []string) {
 	for _, x := range r.Rows {
-		if !x.kept() {
+		if !r.kept(x) {
 			out = append(out, fmt.Sprintf("%s: %.2f times the %s's", x.What, x.Ratio, or(x.Against, "floor")))
 		}
 	}

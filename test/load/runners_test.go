@@ -31,6 +31,8 @@ const (
 	// openAtOnce is how many runners come at the same moment.
 	openAtOnce  = 64
 	callTimeout = 30 * time.Second
+	// mostCallers is how many call at the same time where it matters: the vault's profile is taken then.
+	mostCallers = 64
 )
 
 // listed resolves targets of this form: all:///address,address.
@@ -73,6 +75,8 @@ type fetched struct {
 	duration time.Duration
 	// server and database are what the calls cost of the processors, where it is known.
 	server, database time.Duration
+	// shares are what the server's were for; nil when it takes no profiles.
+	shares map[share]float64
 }
 
 // rate is in calls a second.
@@ -129,9 +133,15 @@ func (w *world) fetch(t *testing.T, to *server, callers int, holders []holder, d
 	out := fetched{server: -processorTime(t, pid), database: -database(t)}
 	began := time.Now()
 	counting.Store(true)
-	select {
-	case <-time.After(d):
-	case <-ctx.Done():
+	if to.profiles != "" && callers == mostCallers {
+		var err error
+		out.shares, err = profileOf(ctx, to, max(d, profileTime))
+		rigtest.Must(t, err)
+	} else {
+		select {
+		case <-time.After(d):
+		case <-ctx.Done():
+		}
 	}
 	counting.Store(false)
 	out.duration, out.calls = time.Since(began), int(calls.Load())

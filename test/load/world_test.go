@@ -52,7 +52,8 @@ type world struct {
 // server is a process that runners call: a vault, or a floor.
 type server struct {
 	rigtest.Process
-	runners string // address
+	runners  string // address
+	profiles string // address; empty with a floor
 }
 
 // suite is a registry and vaults on one database, with one integration that has a credential.
@@ -145,8 +146,8 @@ func (w *world) newSuite(t *testing.T, driver string, vaults, holders int) *suit
 	var addresses []string
 	for i := range vaults {
 		services := w.at(t)
-		v := &server{runners: w.at(t)}
-		config["listen"], config["runners_listen"] = services, v.runners
+		v := &server{runners: w.at(t), profiles: w.at(t)}
+		config["listen"], config["runners_listen"], config["profile_listen"] = services, v.runners, v.profiles
 		name := fmt.Sprintf("%s-vault-%d", s.name, i+1)
 		file := w.Configure(t, name, config)
 		if i == 0 {
@@ -154,7 +155,7 @@ func (w *world) newSuite(t *testing.T, driver string, vaults, holders int) *suit
 			first.Start(t)
 			first.Finish(t)
 		}
-		v.Process = rigtest.Process{Name: name, Answers: []string{services, v.runners}, Command: []string{rigtest.Binary(t, "vaultd"), "--config", file}}
+		v.Process = rigtest.Process{Name: name, Answers: []string{services, v.runners, v.profiles}, Command: []string{rigtest.Binary(t, "vaultd"), "--config", file}}
 		v.Start(t)
 		t.Cleanup(func() { v.Kill(t) })
 		s.vaults = append(s.vaults, v)

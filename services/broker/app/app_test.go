@@ -503,6 +503,11 @@ func TestNew_LeavesNothingOpenWhenItFails(t *testing.T) {
 	if err := ln.Close(); err != nil {
 		t.Fatal(err)
 	}
+	exposed := cfg
+	exposed.ProfileListen = "0.0.0.0:0"
+	if _, err := app.New(t.Context(), exposed, slog.New(slog.DiscardHandler)); !errors.Is(err, obs.ErrExposed) {
+		t.Errorf("profiles beyond this machine: error %v", err)
+	}
 	// The file is locked while a database is open, and the address is bound: both were let go.
 	broker, err = app.New(t.Context(), cfg, slog.New(slog.DiscardHandler))
 	if err != nil {

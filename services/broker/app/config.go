@@ -33,6 +33,8 @@ type Config struct {
 	HTTPSKeyFile  string `yaml:"https_key_file"`
 	// MetricsListen is the address for metrics and liveness; empty serves neither. Beyond loopback it is HTTPS.
 	MetricsListen string `yaml:"metrics_listen"`
+	// ProfileListen is the address, on loopback, for Go's profiles of the process (/debug/pprof/); empty serves none.
+	ProfileListen string `yaml:"profile_listen"`
 	// Development allows what production must not have: a ProbeInterval under ten seconds.
 	Development bool `yaml:"development"`
 	// PublicURL is the origin under which browsers reach the broker's pages, for example "https://consent.example.com".

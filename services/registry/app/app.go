@@ -114,7 +114,11 @@ func (a *App) listen(ctx context.Context, metrics *prometheus.Registry) error {
 	if err != nil {
 		return err
 	}
-	a.metrics, a.metricsAddr, err = a.held.ListenMetrics(ctx, "metrics_listen", a.cfg.MetricsListen, a.tls.HTTPSConfig(), metrics, a.log)
+	if a.metrics, a.metricsAddr, err = a.held.ListenMetrics(ctx, "metrics_listen", a.cfg.MetricsListen, a.tls.HTTPSConfig(), metrics, a.log); err != nil {
+		return err
+	}
+	profiles, err := a.held.ListenProfiles(ctx, "profile_listen", a.cfg.ProfileListen, a.log)
+	a.metrics = append(a.metrics, profiles...)
 	return err
 }
 

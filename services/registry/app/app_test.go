@@ -260,6 +260,7 @@ func TestNew_LeavesNothingOpenWhenItFails(t *testing.T) {
 		{"certificate", func(c *app.Config) { c.TLS.CertFile = filepath.Join(f.dir, "none.pem") }, "none.pem"},
 		{"address", func(c *app.Config) { c.Listen = "127.0.0.1:none" }, "listen: "},
 		{"metrics address", func(c *app.Config) { c.MetricsListen = "127.0.0.1:none" }, "metrics_listen: "},
+		{"profiles beyond this machine", func(c *app.Config) { c.ProfileListen = "0.0.0.0:0" }, "profile_listen: "},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			cfg := good

@@ -24,6 +24,8 @@ type Config struct {
 	Listen string `yaml:"listen"`
 	// MetricsListen is the address for metrics and liveness; empty serves neither. Beyond loopback it is HTTPS.
 	MetricsListen string `yaml:"metrics_listen"`
+	// ProfileListen is the address, on loopback, for Go's profiles of the process (/debug/pprof/); empty serves none.
+	ProfileListen string `yaml:"profile_listen"`
 	// Development allows what production must not have: rotation periods under an hour.
 	Development bool `yaml:"development"`
 	// HomeTenants are the tenants in which the platform's applications live, as UUIDs: never an integration's tenant.

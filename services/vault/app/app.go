@@ -340,7 +340,11 @@ func (a *App) listen(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.serveMetrics, _, err = a.held.ListenMetrics(ctx, "metrics_listen", a.cfg.MetricsListen, a.tls.HTTPSConfig(), a.metrics, a.log)
+	if a.serveMetrics, _, err = a.held.ListenMetrics(ctx, "metrics_listen", a.cfg.MetricsListen, a.tls.HTTPSConfig(), a.metrics, a.log); err != nil {
+		return err
+	}
+	profiles, err := a.held.ListenProfiles(ctx, "profile_listen", a.cfg.ProfileListen, a.log)
+	a.serveMetrics = append(a.serveMetrics, profiles...)
 	return err
 }
 

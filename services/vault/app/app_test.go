@@ -537,6 +537,7 @@ func TestNew_FailsClosedAndLeavesNothingOpen(t *testing.T) {
 		{"the services' address is taken", func(c *app.Config) { c.Listen = taken.Addr().String() }, nil, "listen: "},
 		{"the runners' address is taken", func(c *app.Config) { c.RunnersListen = taken.Addr().String() }, nil, "runners_listen: "},
 		{"the metrics' address is taken", func(c *app.Config) { c.MetricsListen = taken.Addr().String() }, nil, "metrics_listen: "},
+		{"profiles beyond this machine", func(c *app.Config) { c.ProfileListen = "0.0.0.0:0" }, obs.ErrExposed, "profile_listen: "},
 	} {
 		p.config = good
 		tc.change(&p.config)

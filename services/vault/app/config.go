@@ -36,6 +36,8 @@ type Config struct {
 	RunnersListen string `yaml:"runners_listen"`
 	// MetricsListen is the address for metrics and liveness; empty serves neither. Beyond loopback it is HTTPS.
 	MetricsListen string `yaml:"metrics_listen"`
+	// ProfileListen is the address, on loopback, for Go's profiles of the process (/debug/pprof/); empty serves none.
+	ProfileListen string `yaml:"profile_listen"`
 	// Development allows what production must not have: a Timing less patient than the default.
 	Development bool `yaml:"development"`
 	// DeploymentID stands in the names of everything that the vault makes at Entra: 1 to 20 of a-z0-9-. It must differ
