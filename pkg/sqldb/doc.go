@@ -6,7 +6,11 @@
 // verified TLS with a password, or is not made.
 //
 // What it does not: it does not translate SQL. The text both engines take has $1 parameters, BIGINT microseconds (Micros, Time), BOOLEAN, TEXT and byte
-// strings, ON CONFLICT and RETURNING; it has no now(), no FOR UPDATE, no ANY, no ::casts, no writing WITH.
+// strings, ON CONFLICT and RETURNING; it has no now(), no FOR UPDATE, no ANY, no ::casts, no writing WITH. A list of any length comes by
+// Values, so that the text of a statement does not depend on it.
+//
+// What each statement costs is the way to PostgreSQL and back. Those that do not wait for each other go together in a Batch, and the first statements of a transaction go with
+// what begins it.
 //
 // The one tricky idea is the commit. Until COMMIT is sent nothing has happened, and a transaction that lost a race (a serialization failure, a deadlock) runs
 // again by itself. A COMMIT whose reply is lost may have happened, and is never repeated here: the caller gets ErrUnknownOutcome and must ask the database. So that this

@@ -69,7 +69,7 @@ func openPostgres(ctx context.Context, config Config, steps []migration) (*DB, e
 }
 
 func connectPostgres(parsed *pgx.ConnConfig, config Config) *sql.DB {
-	return stdlib.OpenDB(*parsed, stdlib.OptionBeforeConnect(func(_ context.Context, connect *pgx.ConnConfig) error {
+	return sql.OpenDB(pipelined{stdlib.GetConnector(*parsed, stdlib.OptionBeforeConnect(func(_ context.Context, connect *pgx.ConnConfig) error {
 		if config.PasswordFile == "" {
 			return nil
 		}
@@ -84,7 +84,7 @@ func connectPostgres(parsed *pgx.ConnConfig, config Config) *sql.DB {
 			return nil
 		}
 		return checkDurable(ctx, conn)
-	}))
+	}))})
 }
 
 // checkDurable refuses a session whose commits are acknowledged before they are on a disk, as the server, the database or the role may have it.

@@ -107,9 +107,12 @@ func (db *DB) attempt(ctx context.Context, options sql.TxOptions, fn func(ctx co
 	// For errors and panics of fn; after a commit it does nothing.
 	defer func() { _ = tx.Rollback() }()
 
-	if err := fn(fnCtx, Tx{tx: tx, answers: answers, driver: db.driver}); err != nil {
+	if err := fn(fnCtx, Tx{tx: tx, conn: conn, answers: answers, driver: db.driver}); err != nil {
 		if missed := answers.missed(err); missed != nil {
 			return false, missed
+		}
+		if _, ok := errors.AsType[*notBegunError](err); ok {
+			return ctx.Err() == nil && lostConnection(err), classify(ctx, err)
 		}
 		if !options.ReadOnly && readOnlyServer(err) {
 			_ = tx.Rollback()
@@ -190,6 +193,7 @@ func (a *answers) missed(consequence error) error {
 // Tx is a running transaction. It is valid inside the function it was given to, for one goroutine.
 type Tx struct {
 	tx      *sql.Tx
+	conn    *sql.Conn
 	answers *answers
 	driver  string
 }

@@ -1,0 +1,245 @@
+package sqldb
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/stdlib"
+
+	"phasekey.dev/pkg/internal/sqlfault"
+)
+
+// Batch is statements of which none waits for what another returns: PostgreSQL gets all of them at once, carries them out in their order, and nothing after one that fails.
+type Batch struct{ statements []statement }
+
+type statement struct {
+	query string
+	args  []any
+	read  func(cursor) error
+}
+
+// cursor is rows of either library.
+type cursor interface {
+	Next() bool
+	Scan(dest ...any) error
+	Err() error
+}
+
+// Exec adds a statement that returns nothing.
+func (b *Batch) Exec(query string, args ...any) {
+	b.statements = append(b.statements, statement{query, args, func(cursor) error { return nil }})
+}
+
+// Into adds a statement whose rows are wanted, each read by scan. They are in to when the batch is done.
+func Into[T any](b *Batch, to *[]T, scan func(Row) (T, error), query string, args ...any) {
+	b.statements = append(b.statements, statement{query, args, func(rows cursor) error {
+		*to = nil
+		for rows.Next() {
+			one, err := scan(rows)
+			if err != nil {
+				return err
+			}
+			*to = append(*to, one)
+		}
+		return nil
+	}})
+}
+
+// Do runs the statements of a batch. An error may be any statement's.
+func (t Tx) Do(ctx context.Context, b *Batch) error { return t.send(ctx, b, false) }
+
+// Read runs a batch that only reads in a transaction of its own, in which every statement sees the same moment: what ReadTx does, in one message and its answer. Fn makes
+// the batch; it may run again, as a transaction's.
+func (db *DB) Read(ctx context.Context, fn func(tx Tx, b *Batch)) error {
+	return db.ReadTx(ctx, func(ctx context.Context, tx Tx) error {
+		var b Batch
+		fn(tx, &b)
+		return tx.send(ctx, &b, true)
+	})
+}
+
+// send runs the statements, and after the last one commits.
+func (t Tx) send(ctx context.Context, b *Batch, commit bool) error {
+	t.answers.statement()
+	for _, s := range b.statements {
+		sqlfault.Count(ctx, s.query)
+	}
+	if t.driver == DriverPostgres {
+		return classify(ctx, t.conn.Raw(func(conn any) error {
+			c, ok := conn.(*pipelinedConn)
+			if !ok {
+				return errors.New("driver's connection is not what it was")
+			}
+			return c.send(ctx, b.statements, commit)
+		}))
+	}
+	for _, s := range b.statements {
+		rows, err := t.tx.QueryContext(ctx, s.query, s.args...)
+		if err != nil {
+			return classify(ctx, err)
+		}
+		err = errors.Join(s.read(rows), rows.Close(), rows.Err())
+		if err != nil {
+			return classify(ctx, err)
+		}
+	}
+	return nil
+}
+
+// pipelined is a connector to PostgreSQL whose connections send what begins a transaction together with the first batch of it.
+type pipelined struct{ driver.Connector }
+
+// Connect opens a connection.
+func (p pipelined) Connect(ctx context.Context) (driver.Conn, error) {
+	made, err := p.Connector.Connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	conn, ok := made.(*stdlib.Conn)
+	if !ok {
+		return nil, errors.Join(errors.New("driver's connection is not what it was"), made.Close())
+	}
+	return &pipelinedConn{Conn: conn}, nil
+}
+
+// pipelinedConn is a connection. database/sql uses it one call at a time.
+type pipelinedConn struct {
+	*stdlib.Conn
+	// begin is what begins the transaction, as long as it has not been sent.
+	begin string
+	// over is set when the transaction was committed with its last statements.
+	over bool
+}
+
+// BeginTx notes that a transaction has begun.
+func (c *pipelinedConn) BeginTx(ctx context.Context, options driver.TxOptions) (driver.Tx, error) {
+	if c.Conn.Conn().IsClosed() {
+		return nil, driver.ErrBadConn
+	}
+	c.begin, c.over = "begin", false
+	switch sql.IsolationLevel(options.Isolation) {
+	case sql.LevelDefault:
+	case sql.LevelRepeatableRead:
+		c.begin += " isolation level repeatable read"
+	default:
+		return nil, fmt.Errorf("isolation %v is not provided for", sql.IsolationLevel(options.Isolation))
+	}
+	if options.ReadOnly {
+		c.begin += " read only"
+	}
+	return pipelinedTx{ctx, c}, nil
+}
+
+// start sends what begins the transaction, unless that was done.
+func (c *pipelinedConn) start(ctx context.Context) error {
+	if c.begin == "" {
+		return nil
+	}
+	begin := c.begin
+	c.begin = ""
+	if _, err := c.Conn.Conn().Exec(ctx, begin); err != nil {
+		return &notBegunError{err}
+	}
+	return nil
+}
+
+// notBegunError means that the transaction did not begin: the connection may have been lost long ago.
+type notBegunError struct{ cause error }
+
+func (e *notBegunError) Error() string { return e.cause.Error() }
+
+func (e *notBegunError) Unwrap() error { return e.cause }
+
+// ExecContext runs a statement.
+func (c *pipelinedConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+	if err := c.start(ctx); err != nil {
+		return nil, err
+	}
+	return c.Conn.ExecContext(ctx, query, args)
+}
+
+// QueryContext runs a statement for its rows.
+func (c *pipelinedConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	if err := c.start(ctx); err != nil {
+		return nil, err
+	}
+	return c.Conn.QueryContext(ctx, query, args)
+}
+
+// PrepareContext prepares a statement.
+func (c *pipelinedConn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
+	if err := c.start(ctx); err != nil {
+		return nil, err
+	}
+	return c.Conn.PrepareContext(ctx, query)
+}
+
+func (c *pipelinedConn) send(ctx context.Context, statements []statement, commit bool) error {
+	var all pgx.Batch
+	begun := c.begin == ""
+	if !begun {
+		all.Queue(c.begin).Exec(func(pgconn.CommandTag) error {
+			begun = true
+			return nil
+		})
+		c.begin = ""
+	}
+	for _, s := range statements {
+		all.Queue(s.query, s.args...).Query(func(rows pgx.Rows) error { return s.read(rows) })
+	}
+	if commit {
+		all.Queue("commit")
+	}
+	err := c.Conn.Conn().SendBatch(ctx, &all).Close()
+	c.over = commit && err == nil
+	if err != nil && !begun {
+		return &notBegunError{err}
+	}
+	return err
+}
+
+type pipelinedTx struct {
+	ctx  context.Context //nolint:containedctx // the transaction's, as database/sql has it
+	conn *pipelinedConn
+}
+
+// Commit commits what was sent.
+func (t pipelinedTx) Commit() error {
+	if t.done() {
+		return nil
+	}
+	conn := t.conn.Conn.Conn()
+	tag, err := conn.Exec(t.ctx, "commit")
+	switch {
+	case err == nil && tag.String() == "ROLLBACK":
+		return pgx.ErrTxCommitRollback
+	case err != nil && conn.PgConn().TxStatus() != 'I':
+		_ = conn.Close(t.ctx)
+	}
+	return err
+}
+
+// Rollback undoes what was sent.
+func (t pipelinedTx) Rollback() error {
+	if t.done() {
+		return nil
+	}
+	conn := t.conn.Conn.Conn()
+	_, err := conn.Exec(t.ctx, "rollback")
+	if err != nil {
+		_ = conn.Close(t.ctx) // whatever state it is in
+	}
+	return err
+}
+
+// done reports whether the server has no transaction: it was never begun, or is over.
+func (t pipelinedTx) done() bool {
+	none := t.conn.begin != "" || t.conn.over
+	t.conn.begin = ""
+	return none
+}

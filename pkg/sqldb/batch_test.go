@@ -1,0 +1,147 @@
+package sqldb_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+
+	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/pkg/sqldbtest"
+)
+
+type given struct {
+	text    string
+	number  int64
+	content []byte
+}
+
+func scanGiven(row sqldb.Row) (g given, err error) {
+	err = row.Scan(&g.text, &g.number, &g.content)
+	return g, err
+}
+
+// What a statement is given it has, whatever it is and however much.
+func TestValues_AreRows(t *testing.T) {
+	sqldbtest.Run(t, schema, func(t *testing.T, db *sqldb.DB) {
+		rows := []given{
+			{"a", 1, []byte{0, 1, 255}}, {"", 0, []byte{}}, {`"quoted", \ and {braced}`, -1, []byte("x")},
+			{"<é&\n\t日本>", 1<<63 - 1, []byte("y")}, {"NULL", -1 << 63, []byte("z")},
+		}
+		for n := range 100 {
+			rows = append(rows, given{fmt.Sprint("more", n), int64(n), fmt.Append(nil, n)})
+		}
+		for _, want := range [][]given{nil, rows[:1], rows} {
+			values := sqldb.NewValues("tib")
+			for _, r := range want {
+				values.Add(r.text, r.number, r.content)
+			}
+			var got []given
+			err := db.Read(t.Context(), func(tx sqldb.Tx, b *sqldb.Batch) {
+				from, args := tx.Values(values, int64(7), "x")
+				sqldb.Into(b, &got, scanGiven, `SELECT v.column1, v.column2, v.column3 FROM `+from+` v WHERE $1 = 7 AND $2 = 'x'`, args...)
+			})
+			same := func(a, b given) bool { return a.text == b.text && a.number == b.number && bytes.Equal(a.content, b.content) }
+			if err != nil || !slices.EqualFunc(got, want, same) {
+				t.Errorf("%d rows: %v, %v", len(want), got, err)
+			}
+		}
+	})
+}
+
+func TestTx_ABatchIsDoneInItsOrderUpToAFailure(t *testing.T) {
+	sqldbtest.Run(t, schema, func(t *testing.T, db *sqldb.DB) {
+		add := func(b *sqldb.Batch, id string) {
+			b.Exec(`INSERT INTO accounts (id, region, name, balance) VALUES ($1, 'eu', $1, 1)`, id)
+		}
+		text := func(row sqldb.Row) (s string, err error) { return s, row.Scan(&s) }
+		var first, second []string
+		err := db.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error {
+			for _, ids := range []struct {
+				add   string
+				found *[]string
+			}{{"a", &first}, {"b", &second}} {
+				var b sqldb.Batch
+				add(&b, ids.add)
+				sqldb.Into(&b, ids.found, text, `SELECT id FROM accounts ORDER BY id`)
+				if err := tx.Do(ctx, &b); err != nil {
+					return err
+				}
+			}
+			_, err := tx.Exec(ctx, `UPDATE accounts SET balance = 2 WHERE id = 'a'`)
+			return err
+		})
+		if err != nil || !slices.Equal(first, []string{"a"}) || !slices.Equal(second, []string{"a", "b"}) {
+			t.Errorf("found %v, then %v: %v", first, second, err)
+		}
+		err = db.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error {
+			var b sqldb.Batch
+			add(&b, "c")
+			add(&b, "a")
+			add(&b, "d")
+			return tx.Do(ctx, &b)
+		})
+		if !errors.Is(err, sqldb.ErrUnique) {
+			t.Errorf("a row that is there: %v", err)
+		}
+		boom := errors.New("boom")
+		err = db.Read(t.Context(), func(_ sqldb.Tx, b *sqldb.Batch) {
+			sqldb.Into(b, &first, func(sqldb.Row) (string, error) { return "", boom }, `SELECT id FROM accounts ORDER BY id`)
+			sqldb.Into(b, &second, text, `SELECT id FROM accounts WHERE id = 'a'`)
+		})
+		if !errors.Is(err, boom) {
+			t.Errorf("a row that cannot be read: %v", err)
+		}
+		if got := balances(t, db); len(got) != 2 || got["a"] != 2 {
+			t.Errorf("there is %v", got)
+		}
+	})
+}
+
+// Only PostgreSQL keeps what only reads from writing.
+func TestRead_DoesNotWrite(t *testing.T) {
+	db := sqldbtest.Postgres(t, schema)
+	err := db.Read(t.Context(), func(_ sqldb.Tx, b *sqldb.Batch) {
+		b.Exec(`INSERT INTO accounts (id, region, name, balance) VALUES ('a', 'eu', 'a', 1)`)
+	})
+	if err == nil {
+		t.Error("it wrote")
+	}
+	if got := balances(t, db); len(got) != 0 {
+		t.Errorf("there is %v", got)
+	}
+}
+
+// A batch with which the connection breaks has not happened, and is not repeated; one that finds it broken is nobody's trouble.
+func TestTx_LostConnectionOfABatch(t *testing.T) {
+	p, db := outage(t)
+	statement := "insert into accounts"
+	p.loseStatement.Store(&statement)
+	once := func(ctx context.Context, tx sqldb.Tx) error {
+		if _, err := tx.Exec(ctx, `UPDATE accounts SET balance = 1`); err != nil {
+			return err
+		}
+		var b sqldb.Batch
+		b.Exec(`insert into accounts (id, region, name, balance) VALUES ('a', 'eu', 'a', 1)`)
+		return tx.Do(ctx, &b)
+	}
+	if err := db.Tx(t.Context(), once); !errors.Is(err, sqldb.ErrUnavailable) || errors.Is(err, sqldb.ErrUnknownOutcome) {
+		t.Errorf("got %v, want unavailable, of known outcome", err)
+	}
+	runs := 0
+	p.loseStatement.Store(&statement)
+	err := db.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error {
+		runs++
+		var b sqldb.Batch
+		b.Exec(`insert into accounts (id, region, name, balance) VALUES ('b', 'eu', 'b', 1)`)
+		return tx.Do(ctx, &b)
+	})
+	if err != nil || runs != 2 {
+		t.Errorf("a batch that begins a transaction: %d runs, %v", runs, err)
+	}
+	if got := balances(t, db); len(got) != 1 {
+		t.Errorf("there is %v", got)
+	}
+}
