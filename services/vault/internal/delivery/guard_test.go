@@ -12,6 +12,7 @@ import (
 	"phasekey.dev/pkg/secret"
 	"phasekey.dev/services/vault/internal/delivery"
 	"phasekey.dev/services/vault/internal/grant"
+	"phasekey.dev/services/vault/internal/store"
 )
 
 // lookedAt counts how often tokens are looked up.
@@ -23,6 +24,11 @@ type lookedAt struct {
 func (l *lookedAt) GrantByToken(ctx context.Context, token grant.Hash) (grant.Grant, error) {
 	l.n.Add(1)
 	return l.fakeStore.GrantByToken(ctx, token)
+}
+
+func (l *lookedAt) EntitlementByToken(ctx context.Context, token grant.Hash, instanceID string) (store.Entitlement, error) {
+	l.n.Add(1)
+	return l.fakeStore.EntitlementByToken(ctx, token, instanceID)
 }
 
 // watched is a hub whose lookups are counted.

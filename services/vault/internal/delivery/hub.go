@@ -9,8 +9,8 @@
 // holds, until that or the grant expires, as far as this replica knows, and ends with what is not final: only the database knows
 // whether the grant was extended meanwhile.
 //
-// The tricky idea: a change is a reason to look, not a message. A stream joins first and reads afterwards; a wake-up that
-// comes while it reads, mints or sends waits in a channel of one, and makes it look again. So nothing is missed, nothing
+// The tricky idea: a change is a reason to look, not a message. A wake-up that comes while a stream reads, mints or sends waits in a channel of one,
+// and makes it look again; so does any that came between a stream's first reading and its joining. So nothing is missed, nothing
 // is kept for it, and each stream costs the one goroutine that its handler runs on.
 package delivery
 
@@ -54,6 +54,7 @@ const (
 type database interface {
 	GrantByToken(ctx context.Context, token grant.Hash) (grant.Grant, error)
 	UseGrant(ctx context.Context, now time.Time, token grant.Hash) error
+	EntitlementByToken(ctx context.Context, token grant.Hash, instanceID string) (store.Entitlement, error)
 	Entitlement(ctx context.Context, grantUID, instanceID string) (store.Entitlement, error)
 	SigningKeyCompromised(ctx context.Context, id string) (bool, error)
 	Deliver(ctx context.Context, now time.Time, d store.Delivery) (lease.Lease, error)
@@ -111,6 +112,7 @@ type Hub struct {
 
 	mu       sync.Mutex
 	streams  map[*stream]struct{}
+	woken    int64                  // how often wake was called
 	byLease  map[leaseKey][]*stream // those that were not told to go, the oldest first
 	draining bool
 	empty    chan struct{} // closed when draining and the last stream has left
@@ -252,8 +254,15 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// join adds a stream. When the instance has too many, its oldest one ends.
-func (h *Hub) join(g grant.Grant, instanceID string) (*stream, error) {
+// heard is how many changes this replica has heard of, for whoever is about to read what they may concern, and to join.
+func (h *Hub) heard() int64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.woken
+}
+
+// join adds a stream. It looks again soon when changes were heard of since. When the instance has too many, its oldest one ends.
+func (h *Hub) join(g grant.Grant, instanceID string, since int64) (*stream, error) {
 	s := &stream{
 		lease: leaseKey{g.UID, instanceID}, integrationUID: g.IntegrationUID, account: g.Account,
 		wake: make(chan struct{}, 1), end: make(chan struct{}),
@@ -264,6 +273,9 @@ func (h *Hub) join(g grant.Grant, instanceID string) (*stream, error) {
 		return nil, ErrDraining
 	}
 	h.streams[s] = struct{}{}
+	if h.woken != since {
+		s.wake <- struct{}{}
+	}
 	if same := h.byLease[s.lease]; len(same) >= maxStreams {
 		h.tell(same[0], ErrTooManyStreams)
 	}
@@ -329,6 +341,7 @@ func (h *Hub) wake(changes []store.Change, everything bool) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.woken++
 	for s := range h.streams {
 		if !everything && !grants[s.lease.grantUID] && !integrations[s.integrationUID] && !accounts[s.account] {
 			continue

@@ -68,6 +68,14 @@ func (f *fakeStore) GrantByToken(_ context.Context, token grant.Hash) (grant.Gra
 	return f.standing.Grant, nil
 }
 
+func (f *fakeStore) EntitlementByToken(ctx context.Context, token grant.Hash, instanceID string) (store.Entitlement, error) {
+	g, err := f.GrantByToken(ctx, token)
+	if err != nil {
+		return store.Entitlement{}, err
+	}
+	return f.Entitlement(ctx, g.UID, instanceID)
+}
+
 func (f *fakeStore) UseGrant(_ context.Context, now time.Time, _ grant.Hash) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -90,11 +90,16 @@ func (h *Hub) Stream(ctx context.Context, r Request, send func(Delivery) error, 
 	}()
 	// Ten thousand streams wait here, so this goroutine's stack is kept small: see caught.Apart.
 	var held *holding
-	err := caught.Apart(func() (err error) {
-		if s, err = h.enter(ctx, r); err != nil {
+	err := caught.Apart(func() error {
+		var e store.Entitlement
+		var err error
+		if s, e, err = h.enter(ctx, r); err != nil {
 			return err
 		}
-		held, err = h.begin(ctx, r, s, send)
+		made, err := h.first(ctx, r, e, s)
+		if err == nil {
+			held, err = made.pass(send)
+		}
 		return err
 	})
 	leaving := h.leaving
@@ -114,31 +119,24 @@ func (h *Hub) Stream(ctx context.Context, r Request, send func(Delivery) error, 
 	return err
 }
 
-// enter adds a stream for whoever shows a grant.
-func (h *Hub) enter(ctx context.Context, r Request) (*stream, error) {
-	g, err := h.authenticate(ctx, r)
+// enter adds a stream for whoever shows a grant, and returns what its first delivery is decided by.
+func (h *Hub) enter(ctx context.Context, r Request) (*stream, store.Entitlement, error) {
+	heard := h.heard()
+	e, err := h.admit(ctx, r)
 	if err != nil {
-		return nil, err
+		return nil, store.Entitlement{}, err
 	}
-	return h.join(g, r.InstanceID)
-}
-
-// begin makes and sends a stream's first delivery.
-func (h *Hub) begin(ctx context.Context, r Request, s *stream, send func(Delivery) error) (*holding, error) {
-	made, err := h.first(ctx, r, s.lease.grantUID, s)
-	if err != nil {
-		return nil, err
-	}
-	return made.pass(send)
+	s, err := h.join(e.Grant, r.InstanceID, heard)
+	return s, e, err
 }
 
 // Fetch returns a credential once, under the same lease as a stream of the same instance. Errors: as Stream.
 func (h *Hub) Fetch(ctx context.Context, r Request) (Delivery, error) {
-	g, err := h.authenticate(ctx, r)
+	e, err := h.admit(ctx, r)
 	if err != nil {
 		return Delivery{}, err
 	}
-	made, err := h.first(ctx, r, g.UID, &stream{})
+	made, err := h.first(ctx, r, e, &stream{})
 	if err != nil {
 		return Delivery{}, err
 	}
@@ -148,7 +146,7 @@ func (h *Hub) Fetch(ctx context.Context, r Request) (Delivery, error) {
 // Acknowledge notes that the instance uses nothing any more that was delivered to it before the generation, also when the grant has ended. It returns the
 // numbers of the versions whose secrets are held no longer. lease.ErrNotDelivered when there was no such generation.
 func (h *Hub) Acknowledge(ctx context.Context, r Request, generation int64) (released []int64, err error) {
-	g, _, err := h.identify(ctx, r)
+	g, err := h.grantOf(ctx, r)
 	if err != nil {
 		return nil, err
 	}
@@ -157,26 +155,35 @@ func (h *Hub) Acknowledge(ctx context.Context, r Request, generation int64) (rel
 
 // CloseLease closes the instance's lease, also when the grant has ended. Its streams end with lease.ErrClosed.
 func (h *Hub) CloseLease(ctx context.Context, r Request) error {
-	g, _, err := h.identify(ctx, r)
+	g, err := h.grantOf(ctx, r)
 	if err != nil {
 		return err
 	}
 	return h.config.Store.CloseLease(ctx, time.Now(), g.UID, r.InstanceID, r.Caller)
 }
 
-// identify finds the grant that is shown, whatever its state. Whoever shows it with another certificate than the one it is bound to is told what
-// anybody is told who shows none: grant.ErrUnknown. What is no token at all costs nothing, and a wrong one a read of the database, until its
+// grantOf is the grant that is shown, whatever its state.
+func (h *Hub) grantOf(ctx context.Context, r Request) (g grant.Grant, err error) {
+	_, err = h.identify(r, func(token grant.Hash) (grant.Grant, error) {
+		g, err = h.config.Store.GrantByToken(ctx, token)
+		return g, err
+	})
+	return g, err
+}
+
+// identify finds the grant that is shown, whatever its state, as read reads it by the token's hash. Whoever shows it with another certificate than the one it is bound to is
+// told what anybody is told who shows none: grant.ErrUnknown. What is no token at all costs nothing, and a wrong one a read of the database, until its
 // source has shown too many: then nothing from there is looked at.
-func (h *Hub) identify(ctx context.Context, r Request) (grant.Grant, grant.Hash, error) {
+func (h *Hub) identify(r Request, read func(token grant.Hash) (grant.Grant, error)) (grant.Hash, error) {
 	hash, err := grant.ParseToken(r.Token.Expose())
 	if err != nil {
-		return grant.Grant{}, grant.Hash{}, err
+		return grant.Hash{}, err
 	}
 	now := time.Now()
 	if err := h.guard.mayGuess(now, r.Source); err != nil {
-		return grant.Grant{}, grant.Hash{}, err
+		return grant.Hash{}, err
 	}
-	g, err := h.config.Store.GrantByToken(ctx, hash)
+	g, err := read(hash)
 	if err == nil {
 		if err = g.CheckCertificate(r.CertificateSHA256); err != nil {
 			err = fmt.Errorf("%w: %w", grant.ErrUnknown, err)
@@ -186,40 +193,42 @@ func (h *Hub) identify(ctx context.Context, r Request) (grant.Grant, grant.Hash,
 		h.guard.guessed(now, r.Source)
 	}
 	if err != nil {
-		return grant.Grant{}, grant.Hash{}, err
+		return grant.Hash{}, err
 	}
-	return g, hash, h.guard.mayCall(now, g.UID)
+	return hash, h.guard.mayCall(now, g.UID)
 }
 
-func (h *Hub) authenticate(ctx context.Context, r Request) (grant.Grant, error) {
-	g, hash, err := h.identify(ctx, r)
+// admit reads what a delivery is decided by to whoever shows a grant that has not ended, and notes that it was shown.
+func (h *Hub) admit(ctx context.Context, r Request) (e store.Entitlement, err error) {
+	hash, err := h.identify(r, func(token grant.Hash) (grant.Grant, error) {
+		e, err = h.config.Store.EntitlementByToken(ctx, token, r.InstanceID)
+		return e.Grant, err
+	})
 	if err != nil {
-		return grant.Grant{}, err
+		return store.Entitlement{}, err
 	}
 	now := time.Now()
-	if err := g.Check(now); err != nil {
-		return grant.Grant{}, err
+	if err := e.Grant.Check(now); err != nil {
+		return store.Entitlement{}, err
 	}
-	if g.UseTime.IsZero() {
+	if e.Grant.UseTime.IsZero() {
 		if err := h.config.Store.UseGrant(ctx, now, hash); err != nil {
-			return grant.Grant{}, err
+			return store.Entitlement{}, err
 		}
 	}
-	return g, nil
+	return e, nil
 }
 
-// first makes a call's first delivery, having waited until the copy of the registry has reached the grant.
-func (h *Hub) first(ctx context.Context, r Request, grantUID string, s *stream) (*recorded, error) {
+// first makes a call's first delivery by what was read, having waited until the copy of the registry has reached the grant.
+func (h *Hub) first(ctx context.Context, r Request, e store.Entitlement, s *stream) (*recorded, error) {
+	err := e.Check(time.Now())
+	if err == nil {
+		return h.deliver(ctx, r, e, Initial)
+	}
+	grantUID := e.Grant.UID
 	patience := time.NewTimer(projectionWait)
 	defer patience.Stop()
-	for {
-		e, err := h.entitlement(ctx, grantUID, r.InstanceID)
-		if err == nil {
-			return h.deliver(ctx, r, e, Initial)
-		}
-		if !errors.Is(err, grant.ErrBehind) {
-			return nil, err
-		}
+	for errors.Is(err, grant.ErrBehind) {
 		again := time.NewTimer(projectionEvery)
 		select {
 		case <-again.C:
@@ -232,7 +241,11 @@ func (h *Hub) first(ctx context.Context, r Request, grantUID string, s *stream) 
 			return nil, ctx.Err()
 		}
 		again.Stop()
+		if e, err = h.entitlement(ctx, grantUID, r.InstanceID); err == nil {
+			return h.deliver(ctx, r, e, Initial)
+		}
 	}
+	return nil, err
 }
 
 // look has something newer delivered, if there is, and returns what the reader has then.

@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"phasekey.dev/pkg/chain"
@@ -54,20 +53,35 @@ type trail struct {
 
 // lockTrail takes the writer's row until the commit, so that a record which is rolled back leaves no gap.
 func (s *Store) lockTrail(ctx context.Context, tx sqldb.Tx) (*trail, error) {
+	var b sqldb.Batch
+	ends := s.lockingTrail(&b)
+	if err := tx.Do(ctx, &b); err != nil {
+		return nil, fmt.Errorf("find the end of the audit trail: %w", err)
+	}
+	return s.trailAt(*ends)
+}
+
+// lockingTrail adds to a batch what takes the writer's row; trailAt makes a trail of what that finds.
+func (s *Store) lockingTrail(b *sqldb.Batch) *[]trail {
+	ends := new([]trail)
+	sqldb.Into(b, ends, func(row sqldb.Row) (trail, error) {
+		t := trail{store: s}
+		var hash string
+		err := row.Scan(&t.seq, &hash)
+		if err == nil && hash != "" {
+			err = t.hash.UnmarshalText([]byte(hash))
+		}
+		return t, err
+	}, `INSERT INTO audit_writers (writer, seq, hash, time) VALUES ($1, 0, '', 0)
+		ON CONFLICT (writer) DO UPDATE SET seq = audit_writers.seq RETURNING seq, hash`, s.writer)
+	return ends
+}
+
+func (s *Store) trailAt(ends []trail) (*trail, error) {
 	if s.keys == nil {
 		return nil, errNoAuditKeys
 	}
-	t := &trail{store: s}
-	var hash string
-	err := tx.QueryRow(ctx, `INSERT INTO audit_writers (writer, seq, hash, time) VALUES ($1, 0, '', 0)
-		ON CONFLICT (writer) DO UPDATE SET seq = audit_writers.seq RETURNING seq, hash`, s.writer).Scan(&t.seq, &hash)
-	if err == nil && hash != "" {
-		err = t.hash.UnmarshalText([]byte(hash))
-	}
-	if err != nil {
-		return nil, fmt.Errorf("find the end of the audit trail: %w", err)
-	}
-	return t, nil
+	return &ends[0], nil
 }
 
 // next makes the next record of the entries.
@@ -83,13 +97,9 @@ func (t *trail) next(ctx context.Context, entries []audit.Entry) (audit.Record, 
 	return r, err
 }
 
-// end writes where the chain ends now.
-func (t *trail) end(ctx context.Context, tx sqldb.Tx, now time.Time) error {
-	_, err := tx.Exec(ctx, `UPDATE audit_writers SET seq = $2, hash = $3, time = $4 WHERE writer = $1`, t.store.writer, t.seq, t.hash.String(), sqldb.Micros(now))
-	if err != nil {
-		return fmt.Errorf("end the audit trail: %w", err)
-	}
-	return nil
+// end adds to a batch what writes where the chain ends now.
+func (t *trail) end(b *sqldb.Batch, now time.Time) {
+	b.Exec(`UPDATE audit_writers SET seq = $2, hash = $3, time = $4 WHERE writer = $1`, t.store.writer, t.seq, t.hash.String(), sqldb.Micros(now))
 }
 
 const auditColumns = `writer, seq, place, time, kind, actor, request_id, account, grant_uid, run, lease_uid, instance_id, generation,
@@ -113,26 +123,23 @@ func auditArgs(r audit.Record, place int, e audit.Entry) []any {
 	}
 }
 
-// insertRecords stores records as they are.
-func insertRecords(ctx context.Context, tx sqldb.Tx, records []audit.Record) error {
-	t := tuples{casts: auditCasts}
+// insertRecords adds to a batch what stores records as they are.
+func insertRecords(tx sqldb.Tx, b *sqldb.Batch, records []audit.Record) {
+	rows := sqldb.NewValues(auditKinds)
 	for _, r := range records {
 		for place, e := range r.Entries {
-			t.add(auditArgs(r, place, e)...)
+			rows.Add(auditArgs(r, place, e)...)
 		}
 	}
-	if t.n == 0 {
-		return nil
+	if rows.Len() == 0 {
+		return
 	}
-	_, err := tx.Exec(ctx, `INSERT INTO audit_events (`+auditColumns+`) SELECT * FROM (`+t.values()+`) v WHERE v.column1 <> ''`, t.args...)
-	if err != nil {
-		return fmt.Errorf("record %s: %w", records[0].Entries[0].Kind, err)
-	}
-	return nil
+	from, args := tx.Values(rows)
+	b.Exec(`INSERT INTO audit_events (`+auditColumns+`) SELECT * FROM `+from+` v`, args...)
 }
 
-// auditCasts are the types of auditColumns.
-const auditCasts = "tiiitttttttt" + "i" + "ttttttttt" + "i" + "tt" + "i"
+// auditKinds are the kinds of auditColumns.
+const auditKinds = "tiiitttttttt" + "i" + "ttttttttt" + "i" + "tt" + "i"
 
 // audit records an event in the transaction that makes it true.
 func (s *Store) audit(ctx context.Context, tx sqldb.Tx, e AuditEvent) error {
@@ -144,70 +151,11 @@ func (s *Store) audit(ctx context.Context, tx sqldb.Tx, e AuditEvent) error {
 	if err != nil {
 		return err
 	}
-	if err := insertRecords(ctx, tx, []audit.Record{r}); err != nil {
-		return err
+	var b sqldb.Batch
+	insertRecords(tx, &b, []audit.Record{r})
+	t.end(&b, e.Time)
+	if err := tx.Do(ctx, &b); err != nil {
+		return fmt.Errorf("record %s: %w", e.Kind, err)
 	}
-	return t.end(ctx, tx, e.Time)
-}
-
-// tuples are rows of values in a statement. Their number is filled up to a power of two by rows whose texts are empty and whose numbers are 0, so that there
-// are few texts of a statement, which a connection prepares once.
-type tuples struct {
-	// casts has a letter a column: t for text, i for an integer.
-	casts string
-	args  []any
-	n     int
-}
-
-func (t *tuples) add(row ...any) {
-	t.args = append(t.args, row...)
-	t.n++
-}
-
-// roundUp is the next power of two: of sizes that are few, engines keep statements prepared.
-func roundUp(n int) int {
-	size := 1
-	for size < n {
-		size *= 2
-	}
-	return size
-}
-
-// values is the VALUES clause, whose columns are called column1 and so on by both engines. It completes args.
-func (t *tuples) values() string {
-	size := roundUp(t.n)
-	for ; t.n < size; t.n++ {
-		for _, c := range t.casts {
-			if c == 'i' {
-				t.args = append(t.args, int64(0))
-			} else {
-				t.args = append(t.args, "")
-			}
-		}
-	}
-	var b strings.Builder
-	b.WriteString("VALUES ")
-	at := 0
-	for i := range size {
-		if i > 0 {
-			b.WriteString(", ")
-		}
-		for j, c := range t.casts {
-			at++
-			separator := ", "
-			if j == 0 {
-				separator = "("
-			}
-			switch {
-			case i > 0: // as the first row
-				fmt.Fprintf(&b, "%s$%d", separator, at)
-			case c == 'i':
-				fmt.Fprintf(&b, "%sCAST($%d AS BIGINT)", separator, at)
-			default:
-				fmt.Fprintf(&b, "%sCAST($%d AS TEXT)", separator, at)
-			}
-		}
-		b.WriteString(")")
-	}
-	return b.String()
+	return nil
 }

@@ -108,11 +108,20 @@ func (s *Store) deliver(ctx context.Context, batch []*ordered) {
 }
 
 // deliverIn makes the deliveries in a transaction, but for those that are refused; errAgain when by then something was written of them.
+//
+// PostgreSQL is asked twice: for the rows that are decided by, and for all that is written. Only client secrets need more, whose versions' rows come before the audit writer's.
 func (s *Store) deliverIn(ctx context.Context, tx sqldb.Tx, batch []*ordered) error {
-	grants, leases, err := lockForDelivery(ctx, tx, batch)
-	if err != nil {
-		return err
+	secrets := slices.ContainsFunc(batch, func(o *ordered) bool { return o.Material == lease.ClientSecret })
+	var locking sqldb.Batch
+	found := lockForDelivery(tx, &locking, batch)
+	ends := new([]trail)
+	if !secrets {
+		ends = s.lockingTrail(&locking)
 	}
+	if err := tx.Do(ctx, &locking); err != nil {
+		return fmt.Errorf("lock grants: %w", err)
+	}
+	grants, leases := found()
 	var made []delivered
 	for _, o := range batch {
 		if o.refusal != nil {
@@ -150,13 +159,26 @@ func (s *Store) deliverIn(ctx context.Context, tx sqldb.Tx, batch []*ordered) er
 	if len(made) == 0 {
 		return nil
 	}
-	if err := putLeases(ctx, tx, made); err != nil {
+	var writing sqldb.Batch
+	putLeases(tx, &writing, made)
+	var t *trail
+	var err error
+	if secrets {
+		if err := tx.Do(ctx, &writing); err != nil {
+			return fmt.Errorf("write leases: %w", err)
+		}
+		if err := holdAll(ctx, tx, made); err != nil {
+			return err
+		}
+		writing = sqldb.Batch{}
+		t, err = s.lockTrail(ctx, tx)
+	} else {
+		t, err = s.trailAt(*ends)
+	}
+	if err != nil {
 		return err
 	}
-	if err := holdAll(ctx, tx, made); err != nil {
-		return err
-	}
-	return s.recordDeliveries(ctx, tx, made)
+	return recordDeliveries(ctx, tx, &writing, t, made)
 }
 
 // delivered is a delivery whose lease is written, in a transaction that has the grant's row.
@@ -178,49 +200,41 @@ func refused(ctx context.Context, tx sqldb.Tx, now time.Time, grantUID string, w
 	return why, nil
 }
 
-// lockForDelivery locks the grants of the deliveries, and reads them and, of each, the leases that lease.Admit decides by.
-func lockForDelivery(ctx context.Context, tx sqldb.Tx, batch []*ordered) (map[string]grant.Grant, map[string][]lease.Lease, error) {
-	which, instances := make([]any, roundUp(len(batch))), tuples{casts: "tt"}
-	for i, o := range batch {
-		which[i] = o.GrantUID
-		instances.add(o.GrantUID, o.InstanceID)
+// lockForDelivery adds to a batch what locks the grants of the deliveries, and reads them and, of each, the leases that lease.Admit decides by.
+func lockForDelivery(tx sqldb.Tx, b *sqldb.Batch, batch []*ordered) func() (map[string]grant.Grant, map[string][]lease.Lease) {
+	asked := sqldb.NewValues("tt")
+	for _, o := range batch {
+		asked.Add(o.GrantUID, o.InstanceID)
 	}
-	found, err := lockGrants(ctx, tx, placeholders(1, len(which)), which...)
-	if err != nil {
-		return nil, nil, fmt.Errorf("lock grants: %w", err)
-	}
-	grants := make(map[string]grant.Grant, len(found))
-	for _, g := range found {
-		grants[g.UID] = g
-	}
+	from, args := tx.Values(asked)
+	var found []grant.Grant
+	var have []lease.Lease
+	sqldb.Into(b, &found, grantListing.scan, lockingGrants(tx, `SELECT column1 FROM `+from+` v`), args...)
 	// Whoever has the grant can open and close leases all day: those that are over must not make the others slow.
-	open, err := sqldb.Collect(ctx, tx, scanLease, `SELECT `+leaseColumns+` FROM leases WHERE close_time = 0 AND grant_uid IN (`+placeholders(1, len(which))+`)`, which...)
-	if err != nil {
-		return nil, nil, fmt.Errorf("read leases: %w", err)
+	sqldb.Into(b, &have, scanLease, `SELECT `+leaseColumns+` FROM leases WHERE close_time = 0 AND grant_uid IN (SELECT column1 FROM `+from+` v)
+		UNION ALL SELECT `+leaseColumns+` FROM `+from+` v, leases WHERE grant_uid = v.column1 AND instance_id = v.column2 AND close_time <> 0`, args...)
+	return func() (map[string]grant.Grant, map[string][]lease.Lease) {
+		grants, leases := make(map[string]grant.Grant, len(found)), make(map[string][]lease.Lease, len(found))
+		for _, g := range found {
+			grants[g.UID] = g
+		}
+		for _, l := range have {
+			leases[l.GrantUID] = append(leases[l.GrantUID], l)
+		}
+		return grants, leases
 	}
-	closed, err := sqldb.Collect(ctx, tx, scanLease, `SELECT `+leaseColumns+` FROM (`+instances.values()+`) v, leases
-		WHERE grant_uid = v.column1 AND instance_id = v.column2 AND close_time <> 0`, instances.args...)
-	if err != nil {
-		return nil, nil, fmt.Errorf("read closed leases: %w", err)
-	}
-	leases := make(map[string][]lease.Lease, len(found))
-	for _, l := range slices.Concat(open, closed) {
-		leases[l.GrantUID] = append(leases[l.GrantUID], l)
-	}
-	return grants, leases, nil
 }
 
-// putLeases writes the leases as they are after the deliveries.
-func putLeases(ctx context.Context, tx sqldb.Tx, made []delivered) error {
-	rows := tuples{casts: "tttiiii"}
+// putLeases adds to a batch what writes the leases as they are after the deliveries.
+func putLeases(tx sqldb.Tx, b *sqldb.Batch, made []delivered) {
+	rows := sqldb.NewValues("tttiiii")
 	for _, d := range made {
-		rows.add(d.lease.UID, d.lease.GrantUID, d.lease.InstanceID, d.lease.Generation, sqldb.Micros(d.lease.OpenTime), sqldb.Micros(d.lease.DeliverTime), 0)
+		rows.Add(d.lease.UID, d.lease.GrantUID, d.lease.InstanceID, d.lease.Generation, sqldb.Micros(d.lease.OpenTime), sqldb.Micros(d.lease.DeliverTime), 0)
 	}
-	if _, err := tx.Exec(ctx, `INSERT INTO leases (`+leaseColumns+`) SELECT * FROM (`+rows.values()+`) v WHERE v.column1 <> ''
-		ON CONFLICT (uid) DO UPDATE SET generation = excluded.generation, deliver_time = excluded.deliver_time`, rows.args...); err != nil {
-		return fmt.Errorf("write leases: %w", err)
-	}
-	return nil
+	from, args := tx.Values(rows)
+	// Without WHERE, SQLite takes ON for a join's.
+	b.Exec(`INSERT INTO leases (`+leaseColumns+`) SELECT * FROM `+from+` v WHERE TRUE
+		ON CONFLICT (uid) DO UPDATE SET generation = excluded.generation, deliver_time = excluded.deliver_time`, args...)
 }
 
 // holdAll has the leases hold that are given a client secret, which is of one version.
@@ -274,12 +288,8 @@ func (d delivered) common() common {
 	return common{d.grant.Account, d.grant.IntegrationUID, d.VersionID, d.Material, d.Reason, d.Audience, d.ClientRequestID, d.ExpireTime}
 }
 
-// recordDeliveries appends to the trail that leases were opened, and what was delivered: the same credential to however many leases as one record.
-func (s *Store) recordDeliveries(ctx context.Context, tx sqldb.Tx, made []delivered) error {
-	t, err := s.lockTrail(ctx, tx)
-	if err != nil {
-		return err
-	}
+// recordDeliveries does what is to be written, and appends to the trail that leases were opened, and what was delivered: the same credential to however many leases as one record.
+func recordDeliveries(ctx context.Context, tx sqldb.Tx, b *sqldb.Batch, t *trail, made []delivered) error {
 	var opened []audit.Record
 	var newest time.Time
 	for _, d := range made {
@@ -305,7 +315,7 @@ func (s *Store) recordDeliveries(ctx context.Context, tx sqldb.Tx, made []delive
 		}
 		groups[c] = append(groups[c], d)
 	}
-	rows := deliveryRows{tuples: tuples{casts: deliveryCasts}}
+	rows := deliveryRows{sqldb.NewValues(deliveryKinds)}
 	for _, c := range kinds {
 		entries := make([]audit.Entry, len(groups[c]))
 		for i, d := range groups[c] {
@@ -319,22 +329,35 @@ func (s *Store) recordDeliveries(ctx context.Context, tx sqldb.Tx, made []delive
 			rows.put(r, i, d)
 		}
 	}
-	if err := insertRecords(ctx, tx, opened); err != nil {
-		return err
+	insertRecords(tx, b, opened)
+	recorded := insertEntitled(tx, b, rows)
+	t.end(b, newest)
+	if err := tx.Do(ctx, b); err != nil {
+		return fmt.Errorf("record %s: %w", CredentialDelivered, err)
 	}
-	if err := s.insertEntitled(ctx, tx, &rows, made); err != nil {
-		return err
+	if len(*recorded) == len(made) {
+		return nil
 	}
-	return t.end(ctx, tx, newest)
+	for _, d := range made {
+		if slices.Contains(*recorded, d.lease.UID) {
+			continue
+		}
+		// The lease was written in this transaction, so the version, the material and the audience are all that is left.
+		var err error
+		if d.refusal, err = refused(ctx, tx, d.now, d.GrantUID, lease.ErrVersionGone); err != nil {
+			return err
+		}
+	}
+	return errAgain
 }
 
 // deliveryRows are rows of audit_events that are inserted only where they are entitled. What the rows say that entitle is not among their columns.
-type deliveryRows struct{ tuples }
+type deliveryRows struct{ *sqldb.Values }
 
-// deliveryCasts are the types of their columns, of which the last five are only looked at.
-const deliveryCasts = "tiiitttttitttttitti" + "tttit"
+// deliveryKinds are the kinds of their columns, of which the last five are only looked at.
+const deliveryKinds = "tiiitttttitttttitti" + "tttit"
 
-func (rows *deliveryRows) put(r audit.Record, place int, d delivered) {
+func (rows deliveryRows) put(r audit.Record, place int, d delivered) {
 	// What else than ACTIVE the version may be, and what else than a policy that names the material will do.
 	orState, orMaterials := "ACTIVE", "none"
 	if d.Material == lease.AccessToken || d.Material == lease.FederatedToken {
@@ -347,22 +370,24 @@ func (rows *deliveryRows) put(r audit.Record, place int, d delivered) {
 	}
 	e := r.Entries[place]
 	hash, mac, keyID := sealOf(r, place)
-	rows.add(r.Writer, r.Seq, place, e.Time, e.Kind, e.Actor, e.RequestID, e.GrantUID, e.LeaseUID, e.Generation, e.VersionID, e.Material, e.Reason, e.Audience,
+	rows.Add(r.Writer, r.Seq, place, e.Time, e.Kind, e.Actor, e.RequestID, e.GrantUID, e.LeaseUID, e.Generation, e.VersionID, e.Material, e.Reason, e.Audience,
 		e.ClientRequestID, e.ExpireTime, hash, mac, keyID,
 		orState, `%"`+string(d.Material)+`"%`, orMaterials, sqldb.Micros(d.now.Add(-grant.MaxSilence)), audience)
 }
 
-// insertEntitled records the deliveries for which it finds, at this very moment, everything that entitles to them: the grant live, its account not frozen, the lease
+// insertEntitled adds to a batch what records the deliveries for which it finds, at this very moment, everything that entitles to them: the grant live, its account not frozen, the lease
 // open at this generation, the version usable (for its secret: ACTIVE), integration and project there, the integration one that
 // gives the material and the audience, the version one that has it, an attachment or labels that give the access, and a copy of the registry that is fresh and no older than
-// the grant. Those without are refused: errAgain.
-func (s *Store) insertEntitled(ctx context.Context, tx sqldb.Tx, rows *deliveryRows, made []delivered) error {
+// the grant. It returns the leases of those that it recorded.
+func insertEntitled(tx sqldb.Tx, b *sqldb.Batch, rows deliveryRows) *[]string {
+	recorded := new([]string)
+	from, args := tx.Values(rows.Values)
 	// Adding nothing keeps PostgreSQL from going by the indexes of the grants and leases that are live: it would go through all of them, for each delivery.
-	recorded, err := sqldb.Collect(ctx, tx, scanUID, `INSERT INTO audit_events (`+auditColumns+`)
+	sqldb.Into(b, recorded, scanUID, `INSERT INTO audit_events (`+auditColumns+`)
 		SELECT v.column1, v.column2, v.column3, v.column4, v.column5, v.column6, v.column7, g.account, g.uid, g.run, l.uid, l.instance_id, l.generation,
 			g.integration, g.integration_uid, g.project, g.project_uid, c.id, v.column12, v.column13, v.column14, v.column15, v.column16,
 			v.column17, v.column18, v.column19
-		FROM (`+rows.values()+`) v, grants g, leases l, credential_versions c, integrations i, projects p, projection r
+		FROM `+from+` v, grants g, leases l, credential_versions c, integrations i, projects p, projection r
 		WHERE g.uid = v.column8 AND g.revoke_time = 0 AND g.expire_time + 0 > v.column4
 			AND l.uid = v.column9 AND l.grant_uid = g.uid AND l.close_time + 0 = 0 AND l.generation = v.column10
 			AND c.id = v.column11 AND c.integration_uid = g.integration_uid AND c.state IN ('ACTIVE', v.column20)
@@ -374,21 +399,6 @@ func (s *Store) insertEntitled(ctx context.Context, tx sqldb.Tx, rows *deliveryR
 			AND p.uid = g.project_uid
 			AND r.singleton = 1 AND r.bookmark_time > v.column23 AND r.incarnation <> ''
 			AND (r.incarnation <> g.incarnation OR r.revision >= g.revision)
-			AND NOT `+frozen+` AND `+attached+` RETURNING lease_uid`, rows.args...)
-	if err != nil {
-		return fmt.Errorf("record %s: %w", CredentialDelivered, err)
-	}
-	if len(recorded) == len(made) {
-		return nil
-	}
-	for _, d := range made {
-		if slices.Contains(recorded, d.lease.UID) {
-			continue
-		}
-		// The lease was written in this transaction, so the version, the material and the audience are all that is left.
-		if d.refusal, err = refused(ctx, tx, d.now, d.GrantUID, lease.ErrVersionGone); err != nil {
-			return err
-		}
-	}
-	return errAgain
+			AND NOT `+frozen+` AND `+attached+` RETURNING lease_uid`, args...)
+	return recorded
 }

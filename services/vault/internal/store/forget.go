@@ -18,22 +18,22 @@ func (s *Store) ForgetGrants(ctx context.Context, before time.Time, limit int) (
 		if err != nil || len(old) == 0 {
 			return err
 		}
-		which := tuples{casts: "t"}
+		which := sqldb.NewValues("t")
 		for _, uid := range old {
-			which.add(uid)
+			which.Add(uid)
 		}
-		values := which.values()
+		these, args := tx.Values(which)
 		// A grant before its leases, as everybody takes them.
-		if _, err := lockGrants(ctx, tx, values, which.args...); err != nil {
+		if _, err := lockGrants(ctx, tx, `SELECT column1 FROM `+these+` v`, args...); err != nil {
 			return err
 		}
-		leases, err := tx.Exec(ctx, fmt.Sprintf(`DELETE FROM leases WHERE uid IN (SELECT uid FROM leases WHERE grant_uid IN (%s) LIMIT $%d)`,
-			values, len(which.args)+1), append(which.args, limit)...)
+		limited, limitedArgs := tx.Values(which, limit)
+		leases, err := tx.Exec(ctx, `DELETE FROM leases WHERE uid IN (SELECT uid FROM leases WHERE grant_uid IN (SELECT column1 FROM `+limited+` v) LIMIT $1)`, limitedArgs...)
 		if err != nil {
 			return fmt.Errorf("leases: %w", err)
 		}
-		if _, err := tx.Exec(ctx, `DELETE FROM grants WHERE uid IN (`+values+`)
-			AND NOT EXISTS (SELECT 1 FROM leases WHERE grant_uid = grants.uid)`, which.args...); err != nil {
+		if _, err := tx.Exec(ctx, `DELETE FROM grants WHERE uid IN (SELECT column1 FROM `+these+` v)
+			AND NOT EXISTS (SELECT 1 FROM leases WHERE grant_uid = grants.uid)`, args...); err != nil {
 			return err
 		}
 		more = len(old) == limit || leases == int64(limit)

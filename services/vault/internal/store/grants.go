@@ -102,29 +102,11 @@ func (s *Store) insertGrant(ctx context.Context, tx sqldb.Tx, now time.Time, g g
 
 // GrantByToken returns the grant that the token opens, grant.ErrUnknown when there is none.
 func (s *Store) GrantByToken(ctx context.Context, token grant.Hash) (grant.Grant, error) {
-	g, err := s.tokens.get(ctx, token)
-	if err != nil && !errors.Is(err, grant.ErrUnknown) {
-		err = fmt.Errorf("read grant: %w", err)
+	g, err := s.findGrant(ctx, `token_hash = $1`, token[:])
+	if errors.Is(err, grant.ErrNotFound) {
+		err = grant.ErrUnknown
 	}
 	return g, err
-}
-
-// grantsByToken reads the grants that the tokens open.
-func grantsByToken(ctx context.Context, tx sqldb.Tx, tokens []grant.Hash) (map[grant.Hash]grant.Grant, error) {
-	args := make([]any, roundUp(len(tokens)))
-	for i, token := range tokens {
-		args[i] = token[:]
-	}
-	out := make(map[grant.Hash]grant.Grant, len(tokens))
-	_, err := sqldb.Collect(ctx, tx, func(row sqldb.Row) (struct{}, error) {
-		var hash []byte
-		g, err := scanGrant(row, &hash)
-		if err == nil {
-			out[grant.Hash(hash)] = g
-		}
-		return struct{}{}, err
-	}, `SELECT `+grantColumns+`, token_hash FROM grants WHERE token_hash IN (`+placeholders(1, len(args))+`)`, args...)
-	return out, err
 }
 
 // UseGrant notes that the token has been shown: from then on it is not replaced. grant.ErrUnknown when another token has
@@ -223,8 +205,11 @@ func lockGrant(ctx context.Context, tx sqldb.Tx, where string, key ...any) (gran
 
 // lockGrants locks and reads grants as lockGrant does, many at once, in the order of their UIDs.
 func lockGrants(ctx context.Context, tx sqldb.Tx, which string, args ...any) ([]grant.Grant, error) {
-	return sqldb.Collect(ctx, tx, grantListing.scan,
-		`SELECT `+grantColumns+` FROM grants WHERE uid IN (`+which+`) ORDER BY uid`+tx.ForUpdate(), args...)
+	return sqldb.Collect(ctx, tx, grantListing.scan, lockingGrants(tx, which), args...)
+}
+
+func lockingGrants(tx sqldb.Tx, which string) string {
+	return `SELECT ` + grantColumns + ` FROM grants WHERE uid IN (` + which + `) ORDER BY uid` + tx.ForUpdate()
 }
 
 func (s *Store) findGrant(ctx context.Context, where string, key ...any) (grant.Grant, error) {

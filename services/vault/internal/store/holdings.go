@@ -18,23 +18,22 @@ import (
 // while that is ACTIVE and was not refused when it was last asked with. The caller has the grants' rows, so nobody else holds or releases by them, and has checked that none lasts longer than the
 // secret may be held. lease.ErrVersionGone when the version is not ACTIVE.
 func hold(ctx context.Context, tx sqldb.Tx, versionID, integrationUID string, holds []holding) error {
-	leases := tuples{casts: "t"}
+	leases := sqldb.NewValues("t")
 	for _, h := range holds {
-		leases.add(h.leaseUID)
+		leases.Add(h.leaseUID)
 	}
-	values := leases.values()
-	have, err := sqldb.Collect(ctx, tx, scanUID, fmt.Sprintf(`SELECT lease_uid FROM holdings WHERE lease_uid IN (%s) AND version_id = $%d`, values, len(leases.args)+1),
-		append(leases.args, versionID)...)
+	these, args := tx.Values(leases, versionID)
+	have, err := sqldb.Collect(ctx, tx, scanUID, `SELECT lease_uid FROM holdings WHERE lease_uid IN (SELECT column1 FROM `+these+` v) AND version_id = $1`, args...)
 	if err != nil {
 		return fmt.Errorf("read holdings: %w", err)
 	}
-	fresh := tuples{casts: "tttii"}
+	fresh := sqldb.NewValues("tttii")
 	for _, h := range holds {
 		if !slices.Contains(have, h.leaseUID) {
-			fresh.add(h.leaseUID, versionID, h.grantUID, sqldb.Micros(h.latest), sqldb.Micros(h.end))
+			fresh.Add(h.leaseUID, versionID, h.grantUID, sqldb.Micros(h.latest), sqldb.Micros(h.end))
 		}
 	}
-	raise := fresh.n
+	raise := fresh.Len()
 	if raise == 0 {
 		return nil
 	}
@@ -46,8 +45,8 @@ func hold(ctx context.Context, tx sqldb.Tx, versionID, integrationUID string, ho
 	if raised == 0 {
 		return lease.ErrVersionGone
 	}
-	if _, err := tx.Exec(ctx, `INSERT INTO holdings (lease_uid, version_id, grant_uid, latest_time, expire_time)
-		SELECT * FROM (`+fresh.values()+`) v WHERE v.column1 <> ''`, fresh.args...); err != nil {
+	rows, args := tx.Values(fresh)
+	if _, err := tx.Exec(ctx, `INSERT INTO holdings (lease_uid, version_id, grant_uid, latest_time, expire_time) SELECT * FROM `+rows+` v`, args...); err != nil {
 		return fmt.Errorf("note holdings: %w", err)
 	}
 	return nil

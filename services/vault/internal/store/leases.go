@@ -49,6 +49,12 @@ func (e Entitlement) Check(now time.Time) error {
 // instance is a runner instance's name: it has at most one lease.
 type instance struct{ grantUID, instanceID string }
 
+// holder is a runner instance that shows a token.
+type holder struct {
+	token      grant.Hash
+	instanceID string
+}
+
 // Entitlement reads what a delivery to the instance by the grant is decided by; grant.ErrNotFound when there is no such grant.
 func (s *Store) Entitlement(ctx context.Context, grantUID, instanceID string) (Entitlement, error) {
 	out, err := s.entitlements.get(ctx, instance{grantUID, instanceID})
@@ -58,118 +64,98 @@ func (s *Store) Entitlement(ctx context.Context, grantUID, instanceID string) (E
 	return out, nil
 }
 
-// entitlements reads those of the instances whose grants there are.
-func entitlements(ctx context.Context, tx sqldb.Tx, of []instance) (map[instance]Entitlement, error) {
-	grants, leases := make([]string, len(of)), tuples{casts: "tt"}
-	for i, k := range of {
-		grants[i] = k.grantUID
-		leases.add(k.grantUID, k.instanceID)
+// EntitlementByToken reads what a delivery to the instance by the grant that the token opens is decided by; grant.ErrUnknown when there is none.
+func (s *Store) EntitlementByToken(ctx context.Context, token grant.Hash, instanceID string) (Entitlement, error) {
+	out, err := s.holders.get(ctx, holder{token, instanceID})
+	if err != nil && !errors.Is(err, grant.ErrUnknown) {
+		err = fmt.Errorf("read entitlement: %w", err)
 	}
-	standings, err := standings(ctx, tx, grants)
-	if err != nil {
-		return nil, err
-	}
-	held := make(map[instance]lease.Lease, len(of))
-	found, err := sqldb.Collect(ctx, tx, scanLease, `SELECT `+leaseColumns+` FROM (`+leases.values()+`) v, leases
-		WHERE grant_uid = v.column1 AND instance_id = v.column2`, leases.args...)
-	if err != nil {
-		return nil, err
-	}
-	for _, l := range found {
-		held[instance{l.GrantUID, l.InstanceID}] = l
-	}
-	given, err := integrationsOf(ctx, tx, standings)
-	if err != nil {
-		return nil, err
-	}
-	out := make(map[instance]Entitlement, len(of))
-	for _, k := range of {
-		found, ok := standings[k.grantUID]
-		if !ok {
-			continue
-		}
-		e := given[found.Grant.IntegrationUID]
-		e.Standing, e.Lease = found, held[k]
-		out[k] = e
-	}
-	return out, nil
+	return out, err
 }
 
-// integrationsOf reads what entitlements have in common that are by grants of one integration, by its UID.
-func integrationsOf(ctx context.Context, tx sqldb.Tx, standings map[string]grant.Standing) (map[string]Entitlement, error) {
-	var args []any
-	seen := map[string]bool{}
-	for _, found := range standings {
-		if uid := found.Grant.IntegrationUID; !seen[uid] {
-			seen[uid] = true
-			args = append(args, uid)
-		}
+// entitlements reads those of the instances whose grants there are.
+func entitlements(tx sqldb.Tx, b *sqldb.Batch, of []instance) func() map[instance]Entitlement {
+	asked := sqldb.NewValues("tti")
+	for i, k := range of {
+		asked.Add(k.grantUID, k.instanceID, i)
 	}
-	args = append(args, make([]any, roundUp(len(args))-len(args))...)
-	which := placeholders(1, len(args))
-	out := make(map[string]Entitlement, len(seen))
-	_, err := sqldb.Collect(ctx, tx, func(row sqldb.Row) (struct{}, error) {
-		var e Entitlement
-		var err error
-		e.Integration, err = scanIntegration(row, &e.Compromised, at{&e.ConsentLostTime})
-		if err == nil {
-			out[e.Integration.UID] = e
-		}
-		return struct{}{}, err
+	return readEntitlements(tx, b, `uid`, asked, of)
+}
+
+// entitlementsByToken reads those of the holders whose tokens open a grant.
+func entitlementsByToken(tx sqldb.Tx, b *sqldb.Batch, of []holder) func() map[holder]Entitlement {
+	asked := sqldb.NewValues("bti")
+	for i, k := range of {
+		asked.Add(k.token[:], k.instanceID, i)
+	}
+	return readEntitlements(tx, b, `token_hash`, asked, of)
+}
+
+// readEntitlements adds to a batch what reads those that are asked for: by the grant's key, the instance, and the place in of.
+func readEntitlements[K comparable](tx sqldb.Tx, b *sqldb.Batch, key string, asked *sqldb.Values, of []K) func() map[K]Entitlement {
+	type reading struct {
+		Entitlement
+		place int64
+	}
+	from, args := tx.Values(asked)
+	var found, given []reading
+	sqldb.Into(b, &found, func(row sqldb.Row) (r reading, err error) {
+		r.Grant, err = scanGrant(row, append(standingOf(&r.Standing), &r.place,
+			&r.Lease.UID, &r.Lease.GrantUID, &r.Lease.InstanceID, &r.Lease.Generation, at{&r.Lease.OpenTime}, at{&r.Lease.DeliverTime}, at{&r.Lease.CloseTime})...)
+		return r, err
+	}, `SELECT `+qualified("g", grantColumns)+`, `+standingColumns+`, v.column3, COALESCE(l.uid, ''), COALESCE(l.grant_uid, ''), COALESCE(l.instance_id, ''),
+			COALESCE(l.generation, 0), COALESCE(l.open_time, 0), COALESCE(l.deliver_time, 0), COALESCE(l.close_time, 0)
+		FROM `+from+` v JOIN grants g ON g.`+key+` = v.column1 LEFT JOIN leases l ON l.grant_uid = g.uid AND l.instance_id = v.column2`, args...)
+	which := `SELECT g.integration_uid FROM ` + from + ` v JOIN grants g ON g.` + key + ` = v.column1`
+	// What those have in common that are by grants of one integration.
+	sqldb.Into(b, &given, func(row sqldb.Row) (r reading, err error) {
+		r.Integration, err = scanIntegration(row, &r.Compromised, at{&r.ConsentLostTime})
+		return r, err
 	}, `SELECT `+integrationColumns+`,
 			COALESCE((SELECT MAX(r.up_to) FROM rotations r WHERE r.integration_uid = integrations.uid AND r.reason = 'COMPROMISED'), 0),
 			COALESCE((SELECT a.consent_time FROM applications a WHERE a.integration_uid = integrations.uid AND a.consented = 0), 0)
 		FROM integrations WHERE uid IN (`+which+`)`, args...)
-	if err != nil {
-		return nil, err
+	versions := liveVersions(b, which, args...)
+	return func() map[K]Entitlement {
+		common := make(map[string]Entitlement, len(given))
+		for _, r := range given {
+			common[r.Integration.UID] = r.Entitlement
+		}
+		for _, v := range *versions {
+			e := common[v.IntegrationUID]
+			e.Versions = append(e.Versions, v)
+			common[v.IntegrationUID] = e
+		}
+		out := make(map[K]Entitlement, len(found))
+		for _, r := range found {
+			e := common[r.Grant.IntegrationUID]
+			e.Standing, e.Lease = r.Standing, r.Lease
+			out[of[r.place]] = e
+		}
+		return out
 	}
-	versions, err := liveVersions(ctx, tx, which, args...)
-	if err != nil {
-		return nil, err
-	}
-	for _, v := range versions {
-		e := out[v.IntegrationUID]
-		e.Versions = append(e.Versions, v)
-		out[v.IntegrationUID] = e
-	}
-	return out, nil
 }
 
+// standing reads that of a grant.
 func standing(ctx context.Context, tx sqldb.Tx, grantUID string) (grant.Standing, error) {
-	found, err := standings(ctx, tx, []string{grantUID})
-	if err != nil {
-		return grant.Standing{}, err
-	}
-	out, ok := found[grantUID]
-	if !ok {
+	var s grant.Standing
+	var err error
+	s.Grant, err = scanGrant(tx.QueryRow(ctx, `SELECT `+grantColumns+`, `+standingColumns+` FROM grants g WHERE uid = $1`, grantUID), standingOf(&s)...)
+	if errors.Is(err, sqldb.ErrNoRows) {
 		return grant.Standing{}, grant.ErrNotFound
 	}
-	return out, nil
+	return s, err
 }
 
-// standings reads those of the grants that there are, by their UIDs.
-func standings(ctx context.Context, tx sqldb.Tx, grantUIDs []string) (map[string]grant.Standing, error) {
-	args := make([]any, roundUp(len(grantUIDs)))
-	for i, uid := range grantUIDs {
-		args[i] = uid
-	}
-	out := make(map[string]grant.Standing, len(grantUIDs))
-	_, err := sqldb.Collect(ctx, tx, func(row sqldb.Row) (struct{}, error) {
-		var s grant.Standing
-		var err error
-		s.Grant, err = scanGrant(row, &s.Incarnation, &s.Revision, at{&s.BookmarkTime}, &s.IntegrationLives, &s.ProjectLives, &s.Attached, &s.Unlabelled, &s.Frozen)
-		if err == nil {
-			out[s.Grant.UID] = s
-		}
-		return struct{}{}, err
-	}, `SELECT `+grantColumns+`,
-			COALESCE((SELECT incarnation FROM projection WHERE singleton = 1), ''),
-			COALESCE((SELECT revision FROM projection WHERE singleton = 1), 0),
-			COALESCE((SELECT bookmark_time FROM projection WHERE singleton = 1), 0),
-			EXISTS (SELECT 1 FROM integrations i WHERE i.uid = g.integration_uid AND i.deleting = 0),
-			EXISTS (SELECT 1 FROM projects p WHERE p.uid = g.project_uid), `+attached+`, `+unlabelled+`, `+frozen+`
-		FROM grants g WHERE uid IN (`+placeholders(1, len(args))+`)`, args...)
-	return out, err
+// standingColumns are a grant g's standing but for the grant; standingOf is where they go.
+const standingColumns = `COALESCE((SELECT incarnation FROM projection WHERE singleton = 1), ''),
+	COALESCE((SELECT revision FROM projection WHERE singleton = 1), 0),
+	COALESCE((SELECT bookmark_time FROM projection WHERE singleton = 1), 0),
+	EXISTS (SELECT 1 FROM integrations i WHERE i.uid = g.integration_uid AND i.deleting = 0),
+	EXISTS (SELECT 1 FROM projects p WHERE p.uid = g.project_uid), ` + attached + `, ` + unlabelled + `, ` + frozen
+
+func standingOf(s *grant.Standing) []any {
+	return []any{&s.Incarnation, &s.Revision, at{&s.BookmarkTime}, &s.IntegrationLives, &s.ProjectLives, &s.Attached, &s.Unlabelled, &s.Frozen}
 }
 
 // Delivery is one credential, about to leave.

@@ -124,8 +124,8 @@ type wanted[K comparable, V any] struct {
 	err   error
 }
 
-// newLookup makes a lookup. Read reads the values of keys, each another one; what it does not find is missing.
-func newLookup[K comparable, V any](db *sqldb.DB, missing error, read func(ctx context.Context, tx sqldb.Tx, keys []K) (map[K]V, error)) *lookup[K, V] {
+// newLookup makes a lookup. Read adds to a batch what reads the values of keys, each another one, and returns what gives them when that is done; what it does not find is missing.
+func newLookup[K comparable, V any](db *sqldb.DB, missing error, read func(tx sqldb.Tx, b *sqldb.Batch, keys []K) func() map[K]V) *lookup[K, V] {
 	do := func(ctx context.Context, batch []*wanted[K, V]) {
 		asked := make(map[K]bool, len(batch))
 		var keys []K
@@ -137,10 +137,12 @@ func newLookup[K comparable, V any](db *sqldb.DB, missing error, read func(ctx c
 		}
 		var found map[K]V
 		err := caught.Panic(func() error {
-			return db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
-				found, err = read(ctx, tx, keys)
-				return err
-			})
+			var result func() map[K]V
+			err := db.Read(ctx, func(tx sqldb.Tx, b *sqldb.Batch) { result = read(tx, b, keys) })
+			if err == nil {
+				found = result()
+			}
+			return err
 		})
 		for _, w := range batch {
 			value, ok := found[w.key]

@@ -51,17 +51,17 @@ type Store struct {
 	keys       audit.Keys
 	writer     string
 	deliveries queue[*ordered]
-	// tokens are grants by their tokens, entitlements what deliveries to runner instances are decided by.
-	tokens       *lookup[grant.Hash, grant.Grant]
+	// entitlements and holders are what deliveries to runner instances are decided by, by their grants and by the tokens they show.
 	entitlements *lookup[instance, Entitlement]
+	holders      *lookup[holder, Entitlement]
 }
 
 // New returns a store on an open database that has Migrations. Without keys nothing can be recorded, and so nothing done that has to be.
 func New(db *sqldb.DB, keys audit.Keys) *Store {
 	s := &Store{
 		db: db, keys: keys, writer: uuid.NewString(),
-		tokens:       newLookup(db, grant.ErrUnknown, grantsByToken),
 		entitlements: newLookup(db, grant.ErrNotFound, entitlements),
+		holders:      newLookup(db, grant.ErrUnknown, entitlementsByToken),
 	}
 	s.deliveries.take, s.deliveries.do = takeDeliveries, s.deliver
 	return s

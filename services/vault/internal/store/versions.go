@@ -46,10 +46,11 @@ func (s *Store) CredentialVersions(ctx context.Context, integration string, befo
 	return out, nil
 }
 
-// liveVersions are each integration's ACTIVE version, if there is one, and after it those that are RETIRING, the newest first. Which are the places of the
+// liveVersions adds to a batch what reads each integration's ACTIVE version, if there is one, and after it those that are RETIRING, the newest first. Which selects the
 // integrations' UIDs.
-func liveVersions(ctx context.Context, tx sqldb.Tx, which string, integrationUIDs ...any) ([]Live, error) {
-	return sqldb.Collect(ctx, tx, func(row sqldb.Row) (l Live, err error) {
+func liveVersions(b *sqldb.Batch, which string, args ...any) *[]Live {
+	found := new([]Live)
+	sqldb.Into(b, found, func(row sqldb.Row) (l Live, err error) {
 		l.Version, err = scanVersion(row, &l.ClientID, &l.TenantID, &l.Cloud)
 		return l, err
 	}, `SELECT `+versionColumns+`, applications.client_id, integrations.tenant_id, integrations.cloud
@@ -57,7 +58,8 @@ func liveVersions(ctx context.Context, tx sqldb.Tx, which string, integrationUID
 		JOIN applications ON applications.integration_uid = credential_versions.integration_uid
 		JOIN integrations ON integrations.uid = credential_versions.integration_uid
 		WHERE credential_versions.integration_uid IN (`+which+`) AND credential_versions.state IN ('ACTIVE', 'RETIRING')
-		ORDER BY credential_versions.state, credential_versions.number DESC`, integrationUIDs...)
+		ORDER BY credential_versions.state, credential_versions.number DESC`, args...)
+	return found
 }
 
 const versionColumns = `credential_versions.id, credential_versions.integration_uid, credential_versions.number,
