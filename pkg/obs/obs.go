@@ -16,7 +16,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/pprof" //nolint:gosec // what it registers by itself nobody serves
+	"net/http/pprof"
 	"runtime/debug"
 	"time"
 

@@ -43,7 +43,9 @@ func TestValues_AreRows(t *testing.T) {
 				from, args := tx.Values(values, int64(7), "x")
 				sqldb.Into(b, &got, scanGiven, `SELECT v.column1, v.column2, v.column3 FROM `+from+` v WHERE $1 = 7 AND $2 = 'x'`, args...)
 			})
-			same := func(a, b given) bool { return a.text == b.text && a.number == b.number && bytes.Equal(a.content, b.content) }
+			same := func(a, b given) bool {
+				return a.text == b.text && a.number == b.number && bytes.Equal(a.content, b.content)
+			}
 			if err != nil || !slices.EqualFunc(got, want, same) {
 				t.Errorf("%d rows: %v, %v", len(want), got, err)
 			}
