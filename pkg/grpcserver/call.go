@@ -2,7 +2,9 @@ package grpcserver
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -10,6 +12,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 
+	"phasekey.dev/pkg/caught"
+	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/rpcerr"
 )
 
@@ -28,6 +32,7 @@ type call struct {
 	handle  func() error   // what the chain ends in
 	touch   func()         // called with each message of a stream, for the idle limit; may be nil
 	checks  []messageCheck // on each received message
+	ends    []func(err error) error
 
 	mu sync.Mutex // for streams: RecvMsg and SendMsg may run at once
 	// first is the first message received.
@@ -39,15 +44,53 @@ type call struct {
 // messageCheck judges a received message.
 type messageCheck func(m proto.Message, first bool) error
 
-// step is one link of the chain. It calls next, or returns an error instead.
-type step func(c *call, next func() error) error
+// step is one link of the chain: with an error the call goes no further. What is to become of the outcome of all that follows it says by call.after.
+type step func(c *call) error
 
-// run runs the chain from step i on.
-func (s *Server) run(c *call, i int) error {
-	if i == len(s.steps) {
-		return c.handle()
+// after has end called with the outcome of what follows, and returns it to what went before: whatever that end makes of it.
+func (c *call) after(end func(err error) error) { c.ends = append(c.ends, end) }
+
+// run runs the chain. Its steps are not around the handler, which may wait for long: they have left the stack by then.
+func (s *Server) run(c *call) (err error) {
+	defer func() { err = s.leave(c, err) }()
+	if err := s.enter(c); err != nil {
+		return err
 	}
-	return s.steps[i](c, func() error { return s.run(c, i+1) })
+	return c.handle()
+}
+
+func (s *Server) enter(c *call) error {
+	return s.protect(func() error {
+		for _, step := range s.steps {
+			if err := step(c); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// leave calls the ends, the last first, and masks what they leave. Handlers are protected where they are called, so that metrics and log see their panics as the errors
+// they are; a panic in the chain itself does not end the process either.
+func (s *Server) leave(c *call, err error) error {
+	for i := len(c.ends) - 1; i >= 0; i-- {
+		outcome := err
+		err = caught.Panic(func() error { return c.ends[i](outcome) })
+		if panicOf(err) != panicOf(outcome) && panicOf(err) != nil {
+			s.metrics.panics.Inc()
+		}
+	}
+	if p := panicOf(err); p != nil {
+		s.cfg.Log.ErrorContext(c.ctx, "panic in the interceptor chain",
+			slog.Any(obs.KeyError, p), slog.String(obs.KeyStack, string(p.Stack)))
+	}
+	return s.mask(c, err)
+}
+
+// panicOf is the panic that an error is, nil when it is none.
+func panicOf(err error) *caught.PanicError {
+	p, _ := errors.AsType[*caught.PanicError](err)
+	return p
 }
 
 // check adds a check on received messages. On the message of a unary call it runs now, at its place in the chain; on those
@@ -137,7 +180,7 @@ func (s *Server) unary(
 			return err
 		})
 	}
-	if err := s.run(c, 0); err != nil {
+	if err := s.run(c); err != nil {
 		return nil, err
 	}
 	return resp, nil
@@ -152,7 +195,7 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 	c.handle = func() error {
 		return c.verdict(s.protect(func() error { return handler(srv, &checkedStream{ServerStream: ss, c: c}) }))
 	}
-	return s.run(c, 0)
+	return s.run(c)
 }
 
 // checkedStream is a stream whose messages pass the call's checks.

@@ -167,7 +167,7 @@ func New(cfg Config) (*Server, error) {
 		s.identities[id.ID] = id
 	}
 	s.steps = []step{
-		s.recovery, s.requestID, s.measure, s.accessLog, s.authenticate, s.authorize, s.rateLimit, s.limitTime, s.validate,
+		s.requestID, s.measure, s.accessLog, s.authenticate, s.authorize, s.rateLimit, s.limitTime, s.validate,
 	}
 	s.grpc = grpc.NewServer(s.options()...)
 	cfg.Register(s.grpc)

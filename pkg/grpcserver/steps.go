@@ -48,27 +48,15 @@ var (
 // protect turns a panic in f into an error with its stack, and counts it: one of f's own, and one that f brings from whoever worked for it.
 func (s *Server) protect(f func() error) error {
 	err := caught.Panic(f)
-	if p := (*caught.PanicError)(nil); errors.As(err, &p) {
+	if panicOf(err) != nil {
 		s.metrics.panics.Inc()
 	}
 	return err
 }
 
-// recovery is outermost, so that neither a panic in the chain itself ends the process nor an error of its outer steps
-// leaves unmasked. Handlers are protected where they are called too, so that metrics and log see their panics as the
-// errors they are.
-func (s *Server) recovery(c *call, next func() error) error {
-	err := s.protect(next)
-	if p := (*caught.PanicError)(nil); errors.As(err, &p) {
-		s.cfg.Log.ErrorContext(c.ctx, "panic in the interceptor chain",
-			slog.Any(obs.KeyError, p), slog.String(obs.KeyStack, string(p.Stack)))
-	}
-	return s.mask(c, err)
-}
-
 // requestID believes the caller's request ID or makes one, and sends it back. A unary call that fails carries it in the
 // trailer: a header would make the response more than trailers, and clients repeat nothing that has begun to be answered.
-func (s *Server) requestID(c *call, next func() error) error {
+func (s *Server) requestID(c *call) error {
 	if got := metadata.ValueFromIncomingContext(c.ctx, requestIDHeader); len(got) == 1 && saneRequestID.MatchString(got[0]) {
 		c.id = got[0]
 	} else {
@@ -81,32 +69,38 @@ func (s *Server) requestID(c *call, next func() error) error {
 		if err := grpc.SetHeader(transport, md); err != nil {
 			return fmt.Errorf("send request id: %w", err)
 		}
-		return next()
+		return nil
 	}
-	err := next()
-	set := grpc.SetHeader
-	if err != nil {
-		set = grpc.SetTrailer
-	}
-	// It can only fail when the caller is gone.
-	_ = set(transport, md)
-	return err
+	c.after(func(err error) error {
+		set := grpc.SetHeader
+		if err != nil {
+			set = grpc.SetTrailer
+		}
+		// It can only fail when the caller is gone.
+		_ = set(transport, md)
+		return err
+	})
+	return nil
 }
 
 // measure counts and times what the caller sees.
-func (s *Server) measure(c *call, next func() error) error {
+func (s *Server) measure(c *call) error {
 	end := s.metrics.begin(c.method)
-	err := next()
-	end(status.Code(err), time.Since(c.began))
-	return err
+	c.after(func(err error) error {
+		end(status.Code(err), time.Since(c.began))
+		return err
+	})
+	return nil
 }
 
 // accessLog turns whatever comes out of the inner chain into what the caller may see, and logs both.
-func (s *Server) accessLog(c *call, next func() error) error {
-	err := next()
-	shown := s.mask(c, err)
-	s.log(c, err, shown)
-	return shown
+func (s *Server) accessLog(c *call) error {
+	c.after(func(err error) error {
+		shown := s.mask(c, err)
+		s.log(c, err, shown)
+		return shown
+	})
+	return nil
 }
 
 // log logs how a call went.
@@ -127,7 +121,7 @@ func (s *Server) log(c *call, err, shown error) {
 	)
 	if err != nil {
 		attrs = append(attrs, slog.String(obs.KeyReason, rpcerr.Reason(shown)), slog.Any(obs.KeyError, err))
-		if p := (*caught.PanicError)(nil); errors.As(err, &p) {
+		if p := panicOf(err); p != nil {
 			attrs = append(attrs, slog.String(obs.KeyStack, string(p.Stack)))
 		}
 	}
@@ -181,12 +175,12 @@ func (s *Server) mask(c *call, err error) error {
 }
 
 // authenticate finds out who calls, from the TLS connection alone.
-func (s *Server) authenticate(c *call, next func() error) error {
+func (s *Server) authenticate(c *call) error {
 	if err := s.identify(c); err != nil {
 		return err
 	}
 	if c.known || s.cfg.AnonymousOK || c.method.foreign == roleAnyone {
-		return next()
+		return nil
 	}
 	return rpcerr.New(codes.Unauthenticated, rpcerr.ReasonIdentityUnknown, "the server does not know this identity")
 }
@@ -219,22 +213,19 @@ func (s *Server) identify(c *call) error {
 
 // authorize decides whether this caller may call this method, and about which accounts. What the caller is told does not
 // name who might.
-func (s *Server) authorize(c *call, next func() error) error {
+func (s *Server) authorize(c *call) error {
 	m := c.method
 	switch {
 	case m.foreign == roleAnyone, m.foreign == roleKnown && c.known:
-		return next()
+		return nil
 	case c.known && slices.Contains(m.roles, c.caller.Role):
 		if c.caller.unlimited() {
-			return next()
+			return nil
 		}
-		if err := c.check(accountCheck(c.caller)); err != nil {
-			return err
-		}
-		return next()
+		return c.check(accountCheck(c.caller))
 	case m.grants():
 		// The handler authenticates the grant, which says itself what it is for.
-		return next()
+		return nil
 	case !c.known:
 		return rpcerr.New(codes.Unauthenticated, rpcerr.ReasonIdentityUnknown, "this method needs a known identity")
 	default:
@@ -243,7 +234,7 @@ func (s *Server) authorize(c *call, next func() error) error {
 }
 
 // rateLimit takes a token from the caller's bucket, and counts the calls that strangers have in progress.
-func (s *Server) rateLimit(c *call, next func() error) error {
+func (s *Server) rateLimit(c *call) error {
 	who, class := c.caller.ID, c.method.class
 	if !c.known {
 		who, class = limit.Source(c.addr), classAnonymous
@@ -252,53 +243,61 @@ func (s *Server) rateLimit(c *call, next func() error) error {
 		return rpcerr.New(codes.ResourceExhausted, rpcerr.ReasonRateLimited, "too many calls", rpcerr.Retry(wait))
 	}
 	if c.known {
-		return next()
+		return nil
 	}
 	if !s.limits.going.Enter(who) {
 		return rpcerr.New(codes.ResourceExhausted, rpcerr.ReasonRateLimited, "too many calls at once", rpcerr.Retry(time.Second))
 	}
-	defer s.limits.going.Leave(who)
-	return next()
+	c.after(func(err error) error {
+		s.limits.going.Leave(who)
+		return err
+	})
+	return nil
 }
 
 // limitTime gives unary calls a deadline if they have none, and ends streams that are idle or in the way of stopping.
-func (s *Server) limitTime(c *call, next func() error) error {
+func (s *Server) limitTime(c *call) error {
 	if c.method.class != classStream {
 		if _, ok := c.ctx.Deadline(); !ok {
 			var cancel context.CancelFunc
 			c.ctx, cancel = context.WithTimeout(c.ctx, s.cfg.Timeout)
-			defer cancel()
+			c.after(func(err error) error {
+				cancel()
+				return err
+			})
 		}
-		return next()
+		return nil
 	}
 	ctx, cancel := context.WithCancelCause(c.ctx)
-	defer cancel(nil)
 	stop := context.AfterFunc(s.streams, func() { cancel(context.Cause(s.streams)) })
-	defer stop()
 	c.ctx = ctx
+	var idle *time.Timer
 	if s.cfg.StreamIdle > 0 {
-		timer := time.AfterFunc(s.cfg.StreamIdle, func() { cancel(errIdle) })
-		defer timer.Stop()
-		c.touch = func() { timer.Reset(s.cfg.StreamIdle) }
+		idle = time.AfterFunc(s.cfg.StreamIdle, func() { cancel(errIdle) })
+		c.touch = func() { idle.Reset(s.cfg.StreamIdle) }
 	}
-	return next()
+	c.after(func(err error) error {
+		if idle != nil {
+			idle.Stop()
+		}
+		stop()
+		cancel(nil)
+		return err
+	})
+	return nil
 }
 
 // validate checks the constraints that the protos put on fields.
-func (s *Server) validate(c *call, next func() error) error {
+func (s *Server) validate(c *call) error {
 	if c.method.foreign != "" {
-		return next()
+		return nil
 	}
-	err := c.check(func(m proto.Message, _ bool) error {
+	return c.check(func(m proto.Message, _ bool) error {
 		if c.method.class == classStream {
 			return caught.Apart(func() error { return s.validateMessage(m) })
 		}
 		return s.validateMessage(m)
 	})
-	if err != nil {
-		return err
-	}
-	return next()
 }
 
 // idPattern and uuidPattern are what patterns of resource names are made of.

@@ -28,6 +28,7 @@ var (
 	promises = flag.Bool("load.promises", false, "fail when a promise is not kept")
 	only     = flag.String("load.only", "fetch,first,own,shared", "what to measure")
 	progress = flag.Bool("load.progress", false, "say what is being measured, and show the table")
+	profiles = flag.String("load.profiles", "", "keep the vaults' profiles in this folder")
 	numbers  = flag.String("load.json", "", "write the numbers to this file")
 )
 

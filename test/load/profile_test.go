@@ -2,8 +2,12 @@ package load
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -65,7 +69,16 @@ func profileOf(ctx context.Context, s *server, d time.Duration) (map[share]float
 	if answer.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("profile of %s: %s", s.Name, answer.Status)
 	}
-	taken, err := profile.Parse(answer.Body)
+	text, err := io.ReadAll(answer.Body)
+	if err != nil {
+		return nil, err
+	}
+	if *profiles != "" {
+		if err := errors.Join(os.MkdirAll(*profiles, 0o755), os.WriteFile(filepath.Join(*profiles, s.Name+".pprof"), text, 0o644)); err != nil {
+			return nil, err
+		}
+	}
+	taken, err := profile.ParseData(text)
 	if err != nil {
 		return nil, err
 	}
