@@ -343,6 +343,26 @@ func awaitHealth(t *testing.T, conn *grpc.ClientConn, service string) {
 	}
 }
 
+// consent has the customer consent to an application.
+func (p *place) consent(t *testing.T, sim *entrasim.Simulator, customer, clientID string) {
+	t.Helper()
+	_, err := sim.Consent(t.Context(), entrasim.Consent{Tenant: customer, ClientID: clientID, RedirectURI: p.config.RedirectURI, UserName: administrator})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// grant has the platform make a grant.
+func (p *place) grant(t *testing.T, vault *app.App, run string) *vaultv1.Grant {
+	t.Helper()
+	grant, err := vaultv1.NewGrantServiceClient(p.dial(t, vault.Addr(), "platform")).CreateGrant(t.Context(), &vaultv1.CreateGrantRequest{
+		Parent: "accounts/acme", Grant: &vaultv1.Grant{Project: project, Phase: typev1.Phase_PHASE_PLANNING, Run: run}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return grant
+}
+
 // From what the registry wants to a runner's token, and through a stop and a start.
 func TestApp_FromTheRegistryToTheRunner(t *testing.T) {
 	p := newPlace(t)
@@ -355,22 +375,14 @@ func TestApp_FromTheRegistryToTheRunner(t *testing.T) {
 	if !strings.HasPrefix(ready.GetApplicationDisplayName(), "Phasekey Read ") || ready.GetMastership().GetHolder() == "" {
 		t.Errorf("reported %v", ready)
 	}
-	if _, err := sim.Consent(t.Context(), entrasim.Consent{
-		Tenant: customer, ClientID: ready.GetClientId(), RedirectURI: p.config.RedirectURI, UserName: administrator,
-	}); err != nil {
-		t.Fatal(err)
-	}
+	p.consent(t, sim, customer, ready.GetClientId())
 	probe, err := vaultv1.NewAccessServiceClient(p.dial(t, vault.Addr(), "broker")).ProbeConsent(t.Context(), &vaultv1.ProbeConsentRequest{Integration: integration})
 	if err != nil {
 		t.Errorf("the broker's question: %v, error %v", probe, err)
 	}
 	registry.reported(t, registryv1.Condition_TYPE_CREDENTIAL_READY)
 
-	grant, err := vaultv1.NewGrantServiceClient(p.dial(t, vault.Addr(), "platform")).CreateGrant(t.Context(), &vaultv1.CreateGrantRequest{
-		Parent: "accounts/acme", Grant: &vaultv1.Grant{Project: project, Phase: typev1.Phase_PHASE_PLANNING, Run: "run-1"}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	grant := p.grant(t, vault, "run-1")
 	ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+grant.GetToken())
 	stream, err := vaultv1.NewCredentialServiceClient(p.dial(t, vault.RunnersAddr(), "")).StreamCredentials(ctx, &vaultv1.StreamCredentialsRequest{InstanceId: "instance-1"})
 	if err != nil {
