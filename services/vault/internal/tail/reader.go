@@ -29,7 +29,7 @@ type Request struct {
 }
 
 // Tail gives send the events behind a position, in messages of one or more, and empty messages: one as soon as it has caught up, and one whenever nothing
-// was sent for Bookmark. With each comes the position behind it, which is valid until send returns. It returns send's error, ctx's, ErrTooMany, ErrPosition, or the database's when that
+// was sent for Bookmark. With each comes the position behind it. Both are send's until it returns. Tail returns send's error, ctx's, ErrTooMany, ErrPosition, or the database's when that
 // does not answer: at first, or for as long as an empty message is due.
 func (h *Hub) Tail(ctx context.Context, r Request, send func([]audit.Event, Position) error) error {
 	if err := h.enter(r.Caller); err != nil {
@@ -67,8 +67,8 @@ type reader struct {
 func (t *reader) take(records ...audit.Record) error {
 	for _, r := range records {
 		t.heads[r.Writer], t.at.ahead[r.Writer] = r.Seq, r.Seq
-		for _, e := range r.Events() {
-			if t.request.Passes(e) {
+		for place, entry := range r.Entries {
+			if e := r.EventAt(int64(place), entry); t.request.Passes(e) {
 				t.events = append(t.events, e)
 			}
 		}
@@ -91,7 +91,7 @@ func (t *reader) settle() error {
 
 func (t *reader) flush() error {
 	err := t.send(t.events, t.at)
-	t.events, t.sent = nil, time.Now()
+	t.events, t.sent = t.events[:0], time.Now()
 	return err
 }
 
