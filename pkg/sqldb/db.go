@@ -56,6 +56,19 @@ func (db *DB) Ping(ctx context.Context) error {
 	return classify(ctx, db.pool.PingContext(ctx))
 }
 
+// Now is the time by the database server's clock. SQLite has none of its own: then it is now, by the caller's.
+func (db *DB) Now(ctx context.Context, now time.Time) (time.Time, error) {
+	if db.driver != DriverPostgres {
+		return now, nil
+	}
+	var micros int64
+	err := db.pool.QueryRowContext(ctx, `SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)`).Scan(&micros)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("ask the database server for the time: %w", classify(ctx, err))
+	}
+	return Time(micros), nil
+}
+
 // Close waits for transactions to end and releases the database. Not to be called twice.
 func (db *DB) Close() error {
 	err := db.pool.Close()

@@ -98,6 +98,17 @@ func (s *server) fresh(t testing.TB, template string) sqldb.Config {
 	return s.config(name)
 }
 
+// ClockBehind has a PostgreSQL database's clock be behind the machine's by so much, as far as those can tell that ask clock_timestamp() and connect from now on. Asked
+// again, whoever is connected is told the new time.
+func ClockBehind(t testing.TB, config sqldb.Config, behind time.Duration) {
+	t.Helper()
+	ExecPostgres(t, config, `CREATE SCHEMA IF NOT EXISTS clock`)
+	ExecPostgres(t, config, fmt.Sprintf(`CREATE OR REPLACE FUNCTION clock.clock_timestamp() RETURNS timestamptz LANGUAGE sql
+		AS 'SELECT pg_catalog.clock_timestamp() - interval ''%f seconds'''`, behind.Seconds()))
+	// Any other schema comes after pg_catalog, unless the path says otherwise.
+	ExecPostgres(t, config, `DO 'BEGIN EXECUTE format(''ALTER DATABASE %I SET search_path = clock, pg_catalog, public'', current_database()); END'`)
+}
+
 func (s *server) config(database string) sqldb.Config {
 	if s.remote != "" {
 		return sqldb.Config{Driver: sqldb.DriverPostgres, Volatile: s.volatile, DSN: s.remote + " dbname=" + database}

@@ -79,6 +79,8 @@ type App struct {
 	server    *grpcserver.Server
 	runners   *grpcserver.Server
 	elector   election.Elector
+	fence     *fence.Fence
+	clock     prometheus.Gauge
 	worker    *rotation.Worker
 	prober    *rotation.Prober
 	tokens    *issuer.Issuer
@@ -96,7 +98,11 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *App, err error) 
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}
-	a := &App{cfg: cfg, log: log, metrics: obs.NewRegistry("vault")}
+	a := &App{cfg: cfg, log: log, metrics: obs.NewRegistry("vault"), clock: prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "phasekey_vault_clock_ahead_seconds",
+		Help: "How far this replica's clock is ahead of the database server's; 0 with SQLite. Beyond 150 either way the replica is not serving, and takes no shards.",
+	})}
+	a.metrics.MustRegister(a.clock)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, a.held.Close())
@@ -286,14 +292,15 @@ func (a *App) elect(client redis.UniversalClient) (election.Elector, error) {
 		return nil, err
 	}
 	shards, ttl := a.cfg.Election.Shards, a.cfg.Election.LockTTL
+	a.fence = fence.New(a.db, shards)
 	if a.cfg.Election.StaticMaster {
 		return static.New(static.Config{
-			Replica: host, Master: host, Shards: shards, Backoff: ttl, Fence: fence.New(a.db, shards), Log: a.log,
+			Replica: host, Master: host, Shards: shards, Backoff: ttl, Fence: a.fence, Log: a.log,
 		})
 	}
 	return redislock.New(redislock.Config{
 		Client: client, Prefix: "phasekey:" + a.cfg.DeploymentID, Replica: host, Shards: shards, TTL: ttl,
-		Fence: fence.New(a.db, shards), Log: a.log,
+		Fence: a.fence, Log: a.log,
 	})
 }
 
@@ -385,13 +392,25 @@ func (a *App) Run(ctx context.Context) error {
 		task.Task{Name: "server", Run: a.server.Run, Grace: grace},
 		task.Task{Name: "runners", Run: a.runners.Run, Grace: grace},
 		task.Task{Name: "health", Run: func(ctx context.Context) error {
-			return a.server.FollowHealth(ctx, healthInterval, a.db.Ping)
+			return a.server.FollowHealth(ctx, healthInterval, a.ready)
 		}},
 		task.Task{Name: "runners health", Run: func(ctx context.Context) error {
-			return a.runners.FollowHealth(ctx, healthInterval, a.db.Ping)
+			return a.runners.FollowHealth(ctx, healthInterval, a.ready)
 		}},
 	)
 	return errors.Join(task.Run(ctx, a.log, tasks...), a.held.Close())
+}
+
+// ready fails while the database does not answer, and while clocks differ so much that grants could be taken for ended, or for live, that are not.
+func (a *App) ready(ctx context.Context) error {
+	if err := a.db.Ping(ctx); err != nil {
+		return err
+	}
+	ahead, err := a.fence.Ahead(ctx, time.Now())
+	if err == nil || errors.Is(err, fence.ErrClock) {
+		a.clock.Set(ahead.Seconds())
+	}
+	return err
 }
 
 // Close releases what New opened, the last first. Run does so itself.

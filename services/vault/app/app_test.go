@@ -34,6 +34,7 @@ import (
 	"phasekey.dev/pkg/redistest"
 	"phasekey.dev/pkg/rpcerr"
 	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/pkg/sqldbtest"
 	"phasekey.dev/services/vault/app"
 	"phasekey.dev/services/vault/internal/fence"
 	"phasekey.dev/services/vault/internal/keyring"
@@ -326,6 +327,12 @@ func (p *place) dial(t *testing.T, addr net.Addr, name string) *grpc.ClientConn 
 // awaitHealth watches a service's health until it serves.
 func awaitHealth(t *testing.T, conn *grpc.ClientConn, service string) {
 	t.Helper()
+	awaitStatus(t, conn, service, grpc_health_v1.HealthCheckResponse_SERVING)
+}
+
+// awaitStatus watches a service's health until it is so.
+func awaitStatus(t *testing.T, conn *grpc.ClientConn, service string, want grpc_health_v1.HealthCheckResponse_ServingStatus) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	stream, err := grpc_health_v1.NewHealthClient(conn).Watch(ctx, &grpc_health_v1.HealthCheckRequest{Service: service})
@@ -335,9 +342,9 @@ func awaitHealth(t *testing.T, conn *grpc.ClientConn, service string) {
 	for {
 		got, err := stream.Recv()
 		if err != nil {
-			t.Fatalf("%s never served: %v", service, err)
+			t.Fatalf("%s was never %s: %v", service, want, err)
 		}
-		if got.GetStatus() == grpc_health_v1.HealthCheckResponse_SERVING {
+		if got.GetStatus() == want {
 			return
 		}
 	}
@@ -452,6 +459,29 @@ func TestApp_StartsWithoutWhatMayComeBack(t *testing.T) {
 	stop()
 	if took := time.Since(began); took > p.config.Drain+time.Second {
 		t.Errorf("stopping took %s", took)
+	}
+}
+
+// A replica by whose clock a grant may have ended that is live, and the other way round, says that others should be asked.
+func TestApp_IsNotServingWhileClocksDiffer(t *testing.T) {
+	p := newPlace(t)
+	p.config.Database = sqldbtest.NewServer(t).Config(t)
+	sqldbtest.ClockBehind(t, p.config.Database, 0)
+	vault, _ := p.start(t)
+	const service = "phasekey.vault.v1.CredentialService"
+	platform, runner := p.dial(t, vault.Addr(), "platform"), p.dial(t, vault.RunnersAddr(), "")
+	for _, step := range []struct {
+		behind time.Duration
+		want   grpc_health_v1.HealthCheckResponse_ServingStatus
+	}{
+		{2 * time.Minute, grpc_health_v1.HealthCheckResponse_SERVING},
+		{3 * time.Minute, grpc_health_v1.HealthCheckResponse_NOT_SERVING},
+		{0, grpc_health_v1.HealthCheckResponse_SERVING},
+		{-3 * time.Minute, grpc_health_v1.HealthCheckResponse_NOT_SERVING},
+	} {
+		sqldbtest.ClockBehind(t, p.config.Database, step.behind)
+		awaitStatus(t, platform, service, step.want)
+		awaitStatus(t, runner, service, step.want)
 	}
 }
 

@@ -97,25 +97,23 @@ func (f *Fence) Take(ctx context.Context, shard int, now time.Time) (m election.
 
 // Ready tells whether the database answers, has the number of shards that the replica believes, and about the time that it believes. See election.Fence.
 func (f *Fence) Ready(ctx context.Context, now time.Time) error {
-	return f.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
-		if f.db.Driver() == sqldb.DriverPostgres { // SQLite has no clock but this one
-			if err := compareClocks(ctx, tx, now); err != nil {
-				return err
-			}
-		}
-		return f.divided(ctx, tx)
-	})
+	if _, err := f.Ahead(ctx, now); err != nil {
+		return err
+	}
+	return f.db.ReadTx(ctx, f.divided)
 }
 
-func compareClocks(ctx context.Context, tx sqldb.Tx, now time.Time) error {
-	var micros int64
-	if err := tx.QueryRow(ctx, `SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)`).Scan(&micros); err != nil {
-		return fmt.Errorf("ask the database server for the time: %w", err)
+// Ahead is how far this replica's clock, which says now, is ahead of the database server's. It is told together with ErrClock when that is too much.
+func (f *Fence) Ahead(ctx context.Context, now time.Time) (time.Duration, error) {
+	theirs, err := f.db.Now(ctx, now)
+	if err != nil {
+		return 0, err
 	}
-	if ahead := now.Sub(sqldb.Time(micros)).Round(time.Second); ahead.Abs() > maxSkew {
-		return fmt.Errorf("%w: this replica's is %s ahead of the database server's, and may be %s off; set the wrong one right", ErrClock, ahead, maxSkew)
+	ahead := now.Sub(theirs)
+	if ahead.Abs() > maxSkew {
+		return ahead, fmt.Errorf("%w: this replica's is %s ahead of the database server's, and may be %s off; set the wrong one right", ErrClock, ahead.Round(time.Second), maxSkew)
 	}
-	return nil
+	return ahead, nil
 }
 
 func (f *Fence) divided(ctx context.Context, tx sqldb.Tx) error {

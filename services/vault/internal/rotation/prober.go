@@ -127,7 +127,6 @@ func (p *Prober) Probe(ctx context.Context, integrationName string) (credential.
 // ask asks the tenant with the version, if the question can be claimed, and stores what it said. claimed is false when
 // somebody else asks or has just asked. An error with claimed set is Entra's: the answer says nothing.
 func (p *Prober) ask(ctx context.Context, facts store.Facts, version credential.Version) (claimed bool, probe credential.Probe, err error) {
-	now := time.Now()
 	cloud, err := p.config.Clouds.in(facts.Integration.Cloud)
 	if err != nil {
 		return false, credential.Probe{}, err
@@ -140,6 +139,11 @@ func (p *Prober) ask(ctx context.Context, facts store.Facts, version credential.
 		return false, credential.Probe{}, refused
 	}
 	uid := facts.Integration.UID
+	began := time.Now()
+	now, err := p.config.Store.Now(ctx, began)
+	if err != nil {
+		return false, credential.Probe{}, err
+	}
 	claimed, err = p.config.Store.ClaimProbe(ctx, uid, now, p.config.Timing.ProbeSpacing, p.config.Timeout)
 	if err != nil || !claimed {
 		return false, credential.Probe{}, err
@@ -158,7 +162,7 @@ func (p *Prober) ask(ctx context.Context, facts store.Facts, version credential.
 	// The claim ends even if the caller is gone.
 	recordCtx, cancelRecord := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
 	defer cancelRecord()
-	if err := p.config.Store.RecordProbe(recordCtx, uid, time.Now(), probe, refusal(refused).RetryAfter); err != nil {
+	if err := p.config.Store.RecordProbe(recordCtx, uid, now.Add(time.Since(began)), probe, refusal(refused).RetryAfter); err != nil {
 		return false, credential.Probe{}, err
 	}
 	if probe.Finding == credential.Unsure {

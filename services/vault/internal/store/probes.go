@@ -10,9 +10,12 @@ import (
 	"phasekey.dev/services/vault/internal/credential"
 )
 
+// Now is the time by which claims and answers are stored: the database server's, which is the same to all replicas. now is the caller's.
+func (s *Store) Now(ctx context.Context, now time.Time) (time.Time, error) { return s.db.Now(ctx, now) }
+
 // ClaimProbe claims the next question to the integration's tenant for one caller, in all replicas: not within spacing of
 // the last claim, and not while one that may take until its limit has not been answered. Whoever gets the claim asks, and says
-// so with RecordProbe. The others go by the last answer, Probe.
+// so with RecordProbe. The others go by the last answer, Probe. now is by Now here and there, or a replica whose clock is ahead would keep the others from asking.
 func (s *Store) ClaimProbe(ctx context.Context, uid string, now time.Time, spacing, limit time.Duration) (claimed bool, err error) {
 	err = s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
 		n, err := tx.Exec(ctx, `INSERT INTO consent_probes (integration_uid, claim_time, busy_until) VALUES ($1, $2, $3)

@@ -19,8 +19,9 @@ import (
 type Fence struct {
 	*shards
 
-	mu     sync.Mutex
-	refuse error
+	mu      sync.Mutex
+	refuse  error
+	unready error
 }
 
 // shards are what all replicas see.
@@ -37,9 +38,12 @@ func NewFence() *Fence { return &Fence{shards: &shards{masters: map[int]election
 func (f *Fence) Another() *Fence { return &Fence{shards: f.shards} }
 
 // Take makes the caller master. See election.Fence.
-func (f *Fence) Take(ctx context.Context, shard int, now time.Time) (election.Mastership, error) {
-	if err := f.Ready(ctx, now); err != nil {
-		return election.Mastership{}, err
+func (f *Fence) Take(_ context.Context, shard int, _ time.Time) (election.Mastership, error) {
+	f.mu.Lock()
+	refuse := f.refuse
+	f.mu.Unlock()
+	if refuse != nil {
+		return election.Mastership{}, refuse
 	}
 	s := f.shards
 	s.mu.Lock()
@@ -50,11 +54,18 @@ func (f *Fence) Take(ctx context.Context, shard int, now time.Time) (election.Ma
 	return m, nil
 }
 
-// Ready fails when Take would. See election.Fence.
+// Ready fails when Take would, and while the database is said to be unready. See election.Fence.
 func (f *Fence) Ready(context.Context, time.Time) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.refuse
+	return errors.Join(f.refuse, f.unready)
+}
+
+// Unready has Ready alone fail with err from now on, as where clocks differ, or work again if err is nil.
+func (f *Fence) Unready(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.unready = err
 }
 
 // Refuse has Take and Ready fail with err from now on, or work again if err is nil.

@@ -79,6 +79,7 @@ func Run(t *testing.T, b Backend) {
 		{"ends a fenced mastership and backs off", backsOffWhenFenced},
 		{"comes back after a failure", comesBack},
 		{"comes back when the database refused", comesBackFromRefusal},
+		{"takes nothing while clocks differ, and gives up what it has", keepsAwayWhileClocksDiffer},
 		{"serves each shard once", servesEachShard},
 		{"waits for the work before it stops", waitsForWork},
 	} {
@@ -173,6 +174,25 @@ func comesBackFromRefusal(t *testing.T, ttl time.Duration, place Place) {
 	one := place.Join(t, "one", 2, fence)
 	one.Quiet(t, 2*ttl)
 	fence.Refuse(nil)
+	one.Next(t, ttl)
+	one.Next(t, ttl)
+}
+
+// The shards could be taken. Whoever works by a clock that is wrong must not all the same.
+func keepsAwayWhileClocksDiffer(t *testing.T, ttl time.Duration, place Place) {
+	fence := NewFence()
+	fence.Unready(errors.New("clocks differ"))
+	one := place.Join(t, "one", 2, fence)
+	one.Quiet(t, 2*ttl)
+	fence.Unready(nil)
+	first, second := one.Next(t, ttl), one.Next(t, ttl)
+	first.Lasts(t, 2*ttl)
+	fence.Unready(errors.New("clocks differ"))
+	first.Lasts(t, ttl/2) // it may pass
+	first.Ends(t, 2*ttl, election.ErrResigned)
+	second.Ends(t, ttl, election.ErrResigned)
+	one.Quiet(t, 2*ttl)
+	fence.Unready(nil)
 	one.Next(t, ttl)
 	one.Next(t, ttl)
 }

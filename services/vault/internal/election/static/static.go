@@ -23,9 +23,10 @@ type Config struct {
 	Master string
 	// Shards is the number of shards.
 	Shards int
-	// Backoff is how long a shard is left alone after a failure, and a little longer after being fenced.
+	// Backoff is how long a shard is left alone after a failure, and a little longer after being fenced; and for how long the database may be unready before
+	// everything is given up.
 	Backoff time.Duration
-	// Fence takes shards in the database.
+	// Fence takes shards in the database, and says whether it can be worked with.
 	Fence election.Fence
 	// Log gets a line for each mastership's beginning and end.
 	Log *slog.Logger
@@ -57,12 +58,52 @@ func (e *Elector) Run(ctx context.Context, serve election.Serve) error {
 		<-ctx.Done()
 		return nil
 	}
+	ticks := time.NewTicker(e.config.Backoff / 3)
+	defer ticks.Stop()
 	var shards sync.WaitGroup
-	for shard := range e.config.Shards {
-		shards.Go(func() { e.run(ctx, shard, serve) })
+	var resign context.CancelFunc // nil while nothing is served
+	var since time.Time           // when the database was first found unready, zero while it is ready
+	for ctx.Err() == nil {
+		err := e.ready(ctx)
+		now := time.Now()
+		switch {
+		case ctx.Err() != nil:
+			continue
+		case err == nil:
+			since = time.Time{}
+		case since.IsZero():
+			since = now
+			e.config.Log.WarnContext(ctx, "the database is not ready, no shards can be taken", "error", err)
+		}
+		switch {
+		case err == nil && resign == nil:
+			var serving context.Context
+			serving, resign = context.WithCancel(ctx)
+			for shard := range e.config.Shards {
+				shards.Go(func() { e.run(serving, shard, serve) })
+			}
+		case err != nil && resign != nil && now.Sub(since) >= e.config.Backoff:
+			resign()
+			shards.Wait()
+			resign = nil
+		}
+		select {
+		case <-ctx.Done():
+		case <-ticks.C:
+		}
+	}
+	if resign != nil {
+		resign()
 	}
 	shards.Wait()
 	return nil
+}
+
+// ready tells whether the database could be worked with.
+func (e *Elector) ready(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, e.config.Backoff/6)
+	defer cancel()
+	return e.config.Fence.Ready(ctx, time.Now())
 }
 
 // run serves one shard, again and again.
