@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -23,7 +24,7 @@ type Schedule struct {
 	Open map[credential.RotationReason]int
 }
 
-// Schedule reads how the shard's rotation stands. It looks at each integration of the shard: for every minute or so.
+// Schedule reads how the shard's rotation stands. It looks at what stands out, not at each integration.
 func (s *Store) Schedule(ctx context.Context, shard int, now time.Time) (Schedule, error) {
 	var out Schedule
 	err := s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
@@ -39,14 +40,20 @@ func (s *Store) Schedule(ctx context.Context, shard int, now time.Time) (Schedul
 		if due := sqldb.Time(first); first != never && due.Before(now) {
 			out.Lag = now.Sub(due)
 		}
-		// As credential.Version's late has it.
-		if err := tx.QueryRow(ctx, `SELECT COALESCE(MIN(activate_time), 0),
-				COALESCE(SUM(CASE WHEN end_time - $2 < CASE WHEN life / 3 < period THEN life / 4 ELSE period END THEN 1 ELSE 0 END), 0)
-			FROM (SELECT v.activate_time, v.end_time, v.end_time - v.start_time AS life,
-					CASE WHEN i.rotation_period > 0 THEN i.rotation_period ELSE $3 END AS period
-				FROM integrations i JOIN credential_versions v ON v.integration_uid = i.uid AND v.state = 'ACTIVE' AND v.end_time > 0
-				WHERE i.shard = $1 AND i.deleting = 0) active`,
-			shard, sqldb.Micros(now), credential.DefaultPeriod.Microseconds()).Scan(at{&out.OldestActive}, &out.Expiring); err != nil {
+		// The outer table first, by its index: what is of other shards is few.
+		err := tx.QueryRow(ctx, `SELECT v.activate_time FROM credential_versions v CROSS JOIN integrations i
+			WHERE v.state = 'ACTIVE' AND v.end_time > 0 AND i.uid = v.integration_uid AND i.shard = $1 AND i.deleting = 0
+			ORDER BY v.activate_time LIMIT 1`, shard).Scan(at{&out.OldestActive})
+		if err != nil && !errors.Is(err, sqldb.ErrNoRows) {
+			return err
+		}
+		// As credential.Version's late has it, for which a third of the life is left at most.
+		if err := tx.QueryRow(ctx, `SELECT COALESCE(SUM(CASE WHEN end_time - $2 < CASE WHEN life / 3 < period THEN life / 4 ELSE period END THEN 1 ELSE 0 END), 0)
+			FROM (SELECT v.end_time, v.end_time - v.start_time AS life, CASE WHEN i.rotation_period > 0 THEN i.rotation_period ELSE $3 END AS period
+				FROM credential_versions v CROSS JOIN integrations i
+				WHERE v.state = 'ACTIVE' AND v.end_time > 0 AND v.end_time - (v.end_time - v.start_time) / 3 <= $2
+					AND i.uid = v.integration_uid AND i.shard = $1 AND i.deleting = 0) active`,
+			shard, sqldb.Micros(now), credential.DefaultPeriod.Microseconds()).Scan(&out.Expiring); err != nil {
 			return err
 		}
 		type count struct {

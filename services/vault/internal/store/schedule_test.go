@@ -8,6 +8,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/pkg/sqldbtest"
+	"phasekey.dev/services/vault/internal/audit/audittest"
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/store"
 )
@@ -66,4 +68,45 @@ func TestSchedule(t *testing.T) {
 			b.t.Errorf("open are %v", got)
 		}
 	})
+}
+
+// It is asked for every minute, of each shard: it must not cost what there is.
+func TestSchedule_ReadsWhatStandsOut(t *testing.T) {
+	t.Parallel()
+	migrations, err := store.Migrations()
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := sqldbtest.MigratedPostgresConfig(t, migrations)
+	config.MaxConns = 1 // whose reading is counted
+	db, err := sqldb.Open(t.Context(), config, migrations)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	divide(t, db, 1)
+	c := &counter{t: t, db: db, store: store.New(db, audittest.Keys(1))}
+	c.furnish()
+	const many = 5000
+	c.exec(`INSERT INTO integrations SELECT r.* FROM integrations i, generate_series(1, $1) n,
+		LATERAL jsonb_populate_record(i, jsonb_build_object('uid', 'many' || n, 'name', 'accounts/acme/integrations/many' || n)) r WHERE i.uid = 'uid'`, many)
+	c.exec(`INSERT INTO applications (integration_uid, shard, next_time) SELECT uid, shard, $1 FROM integrations WHERE uid LIKE 'many%'`, sqldb.Micros(start))
+	c.exec(`INSERT INTO credential_versions SELECT r.* FROM credential_versions v, generate_series(1, $1) n,
+		LATERAL jsonb_populate_record(v, jsonb_build_object('id', 'many' || n, 'integration_uid', 'many' || n, 'name', 'many' || n, 'key_id', 'many' || n,
+			'activate_time', CAST($2 AS BIGINT) + n, 'start_time', CAST($2 AS BIGINT), 'end_time', CAST($3 AS BIGINT))) r WHERE v.id = 'v2'`, many, sqldb.Micros(start), sqldb.Micros(start.Add(72*time.Hour)))
+	c.exec(`ANALYZE`)
+	before := c.rowsRead()
+	got, err := c.store.Schedule(t.Context(), 0, start.Add(time.Hour))
+	if err != nil || got.OldestActive.IsZero() || got.Expiring != 0 {
+		t.Errorf("it stands %+v, %v", got, err)
+	}
+	if read := c.rowsRead() - before; read > many/50 {
+		t.Errorf("with %d integrations it reads %d rows", many, read)
+	} else {
+		t.Logf("with %d integrations it reads %d rows", many, read)
+	}
 }
