@@ -36,6 +36,7 @@ import (
 	"phasekey.dev/services/broker/internal/prover"
 	"phasekey.dev/services/broker/internal/roles"
 	"phasekey.dev/services/broker/internal/rpc"
+	"phasekey.dev/services/broker/internal/standing"
 	"phasekey.dev/services/broker/internal/store"
 	"phasekey.dev/services/broker/internal/upstream"
 	"phasekey.dev/services/broker/internal/web"
@@ -116,7 +117,9 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *App, err error) 
 	if err := a.listen(ctx, service, metrics); err != nil {
 		return nil, err
 	}
-	if err := a.listenPages(ctx, links, roles.New(a.store, vault, log), metrics); err != nil {
+	if err := a.listenPages(ctx, links, roles.New(a.store, vault, log), standing.New(standing.Config{
+		Store: a.store, Registry: registry, Vault: vault, Interval: cfg.ProbeInterval, Log: log,
+	}), metrics); err != nil {
 		return nil, err
 	}
 	return a, nil
@@ -185,7 +188,7 @@ func (a *App) listen(ctx context.Context, service *rpc.Service, metrics *prometh
 }
 
 // listenPages binds the address of the pages.
-func (a *App) listenPages(ctx context.Context, links consent.Links, look *roles.Looker, metrics *prometheus.Registry) error {
+func (a *App) listenPages(ctx context.Context, links consent.Links, look *roles.Looker, stand *standing.Looker, metrics *prometheus.Registry) error {
 	config := a.tls.HTTPSConfig()
 	if a.cfg.HTTPSCertFile != "" {
 		var err error
@@ -195,7 +198,7 @@ func (a *App) listenPages(ctx context.Context, links consent.Links, look *roles.
 		config = a.webCert.TLSConfig()
 	}
 	site, err := web.New(web.Config{
-		Store: a.store, Follow: a.follow, Roles: look, Proxies: proxies(a.cfg.TrustedProxies), Links: links, Origins: a.cfg.ReturnOrigins, Platform: a.cfg.PlatformName, Brand: a.cfg.Pages, AttemptLife: a.cfg.AttemptLife,
+		Store: a.store, Follow: a.follow, Roles: look, Standing: stand, Proxies: proxies(a.cfg.TrustedProxies), Links: links, Origins: a.cfg.ReturnOrigins, Platform: a.cfg.PlatformName, Brand: a.cfg.Pages, AttemptLife: a.cfg.AttemptLife,
 		Log: a.log, Metrics: metrics,
 	})
 	if err != nil {

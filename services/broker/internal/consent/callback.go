@@ -115,7 +115,7 @@ const (
 	OutcomeDeclined Outcome = "declined"
 	// OutcomeFailed: the browser says that something else went wrong.
 	OutcomeFailed Outcome = "failed"
-	// OutcomeLate: the session had ended.
+	// OutcomeLate: the session had ended, or consent that was lost is there again.
 	OutcomeLate Outcome = "late"
 	// OutcomeOtherBrowser: it is not the browser in which the button was pressed. The link may have been passed on.
 	OutcomeOtherBrowser Outcome = "other_browser"
@@ -168,7 +168,7 @@ func Judge(now time.Time, c Callback, b Browser, a *Attempt, s Session) Verdict 
 		return refused(OutcomeWrongTenant)
 	case len(shown) == 0:
 		return refused(OutcomeOtherBrowser)
-	case !s.State.Open() || !now.Before(s.ExpireTime):
+	case !s.Awaits(now):
 		return Verdict{Outcome: OutcomeLate, Bound: true, Consumed: true, Session: s}
 	}
 	v := Verdict{Bound: true, Consumed: true, Session: s, Changed: true}

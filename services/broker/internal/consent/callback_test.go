@@ -105,6 +105,7 @@ func TestJudge(t *testing.T) {
 		s := with(func(s *consent.Session) { s.LastCallback, s.CallbackTime, s.Version = last, now, version })
 		return &s
 	}
+	lostThere := func(s *consent.Session) { s.State, s.Loss = consent.Completed, "AADSTS700016" }
 	approved := consent.Callback{State: state, Tenant: customer}
 	cookie := consent.Browser{attempt.ID: {mine}, "another": {secret.New("x")}}
 	used := attempt
@@ -133,6 +134,12 @@ func TestJudge(t *testing.T) {
 		{"failed", now, consent.Callback{State: state, Code: "AADSTS50020"}, cookie, &attempt, open, consent.OutcomeFailed, said("AADSTS50020", 2), true, false},
 		{"while the application is lost", now, approved, cookie, &attempt, with(func(s *consent.Session) { s.State = consent.WaitingForApplication }), consent.OutcomeApproved,
 			func() *consent.Session { s := *said("APPROVED", 2); s.State = consent.WaitingForApplication; return &s }(), true, true},
+		{"after consent was lost", now, approved, cookie, &attempt, with(lostThere), consent.OutcomeApproved, func() *consent.Session {
+			s := with(lostThere)
+			s.LastCallback, s.CallbackTime, s.Version = "APPROVED", now, 2
+			return &s
+		}(), true, true},
+		{"after consent was lost, at the deadline", now, approved, cookie, &attempt, with(func(s *consent.Session) { lostThere(s); s.ExpireTime = now }), consent.OutcomeLate, nil, true, false},
 		{"nobody's state", now, approved, cookie, nil, consent.Session{}, consent.OutcomeUnknown, nil, false, false},
 		{"used before", now, approved, cookie, &used, open, consent.OutcomeReplayed, nil, false, false},
 		{"a moment before it expires", attempt.ExpireTime.Add(-1), consent.Callback{State: state, Tenant: "other"}, cookie, &attempt, open, consent.OutcomeWrongTenant, nil, false, false},

@@ -48,6 +48,8 @@ type Observation struct {
 	// ClientID and ApplicationName are the application's, when Ready.
 	ClientID        string
 	ApplicationName string
+	// Standing is the integration's; zero when nothing is known of it.
+	Standing Standing
 	// Proof is nil when the vault was not asked, or did not answer; AskTime is when it was asked.
 	Proof   *Proof
 	AskTime time.Time
@@ -68,9 +70,9 @@ func Observe(i Integration) Observation {
 	case i.Deleting:
 		return Observation{Finding: Deleting}
 	case i.Ready && i.ClientID != "":
-		return Observation{Finding: Ready, ClientID: i.ClientID, ApplicationName: i.ApplicationName}
+		return Observation{Finding: Ready, ClientID: i.ClientID, ApplicationName: i.ApplicationName, Standing: i.Standing}
 	default:
-		return Observation{Finding: Preparing}
+		return Observation{Finding: Preparing, Standing: i.Standing}
 	}
 }
 
@@ -81,6 +83,9 @@ func Decide(now time.Time, s Session, o Observation) (Session, bool) {
 		return s, false
 	}
 	next, proof := s, o.proofFor(s)
+	if !o.Standing.Time.IsZero() {
+		next.StandingTime, next.Loss = stored(o.Standing.Time), o.Standing.Loss
+	}
 	switch {
 	case !now.Before(s.ExpireTime):
 		next.State = Expired
@@ -89,8 +94,7 @@ func Decide(now time.Time, s Session, o Observation) (Session, bool) {
 	case o.Finding == Deleting:
 		next.State, next.LastRefusal = Expired, RefusalIntegrationDeleting
 	case proof != nil && proof.Consented:
-		next.State, next.LastRefusal = Completed, ""
-		next.PrincipalObjectID = proof.PrincipalObjectID
+		next.prove(now, proof.PrincipalObjectID)
 	case o.Finding == Ready:
 		if s.ClientID != "" && o.ClientID != s.ClientID {
 			// It was made anew: what a browser said was about another one, and must not keep the button away.
@@ -105,12 +109,8 @@ func Decide(now time.Time, s Session, o Observation) (Session, bool) {
 		// whoever followed the old link would be told that it does not exist.
 		next.State = WaitingForApplication
 	}
-	if next == s {
-		return s, false
-	}
-	if !next.State.Open() {
+	if next.State == Expired {
 		next.EndTime = stored(now)
 	}
-	next.Version++
-	return next, true
+	return counted(s, next)
 }

@@ -17,13 +17,15 @@ const (
 	PageWaiting Page = iota + 1
 	// PageLanding: the administrator can go to Entra ID.
 	PageLanding
+	// PageLost: likewise, after consent that was given has been lost.
+	PageLost
 	// PageProblem: the administrator came back without consent, or with a word that nothing bears out; and can try again.
 	PageProblem
 	// PagePending: the browser said that the administrator approved, and the tenant does not show it yet.
 	PagePending
 	// PageResult: consent is proven.
 	PageResult
-	// PageExpired: the session ended without.
+	// PageExpired: the session ended without, or consent was lost since and the link is too old to give it again.
 	PageExpired
 	// PageMisnamed: the application has a name that would mislead, and nobody is asked to consent to it.
 	PageMisnamed
@@ -36,9 +38,9 @@ const pendingTime = 20 * time.Minute
 // PageOf says which page a session shows. The deadline counts though nobody has written down yet that it has passed.
 func PageOf(now time.Time, s Session) Page {
 	switch {
-	case s.State == Completed:
+	case s.State == Completed && !s.Lost():
 		return PageResult
-	case !s.State.Open() || !now.Before(s.ExpireTime):
+	case !s.Awaits(now):
 		return PageExpired
 	case s.State == WaitingForApplication:
 		return PageWaiting
@@ -48,6 +50,8 @@ func PageOf(now time.Time, s Session) Page {
 		return PageMisnamed
 	case s.LastCallback != "":
 		return PageProblem
+	case s.Loss != "":
+		return PageLost
 	default:
 		return PageLanding
 	}
@@ -55,7 +59,7 @@ func PageOf(now time.Time, s Session) Page {
 
 // MayBegin reports whether the administrator can be sent to Entra ID.
 func MayBegin(now time.Time, s Session) bool {
-	return s.State == AwaitingConsent && !s.Misnamed() && now.Before(s.ExpireTime)
+	return s.State != WaitingForApplication && !s.Misnamed() && s.Awaits(now)
 }
 
 // Origins are the https origins to which a page may lead in the end, such as https://app.example.com.

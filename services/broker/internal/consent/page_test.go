@@ -13,7 +13,8 @@ func TestPageOf(t *testing.T) {
 	said := func(last string, ago time.Duration) func(*consent.Session) {
 		return func(s *consent.Session) { awaiting(s); s.LastCallback, s.CallbackTime = last, now.Add(-ago) }
 	}
-	misnamed := func(s *consent.Session) { awaiting(s); s.ApplicationName = "phasekey Micr\u043esoft 1a2b" }
+	misnamedTo := func(s *consent.Session) { s.ApplicationName = "phasekey Micr\u043esoft 1a2b" }
+	misnamed := func(s *consent.Session) { awaiting(s); misnamedTo(s) }
 	in := func(state consent.State) func(*consent.Session) {
 		return func(s *consent.Session) { said("APPROVED", 0)(s); s.State = state }
 	}
@@ -36,6 +37,13 @@ func TestPageOf(t *testing.T) {
 		{"approved, and lost", now, session(in(consent.WaitingForApplication)), consent.PageWaiting, false},
 		{"completed", now, session(in(consent.Completed)), consent.PageResult, false},
 		{"completed, long ago", deadline.Add(time.Hour), session(in(consent.Completed)), consent.PageResult, false},
+		{"lost", now, session(lost), consent.PageLost, true},
+		{"lost, at the deadline", deadline, session(lost), consent.PageExpired, false},
+		{"lost, declined", now, session(func(s *consent.Session) { lost(s); s.LastCallback, s.CallbackTime = "AADSTS65004", now }), consent.PageProblem, true},
+		{"lost, approved", now, session(func(s *consent.Session) { lost(s); s.LastCallback, s.CallbackTime = "APPROVED", now }), consent.PagePending, true},
+		{"lost, misnamed", now, session(func(s *consent.Session) { lost(s); misnamedTo(s) }), consent.PageMisnamed, false},
+		{"open, lost before", now, session(func(s *consent.Session) { awaiting(s); s.Loss = "AADSTS700016" }), consent.PageLost, true},
+		{"expired, lost before", now, session(func(s *consent.Session) { in(consent.Expired)(s); s.Loss = "AADSTS700016" }), consent.PageExpired, false},
 		{"expired", now, session(in(consent.Expired)), consent.PageExpired, false},
 		{"at the deadline", deadline, session(awaiting), consent.PageExpired, false},
 		{"at the deadline, not ready", deadline, session(nil), consent.PageExpired, false},

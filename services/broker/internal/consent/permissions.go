@@ -24,11 +24,11 @@ func (p Permissions) Any() bool {
 	return p.Read == Partial || p.Read == Full || p.Write == Partial || p.Write == Full
 }
 
-// rolesTime is for how long after its end a session's page looks for roles.
+// rolesTime is for how long after consent was proven a session's page looks for roles.
 const rolesTime = 24 * time.Hour
 
 // LooksForRoles reports whether it is of use to look which roles there are: for whoever has consented, until there is nothing more to
 // be given.
 func LooksForRoles(now time.Time, s Session) bool {
-	return s.State == Completed && s.SubscriptionID != "" && s.Permissions.Write != Full && now.Before(s.EndTime.Add(rolesTime))
+	return s.State == Completed && !s.Lost() && s.SubscriptionID != "" && s.Permissions.Write != Full && now.Before(s.EndTime.Add(rolesTime))
 }

@@ -11,7 +11,8 @@ import (
 // State is where a session is. The numbers are stored.
 type State int
 
-// The states. A session moves between the first two as its application does, and ends once.
+// The states. A session moves between the first two as its application does, and ends once. One that is completed stays so when consent is
+// lost afterwards, see Session.Lost.
 const (
 	// WaitingForApplication means that Entra ID may not know the application everywhere yet.
 	WaitingForApplication State = 1
@@ -70,6 +71,10 @@ type Session struct {
 	Permissions Permissions
 	// LastRefusal is what the tenant last said, or why the session ended early.
 	LastRefusal string
+	// StandingTime is since when the standing is so that was last taken in. Loss is why consent did not hold as of it, though it did
+	// before; empty once it was proven again.
+	StandingTime time.Time
+	Loss         string
 	// LastCallback is CallbackApproved, or the code of what went wrong, as a browser last said; CallbackTime is when. Empty and
 	// zero before.
 	LastCallback string
@@ -79,7 +84,7 @@ type Session struct {
 	Version    int64
 	CreateTime time.Time
 	ExpireTime time.Time
-	// EndTime is when it was completed or expired; zero before.
+	// EndTime is when it expired, or when consent was proven, the last time; zero before.
 	EndTime time.Time
 }
 
@@ -109,6 +114,7 @@ type Integration struct {
 	// Ready means that the application is known wherever the vault asked.
 	Ready    bool
 	Deleting bool
+	Standing Standing
 }
 
 // New opens a session of an account for an integration. Its ID and nonce are random, so it differs at every call.

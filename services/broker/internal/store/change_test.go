@@ -38,6 +38,49 @@ func TestStore_ChangeWritesWhatWasDecided(t *testing.T) {
 	})
 }
 
+func TestStore_ChangesOfCompletedSessionsAreKept(t *testing.T) {
+	each(t, func(t *testing.T, _ *sqldb.DB, s *store.Store) {
+		session := opened(t, s, start, "uid-1")
+		proven := integration("uid-1")
+		proof := consent.Observation{Finding: consent.Ready, ClientID: "client", AskTime: start, Proof: &consent.Proof{Consented: true, PrincipalObjectID: "oid"}}
+		step := func(what string, decide func(consent.Session) (consent.Session, bool)) {
+			t.Helper()
+			want, changed := decide(session)
+			got, err := s.Change(t.Context(), session.Name, decide)
+			if diff := cmp.Diff(want, got); err != nil || diff != "" || !changed {
+				t.Errorf("%s: error %v, changed: %v (-want +got):\n%s", what, err, changed, diff)
+			}
+			if session, err = s.Get(t.Context(), session.Name); err != nil || !cmp.Equal(want, session) {
+				t.Errorf("after %s: error %v (-want +got):\n%s", what, err, cmp.Diff(want, session))
+			}
+		}
+		stand := func(standing consent.Standing, p *consent.Proof) func(consent.Session) (consent.Session, bool) {
+			is := proven
+			is.Standing = standing
+			return func(found consent.Session) (consent.Session, bool) {
+				return consent.Stand(start.Add(time.Minute), found, is, p)
+			}
+		}
+		step("the proof", func(found consent.Session) (consent.Session, bool) { return consent.Decide(start, found, proof) })
+		if err := s.RecordPermissions(t.Context(), session.Name, consent.Permissions{Read: consent.Full, Write: consent.None, Denied: true}); err != nil {
+			t.Fatal(err)
+		}
+		version := session.Version
+		if got, err := s.Get(t.Context(), session.Name); err != nil || got.Permissions.Read != consent.Full || !got.Permissions.Denied || got.Version != version+1 {
+			t.Fatalf("error %v, %+v", err, got)
+		}
+		session, _ = s.Get(t.Context(), session.Name)
+		step("the loss", stand(consent.Standing{Time: start.Add(time.Hour), Loss: "AADSTS700016"}, nil))
+		step("consent given again", stand(consent.Standing{Time: start.Add(time.Hour), Loss: "AADSTS700016"}, &consent.Proof{Consented: true, PrincipalObjectID: "new"}))
+		if session.Permissions != (consent.Permissions{}) {
+			t.Errorf("the new principal has the old one's roles: %v", session.Permissions)
+		}
+		if uids := due(t, s, start.Add(time.Hour)); len(uids) != 1 { // as Create left it: nobody has settled
+			t.Errorf("due: %v", uids)
+		}
+	})
+}
+
 func TestStore_HastenMakesDueWhoeverWaits(t *testing.T) {
 	each(t, func(t *testing.T, _ *sqldb.DB, s *store.Store) {
 		opened(t, s, start, "uid-1")

@@ -87,6 +87,11 @@ func (s *Store) Change(ctx context.Context, name consent.Name, decide func(conse
 		if err != nil {
 			return err
 		}
+		// What changes nothing takes no locks.
+		var changed bool
+		if next, changed = decide(found); !changed {
+			return nil
+		}
 		if err := hold(ctx, tx, found.IntegrationUID); err != nil {
 			return err
 		}
@@ -94,7 +99,6 @@ func (s *Store) Change(ctx context.Context, name consent.Name, decide func(conse
 		if found, err = get(ctx, tx, name); err != nil {
 			return err
 		}
-		var changed bool
 		if next, changed = decide(found); !changed {
 			return nil
 		}
@@ -118,13 +122,14 @@ func hasten(ctx context.Context, tx sqldb.Tx, now time.Time, integrationUID stri
 	return err
 }
 
-// update writes an open session's changes; one that has ended stays as it is.
+// update writes a session's changes. The transaction holds its integration's row.
 func update(ctx context.Context, tx sqldb.Tx, session consent.Session) error {
 	_, err := tx.Exec(ctx, `UPDATE consent_sessions SET state = $1, client_id = $2, application_name = $3,
-		service_principal_object_id = $4, last_refusal = $5, last_callback = $6, callback_time = $7, version = $8, end_time = $9
-		WHERE account = $10 AND id = $11 AND end_time = 0`,
+		service_principal_object_id = $4, last_refusal = $5, last_callback = $6, callback_time = $7, version = $8, end_time = $9,
+		read_level = $10, write_level = $11, denied = $12, standing_time = $13, loss = $14 WHERE account = $15 AND id = $16`,
 		session.State, session.ClientID, session.ApplicationName, session.PrincipalObjectID, session.LastRefusal,
 		session.LastCallback, sqldb.Micros(session.CallbackTime), session.Version, sqldb.Micros(session.EndTime),
+		session.Permissions.Read, session.Permissions.Write, session.Permissions.Denied, sqldb.Micros(session.StandingTime), session.Loss,
 		session.Name.Account, session.Name.ID)
 	return err
 }

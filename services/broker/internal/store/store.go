@@ -49,7 +49,7 @@ func failed(err error, format string, args ...any) error {
 
 const sessionColumns = `account, id, integration, integration_uid, tenant_id, cloud, display_name, subscription_id, client_id,
 	application_name, return_uri, state, service_principal_object_id, last_refusal, last_callback, callback_time, nonce, version,
-	create_time, expire_time, end_time, read_level, write_level, denied`
+	create_time, expire_time, end_time, read_level, write_level, denied, standing_time, loss`
 
 // scanOne is scanSession for queries of sessionColumns alone.
 func scanOne(row sqldb.Row) (consent.Session, error) { return scanSession(row) }
@@ -58,17 +58,18 @@ func scanOne(row sqldb.Row) (consent.Session, error) { return scanSession(row) }
 func scanSession(row sqldb.Row, more ...any) (consent.Session, error) {
 	var s consent.Session
 	var nonce []byte
-	var called, created, expires, ended int64
+	var called, created, expires, ended, standing int64
 	err := row.Scan(append([]any{&s.Name.Account, &s.Name.ID, &s.Integration, &s.IntegrationUID, &s.TenantID, &s.Cloud, &s.DisplayName,
 		&s.SubscriptionID, &s.ClientID, &s.ApplicationName, &s.ReturnURI, &s.State, &s.PrincipalObjectID, &s.LastRefusal,
-		&s.LastCallback, &called, &nonce, &s.Version, &created, &expires, &ended, &s.Permissions.Read, &s.Permissions.Write, &s.Permissions.Denied}, more...)...)
+		&s.LastCallback, &called, &nonce, &s.Version, &created, &expires, &ended, &s.Permissions.Read, &s.Permissions.Write, &s.Permissions.Denied,
+		&standing, &s.Loss}, more...)...)
 	if err != nil {
 		return consent.Session{}, err
 	}
 	if copy(s.Nonce[:], nonce) != len(s.Nonce) {
 		return consent.Session{}, fmt.Errorf("session %s: nonce of %d bytes", s.Name, len(nonce))
 	}
-	s.CallbackTime = sqldb.Time(called)
+	s.CallbackTime, s.StandingTime = sqldb.Time(called), sqldb.Time(standing)
 	s.CreateTime, s.ExpireTime, s.EndTime = sqldb.Time(created), sqldb.Time(expires), sqldb.Time(ended)
 	return s, nil
 }
@@ -144,24 +145,30 @@ func create(ctx context.Context, tx sqldb.Tx, now time.Time, session consent.Ses
 		return consent.ErrTooManyOpen
 	}
 	_, err := tx.Exec(ctx, `INSERT INTO consent_sessions (`+sessionColumns+`, link_hash)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25)`,
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27)`,
 		session.Name.Account, session.Name.ID, session.Integration, session.IntegrationUID, session.TenantID, session.Cloud,
 		session.DisplayName, session.SubscriptionID, session.ClientID, session.ApplicationName, session.ReturnURI, session.State,
 		session.PrincipalObjectID, session.LastRefusal, session.LastCallback, sqldb.Micros(session.CallbackTime), session.Nonce[:],
 		session.Version, sqldb.Micros(session.CreateTime), sqldb.Micros(session.ExpireTime), sqldb.Micros(session.EndTime),
-		session.Permissions.Read, session.Permissions.Write, session.Permissions.Denied, linkHash)
+		session.Permissions.Read, session.Permissions.Write, session.Permissions.Denied,
+		sqldb.Micros(session.StandingTime), session.Loss, linkHash)
 	return err
 }
 
 // RecordPermissions stores which roles were seen, of a completed session; its version changes if they did.
 func (s *Store) RecordPermissions(ctx context.Context, name consent.Name, p consent.Permissions) error {
-	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
-		_, err := tx.Exec(ctx, `UPDATE consent_sessions SET read_level = $1, write_level = $2, denied = $3, version = version + 1
-			WHERE account = $4 AND id = $5 AND state = $6 AND (read_level <> $1 OR write_level <> $2 OR denied <> $3)`,
-			p.Read, p.Write, p.Denied, name.Account, name.ID, consent.Completed)
-		return err
+	_, err := s.Change(ctx, name, func(found consent.Session) (consent.Session, bool) {
+		if found.State != consent.Completed || found.Permissions == p {
+			return found, false
+		}
+		found.Permissions = p
+		found.Version++
+		return found, true
 	})
-	return failed(err, "record permissions of session %s", name)
+	if errors.Is(err, consent.ErrNotFound) {
+		return nil // it is so old that it was forgotten
+	}
+	return err
 }
 
 // Get returns a session, ErrNotFound if there is none.

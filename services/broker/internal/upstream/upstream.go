@@ -6,6 +6,7 @@
 package upstream
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -60,11 +61,34 @@ func (r *Registry) Integration(ctx context.Context, name string) (consent.Integr
 		out.Cloud = publicCloud
 	}
 	for _, c := range found.GetConditions() {
-		if c.GetType() == registryv1.Condition_TYPE_APPLICATION_READY {
+		switch c.GetType() { //nolint:exhaustive // the others are of no matter here
+		case registryv1.Condition_TYPE_APPLICATION_READY:
 			out.Ready = c.GetStatus() == registryv1.Condition_STATUS_TRUE
+		case registryv1.Condition_TYPE_CONSENTED:
+			out.Standing = standing(c, found.GetServicePrincipalObjectId())
 		}
 	}
 	return out, nil
+}
+
+// notYet is the reason of the condition CONSENTED before anybody has consented.
+const notYet = "AwaitingConsent"
+
+func standing(c *registryv1.Condition, principal string) consent.Standing {
+	if c.GetLastTransitionTime() == nil {
+		return consent.Standing{}
+	}
+	at := c.GetLastTransitionTime().AsTime()
+	switch {
+	case c.GetStatus() == registryv1.Condition_STATUS_TRUE && principal != "":
+		return consent.Standing{Time: at, Holds: true, PrincipalObjectID: principal}
+	case c.GetStatus() == registryv1.Condition_STATUS_FALSE && c.GetReason() == notYet:
+		return consent.Standing{Time: at}
+	case c.GetStatus() == registryv1.Condition_STATUS_FALSE:
+		return consent.Standing{Time: at, Loss: cmp.Or(c.GetReason(), "ConsentLost")}
+	default:
+		return consent.Standing{} // not known now: as it was
+	}
 }
 
 // Vault asks the vault.

@@ -50,6 +50,12 @@ func TestRegistry_Integration(t *testing.T) {
 			{Type: registryv1.Condition_TYPE_APPLICATION_READY, Status: s},
 		}
 	}
+	when := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	said := func(reason string, s registryv1.Condition_Status, principal string) *registryv1.Integration {
+		return &registryv1.Integration{ServicePrincipalObjectId: principal, Conditions: []*registryv1.Condition{
+			{Type: registryv1.Condition_TYPE_CONSENTED, Status: s, Reason: reason, LastTransitionTime: timestamppb.New(when)},
+		}}
+	}
 	for _, tc := range []struct {
 		name   string
 		answer *registryv1.Integration
@@ -64,6 +70,13 @@ func TestRegistry_Integration(t *testing.T) {
 		{"not ready any more", &registryv1.Integration{ClientId: "client", Conditions: condition(registryv1.Condition_STATUS_FALSE)},
 			consent.Integration{ClientID: "client", Cloud: "public"}},
 		{"readiness unknown", &registryv1.Integration{Conditions: condition(registryv1.Condition_STATUS_UNKNOWN)}, consent.Integration{Cloud: "public"}},
+		{"not consented yet", said("AwaitingConsent", registryv1.Condition_STATUS_FALSE, ""), consent.Integration{Cloud: "public", Standing: consent.Standing{Time: when}}},
+		{"consented", said("PrincipalFound", registryv1.Condition_STATUS_TRUE, "oid"),
+			consent.Integration{Cloud: "public", Standing: consent.Standing{Time: when, Holds: true, PrincipalObjectID: "oid"}}},
+		{"consented, by nobody knows whom", said("PrincipalFound", registryv1.Condition_STATUS_TRUE, ""), consent.Integration{Cloud: "public"}},
+		{"consent lost", said("AADSTS7000112", registryv1.Condition_STATUS_FALSE, "oid"), consent.Integration{Cloud: "public", Standing: consent.Standing{Time: when, Loss: "AADSTS7000112"}}},
+		{"consent lost, for no reason", said("", registryv1.Condition_STATUS_FALSE, "oid"), consent.Integration{Cloud: "public", Standing: consent.Standing{Time: when, Loss: "ConsentLost"}}},
+		{"consent not known", said("AADSTS7000112", registryv1.Condition_STATUS_UNKNOWN, "oid"), consent.Integration{Cloud: "public"}},
 		{"deleting by its state", &registryv1.Integration{State: registryv1.Integration_STATE_DELETING}, consent.Integration{Cloud: "public", Deleting: true}},
 		{"deleting by its time", &registryv1.Integration{DeleteTime: timestamppb.Now()}, consent.Integration{Cloud: "public", Deleting: true}},
 	} {

@@ -36,7 +36,7 @@ type event struct {
 // names of pages, for scripts.
 var pageNames = map[consent.Page]string{
 	consent.PageWaiting: "waiting", consent.PageLanding: "landing", consent.PageProblem: "problem", consent.PagePending: "pending",
-	consent.PageResult: "result", consent.PageExpired: "expired", consent.PageMisnamed: "misnamed",
+	consent.PageLost: "lost", consent.PageResult: "result", consent.PageExpired: "expired", consent.PageMisnamed: "misnamed",
 }
 
 // events is GET of what becomes of a session, as server-sent events.
@@ -81,6 +81,7 @@ func (s *Site) events(w http.ResponseWriter, r *http.Request) error {
 		if final(time.Now(), session) {
 			return nil
 		}
+		s.stand(ctx, session)
 		if err := s.cfg.Roles.Look(ctx, session); err != nil && ctx.Err() == nil {
 			s.cfg.Log.WarnContext(ctx, "roles cannot be recorded", slog.String(obs.KeyResource, session.Name.String()), slog.Any(obs.KeyError, err))
 		}
@@ -97,7 +98,7 @@ func (s *Site) events(w http.ResponseWriter, r *http.Request) error {
 
 // final reports whether nothing more becomes of a session.
 func final(now time.Time, session consent.Session) bool {
-	return !session.State.Open() && !consent.LooksForRoles(now, session)
+	return !session.State.Open() && !session.Awaits(now) && !consent.LooksForRoles(now, session)
 }
 
 func (s *Site) tooManyLive(w http.ResponseWriter, r *http.Request) error {

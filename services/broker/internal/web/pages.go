@@ -20,7 +20,7 @@ const placeholder = "YOUR-SUBSCRIPTION-ID"
 
 // show is GET of a session's page.
 func (s *Site) show(w http.ResponseWriter, r *http.Request) error {
-	session, err := s.session(r)
+	session, err := s.standing(r)
 	if err != nil {
 		return err
 	}
@@ -32,6 +32,9 @@ func (s *Site) show(w http.ResponseWriter, r *http.Request) error {
 		v.Title, v.Refresh, v.Waited = "Not quite ready yet", lookAgain, seconds(now.Sub(session.CreateTime))
 	case consent.PageLanding:
 		v.Title = fmt.Sprintf("Connect %s to your Azure tenant", s.cfg.Platform)
+	case consent.PageLost:
+		v.Problem = lossOf(session.Loss)
+		v.Title = v.Problem.Title
 	case consent.PageProblem:
 		v.Problem = problemOf(session.LastCallback)
 		v.Title = v.Problem.Title
@@ -44,11 +47,15 @@ func (s *Site) show(w http.ResponseWriter, r *http.Request) error {
 		v.Title, v.Refresh, v.Waited = "Waiting for your tenant", lookAgain, seconds(now.Sub(session.CallbackTime))
 	case consent.PageResult:
 		v.Title, v.Roles, v.Looks = "You have consented", rolesOf(session), consent.LooksForRoles(now, session)
+		v.Again = now.Before(session.ExpireTime)
 		if session.Permissions.Any() {
 			v.Steps[len(v.Steps)-1] = step{Title: v.Steps[len(v.Steps)-1].Title, Done: true}
 		}
 	default:
 		v.Title = "This link has expired"
+		if session.Lost() {
+			v.Problem = lossOf(session.Loss)
+		}
 		switch session.LastRefusal {
 		case consent.RefusalIntegrationGone, consent.RefusalIntegrationDeleting:
 			v.Deleted = true
@@ -145,7 +152,7 @@ type step struct {
 // stepsOf are the steps of a page: none for one that leads nowhere.
 func stepsOf(page consent.Page) []step {
 	current, on := map[consent.Page]int{
-		consent.PageWaiting: 0, consent.PageMisnamed: 0, consent.PageLanding: 1, consent.PageProblem: 1, consent.PagePending: 2, consent.PageResult: 3,
+		consent.PageWaiting: 0, consent.PageMisnamed: 0, consent.PageLanding: 1, consent.PageLost: 1, consent.PageProblem: 1, consent.PagePending: 2, consent.PageResult: 3,
 	}[page]
 	if !on {
 		return nil
@@ -173,7 +180,7 @@ func (s *Site) returnURI(r *http.Request, session consent.Session) string {
 // that redirections after a form lead to against the form-action of our policy, and Entra ID may lead on to wherever the tenant's
 // people sign in.
 func (s *Site) begin(w http.ResponseWriter, r *http.Request) error {
-	session, err := s.session(r)
+	session, err := s.standing(r)
 	if err != nil {
 		return err
 	}

@@ -16,6 +16,8 @@ type problem struct {
 	Who, How string
 	// Code is Microsoft's; empty for what Microsoft did not say.
 	Code string
+	// Again means that consent that was lost comes back by consenting again, Disabled that it does by enabling the principal.
+	Again, Disabled bool
 	// Wait means that it may mend itself, so that the page looks again by itself.
 	Wait bool
 }
@@ -123,6 +125,43 @@ var kinds = map[string]problem{
 	"AADSTS7000112": disabled, "AADSTS70001": disabled,
 	"AADSTS90033": passing, "AADSTS90012": passing, "AADSTS90006": passing, "AADSTS90024": passing, "AADSTS90055": passing, "AADSTS90090": passing,
 	"AADSTS50196": passing, "AADSTS1000031": passing, "server_error": passing, "temporarily_unavailable": passing,
+}
+
+// The kinds of what consent may be lost by.
+var (
+	withdrawn = problem{
+		Title: "Consent was withdrawn", Happened: "The application is not in your tenant any more: its service principal was removed, or consent was withdrawn.", Who: whoYou, Again: true,
+		How: "If the platform is to go on working there, consent again, below.",
+	}
+	switchedOff = problem{
+		Title: "The application was disabled", Happened: "The application is disabled in your tenant.", Who: whoTenant, Disabled: true,
+		How: "Look for it among the enterprise applications of your tenant, and let it sign in again (Properties, Enabled for users to sign in). It then goes on by itself, within minutes, with the roles that it had; consenting again does not enable it.",
+	}
+	keptOut = problem{
+		Title: "A policy of your tenant keeps it out", Happened: "A Conditional Access policy of your tenant, or one like it, lets the application in no more.", Who: whoTenant,
+		How: "The sign-in logs of service principals in the Entra admin center name the policy. Exempt the application from it, or let the platform’s addresses in; consenting again does not change a policy.",
+	}
+	refusing = problem{
+		Title: "Your tenant refuses the application", Happened: "Your tenant does not take the application any more.", Who: whoTenant, Again: true,
+		How: "Look for the application among the enterprise applications of your tenant. If it is not there, consent again, below; if it is, tell whoever sent you the link the code below.",
+	}
+)
+
+// losses are by Microsoft's codes.
+var losses = map[string]problem{
+	"AADSTS700016": withdrawn, "AADSTS7000229": withdrawn, "AADSTS65001": withdrawn, "AADSTS650056": withdrawn,
+	"AADSTS7000112": switchedOff, "AADSTS70001": switchedOff,
+	"AADSTS53003": keptOut, "AADSTS530032": keptOut,
+}
+
+// lossOf is what to say about why consent was lost.
+func lossOf(code string) problem {
+	p, known := losses[code]
+	if !known {
+		p = refusing
+	}
+	p.Code = code
+	return p
 }
 
 // helpOf is what to say about a code that an administrator was shown at Microsoft; false if nobody knows it.

@@ -38,7 +38,7 @@ type templates map[string]*template.Template
 
 func parse() (templates, error) {
 	all := templates{}
-	for _, name := range []string{"waiting", "misnamed", "landing", "problem", "leaving", "pending", "result", "expired", "astray", "plain"} {
+	for _, name := range []string{"waiting", "misnamed", "landing", "lost", "problem", "leaving", "pending", "result", "expired", "astray", "plain"} {
 		parsed, err := template.ParseFS(files, "pages/layout.html", "pages/"+name+".html")
 		if err != nil {
 			return nil, fmt.Errorf("parse page %s: %w", name, err)
@@ -72,8 +72,10 @@ type view struct {
 	ReturnURI string
 	// Subscription is the integration's, or what stands for it.
 	Subscription string
-	// Problem is why consent did not come about.
+	// Problem is why consent did not come about, or was lost.
 	Problem problem
+	// Again means that consent can be given again by the same link, should it be lost.
+	Again bool
 	// Helped are the problems that Microsoft may show on a page of its own, from which no browser comes back.
 	Helped []help
 	// Deleted means that the session ended because its integration did, Cancelled that it was withdrawn.

@@ -144,6 +144,27 @@ func (s *Site) session(r *http.Request) (consent.Session, error) {
 	return found, stored(err)
 }
 
+// standing is session, after a look whether consent that was given still holds.
+func (s *Site) standing(r *http.Request) (consent.Session, error) {
+	session, err := s.session(r)
+	if err != nil {
+		return session, err
+	}
+	return s.stand(r.Context(), session), nil
+}
+
+// stand is a session after that look; as it is known when there is no answer.
+func (s *Site) stand(ctx context.Context, session consent.Session) consent.Session {
+	looked, err := s.cfg.Standing.Look(ctx, session)
+	if err != nil {
+		if ctx.Err() == nil {
+			s.cfg.Log.WarnContext(ctx, "it cannot be recorded whether consent holds", slog.String(obs.KeyResource, session.Name.String()), slog.Any(obs.KeyError, err))
+		}
+		return session
+	}
+	return looked
+}
+
 func linkOf(r *http.Request) secret.Text { return secret.New(r.PathValue("link")) }
 
 // errStore means that the database did not do what it was asked, whatever the reason.

@@ -15,6 +15,7 @@ import (
 
 	"phasekey.dev/pkg/sqldbtest"
 	"phasekey.dev/services/broker/internal/consent"
+	"phasekey.dev/services/broker/internal/standing"
 	"phasekey.dev/services/broker/internal/store"
 	"phasekey.dev/services/broker/internal/web"
 )
@@ -117,7 +118,7 @@ func TestSite_TheButtonsOfOneAccountAreNotPressedTooOften(t *testing.T) {
 		}
 		w := &world{t: t, store: store.New(sqldbtest.SQLite(t, store.Migrations()))}
 		w.config = web.Config{
-			Store: w.store, Log: slog.New(slog.DiscardHandler), Proxies: proxies, AttemptLife: time.Hour,
+			Store: w.store, Standing: standing.New(standing.Config{}), Log: slog.New(slog.DiscardHandler), Proxies: proxies, AttemptLife: time.Hour,
 			Links: consent.Links{Key: key, Clouds: map[string]consent.Cloud{"public": {LoginURL: "https://login.example"}}, PublicURL: "https://consent.example.com"},
 		}
 		site, err := web.New(w.config)

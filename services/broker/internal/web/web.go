@@ -33,6 +33,11 @@ type looker interface {
 	Look(ctx context.Context, session consent.Session) error
 }
 
+// stander looks whether consent that was given still holds, as package standing describes it.
+type stander interface {
+	Look(ctx context.Context, session consent.Session) (consent.Session, error)
+}
+
 // Config is what a Site is made from.
 type Config struct {
 	Store store
@@ -40,7 +45,9 @@ type Config struct {
 	Follow follower
 	// Roles looks for roles while somebody waits for them.
 	Roles looker
-	Links consent.Links
+	// Standing looks whether consent still holds.
+	Standing stander
+	Links    consent.Links
 	// Origins are where pages may lead in the end.
 	Origins consent.Origins
 	// Platform is the platform's name, as its customers know it.

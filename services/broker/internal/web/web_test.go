@@ -31,6 +31,7 @@ import (
 	"phasekey.dev/pkg/sqldbtest"
 	"phasekey.dev/services/broker/internal/consent"
 	"phasekey.dev/services/broker/internal/follow"
+	"phasekey.dev/services/broker/internal/standing"
 	"phasekey.dev/services/broker/internal/store"
 	"phasekey.dev/services/broker/internal/web"
 )
@@ -70,6 +71,7 @@ type world struct {
 	t       testing.TB
 	db      *sqldb.DB
 	roles   *fakeRoles
+	stands  *fakeStanding
 	store   *store.Store
 	config  web.Config
 	log     *transcript
@@ -91,7 +93,7 @@ type fakeRoles struct {
 func (f *fakeRoles) Look(ctx context.Context, session consent.Session) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if session.State != consent.Completed {
+	if !consent.LooksForRoles(time.Now(), session) {
 		return nil
 	}
 	f.looks++
@@ -102,6 +104,36 @@ func (f *fakeRoles) finds(p consent.Permissions) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.found = p
+}
+
+// fakeStanding is the registry and the vault that are asked whether consent still holds.
+type fakeStanding struct {
+	mu    sync.Mutex
+	is    consent.Standing
+	proof consent.Proof
+	err   error
+	asked int // times that the tenant was
+}
+
+func (f *fakeStanding) Integration(_ context.Context, name string) (consent.Integration, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return consent.Integration{
+		Name: name, UID: uid, TenantID: tenant, Cloud: "public", ClientID: "client", ApplicationName: "phasekey Network 1a2b", Ready: true, Standing: f.is,
+	}, f.err
+}
+
+func (f *fakeStanding) ProbeConsent(context.Context, string) (consent.Proof, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.asked++
+	return f.proof, nil
+}
+
+func (f *fakeStanding) set(is consent.Standing, proof consent.Proof, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.is, f.proof, f.err = is, proof, err
 }
 
 // newWorld serves a site whose configuration a test may have changed.
@@ -117,7 +149,7 @@ func newWorldOn(t testing.TB, db *sqldb.DB, interval time.Duration, change func(
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, db: db, store: store.New(db), roles: &fakeRoles{store: store.New(db)}, log: &transcript{}, metrics: prometheus.NewRegistry()}
+	w := &world{t: t, db: db, store: store.New(db), roles: &fakeRoles{store: store.New(db)}, stands: &fakeStanding{}, log: &transcript{}, metrics: prometheus.NewRegistry()}
 	hub := follow.New(follow.Config{Store: w.store, Interval: interval, Log: slog.New(slog.DiscardHandler)})
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	ended := make(chan error, 1)
@@ -131,7 +163,9 @@ func newWorldOn(t testing.TB, db *sqldb.DB, interval time.Duration, change func(
 	w.entra = httptest.NewTLSServer(http.HandlerFunc(w.answerAsEntra))
 	t.Cleanup(w.entra.Close)
 	w.config = web.Config{
-		Store: w.store, Follow: hub, Roles: w.roles, Origins: consent.Origins{"https://app.example.com"}, Platform: "Example IaC", AttemptLife: 30 * time.Minute,
+		Store: w.store, Follow: hub, Roles: w.roles, Standing: standing.New(standing.Config{
+			Store: w.store, Registry: w.stands, Vault: w.stands, Interval: time.Nanosecond, Log: slog.New(slog.DiscardHandler),
+		}), Origins: consent.Origins{"https://app.example.com"}, Platform: "Example IaC", AttemptLife: 30 * time.Minute,
 		Log: obs.NewLogger(w.log, slog.LevelDebug, obs.FormatJSON), Metrics: w.metrics,
 		Links: consent.Links{Key: key, Clouds: map[string]consent.Cloud{"public": {LoginURL: w.entra.URL, GraphURL: "https://graph.microsoft.com"}}},
 	}
