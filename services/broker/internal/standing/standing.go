@@ -78,6 +78,9 @@ func (l *Looker) Look(ctx context.Context, session consent.Session) (consent.Ses
 	var before consent.Session
 	after, err := l.cfg.Store.Change(ctx, session.Name, func(s consent.Session) (consent.Session, bool) {
 		before = s
+		if s.Version != session.Version {
+			return s, false // somebody else had a word meanwhile, which may be newer than this one
+		}
 		return consent.Stand(now, s, found, proof)
 	})
 	if err != nil {

@@ -51,6 +51,17 @@ func (v *fakeVault) ProbeConsent(context.Context, string) (consent.Proof, error)
 	return v.proof, v.err
 }
 
+func TestLook_AnAnswerThatAnotherOvertookIsNone(t *testing.T) {
+	session := consent.Session{IntegrationUID: "uid", State: consent.Completed, PrincipalObjectID: "oid", ClientID: "client", Version: 2}
+	in := &fakeStore{session: session}
+	in.session.Version = 3
+	registry := &fakeRegistry{is: consent.Standing{Time: time.Now(), Loss: "AADSTS700016"}}
+	l := standing.New(standing.Config{Store: in, Registry: registry, Vault: &fakeVault{}, Interval: time.Second, Log: slog.New(slog.DiscardHandler)})
+	if got, err := l.Look(t.Context(), session); err != nil || got.Lost() || got.Version != 3 {
+		t.Errorf("error %v, %+v", err, got)
+	}
+}
+
 func TestLook(t *testing.T) {
 	given := time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
 	holds := consent.Standing{Time: given, Holds: true, PrincipalObjectID: "oid"}
