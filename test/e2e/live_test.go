@@ -267,3 +267,91 @@ func TestPages_ConsentAgain(t *testing.T) {
 	c.until("the tenant to take it again", func() bool { return verify().GetServicePrincipalObjectId() == again.GetServicePrincipalObjectId() })
 	browser.noComplaints()
 }
+
+// state waits until an integration is in a state.
+func (c *customer) state(want registryv1.Integration_State) {
+	c.t.Helper()
+	c.until("the state "+want.String(), func() bool {
+		got, err := c.integrations.GetIntegration(c.t.Context(), &registryv1.GetIntegrationRequest{Name: integration})
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		return got.GetState() == want
+	})
+}
+
+// Consent that was lost is given again by the link that it was given by, which says what has happened.
+func TestPages_ConsentAgainByTheSameLink(t *testing.T) {
+	t.Parallel()
+	c := newCustomer(t)
+	session := c.session()
+	link := session.GetConsentUri()
+	watching, plain := openChromium(t, c.d).scripted(), openChromium(t, c.d)
+	plain.open(link)
+	plain.await(landingText)
+	c.signIn(plain)
+	plain.click("button[value=accept]")
+	plain.await(resultText)
+	c.state(registryv1.Integration_STATE_ACTIVE)
+	first := c.now(session)
+	watching.open(link)
+	watching.await(resultText)
+	mark(watching)
+
+	c.admin(http.MethodPost, "/principals", map[string]any{"tenant": c.world.CustomerTenant, "clientId": c.clientID, "removed": true})
+	c.state(registryv1.Integration_STATE_DEGRADED)
+	watching.await("Consent was withdrawn")
+	stays(watching, "when consent is withdrawn")
+	watching.accessible("lost")
+	watching.screenshot("lost")
+	watching.look("dark", 420)
+	watching.accessible("lost, dark")
+	watching.screenshot("lost-dark-narrow")
+	watching.look("light", 900)
+	if got := c.now(session); got.GetState() != brokerv1.ConsentSession_STATE_COMPLETED || got.GetServicePrincipalObjectId() != first.GetServicePrincipalObjectId() {
+		t.Errorf("the session does not say any more what was: %v", got)
+	}
+
+	// Without scripts, by whoever else has the link.
+	plain.open(link)
+	plain.await("Consent was withdrawn")
+	c.signIn(plain)
+	plain.click("button[value=cancel]")
+	plain.await(declinedText)
+	c.signIn(plain)
+	plain.click("button[value=accept]")
+	plain.await(resultText)
+	watching.await(resultText)
+	stays(watching, "when somebody else has consented again")
+	again := c.now(session)
+	if again.GetState() != brokerv1.ConsentSession_STATE_COMPLETED || again.GetServicePrincipalObjectId() == first.GetServicePrincipalObjectId() ||
+		!again.GetCompleteTime().AsTime().After(first.GetCompleteTime().AsTime()) {
+		t.Errorf("consented again: %v, and first %v", again, first)
+	}
+	watching.await("--assignee-object-id " + again.GetServicePrincipalObjectId())
+	c.state(registryv1.Integration_STATE_ACTIVE)
+
+	// What mends itself leaves nothing to do.
+	enable := func(enabled bool) {
+		c.admin(http.MethodPost, "/principals", map[string]any{"tenant": c.world.CustomerTenant, "clientId": c.clientID, "accountEnabled": enabled})
+	}
+	enable(false)
+	c.state(registryv1.Integration_STATE_DEGRADED)
+	watching.await("The application was disabled")
+	watching.accessible("disabled")
+	watching.screenshot("disabled")
+	plain.open(link)
+	plain.await("--set accountEnabled=true")
+	enable(true)
+	watching.await(resultText)
+	stays(watching, "when it was enabled")
+	plain.open(link)
+	plain.await(resultText)
+	c.state(registryv1.Integration_STATE_ACTIVE)
+	if got := c.now(session); got.GetServicePrincipalObjectId() != again.GetServicePrincipalObjectId() {
+		t.Errorf("enabled: %v", got)
+	}
+	for _, browser := range []*chromium{watching, plain} {
+		browser.noComplaints()
+	}
+}

@@ -44,7 +44,7 @@ type ConsentServiceClient interface {
 	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND.
 	GetConsentSession(ctx context.Context, in *GetConsentSessionRequest, opts ...grpc.CallOption) (*ConsentSession, error)
 	// Streams the session: as it is, at once, then after every change, the newest state alone, until it is completed or expired; then
-	// the stream ends with OK. While the broker cannot read its database a stream stays, and goes on afterwards.
+	// the stream ends with OK. What becomes of consent afterwards is told by the integration (WatchService.Watch of the registry). While the broker cannot read its database a stream stays, and goes on afterwards.
 	// Caller: the platform or an operator, within its accounts.
 	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND; UNAVAILABLE, DRAINING.
 	WatchConsentSession(ctx context.Context, in *WatchConsentSessionRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchConsentSessionResponse], error)
@@ -150,7 +150,7 @@ type ConsentServiceServer interface {
 	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND.
 	GetConsentSession(context.Context, *GetConsentSessionRequest) (*ConsentSession, error)
 	// Streams the session: as it is, at once, then after every change, the newest state alone, until it is completed or expired; then
-	// the stream ends with OK. While the broker cannot read its database a stream stays, and goes on afterwards.
+	// the stream ends with OK. What becomes of consent afterwards is told by the integration (WatchService.Watch of the registry). While the broker cannot read its database a stream stays, and goes on afterwards.
 	// Caller: the platform or an operator, within its accounts.
 	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND; UNAVAILABLE, DRAINING.
 	WatchConsentSession(*WatchConsentSessionRequest, grpc.ServerStreamingServer[WatchConsentSessionResponse]) error

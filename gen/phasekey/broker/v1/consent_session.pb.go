@@ -36,7 +36,8 @@ const (
 	ConsentSession_STATE_WAITING_FOR_APPLICATION ConsentSession_State = 1
 	// The administrator can consent.
 	ConsentSession_STATE_AWAITING_CONSENT ConsentSession_State = 2
-	// Proven.
+	// Proven. It stays so when consent is lost later: the integration's condition CONSENTED says that. Until expire_time its page then leads
+	// through consent again, and the session has the new principal and the new complete_time when that is proven.
 	ConsentSession_STATE_COMPLETED ConsentSession_State = 3
 	// Nobody consented in time, the session was withdrawn, or the integration was deleted; last_refusal tells which.
 	ConsentSession_STATE_EXPIRED ConsentSession_State = 4
@@ -95,7 +96,7 @@ type ConsentSession struct {
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// The integration to consent to, of the same account.
 	Integration string `protobuf:"bytes,2,opt,name=integration,proto3" json:"integration,omitempty"`
-	// When it ends. At most seven days ahead; absent means 24 hours.
+	// When it ends, and from when on its page leads nobody to consent. At most seven days ahead; absent means 24 hours.
 	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
 	// Where the page leads when the administrator is through: an https URL at one of the broker's configured return origins,
 	// without user information or fragment, at most 2,000 characters. Empty for no such link. Nobody is sent there without
@@ -104,16 +105,16 @@ type ConsentSession struct {
 	// Where it is.
 	State ConsentSession_State `protobuf:"varint,20,opt,name=state,proto3,enum=phasekey.broker.v1.ConsentSession_State" json:"state,omitempty"`
 	// The page for the administrator: it says who asks and for what, waits until consent can be given, leads to Entra ID and
-	// shows the result. Present while the session is open. Whoever follows it acts in this session, so it is not logged.
+	// shows the result. Present while the session is open; it leads to its page afterwards, too. Whoever follows it acts in this session, so it is not logged.
 	ConsentUri string `protobuf:"bytes,21,opt,name=consent_uri,json=consentUri,proto3" json:"consent_uri,omitempty"`
-	// The service principal's object ID in the customer's tenant, once completed.
+	// The service principal's object ID in the customer's tenant, once completed; as last proven.
 	ServicePrincipalObjectId string `protobuf:"bytes,22,opt,name=service_principal_object_id,json=servicePrincipalObjectId,proto3" json:"service_principal_object_id,omitempty"`
 	// What the customer's tenant last said, for example `AADSTS700016`; CANCELLED, INTEGRATION_DELETED or INTEGRATION_DELETING when
 	// that ended the session; empty before the first answer and when completed.
 	LastRefusal string `protobuf:"bytes,23,opt,name=last_refusal,json=lastRefusal,proto3" json:"last_refusal,omitempty"`
 	// When it was created.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,24,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	// When consent was proven; absent before.
+	// When consent was proven, the last time; absent before the first.
 	CompleteTime *timestamppb.Timestamp `protobuf:"bytes,25,opt,name=complete_time,json=completeTime,proto3" json:"complete_time,omitempty"`
 	// What Entra ID last sent an administrator's browser back with: `APPROVED`, or an error's code, for example `AADSTS65004`
 	// when the administrator declined; empty before. A browser's word, which proves nothing: only the state says that consent

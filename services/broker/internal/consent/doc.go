@@ -1,7 +1,7 @@
 // Package consent holds the rules of consent sessions: what a session is, what becomes of it given what was found out
 // about its integration, when to look again, and the link by which an administrator consents.
 //
-// It guarantees that a session is completed by a proof alone, never after its deadline, and never leaves an end; and
+// It guarantees that a session is completed by a proof alone, the first time never after its deadline, and never leaves an end; and
 // that an integration's tenant is asked at most once in an interval, however many sessions wait for it. It does not
 // find anything out, keep anything, or know the time: callers bring all three.
 //

@@ -49,6 +49,7 @@ func TestLook(t *testing.T) {
 		{"not proven yet", nil, fakeVault{err: fmt.Errorf("%w: %w", consent.ErrUnavailable, consent.ErrNotReady)}, 1, 0},
 		{"the vault is away", nil, fakeVault{err: consent.ErrUnavailable}, 1, 0},
 		{"before consent", func(s *consent.Session) { s.State = consent.AwaitingConsent }, fakeVault{principal: "oid", answer: reader}, 0, 0},
+		{"after consent was lost", func(s *consent.Session) { s.Loss = "AADSTS700016" }, fakeVault{principal: "oid", answer: reader}, 0, 0},
 		{"without a subscription", func(s *consent.Session) { s.SubscriptionID = "" }, fakeVault{principal: "oid", answer: reader}, 0, 0},
 		{"with all there is", func(s *consent.Session) { s.Permissions.Write = consent.Full }, fakeVault{principal: "oid", answer: reader}, 0, 0},
 		{"long ago", func(s *consent.Session) { s.EndTime = s.EndTime.Add(-24 * time.Hour) }, fakeVault{principal: "oid", answer: reader}, 0, 0},

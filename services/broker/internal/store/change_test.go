@@ -61,6 +61,14 @@ func TestStore_ChangesOfCompletedSessionsAreKept(t *testing.T) {
 				return consent.Stand(start.Add(time.Minute), found, is, p)
 			}
 		}
+		for _, name := range []consent.Name{session.Name, {Account: "acme", ID: "forgotten"}} {
+			if err := s.RecordPermissions(t.Context(), name, consent.Permissions{Read: consent.Full}); err != nil {
+				t.Errorf("of a session that is open or gone: %v", err)
+			}
+		}
+		if got, err := s.Get(t.Context(), session.Name); err != nil || got != session {
+			t.Errorf("roles of nobody are recorded: error %v, %+v", err, got)
+		}
 		step("the proof", func(found consent.Session) (consent.Session, bool) { return consent.Decide(start, found, proof) })
 		if err := s.RecordPermissions(t.Context(), session.Name, consent.Permissions{Read: consent.Full, Write: consent.None, Denied: true}); err != nil {
 			t.Fatal(err)

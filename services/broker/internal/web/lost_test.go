@@ -105,6 +105,9 @@ func TestSite_WhatLossesAreSaidToBe(t *testing.T) {
 			w.stands.set(lostBy(tc.code), refusing, nil)
 			p := w.browser().get(link)
 			shows(t, p, http.StatusOK, tc.says, tc.how, tc.heading, "there is nothing to do")
+			if steps := strings.Contains(p.text, "You consent at Microsoft"); steps != (tc.heading == "<h2>Consent again</h2>") {
+				t.Errorf("the steps are shown, or are not:\n%s", p.text)
+			}
 			if command := "az ad sp update <span>--id " + principal + "</span> <span>--set accountEnabled=true"; strings.Contains(p.text, command) != tc.command {
 				t.Errorf("the command is shown, or is not:\n%s", p.text)
 			}

@@ -35,6 +35,9 @@ func (s *Site) show(w http.ResponseWriter, r *http.Request) error {
 	case consent.PageLost:
 		v.Problem = lossOf(session.Loss)
 		v.Title = v.Problem.Title
+		if !v.Problem.Again {
+			v.Steps = nil // it is not consent that is missing
+		}
 	case consent.PageProblem:
 		v.Problem = problemOf(session.LastCallback)
 		v.Title = v.Problem.Title
