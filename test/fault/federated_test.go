@@ -35,10 +35,12 @@ func (w *world) startIssuer(t *testing.T, server rigtest.Files) {
 	t.Helper()
 	pair, err := tls.LoadX509KeyPair(server.CertFile, server.KeyFile)
 	rigtest.Must(t, err)
-	pem, err := os.ReadFile(server.CAFile)
-	rigtest.Must(t, err)
 	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(pem)
+	for _, file := range []string{server.CAFile, w.nextCA.CAFile()} {
+		pem, err := os.ReadFile(file)
+		rigtest.Must(t, err)
+		roots.AppendCertsFromPEM(pem)
+	}
 	way := &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots, ServerName: "localhost"}, DisableKeepAlives: true}
 	ln, err := new(net.ListenConfig).Listen(t.Context(), "tcp", w.At(7440))
 	rigtest.Must(t, err)

@@ -48,10 +48,7 @@ func TestRestore_OfEverythingFromDumps(t *testing.T) {
 	})
 	rigtest.Must(t, err)
 	// What runs have by now works on, whoever knows of it.
-	before := map[string][]password{}
-	for _, i := range w.integrations {
-		before[i.name] = w.standing(t, i)
-	}
+	stay := w.passwordsStay(t)
 
 	for _, v := range w.vaults {
 		v.Stop(t)
@@ -85,19 +82,32 @@ func TestRestore_OfEverythingFromDumps(t *testing.T) {
 	// By then a vault that did not know of the restore would have found what it does not know, and removed it.
 	w.rotated(t, again)
 	w.rotated(t, again)
-	for _, i := range w.integrations {
-		now := map[string]bool{}
-		for _, p := range w.standing(t, i) {
-			now[p.KeyID] = true
-		}
-		for _, p := range before[i.name] {
-			if !now[p.KeyID] {
-				t.Errorf("%s: the password %s, which a run may hold, was removed", i.name, p.KeyID)
-			}
-		}
-	}
+	stay()
 	if _, err := made.GetIntegration(t.Context(), &registryv1.GetIntegrationRequest{Name: account + "/integrations/since"}); err == nil {
 		t.Error("what was made since the backup is there: it was not restored")
+	}
+}
+
+// passwordsStay fails the test, when what it returns is called, for every password that stood before and does not then.
+func (w *world) passwordsStay(t *testing.T) (stay func()) {
+	t.Helper()
+	before := map[string][]password{}
+	for _, i := range w.integrations {
+		before[i.name] = w.standing(t, i)
+	}
+	return func() {
+		t.Helper()
+		for _, i := range w.integrations {
+			now := map[string]bool{}
+			for _, p := range w.standing(t, i) {
+				now[p.KeyID] = true
+			}
+			for _, p := range before[i.name] {
+				if !now[p.KeyID] {
+					t.Errorf("%s: the password %s, which a run may hold, was removed", i.name, p.KeyID)
+				}
+			}
+		}
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
-	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -24,6 +23,7 @@ import (
 	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
 	typev1 "phasekey.dev/gen/phasekey/type/v1"
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
+	"phasekey.dev/pkg/devca"
 	"phasekey.dev/pkg/grpcclient"
 	"phasekey.dev/pkg/mtls"
 	"phasekey.dev/pkg/redisconn"
@@ -55,6 +55,9 @@ var timing = map[string]any{
 // world is the suite, each part of it in a process of its own, and all it stands on.
 type world struct {
 	*rigtest.Rig
+	release string           // the folder of the daemons
+	kek     string           // the file of the key-encryption key
+	nextCA  *devca.Authority // is to take the CA's place
 
 	postgres     *sqldbtest.Server
 	shards       *sql.DB  // the vaults' database
@@ -89,10 +92,21 @@ type integration struct {
 // newWorld starts everything, and stops it after the test.
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{Rig: rigtest.New(t)}
+	return newWorldOf(t, filepath.Dir(rigtest.Binary(t, "vaultd")))
+}
+
+// newWorldOf has the daemons of a folder.
+func newWorldOf(t *testing.T, release string) *world {
+	t.Helper()
+	w := &world{Rig: rigtest.New(t), release: release}
 	// Tokens live for about as long as a fault lasts: who gets no new ones has none soon.
 	w.StartSimulator(t, w.At(8443), "-lag", fmt.Sprintf("0s-%s,role=0s", lag), "-token-life", "60s-75s", "-issuer-ca", w.CA.CAFile())
 	server := w.Certificate(t, "server")
+	server.CAFile = filepath.Join(w.Dir, "server-ca.pem") // which stays when the services' CA is replaced
+	copyFile(t, w.CA.CAFile(), server.CAFile)
+	var err error
+	w.nextCA, err = devca.Open(filepath.Join(w.Dir, "next"), time.Now())
+	rigtest.Must(t, err)
 	w.startIssuer(t, server)
 	w.postgres = sqldbtest.NewTLSServer(t, w.IP, sqldbtest.Certificate(server))
 	w.startRedis(t, server)
@@ -131,7 +145,7 @@ func (w *world) startRegistry(t *testing.T) {
 	address := w.At(7441)
 	db := w.postgres.Config(t)
 	w.databases = append(w.databases, db.DSN)
-	registry := &rigtest.Process{Name: "registryd", Answers: []string{address}, Command: []string{rigtest.Binary(t, "registryd"), "--config", w.Configure(t, "registry", map[string]any{
+	registry := &rigtest.Process{Name: "registryd", Answers: []string{address}, Command: []string{filepath.Join(w.release, "registryd"), "--config", w.Configure(t, "registry", map[string]any{
 		"listen": address, "development": true, "drain": "1s", "home_tenants": []string{w.Home}, "database": database(db),
 		"tls": w.Certificate(t, "registry").Config(), "identities": rigtest.Identities("platform", "vault"),
 	})}}
@@ -146,10 +160,11 @@ func (w *world) startVaults(t *testing.T) {
 	db := w.postgres.Config(t)
 	w.databases = append(w.databases, db.DSN)
 	key := w.Certificate(t, "vault")
+	w.kek = filepath.Join(w.Dir, "vault.key")
 	config := map[string]any{
 		"development": true, "drain": "16s", "deployment_id": "fault", "redirect_uri": rigtest.RedirectURI,
-		"kek": "file://" + filepath.Join(w.Dir, "vault.key"), "database": database(db), "timing": timing, "log": map[string]any{"level": "debug"},
-		"tls": key.Config(), "identities": rigtest.Identities("platform"),
+		"kek": "file://" + w.kek, "database": database(db), "timing": timing, "log": map[string]any{"level": "debug"},
+		"tls": key.Config(), "identities": rigtest.Identities("platform", "operator"),
 		"election": map[string]any{"shards": shards, "lock_ttl": lockTTL.String()},
 		"registry": map[string]any{"target": w.At(7441), "id": rigtest.TrustDomain + "registry"},
 		"clouds":   w.Clouds(),
@@ -160,10 +175,10 @@ func (w *world) startVaults(t *testing.T) {
 		config["issuer"] = map[string]any{
 			"url": w.issuerURL(), "listen": v.issuer, "keys": map[string]any{"period": keyPeriod.String(), "publish": "5s", "keep": "10s"},
 		}
-		config["redis"] = map[string]any{"addrs": []string{v.redis.address}, "tls": true, "ca_file": key.CAFile, "server_name": "localhost"}
+		config["redis"] = map[string]any{"addrs": []string{v.redis.address}, "tls": true, "ca_file": w.redisConfig.CAFile, "server_name": "localhost"}
 		name := fmt.Sprintf("vault-%d", i+1)
 		file := w.Configure(t, name, config)
-		program := rigtest.Binary(t, "vaultd")
+		program := filepath.Join(w.release, "vaultd")
 		if i == 0 {
 			first := &rigtest.Process{Name: "vaultd init", Command: []string{program, "init", "--config", file}}
 			first.Start(t)
@@ -213,9 +228,7 @@ func (w *world) balanced(t *testing.T) *grpc.ClientConn {
 
 func (w *world) runnersAt(t *testing.T, target string) *grpc.ClientConn {
 	t.Helper()
-	source, err := mtls.Open(t.Context(), mtls.Config{CAFile: w.CA.CAFile()}, slog.New(slog.DiscardHandler))
-	rigtest.Must(t, err)
-	t.Cleanup(func() { rigtest.Must(t, source.Close()) })
+	source := rigtest.Follow(t, mtls.Config{CAFile: w.CA.CAFile()})
 	return rigtest.Dial(t, grpcclient.Config{Target: target, OneServer: true, TLS: source.ClientConfig(rigtest.TrustDomain + "vault")})
 }
 

@@ -81,9 +81,22 @@ func (r *Rig) Certificate(t *testing.T, role string) Files {
 func (r *Rig) Client(t *testing.T, role string) *mtls.Source {
 	t.Helper()
 	c := r.Certificate(t, role)
-	source, err := mtls.Open(t.Context(), mtls.Config{CertFile: c.CertFile, KeyFile: c.KeyFile, CAFile: c.CAFile}, slog.New(slog.DiscardHandler))
+	return Follow(t, mtls.Config{CertFile: c.CertFile, KeyFile: c.KeyFile, CAFile: c.CAFile})
+}
+
+// Follow is what certificates' files hold, as they change, until the test ends.
+func Follow(t *testing.T, files mtls.Config) *mtls.Source {
+	t.Helper()
+	files.ReloadInterval = time.Second
+	source, err := mtls.Open(t.Context(), files, slog.New(slog.DiscardHandler))
 	Must(t, err)
-	t.Cleanup(func() { Must(t, source.Close()) })
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- source.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		Must(t, <-ended)
+	})
 	return source
 }
 
