@@ -17,8 +17,7 @@ import (
 
 // What is lived through, by flags of the test.
 var (
-	seed         = flag.Uint64("year.seed", 1, "the first seed")                                                          //nolint:gochecknoglobals // flags are
-	seeds        = flag.Int("year.seeds", 1, "so many seeds, from the first on")                                          //nolint:gochecknoglobals // flags are
+	seed         = flag.Uint64("year.seed", 1, "the seed")                                                                //nolint:gochecknoglobals // flags are
 	days         = flag.Int("year.days", 0, "so many days; 30 by default, 3 under the race detector")                     //nolint:gochecknoglobals // flags are
 	integrations = flag.Int("year.integrations", 20, "so many integrations")                                              //nolint:gochecknoglobals // flags are
 	federated    = flag.Int("year.federated", 10, "one of so many integrations has no secret")                            //nolint:gochecknoglobals // flags are
@@ -33,7 +32,7 @@ func TestYear(t *testing.T) {
 	// A world is small, and what it throws away is much.
 	percent := debug.SetGCPercent(400)
 	t.Cleanup(func() { debug.SetGCPercent(percent) })
-	set := settings{integrations: *integrations, federated: *federated, leases: *leases, days: *days}
+	set := settings{seed: *seed, replicas: 2 + int(*seed%3), integrations: *integrations, federated: *federated, leases: *leases, days: *days}
 	// A death costs a shard up to its lock's life, in which nobody works. With more integrations there are more steps in a day, and deaths must not outnumber the
 	// lives of locks: what has no master for most of the day cannot be rotated by anybody.
 	set.killChance, set.pauseChance = min(0.0025, 0.15/float64(set.integrations)), min(0.0005, 0.03/float64(set.integrations))
@@ -41,38 +40,30 @@ func TestYear(t *testing.T) {
 	if set.days == 0 {
 		set.days = defaultDays
 	}
-	for n := range *seeds {
-		set := set
-		set.seed = *seed + uint64(n)
-		set.replicas = 2 + int(set.seed%3)
-		t.Run(fmt.Sprintf("seed %d", set.seed), func(t *testing.T) {
-			t.Parallel()
-			began := time.Now()
-			elapsed := func() time.Duration { return time.Since(began).Round(time.Second) }
-			var line string
-			synctest.Test(t, func(t *testing.T) {
-				w := newWorld(t, set)
-				w.run(t.Context(), func(day int) {
-					if *progress {
-						fmt.Fprintf(os.Stderr, "seed %d, day %d of %d: %d rotations, %d lives\n", set.seed, day, set.days, w.judge.counted("rotations"), w.judge.counted("lives"))
-					}
-				})
-				for _, failure := range w.failed() {
-					t.Error(failure)
-				}
-				if t.Failed() {
-					for _, line := range w.log.last {
-						t.Log(line[:len(line)-1])
-					}
-				}
-				t.Log(w.judge.report())
-				line = w.line()
-			})
-			t.Logf("%d integrations, %d runners, %d replicas, %d days in %s", set.integrations, set.leases, set.replicas, set.days, elapsed())
-			if *table != "" {
-				must(t, tabulate(*table, fmt.Sprintf("%s %s |\n", line, elapsed())))
+	began := time.Now()
+	var line string
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, set)
+		w.run(t.Context(), func(day int) {
+			if *progress {
+				fmt.Fprintf(os.Stderr, "seed %d, day %d of %d: %d rotations, %d lives\n", set.seed, day, set.days, w.judge.counted("rotations"), w.judge.counted("lives"))
 			}
 		})
+		for _, failure := range w.failed() {
+			t.Error(failure)
+		}
+		if t.Failed() {
+			for _, line := range w.log.last {
+				t.Log(line[:len(line)-1])
+			}
+		}
+		t.Log(w.judge.report())
+		line = w.line()
+	})
+	took := time.Since(began).Round(time.Second)
+	t.Logf("seed %d: %d integrations, %d runners, %d replicas, %d days in %s", set.seed, set.integrations, set.leases, set.replicas, set.days, took)
+	if *table != "" {
+		must(t, tabulate(*table, fmt.Sprintf("%s %s |\n", line, took)))
 	}
 }
 
