@@ -71,6 +71,13 @@ var mistakes = []mistake{
 		test: []string{"./services/vault/internal/entra", "-run=TestNetwork"},
 	},
 	{
+		name: "a tenant that refuses a token is asked in its turn",
+		file: vault + "credential/decide.go",
+		from: `	case !f.Probe.WantTime.Equal(a.SeenWantTime), v.State == Active`,
+		to:   `	case v.State == Active`,
+		test: year(), says: "and its master has not asked since",
+	},
+	{
 		name: "consent that is lost is told with what is due next",
 		file: vault + "rotation/turn.go",
 		from: `		return sooner(next, now.Add(reportRetry)), over

@@ -67,8 +67,7 @@ var (
 
 // heard takes in what a customer's tenant answered a life, if it asked as a master.
 func (j *judge) heard(ctx context.Context, l *life, what shown, sent time.Time, status int, body []byte) {
-	m, ok := ctx.Value(mastershipKey{}).(election.Mastership)
-	if !ok || what.key == "" || j.w.weather.is(noSQL) { // what cannot be stored is as if it had not been heard
+	if what.key == "" || j.w.weather.is(noSQL) { // what cannot be stored is as if it had not been heard
 		return
 	}
 	var refusal struct {
@@ -84,6 +83,15 @@ func (j *judge) heard(ctx context.Context, l *life, what shown, sent time.Time, 
 	now := time.Now()
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	m, ok := ctx.Value(mastershipKey{}).(election.Mastership)
+	if !ok {
+		if !granted && unwelcome[refusal.Codes[0]] && !j.waiting[what.application] {
+			j.waiting[what.application] = true
+			j.watches.Go(func() { j.looksAfter(what.application, now) })
+		}
+		return
+	}
+	j.heardOf[what.application] = now
 	j.answers[what] = append(j.answers[what], answer{sent: sent, heard: now, granted: granted, holder: m.Holder})
 	h := j.hearings[what.application]
 	switch {
@@ -169,6 +177,22 @@ func (j *judge) saidUnreadySince(uid string, at time.Time) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return !j.unready[uid].Before(at)
+}
+
+// looksAfter judges that a tenant which refused a token for a runner is asked by the integration's master soon.
+func (j *judge) looksAfter(application string, since time.Time) {
+	sleep(j.w.ctx, poll+time.Minute)
+	j.mu.Lock()
+	delete(j.waiting, application)
+	asked := !j.heardOf[application].Before(since)
+	j.mu.Unlock()
+	switch i := j.w.registry.of(application); {
+	case asked:
+		j.count("tenants asked after they refused a token")
+	case i == nil || !j.leftAt(i.UID).IsZero() || !j.w.calm(since.Add(-lockTTL)):
+	default:
+		j.w.fail("the tenant of %s refused a token for a runner at %s, and its master has not asked since", i.Name, since.UTC())
+	}
 }
 
 // ready tells whether the last report has it that the integration's credential is.

@@ -47,6 +47,9 @@ type judge struct {
 	keys     map[string]string
 	answers  map[shown][]answer
 	hearings map[string]*hearing
+	// heardOf is when masters last had an answer about an application; waiting are those about which others had a refusal, for which a master shall ask.
+	heardOf map[string]time.Time
+	waiting map[string]bool
 	// unready is when a credential was last said not to be, by integration UID.
 	unready map[string]time.Time
 	// watches are those that look whether something comes in time.
@@ -87,7 +90,7 @@ func newJudge(w *world) *judge {
 		w: w, federation: newFederation(), masters: newMasterships(), counts: map[string]int{}, kills: map[string]int{}, secrets: map[string]*secretLife{},
 		present: map[string]map[string]*secretLife{}, consents: map[string][]turn{}, compromises: map[string][]compromise{},
 		rotated: map[string]int64{}, left: map[string]time.Time{}, removed: map[string]bool{}, purged: map[string]bool{},
-		keys: map[string]string{}, answers: map[shown][]answer{}, hearings: map[string]*hearing{}, unready: map[string]time.Time{},
+		keys: map[string]string{}, answers: map[shown][]answer{}, hearings: map[string]*hearing{}, heardOf: map[string]time.Time{}, waiting: map[string]bool{}, unready: map[string]time.Time{},
 	}
 }
 
@@ -98,6 +101,7 @@ func (j *judge) count(what string) {
 }
 
 func (j *judge) killed(step string) {
+	j.w.weather.turn()
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.kills[step]++

@@ -37,6 +37,8 @@ type weather struct {
 	now     map[kind]int
 	began   map[kind]time.Time // the latest
 	history map[kind][]span
+	// turned is when it was last felt by one replica alone, or was over for it.
+	turned time.Time
 }
 
 func newWeather() *weather {
@@ -53,6 +55,22 @@ func (w *weather) near(k kind, at time.Time, after time.Duration) bool {
 		}
 	}
 	return w.now[k] > 0 && !at.Before(w.began[k])
+}
+
+// turn notes that one replica is in trouble, or out of it.
+func (w *weather) turn() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.turned = time.Now()
+}
+
+// calm tells whether since a moment every replica has gone on as before, and had all that it needs to ask tenants.
+func (w *world) calm(since time.Time) bool {
+	w.weather.mu.Lock()
+	turned := w.weather.turned
+	w.weather.mu.Unlock()
+	return turned.Before(since) && w.weather.overlap(span{since, time.Now()}, noSQL, noRedis, noEntra) == 0 &&
+		!w.weather.is(noSQL) && !w.weather.is(noRedis) && !w.weather.is(noEntra)
 }
 
 // is tells whether it is so now.
@@ -152,11 +170,14 @@ func (w *world) blow(ctx context.Context) {
 			// One replica alone is cut off; all it sends vanishes.
 			r := w.replicas[dice.IntN(len(w.replicas))]
 			w.judge.count("one replica cut off from Redis")
+			w.weather.turn()
 			r.link.Stall()
 			sleep(ctx, minutes(60))
 			r.link.Heal()
+			w.weather.turn()
 		case 2:
 			w.judge.count("Redis emptied")
+			w.weather.turn()
 			if err := w.replicas[0].link.FlushAll(ctx).Err(); err != nil {
 				w.judge.count("Redis emptied, or not")
 			}
@@ -185,6 +206,7 @@ func (w *world) blow(ctx context.Context) {
 				life.kill("at any moment")
 			case 1:
 				w.judge.count("stopped in order")
+				w.weather.turn()
 				life.end()
 			case 2:
 				w.judge.count("paused past the lock's life")
