@@ -2,8 +2,10 @@ package grpcserver
 
 import (
 	"log/slog"
+	"math"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 
 	"google.golang.org/grpc/credentials"
@@ -25,15 +27,17 @@ const (
 const (
 	refusedConnections = "connections"
 	refusedHandshakes  = "handshakes"
+	refusedDescriptors = "descriptors"
 )
 
 // doorkeeper bounds what each source may have of a listener that strangers reach: connections, and among them those whose TLS handshake is not
-// over. It closes what is too much as soon as it is accepted, before anything is read of it: a source that opens more than it may keeps out itself.
+// over. It closes what is too much as soon as it is accepted, before anything is read of it: a source that opens more than it may keeps out itself. Each
+// connection takes a descriptor, so all sources together leave some to the rest of the process.
 type doorkeeper struct {
 	net.Listener
-	connections, handshakes *limit.Places
-	refused                 func(why string)
-	log                     *slog.Logger
+	all, connections, handshakes *limit.Places
+	refused                      func(why string)
+	log                          *slog.Logger
 
 	mu     sync.Mutex
 	logged time.Time
@@ -41,11 +45,22 @@ type doorkeeper struct {
 
 // newDoorkeeper fills in the defaults.
 func newDoorkeeper(ln net.Listener, l Limits, refused func(why string), log *slog.Logger) *doorkeeper {
+	room := descriptors() / 8 * 7
 	return &doorkeeper{
 		Listener: ln, refused: refused, log: log,
-		connections: limit.NewPlaces(orDefaultCount(l.AnonymousConnections, defaultConnections)),
+		all:         limit.NewPlaces(room),
+		connections: limit.NewPlaces(orDefaultCount(l.AnonymousConnections, min(defaultConnections, room/4*3))),
 		handshakes:  limit.NewPlaces(orDefaultCount(l.AnonymousHandshakes, defaultHandshakes)),
 	}
+}
+
+// descriptors is how many files and connections the process may have open.
+func descriptors() int {
+	var l syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l); err != nil || l.Cur > math.MaxInt32 {
+		return math.MaxInt32
+	}
+	return int(l.Cur)
 }
 
 // orDefaultCount returns n, or def if n is zero.
@@ -64,17 +79,33 @@ func (d *doorkeeper) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		source := limit.Source(conn.RemoteAddr().String())
-		why := refusedConnections
-		if d.connections.Enter(source) {
-			if d.handshakes.Enter(source) {
-				return &guest{Conn: conn, door: d, source: source}, nil
-			}
-			d.connections.Leave(source)
-			why = refusedHandshakes
+		if why := d.enter(source); why != "" {
+			d.turnAway(conn, source, why)
+			continue
 		}
-		d.turnAway(conn, source, why)
+		return &guest{Conn: conn, door: d, source: source}, nil
 	}
 }
+
+// enter takes the places that a new connection needs, or says why there are none.
+func (d *doorkeeper) enter(source string) (refused string) {
+	if !d.connections.Enter(source) {
+		return refusedConnections
+	}
+	if !d.handshakes.Enter(source) {
+		d.connections.Leave(source)
+		return refusedHandshakes
+	}
+	if !d.all.Enter(everybody) {
+		d.handshakes.Leave(source)
+		d.connections.Leave(source)
+		return refusedDescriptors
+	}
+	return ""
+}
+
+// everybody is the source that all connections count as together.
+const everybody = ""
 
 func (d *doorkeeper) turnAway(conn net.Conn, source, why string) {
 	_ = conn.Close() // there is nobody to tell
@@ -87,7 +118,7 @@ func (d *doorkeeper) turnAway(conn net.Conn, source, why string) {
 	}
 	d.mu.Unlock()
 	if due {
-		d.log.Warn("connections of one source are too many, closing further ones",
+		d.log.Warn("connections are too many, closing further ones",
 			slog.String(obs.KeyAddress, source), slog.String(obs.KeyReason, why))
 	}
 }
@@ -107,7 +138,10 @@ func (g *guest) greet() { g.greeted.Do(func() { g.door.handshakes.Leave(g.source
 // Close implements net.Conn.
 func (g *guest) Close() error {
 	g.greet()
-	g.left.Do(func() { g.door.connections.Leave(g.source) })
+	g.left.Do(func() {
+		g.door.connections.Leave(g.source)
+		g.door.all.Leave(everybody)
+	})
 	return g.Conn.Close()
 }
 

@@ -1,11 +1,18 @@
 package grpcserver_test
 
 import (
+	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -32,7 +39,8 @@ type flooded struct {
 
 const flooder, neighbour = "127.0.0.2", "127.0.0.3"
 
-func flood(t *testing.T, limits grpcserver.Limits) *flooded {
+// identified makes a server's certificate, as files and opened.
+func identified(t *testing.T) (mtls.Config, *mtls.Source) {
 	t.Helper()
 	ca, err := devca.Open(t.TempDir(), time.Now())
 	if err != nil {
@@ -42,22 +50,35 @@ func flood(t *testing.T, limits grpcserver.Limits) *flooded {
 	if err != nil {
 		t.Fatal(err)
 	}
-	source, err := mtls.Open(t.Context(), mtls.Config{CAFile: ca.CAFile(), CertFile: leaf.Cert, KeyFile: leaf.Key}, slog.New(slog.DiscardHandler))
+	files := mtls.Config{CAFile: ca.CAFile(), CertFile: leaf.Cert, KeyFile: leaf.Key}
+	source, err := mtls.Open(t.Context(), files, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
+	return files, source
+}
+
+// strangers makes a server for strangers.
+func strangers(source *mtls.Source, limits grpcserver.Limits, metrics *prometheus.Registry) (*grpcserver.Server, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	cfg := config(notetest.Service{})
-	f := &flooded{t: t, addr: listener.Addr().String(), tls: source, metrics: prometheus.NewRegistry()}
 	cfg.Name, cfg.Listener, cfg.TLS, cfg.AnonymousOK = "flooded", listener, source.ServerConfig(mtls.Optional), true
-	cfg.Log, cfg.Limits, cfg.Metrics = slog.New(slog.DiscardHandler), limits, f.metrics
-	srv, err := grpcserver.New(cfg)
+	cfg.Log, cfg.Limits, cfg.Metrics = slog.New(slog.DiscardHandler), limits, metrics
+	return grpcserver.New(cfg)
+}
+
+func flood(t *testing.T, limits grpcserver.Limits) *flooded {
+	t.Helper()
+	_, source := identified(t)
+	f := &flooded{t: t, tls: source, metrics: prometheus.NewRegistry()}
+	srv, err := strangers(source, limits, f.metrics)
 	if err != nil {
 		t.Fatal(err)
 	}
+	f.addr = srv.Addr().String()
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error)
 	go func() { done <- srv.Run(ctx) }()
@@ -68,6 +89,85 @@ func flood(t *testing.T, limits grpcserver.Limits) *flooded {
 		}
 	})
 	return f
+}
+
+// asServer, in the environment, makes this test binary a server with few descriptors: its certificate's files are named there.
+const asServer = "TEST_AS_SERVER"
+
+// fewDescriptors are what that server may have.
+const fewDescriptors = 256
+
+// serveWithFew says where it serves strangers, and does so until its input ends.
+func serveWithFew(files string) int {
+	fail := func(err error) int {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	var cfg mtls.Config
+	if err := json.Unmarshal([]byte(files), &cfg); err != nil {
+		return fail(err)
+	}
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: fewDescriptors, Max: fewDescriptors}); err != nil {
+		return fail(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	source, err := mtls.Open(ctx, cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return fail(err)
+	}
+	srv, err := strangers(source, grpcserver.Limits{}, prometheus.NewRegistry())
+	if err != nil {
+		return fail(err)
+	}
+	fmt.Println(srv.Addr())
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		stop()
+	}()
+	if err := srv.Run(ctx); err != nil {
+		return fail(err)
+	}
+	return 0
+}
+
+// floodProcess is a listener in a process of its own that may have few descriptors.
+func floodProcess(t *testing.T) *flooded {
+	t.Helper()
+	files, source := identified(t)
+	said, err := json.Marshal(files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := exec.CommandContext(context.WithoutCancel(t.Context()), self)
+	server.Env = append(os.Environ(), asServer+"="+string(said))
+	server.Stderr = os.Stderr
+	in, err := server.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := server.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = in.Close()
+		if err := server.Wait(); err != nil {
+			t.Errorf("the server: %v", err)
+		}
+	})
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &flooded{t: t, addr: strings.TrimSpace(line), tls: source}
 }
 
 func from(source string) *net.Dialer {
@@ -178,6 +278,44 @@ func TestFlood_OfHandshakesThatNeverEnd(t *testing.T) {
 		}
 		if time.Now().After(deadline) {
 			t.Fatalf("the source itself, afterwards: %v", err)
+		}
+	}
+}
+
+// A process has so many descriptors, and each connection takes one. One source may not have them all, whatever else the limits allow.
+func TestFlood_OfConnectionsLeavesDescriptorsToOthers(t *testing.T) {
+	t.Parallel()
+	f := floodProcess(t)
+	for range 2 * fewDescriptors {
+		f.open(flooder)
+	}
+	for range 10 {
+		if err := f.serves(neighbour); err != nil {
+			t.Errorf("a neighbour: %v", err)
+		}
+	}
+}
+
+// Nor may all sources together have what the process needs besides.
+func TestFlood_FromEverywhereLeavesDescriptors(t *testing.T) {
+	t.Parallel()
+	const most = fewDescriptors / 8 * 7
+	f := floodProcess(t)
+	var conns []net.Conn
+	for source := range 5 {
+		for range 100 {
+			conns = append(conns, f.open(fmt.Sprintf("127.0.1.%d", source+1)))
+		}
+	}
+	f.refused(conns, len(conns)-most)
+	// When they have gone, anybody is served.
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		err := f.serves(neighbour)
+		if err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("afterwards: %v", err)
 		}
 	}
 }

@@ -33,7 +33,8 @@ type Limits struct {
 	// above: a stream may last, so a rate alone bounds nothing. Zero means 20000, negative no limit.
 	AnonymousCalls int `yaml:"anonymous_calls"`
 	// AnonymousConnections is how many connections each source address, as above, may have to a listener that takes callers without
-	// a known identity, whoever they are; what is more is closed at once. Zero means 40000, negative no limit.
+	// a known identity, whoever they are; what is more is closed at once. Zero means 40000, or three quarters of what all of them together may have if that is less:
+	// seven eighths of the process's descriptors, whatever is said here. Negative is no limit of each.
 	AnonymousConnections int `yaml:"anonymous_connections"`
 	// AnonymousHandshakes is how many of these may not have ended their TLS handshake yet. Zero means 1000, negative no limit.
 	AnonymousHandshakes int `yaml:"anonymous_handshakes"`

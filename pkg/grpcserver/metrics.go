@@ -39,7 +39,7 @@ func newMetrics(r prometheus.Registerer, listener string) (*metrics, error) {
 	}
 	m.refused = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "phasekey_grpc_connections_refused_total",
-		Help: "Connections closed as soon as they were accepted, because their source address has too many: of all, or of those in their TLS handshake.",
+		Help: "Connections closed as soon as they were accepted, because their source address has too many (connections, or handshakes not over), or all have together (descriptors).",
 	}, []string{"why"})
 	if r == nil {
 		return m, nil
