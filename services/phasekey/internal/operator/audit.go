@@ -143,6 +143,9 @@ func (o *options) auditKey() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if s.json {
+			return s.document(answer)
+		}
 		_, err = fmt.Fprintln(s.out, base64.StdEncoding.EncodeToString(answer.GetPublicKey()))
 		return err
 	})

@@ -10,9 +10,15 @@ import (
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
 )
 
-var permissionsView = view[*vaultv1.ScopePermissions]{
-	{label: "Scope", cell: (*vaultv1.ScopePermissions).GetScope},
-	{label: "Roles", cell: func(p *vaultv1.ScopePermissions) string {
+// scopePermissions are told from others by their scope.
+type scopePermissions struct{ *vaultv1.ScopePermissions }
+
+// GetName implements named.
+func (p scopePermissions) GetName() string { return p.GetScope() }
+
+var permissionsView = view[scopePermissions]{
+	{head: "SCOPE", cell: scopePermissions.GetScope},
+	{head: "ROLES", cell: func(p scopePermissions) string {
 		var roles []string
 		for _, r := range p.GetRoles() {
 			role := r.GetRole()
@@ -29,9 +35,9 @@ var permissionsView = view[*vaultv1.ScopePermissions]{
 		}
 		return strings.Join(roles, "\n")
 	}},
-	{label: "Reading", cell: func(p *vaultv1.ScopePermissions) string { return word(p.GetRead()) }},
-	{label: "Writing", cell: func(p *vaultv1.ScopePermissions) string { return word(p.GetWrite()) }},
-	{label: "Denied", cell: func(p *vaultv1.ScopePermissions) string {
+	{head: "READING", cell: func(p scopePermissions) string { return word(p.GetRead()) }},
+	{head: "WRITING", cell: func(p scopePermissions) string { return word(p.GetWrite()) }},
+	{label: "Denied", cell: func(p scopePermissions) string {
 		if p.GetDenied() && len(p.GetDenyAssignments()) == 0 {
 			return "by deny assignments that cannot be read, or may be"
 		}
@@ -42,12 +48,12 @@ var permissionsView = view[*vaultv1.ScopePermissions]{
 		return strings.Join(denied, "\n")
 	}},
 	{label: "Visible", cell: visible},
-	{label: "To read", cell: (*vaultv1.ScopePermissions).GetReadCommand},
-	{label: "To write", cell: (*vaultv1.ScopePermissions).GetWriteCommand},
+	{label: "To read", cell: scopePermissions.GetReadCommand},
+	{label: "To write", cell: scopePermissions.GetWriteCommand},
 }
 
 // visible says what Azure showed.
-func visible(p *vaultv1.ScopePermissions) string {
+func visible(p scopePermissions) string {
 	switch p.GetVisibility() {
 	case vaultv1.ScopePermissions_VISIBILITY_ASSIGNMENTS:
 		return "role assignments"
@@ -74,7 +80,7 @@ func taken(l vaultv1.ScopePermissions_Level) string {
 
 func (o *options) checkPermissions() *cobra.Command {
 	var scopes []string
-	c := o.verb("permissions INTEGRATION", "Show which Azure roles the principal holds, and what gives it those it lacks", cobra.ExactArgs(1), func(ctx context.Context, s *session, args []string) error {
+	c := o.watchable(o.verb("permissions INTEGRATION", "Show which Azure roles the principal holds, and what gives it those it lacks", cobra.ExactArgs(1), func(ctx context.Context, s *session, args []string) error {
 		name, err := s.in("integrations", args[0])
 		if err != nil {
 			return err
@@ -83,14 +89,24 @@ func (o *options) checkPermissions() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		answer, err := vaultv1.NewAccessServiceClient(conn).CheckPermissions(ctx, &vaultv1.CheckPermissionsRequest{Integration: name, Scopes: scopes})
+		client := vaultv1.NewAccessServiceClient(conn)
+		check := func(ctx context.Context) (*vaultv1.CheckPermissionsResponse, error) {
+			return client.CheckPermissions(ctx, &vaultv1.CheckPermissionsRequest{Integration: name, Scopes: scopes})
+		}
+		if s.watching {
+			return watch(ctx, s.printer, permissionsView, func(ctx context.Context) ([]scopePermissions, error) {
+				answer, err := check(ctx)
+				return byScope(answer), err
+			})
+		}
+		answer, err := check(ctx)
 		if err != nil {
 			return err
 		}
 		if s.json {
 			return s.document(answer)
 		}
-		for i, scope := range answer.GetScopes() {
+		for i, scope := range byScope(answer) {
 			if i > 0 {
 				if _, err := fmt.Fprintln(s.out); err != nil {
 					return err
@@ -102,7 +118,15 @@ func (o *options) checkPermissions() *cobra.Command {
 		}
 		s.note("looked at %s, which is done at most once in ten seconds; Azure takes some minutes to show a new role", at(answer.GetCheckTime()))
 		return nil
-	})
+	}))
 	c.Flags().StringArrayVar(&scopes, "scope", nil, "a subscription, resource group or management group, by its Azure ID (/subscriptions/ID, /subscriptions/ID/resourceGroups/NAME, /providers/Microsoft.Management/managementGroups/ID); repeatable; the default subscription otherwise")
 	return c
+}
+
+func byScope(answer *vaultv1.CheckPermissionsResponse) []scopePermissions {
+	var all []scopePermissions
+	for _, p := range answer.GetScopes() {
+		all = append(all, scopePermissions{p})
+	}
+	return all
 }

@@ -25,7 +25,7 @@ func TestPermissions_SayWhatIsDenied(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var out bytes.Buffer
-			if err := card(&printer{out: &out}, permissionsView, tt.in); err != nil {
+			if err := card(&printer{out: &out}, permissionsView, scopePermissions{tt.in}); err != nil {
 				t.Fatal(err)
 			}
 			got := strings.Join(strings.Fields(out.String()), " ")
