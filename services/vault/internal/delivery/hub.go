@@ -11,7 +11,8 @@
 //
 // The tricky idea: a change is a reason to look, not a message. A wake-up that comes while a stream reads, mints or sends waits in a channel of one,
 // and makes it look again; so does any that came between a stream's first reading and its joining. So nothing is missed, nothing
-// is kept for it, and each stream costs the one goroutine that its handler runs on.
+// is kept for it, and each stream costs the one goroutine that its handler runs on. Streams that wait and hold the same, and whose integration has rotated, are spared the look: they
+// are given what was made and recorded for all of them. A stream that was taken for that may look by itself meanwhile; what it has is never replaced by an older generation.
 package delivery
 
 import (
@@ -22,6 +23,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -58,6 +60,7 @@ type database interface {
 	Entitlement(ctx context.Context, grantUID, instanceID string) (store.Entitlement, error)
 	SigningKeyCompromised(ctx context.Context, id string) (bool, error)
 	Deliver(ctx context.Context, now time.Time, d store.Delivery) (lease.Lease, error)
+	FanOut(ctx context.Context, now time.Time, f store.FanOut) ([]store.Reached, error)
 	Acknowledge(ctx context.Context, now time.Time, grantUID, instanceID string, generation int64, caller grant.Caller) (released []int64, err error)
 	CloseLease(ctx context.Context, now time.Time, grantUID, instanceID string, caller grant.Caller) error
 	Changes(ctx context.Context, after int64, limit int) (changes []store.Change, newest int64, err error)
@@ -105,6 +108,9 @@ type Hub struct {
 	guard      guard
 	nudged     chan struct{}
 	deliveries *prometheus.CounterVec
+	// fans are the fan-outs under way, which Run waits for; turns is for those that write their record.
+	fans  sync.WaitGroup
+	turns chan struct{}
 
 	// leaving is closed when this replica stops: each stream then asks its reader to leave, within leaveWindow, which is set before.
 	leaving     chan struct{}
@@ -123,9 +129,16 @@ type stream struct {
 	lease          leaseKey
 	integrationUID string
 	account        string
+	access         grant.Access
+	request        *Request
 	wake           chan struct{} // holds one
-	end            chan struct{} // closed to end it
-	why            error         // its end's reason; set before end is closed
+	// stale is set when it is to look; given is what it was given, the newest.
+	stale atomic.Bool
+	given atomic.Pointer[recorded]
+	// idle is what it holds, while it waits and nobody has taken it to give it something.
+	idle atomic.Pointer[holding]
+	end  chan struct{} // closed to end it
+	why  error         // its end's reason; set before end is closed
 }
 
 // leaseKey is whose streams they are.
@@ -147,6 +160,7 @@ func New(config Config) *Hub {
 		streams: make(map[*stream]struct{}),
 		byLease: make(map[leaseKey][]*stream),
 		empty:   make(chan struct{}),
+		turns:   make(chan struct{}, fanOutsAtOnce),
 		deliveries: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "phasekey_vault_deliveries_total",
 			Help: "Credentials that left the vault, by reason. Every one is on record.",
@@ -165,8 +179,9 @@ func New(config Config) *Hub {
 	return h
 }
 
-// Run follows the changes in the database and wakes the streams that they concern, until ctx ends. It returns nil.
+// Run follows the changes in the database, and gives the streams that they concern what is new or has them look for it, until ctx ends. It returns nil.
 func (h *Hub) Run(ctx context.Context) error {
+	defer h.fans.Wait()
 	follow := follower{hub: h, position: unknown}
 	hints := h.config.Hints
 	tick := time.NewTicker(h.config.Poll)
@@ -262,9 +277,9 @@ func (h *Hub) heard() int64 {
 }
 
 // join adds a stream. It looks again soon when changes were heard of since. When the instance has too many, its oldest one ends.
-func (h *Hub) join(g grant.Grant, instanceID string, since int64) (*stream, error) {
+func (h *Hub) join(g grant.Grant, r *Request, since int64) (*stream, error) {
 	s := &stream{
-		lease: leaseKey{g.UID, instanceID}, integrationUID: g.IntegrationUID, account: g.Account,
+		lease: leaseKey{g.UID, r.InstanceID}, integrationUID: g.IntegrationUID, account: g.Account, access: g.Access(), request: r,
 		wake: make(chan struct{}, 1), end: make(chan struct{}),
 	}
 	h.mu.Lock()
@@ -325,8 +340,8 @@ func (h *Hub) Streams(account string) (n int) {
 	return n
 }
 
-// wake has the streams look that a change concerns; with everything, all.
-func (h *Hub) wake(changes []store.Change, everything bool) {
+// wake has the streams look that a change concerns, or, where that may be a rotation, be given what is new; with everything, all look.
+func (h *Hub) wake(ctx context.Context, changes []store.Change, everything bool) {
 	grants, integrations, accounts := make(map[string]bool), make(map[string]bool), make(map[string]bool)
 	for _, c := range changes {
 		if c.Account != "" {
@@ -339,17 +354,40 @@ func (h *Hub) wake(changes []store.Change, everything bool) {
 			integrations[c.IntegrationUID] = true
 		}
 	}
+	h.fanOuts(ctx, h.concerned(func(s *stream) (itself, integration bool) {
+		return everything || grants[s.lease.grantUID] || accounts[s.account], integrations[s.integrationUID]
+	}))
+}
+
+// concerned has the streams look that something concerns by itself, and takes those that it concerns as their integration's.
+func (h *Hub) concerned(how func(s *stream) (itself, integration bool)) (f fan) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.woken++
 	for s := range h.streams {
-		if !everything && !grants[s.lease.grantUID] && !integrations[s.integrationUID] && !accounts[s.account] {
-			continue
+		if itself, integration := how(s); itself || integration && !f.take(s) {
+			s.look()
 		}
-		select {
-		case s.wake <- struct{}{}:
-		default: // it has yet to look for the last one
-		}
+	}
+	return f
+}
+
+// look has the stream look.
+func (s *stream) look() {
+	s.stale.Store(true)
+	s.signal()
+}
+
+// give has it pass on what is on record.
+func (s *stream) give(made *recorded) {
+	s.given.Store(made)
+	s.signal()
+}
+
+func (s *stream) signal() {
+	select {
+	case s.wake <- struct{}{}:
+	default: // it has yet to see to the last one
 	}
 }
 
@@ -365,9 +403,7 @@ type follower struct {
 
 // poll reads what is new and wakes whom it concerns. A failure is logged once; what was missed is read when it is over.
 func (f *follower) poll(ctx context.Context) {
-	limited, cancel := context.WithTimeout(ctx, pollTimeout)
-	defer cancel()
-	err := f.read(limited)
+	err := f.read(ctx)
 	switch {
 	case ctx.Err() != nil:
 	case err != nil && !f.failing:
@@ -385,7 +421,7 @@ func (f *follower) read(ctx context.Context) error {
 		if f.position == unknown {
 			limit = 0
 		}
-		changes, newest, err := f.hub.config.Store.Changes(ctx, max(f.position, 0), limit)
+		changes, newest, err := f.changes(ctx, limit)
 		if err != nil {
 			return fmt.Errorf("follow changes: %w", err)
 		}
@@ -393,18 +429,24 @@ func (f *follower) read(ctx context.Context) error {
 		case f.position == unknown || newest < f.position:
 			// The first time, or the database was restored: whatever happened before, all have to look once.
 			f.position = newest
-			f.hub.wake(nil, true)
+			f.hub.wake(ctx, nil, true)
 			return nil
 		case len(changes) == 0:
 			return nil
 		}
 		gap := changes[0].Seq != f.position+1
 		f.position = changes[len(changes)-1].Seq
-		f.hub.wake(changes, gap)
+		f.hub.wake(ctx, changes, gap)
 		if f.position >= newest {
 			return nil
 		}
 	}
+}
+
+func (f *follower) changes(ctx context.Context, limit int) ([]store.Change, int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, pollTimeout)
+	defer cancel()
+	return f.hub.config.Store.Changes(ctx, max(f.position, 0), limit)
 }
 
 // spread is d, give or take a quarter.

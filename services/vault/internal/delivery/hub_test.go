@@ -54,6 +54,12 @@ type fakeStore struct {
 	federated   bool
 	leaseUID    string // of the one lease, where the delivery chose it
 	keys        []signing.Key
+	// fanOuts is how many there were; missed is an instance that none reaches. They wait, fail or die.
+	fanOuts                 int
+	missed                  string
+	fanOutWaits             chan struct{}
+	fanOutFails, fanOutDies bool
+	consentLost             time.Time
 }
 
 func (f *fakeStore) GrantByToken(_ context.Context, token grant.Hash) (grant.Grant, error) {
@@ -92,7 +98,7 @@ func (f *fakeStore) Entitlement(context.Context, string, string) (store.Entitlem
 		return store.Entitlement{}, sqldb.ErrUnavailable
 	}
 	e := store.Entitlement{
-		Standing: f.standing, Versions: slices.Clone(f.versions), Compromised: f.compromised,
+		Standing: f.standing, Versions: slices.Clone(f.versions), Compromised: f.compromised, ConsentLostTime: f.consentLost,
 		Integration: store.Integration{UID: "uid", TenantID: "tenant", Cloud: "public", AllowedAudiences: f.audiences, DeliveryMaterials: f.materials, Federated: f.federated},
 		Lease:       lease.Lease{UID: f.leaseUID},
 	}
@@ -134,6 +140,46 @@ func (f *fakeStore) Deliver(_ context.Context, now time.Time, d store.Delivery) 
 	f.generation++
 	f.delivered = append(f.delivered, d)
 	return lease.Lease{UID: first(f.leaseUID, "lease"), Generation: f.generation}, nil
+}
+
+func (f *fakeStore) FanOut(ctx context.Context, now time.Time, o store.FanOut) ([]store.Reached, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.fanOuts++
+	switch {
+	case f.down, f.fanOutFails:
+		return nil, sqldb.ErrUnavailable
+	case f.fanOutDies:
+		panic("fan-out") //nolint:forbidigo // what is tested
+	}
+	out := f.reach(now, o)
+	if wait := f.fanOutWaits; wait != nil {
+		f.mu.Unlock()
+		defer f.mu.Lock()
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	return out, nil
+}
+
+func (f *fakeStore) reach(now time.Time, o store.FanOut) []store.Reached {
+	out := make([]store.Reached, len(o.To))
+	for i, to := range o.To {
+		usable := slices.ContainsFunc(f.versions, func(v store.Live) bool { return v.ID == o.VersionID })
+		if !usable || f.standing.Check(now) != nil || to.InstanceID == f.missed {
+			continue
+		}
+		f.generation++
+		f.delivered = append(f.delivered, store.Delivery{
+			GrantUID: to.GrantUID, InstanceID: to.InstanceID, VersionID: o.VersionID, Material: o.Material, Reason: o.Reason, Audience: o.Audience,
+			PolicyAudience: o.PolicyAudience, ClientRequestID: o.ClientRequestID, ExpireTime: o.ExpireTime, Caller: to.Caller,
+		})
+		out[i] = store.Reached{Lease: lease.Lease{UID: first(f.leaseUID, "lease"), Generation: f.generation}, Grant: f.standing.Grant}
+	}
+	return out
 }
 
 func (f *fakeStore) Acknowledge(context.Context, time.Time, string, string, int64, grant.Caller) ([]int64, error) {

@@ -38,8 +38,8 @@ type holding struct {
 	// signingKey is the one that the version is under; empty for a client secret's.
 	signingKey string
 	requestID  string
-	// version is the version's number.
-	version                     int64
+	// version is the version's number, generation the delivery's.
+	version, generation         int64
 	expireTime, grantExpireTime time.Time
 	// renewTime is when to look for a newer one.
 	renewTime time.Time
@@ -93,7 +93,7 @@ func (h *Hub) Stream(ctx context.Context, r Request, send func(Delivery) error, 
 	err := caught.Apart(func() error {
 		var e store.Entitlement
 		var err error
-		if s, e, err = h.enter(ctx, r); err != nil {
+		if s, e, err = h.enter(ctx, &r); err != nil {
 			return err
 		}
 		made, err := h.first(ctx, r, e, s)
@@ -111,7 +111,7 @@ func (h *Hub) Stream(ctx context.Context, r Request, send func(Delivery) error, 
 			err = caught.Apart(func() error { return leave(h.leaveWindow) })
 		case err == nil:
 			err = caught.Apart(func() (err error) {
-				held, err = h.look(ctx, r, s, held, send)
+				held, err = h.next(ctx, r, s, held, send)
 				return err
 			})
 		}
@@ -120,13 +120,13 @@ func (h *Hub) Stream(ctx context.Context, r Request, send func(Delivery) error, 
 }
 
 // enter adds a stream for whoever shows a grant, and returns what its first delivery is decided by.
-func (h *Hub) enter(ctx context.Context, r Request) (*stream, store.Entitlement, error) {
+func (h *Hub) enter(ctx context.Context, r *Request) (*stream, store.Entitlement, error) {
 	heard := h.heard()
-	e, err := h.admit(ctx, r)
+	e, err := h.admit(ctx, *r)
 	if err != nil {
 		return nil, store.Entitlement{}, err
 	}
-	s, err := h.join(e.Grant, r.InstanceID, heard)
+	s, err := h.join(e.Grant, r, heard)
 	return s, e, err
 }
 
@@ -248,6 +248,20 @@ func (h *Hub) first(ctx context.Context, r Request, e store.Entitlement, s *stre
 	return nil, err
 }
 
+// next passes on what the stream was given, and has it look unless that is all, and returns what the reader has then.
+func (h *Hub) next(ctx context.Context, r Request, s *stream, held *holding, send func(Delivery) error) (*holding, error) {
+	// What is older than what it holds was on its way while it found something newer by itself.
+	if given := s.given.Swap(nil); given != nil && given.Generation > held.generation {
+		passed, err := given.pass(send)
+		if err != nil || !s.stale.Load() {
+			return passed, err
+		}
+		held = passed
+	}
+	s.stale.Store(false) // before it looks: what happens from here on wakes it again
+	return h.look(ctx, r, s, held, send)
+}
+
 // look has something newer delivered, if there is, and returns what the reader has then.
 func (h *Hub) look(ctx context.Context, r Request, s *stream, held *holding, send func(Delivery) error) (*holding, error) {
 	newer, err := h.renew(ctx, r, s, held)
@@ -282,6 +296,8 @@ func (s *stream) wait(ctx context.Context, held *holding, leaving <-chan struct{
 	}
 	t := time.NewTimer(time.Until(at))
 	defer t.Stop()
+	s.idle.Store(held)
+	defer s.idle.Store(nil)
 	select {
 	case <-s.wake:
 		return nil
@@ -497,6 +513,48 @@ func (h *Hub) deliver(ctx context.Context, r Request, e store.Entitlement, reaso
 }
 
 func (h *Hub) attempt(ctx context.Context, r Request, e store.Entitlement, reason Reason) (*recorded, error) {
+	o, err := h.offer(ctx, r, e, reason)
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	l, err := h.config.Store.Deliver(ctx, now, store.Delivery{
+		GrantUID: e.Grant.UID, InstanceID: r.InstanceID, VersionID: o.versionID, Material: r.Material, HoldLimit: o.holdLimit, LeaseUID: o.leaseUID,
+		Reason: string(reason), Audience: o.audience, PolicyAudience: o.policyAudience, ClientRequestID: o.requestID, ExpireTime: o.expireTime, Caller: r.Caller,
+	})
+	if errors.Is(err, lease.ErrVersionGone) {
+		h.config.Issuer.Drop(o.versionID)
+	}
+	if err != nil {
+		return nil, err
+	}
+	h.count(now, reason, e.Grant.Account)
+	return o.to(now, e.Grant, l), nil
+}
+
+func (h *Hub) count(now time.Time, reason Reason, account string) {
+	h.deliveries.WithLabelValues(string(reason)).Inc()
+	if h.config.Meter != nil {
+		h.config.Meter.Count(now, account)
+	}
+}
+
+// offer is a credential that has been made, for whoever is entitled to it.
+type offer struct {
+	made
+	material lease.Material
+	reason   Reason
+	cloud    Cloud
+	// cloudName and tenantID are the integration's, which must allow the audience if that is policyAudience.
+	cloudName, tenantID, audience string
+	policyAudience                bool
+	// signingKey is the one that the version is under.
+	signingKey string
+	// consentLost is since when consent is lost.
+	consentLost time.Time
+}
+
+func (h *Hub) offer(ctx context.Context, r Request, e store.Entitlement, reason Reason) (*offer, error) {
 	cloud, chosen, err := h.choose(e, r)
 	if err != nil {
 		return nil, err
@@ -505,43 +563,35 @@ func (h *Hub) attempt(ctx context.Context, r Request, e store.Entitlement, reaso
 	if err != nil {
 		return nil, err
 	}
-	now := time.Now()
-	l, err := h.config.Store.Deliver(ctx, now, store.Delivery{
-		GrantUID: e.Grant.UID, InstanceID: r.InstanceID, VersionID: m.versionID, Material: r.Material, HoldLimit: m.holdLimit, LeaseUID: m.leaseUID,
-		Reason: string(reason), Audience: chosen, PolicyAudience: r.Material == lease.AccessToken && chosen != cloud.ResourceManager, ClientRequestID: m.requestID, ExpireTime: m.expireTime, Caller: r.Caller,
-	})
-	if errors.Is(err, lease.ErrVersionGone) {
-		h.config.Issuer.Drop(m.versionID)
+	o := &offer{
+		made: m, material: r.Material, reason: reason, cloud: cloud, cloudName: e.Integration.Cloud, tenantID: e.Integration.TenantID, audience: chosen,
+		policyAudience: r.Material == lease.AccessToken && chosen != cloud.ResourceManager, consentLost: e.ConsentLostTime,
 	}
-	if err != nil {
-		return nil, err
-	}
-	h.deliveries.WithLabelValues(string(reason)).Inc()
-	if h.config.Meter != nil {
-		h.config.Meter.Count(now, e.Grant.Account)
-	}
-
-	signingKey := ""
 	for _, v := range e.Versions {
 		if v.ID == m.versionID {
-			signingKey = v.SigningKey
+			o.signingKey = v.SigningKey
 		}
 	}
-	refresh := m.renewTime
+	return o, nil
+}
+
+// to is its delivery by a grant to a lease, which is on record.
+func (o *offer) to(now time.Time, g grant.Grant, l lease.Lease) *recorded {
+	refresh := o.renewTime
 	if !refresh.After(now) {
 		refresh = now.Add(spread(retryEvery))
 	}
 	return &recorded{
 		Delivery: Delivery{
-			LeaseUID: l.UID, Generation: l.Generation, Version: m.versionNumber, Phase: e.Grant.Phase, Access: e.Grant.Access(),
-			Reason: reason, IssueTime: m.issueTime, RefreshTime: refresh, ExpireTime: m.expireTime,
-			GrantExpireTime: e.Grant.ExpireTime, Cloud: e.Integration.Cloud, TenantID: e.Integration.TenantID, ClientID: m.clientID,
-			SubscriptionID: e.Grant.SubscriptionID, Material: r.Material, Audience: chosen, Token: m.token, Secret: m.secret,
-			Environment: environment(e.Integration.TenantID, m.clientID, e.Grant.SubscriptionID, e.Grant.Access(), cloud),
+			LeaseUID: l.UID, Generation: l.Generation, Version: o.versionNumber, Phase: g.Phase, Access: g.Access(),
+			Reason: o.reason, IssueTime: o.issueTime, RefreshTime: refresh, ExpireTime: o.expireTime,
+			GrantExpireTime: g.ExpireTime, Cloud: o.cloudName, TenantID: o.tenantID, ClientID: o.clientID,
+			SubscriptionID: g.SubscriptionID, Material: o.material, Audience: o.audience, Token: o.token, Secret: o.secret,
+			Environment: environment(o.tenantID, o.clientID, g.SubscriptionID, g.Access(), o.cloud),
 		},
 		held: holding{
-			versionID: m.versionID, signingKey: signingKey, requestID: m.requestID, version: m.versionNumber,
-			expireTime: m.expireTime, grantExpireTime: e.Grant.ExpireTime, renewTime: refresh, end: e.Grant.ExpireTime, consentLost: e.ConsentLostTime,
+			versionID: o.versionID, signingKey: o.signingKey, requestID: o.requestID, version: o.versionNumber, generation: l.Generation,
+			expireTime: o.expireTime, grantExpireTime: g.ExpireTime, renewTime: refresh, end: g.ExpireTime, consentLost: o.consentLost,
 		},
-	}, nil
+	}
 }

@@ -1,5 +1,5 @@
 // Package notary watches over the audit trail: it reads what has been recorded, signs once a minute how long each process's chain is, writes that
-// to a file outside of the database, and forgets what is older than it is to be kept.
+// to a file outside of the database, writes records of fan-outs as the events that they stand for, and forgets what is older than it is to be kept.
 //
 // It guarantees that it signs nothing that it has not read and found whole: each record follows the one before it, and bears the vault's HMAC. A chain that
 // is broken is not signed any further, and is reported for as long as it is so. It guarantees that what is left after forgetting can be verified: a signed
@@ -48,6 +48,7 @@ type store interface {
 	ForgetCheckpoints(ctx context.Context, before int64, limit int) (int64, error)
 	ForgetRecords(ctx context.Context, writer string, upTo int64, limit int) (int64, error)
 	ForgetUnchained(ctx context.Context, before time.Time, limit int) (int64, error)
+	ExpandFanOuts(ctx context.Context) error
 }
 
 // Config is what a Notary is made from.
@@ -126,7 +127,7 @@ func (n *Notary) look(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
 	now := time.Now().Truncate(time.Microsecond)
-	problems := []error{n.Checkpoint(ctx, now)}
+	problems := []error{n.Checkpoint(ctx, now), n.config.Store.ExpandFanOuts(ctx)}
 	if n.file != nil {
 		problems = append(problems, n.file.follow(ctx, n.config.Store))
 	}

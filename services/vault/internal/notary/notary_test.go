@@ -19,7 +19,9 @@ import (
 	"phasekey.dev/pkg/sqldbtest"
 	"phasekey.dev/services/vault/internal/audit"
 	"phasekey.dev/services/vault/internal/audit/audittest"
+	"phasekey.dev/services/vault/internal/fence"
 	"phasekey.dev/services/vault/internal/grant"
+	"phasekey.dev/services/vault/internal/lease"
 	"phasekey.dev/services/vault/internal/notary"
 	"phasekey.dev/services/vault/internal/store"
 )
@@ -113,6 +115,93 @@ func (o *office) verify(from time.Time) chain.Report {
 		o.t.Fatal(err)
 	}
 	return v.Report()
+}
+
+// fanOut has a replica give so many runners something, each by itself and then all at once.
+func (o *office) fanOut(replica, n int) {
+	o.t.Helper()
+	s, ctx := o.replicas[replica], o.t.Context()
+	if err := o.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error { return fence.Configure(ctx, tx, 1) }); err != nil {
+		o.t.Fatal(err)
+	}
+	at := store.Projection{Incarnation: "registry", Revision: 1, BookmarkTime: o.now}
+	if err := s.ReplaceProjection(ctx, o.now, at, store.Wanted{
+		Integrations: []store.Integration{{UID: "uid", Name: "accounts/acme/integrations/read", TenantID: "tenant", Cloud: "public"}},
+		Projects:     []store.Project{{UID: "network", Name: "accounts/acme/projects/network"}},
+		Attachments:  []store.Attachment{{UID: "att", IntegrationUID: "uid", ProjectUID: "network", Reads: true}},
+	}); err != nil {
+		o.t.Fatal(err)
+	}
+	o.exec(`INSERT INTO credential_versions (id, integration_uid, number, state, name, key_id, sealed, intend_time, send_time, add_time, start_time, end_time, propagate_time,
+		prove_time, activate_time, retire_time, revoke_time, remove_time, proofs, probe_time, refusals, refused_since, attempts, next_time, reason)
+		VALUES ('v', 'uid', 1, 'ACTIVE', 'v', '', NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, '') ON CONFLICT (id) DO NOTHING`)
+	fan := store.FanOut{VersionID: "v", Material: lease.AccessToken, Reason: "ROTATED", Audience: "https://management.azure.com", ExpireTime: o.now.Add(time.Hour)}
+	for range n {
+		o.n++
+		_, hash := grant.Mint()
+		g, err := grant.New(o.now, fmt.Sprint("grant-", o.n), grant.Request{Account: "acme", Project: "accounts/acme/projects/network", Phase: grant.Planning, Run: "run"},
+			grant.Resolution{Integration: "accounts/acme/integrations/read", IntegrationUID: "uid", ProjectUID: "network", SubscriptionID: "sub", Incarnation: "registry", Revision: 1})
+		if err != nil {
+			o.t.Fatal(err)
+		}
+		if _, err := s.CreateGrant(ctx, o.now, g, hash, grant.RequestKey{}, grant.Caller{}); err != nil {
+			o.t.Fatal(err)
+		}
+		if _, err := s.Deliver(ctx, o.now, store.Delivery{GrantUID: g.UID, InstanceID: "a", VersionID: "v", Material: lease.AccessToken, Reason: "INITIAL", ExpireTime: o.now.Add(time.Hour)}); err != nil {
+			o.t.Fatal(err)
+		}
+		fan.To = append(fan.To, store.Recipient{GrantUID: g.UID, InstanceID: "a"})
+	}
+	reached, err := s.FanOut(ctx, o.now, fan)
+	if err != nil || reached[0].Lease.Generation != 2 {
+		o.t.Fatal(reached, err)
+	}
+}
+
+func (o *office) count(query string) (n int) {
+	o.t.Helper()
+	if err := o.db.ReadTx(o.t.Context(), func(ctx context.Context, tx sqldb.Tx) error { return tx.QueryRow(ctx, query).Scan(&n) }); err != nil {
+		o.t.Fatal(err)
+	}
+	return n
+}
+
+// A fan-out is signed as it was recorded, and says the same when it has become the events that it stands for, which is soon.
+func TestNotary_SignsAndExpandsFanOuts(t *testing.T) {
+	inOffice(t, func(o *office) {
+		o.now = time.Now().Add(-time.Hour).Truncate(time.Microsecond)
+		n := o.notary(audittest.Keys(1))
+		o.fanOut(0, 20) // with 3 records each, and then one
+		o.sign(n, 0)
+		o.record(0, 1)
+		o.fanOut(0, 3)
+		o.sign(n, time.Minute)
+		o.fanOut(1, 2)
+		pending := `SELECT COUNT(*) FROM audit_fanouts`
+		if left := o.count(pending); left != 3 {
+			o.t.Errorf("%d are yet to be expanded", left)
+		}
+		ctx, stop := context.WithCancel(o.t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- n.Run(ctx) }()
+		for late := time.After(time.Minute); o.count(pending) > 0; {
+			select {
+			case <-late:
+				o.t.Fatal("it expands nothing")
+			case <-time.After(time.Millisecond):
+			}
+		}
+		stop()
+		if err := <-ended; err != nil {
+			o.t.Error(err)
+		}
+		if r := o.verify(time.Time{}); !r.Whole() || r.Records != 60+1+1+9+1+6+1 || strings.Contains(o.log.String(), "changed") {
+			o.t.Errorf("%+v, %s", r, &o.log)
+		}
+		if events := o.count(`SELECT COUNT(*) FROM audit_events WHERE place > 0`); events != 19+2+1 {
+			o.t.Errorf("%d events that are not their record's first", events)
+		}
+	})
 }
 
 func TestNotary_SignsWhatCanBeVerified(t *testing.T) {

@@ -90,9 +90,16 @@ func (t *trail) next(ctx context.Context, entries []audit.Entry) (audit.Record, 
 	if err != nil {
 		return audit.Record{}, err
 	}
+	r, err := t.nextOf(ctx, content)
+	r.Entries = entries
+	return r, err
+}
+
+// nextOf makes the next record, without its entries, of what is hashed of them.
+func (t *trail) nextOf(ctx context.Context, content []byte) (r audit.Record, err error) {
 	t.seq++
 	t.hash = chain.Next(t.hash, t.store.writer, t.seq, content)
-	r := audit.Record{Writer: t.store.writer, Seq: t.seq, Hash: t.hash, Entries: entries}
+	r = audit.Record{Writer: t.store.writer, Seq: t.seq, Hash: t.hash}
 	r.KeyID, r.MAC, err = audit.Authenticate(ctx, t.store.keys, t.hash)
 	return r, err
 }
@@ -111,6 +118,16 @@ func sealOf(r audit.Record, place int) (hash, mac string, keyID int64) {
 		return "", "", 0
 	}
 	return r.Hash.String(), hex.EncodeToString(r.MAC), int64(r.KeyID)
+}
+
+// unseal gives a record what sealOf made of it.
+func unseal(r *audit.Record, hash, mac string, keyID int64) {
+	// What is no hash was not written by the vault, and is as good as none: it fits nothing.
+	if r.Hash.UnmarshalText([]byte(hash)) != nil {
+		r.Hash = chain.Hash{}
+	}
+	r.MAC, _ = hex.DecodeString(mac)
+	r.KeyID = uint32(keyID) //nolint:gosec // cut off it is no key's
 }
 
 // auditArgs are a record's entry in the order of auditColumns.

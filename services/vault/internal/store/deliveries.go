@@ -358,38 +358,38 @@ type deliveryRows struct{ *sqldb.Values }
 const deliveryKinds = "tiiitttttitttttitti" + "tttit"
 
 func (rows deliveryRows) put(r audit.Record, place int, d delivered) {
+	e := r.Entries[place]
+	hash, mac, keyID := sealOf(r, place)
+	rows.Add(append([]any{
+		r.Writer, r.Seq, place, e.Time, e.Kind, e.Actor, e.RequestID, e.GrantUID, e.LeaseUID, e.Generation, e.VersionID, e.Material, e.Reason, e.Audience,
+		e.ClientRequestID, e.ExpireTime, hash, mac, keyID,
+	}, terms(d.now, d.Material, d.PolicyAudience, d.Audience)...)...)
+}
+
+// terms are what entitles looks at in a delivery besides its time, version and material: its columns 20 to 24.
+func terms(now time.Time, material lease.Material, policyAudience bool, audience string) []any {
 	// What else than ACTIVE the version may be, and what else than a policy that names the material will do.
 	orState, orMaterials := "ACTIVE", "none"
-	if d.Material == lease.AccessToken || d.Material == lease.FederatedToken {
+	if material == lease.AccessToken || material == lease.FederatedToken {
 		orState, orMaterials = "RETIRING", "[]"
 	}
 	// An audience is looked for in the integration's list as it stands there: quoted.
-	audience := ""
-	if d.PolicyAudience {
-		audience = strconv.Quote(d.Audience)
+	quoted := ""
+	if policyAudience {
+		quoted = strconv.Quote(audience)
 	}
-	e := r.Entries[place]
-	hash, mac, keyID := sealOf(r, place)
-	rows.Add(r.Writer, r.Seq, place, e.Time, e.Kind, e.Actor, e.RequestID, e.GrantUID, e.LeaseUID, e.Generation, e.VersionID, e.Material, e.Reason, e.Audience,
-		e.ClientRequestID, e.ExpireTime, hash, mac, keyID,
-		orState, `%"`+string(d.Material)+`"%`, orMaterials, sqldb.Micros(d.now.Add(-grant.MaxSilence)), audience)
+	return []any{orState, `%"` + string(material) + `"%`, orMaterials, sqldb.Micros(now.Add(-grant.MaxSilence)), quoted}
 }
 
-// insertEntitled adds to a batch what records the deliveries for which it finds, at this very moment, everything that entitles to them: the grant live, its account not frozen, the lease
-// open at this generation, the version usable (for its secret: ACTIVE), integration and project there, the integration one that
-// gives the material and the audience, the version one that has it, an attachment or labels that give the access, and a copy of the registry that is fresh and no older than
-// the grant. It returns the leases of those that it recorded.
-func insertEntitled(tx sqldb.Tx, b *sqldb.Batch, rows deliveryRows) *[]string {
-	recorded := new([]string)
-	from, args := tx.Values(rows.Values)
-	// Adding nothing keeps PostgreSQL from going by the indexes of the grants and leases that are live: it would go through all of them, for each delivery.
-	sqldb.Into(b, recorded, scanUID, `INSERT INTO audit_events (`+auditColumns+`)
-		SELECT v.column1, v.column2, v.column3, v.column4, v.column5, v.column6, v.column7, g.account, g.uid, g.run, l.uid, l.instance_id, l.generation,
-			g.integration, g.integration_uid, g.project, g.project_uid, c.id, v.column12, v.column13, v.column14, v.column15, v.column16,
-			v.column17, v.column18, v.column19
-		FROM `+from+` v, grants g, leases l, credential_versions c, integrations i, projects p, projection r
-		WHERE g.uid = v.column8 AND g.revoke_time = 0 AND g.expire_time + 0 > v.column4
-			AND l.uid = v.column9 AND l.grant_uid = g.uid AND l.close_time + 0 = 0 AND l.generation = v.column10
+// entitling are the tables, and entitles the conditions, by which it is decided at this very moment whether a delivery v by a grant g is entitled: the grant live, its
+// account not frozen, the version usable (for its secret: ACTIVE), integration and project there, the integration one that gives the material and the audience, the version
+// one that has it, an attachment or labels that give the access, and a copy of the registry that is fresh and no older than the grant. A delivery's column4 is when it is
+// made, column11 its version, column12 its material, and the others are its terms.
+//
+// Adding nothing keeps PostgreSQL from going by the index of the grants that are live: it would go through all of them, for each delivery.
+const (
+	entitling = `grants g, credential_versions c, integrations i, projects p, projection r`
+	entitles  = `g.revoke_time = 0 AND g.expire_time + 0 > v.column4
 			AND c.id = v.column11 AND c.integration_uid = g.integration_uid AND c.state IN ('ACTIVE', v.column20)
 			AND i.uid = g.integration_uid AND i.deleting = 0
 			AND (i.delivery_materials LIKE v.column21 OR i.delivery_materials = v.column22)
@@ -399,6 +399,20 @@ func insertEntitled(tx sqldb.Tx, b *sqldb.Batch, rows deliveryRows) *[]string {
 			AND p.uid = g.project_uid
 			AND r.singleton = 1 AND r.bookmark_time > v.column23 AND r.incarnation <> ''
 			AND (r.incarnation <> g.incarnation OR r.revision >= g.revision)
-			AND NOT `+frozen+` AND `+attached+` RETURNING lease_uid`, args...)
+			AND NOT ` + frozen + ` AND ` + attached
+)
+
+// insertEntitled adds to a batch what records the deliveries for which it finds, at this very moment, everything that entitles to them, and the lease open at this
+// generation. It returns the leases of those that it recorded.
+func insertEntitled(tx sqldb.Tx, b *sqldb.Batch, rows deliveryRows) *[]string {
+	recorded := new([]string)
+	from, args := tx.Values(rows.Values)
+	sqldb.Into(b, recorded, scanUID, `INSERT INTO audit_events (`+auditColumns+`)
+		SELECT v.column1, v.column2, v.column3, v.column4, v.column5, v.column6, v.column7, g.account, g.uid, g.run, l.uid, l.instance_id, l.generation,
+			g.integration, g.integration_uid, g.project, g.project_uid, c.id, v.column12, v.column13, v.column14, v.column15, v.column16,
+			v.column17, v.column18, v.column19
+		FROM `+from+` v, leases l, `+entitling+`
+		WHERE g.uid = v.column8 AND l.uid = v.column9 AND l.grant_uid = g.uid AND l.close_time + 0 = 0 AND l.generation = v.column10
+			AND `+entitles+` RETURNING lease_uid`, args...)
 	return recorded
 }

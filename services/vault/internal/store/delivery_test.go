@@ -391,33 +391,43 @@ func TestStore_DeliverRecordsOnlyWhatIsEntitled(t *testing.T) {
 		{name: "copy just young enough", version: "v2", setup: sql(`UPDATE projection SET bookmark_time = $1`, sqldb.Micros(start.Add(-15*time.Minute+time.Second)))},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			if tt.now.IsZero() {
+				tt.now = start
+			}
+			d := order("g1", "instance", tt.version)
+			if tt.audience != "" {
+				d.Audience, d.PolicyAudience = tt.audience, true
+			}
 			overTheCounter(t, func(c *counter) {
 				c.grant("g1")
+				many := order("g1", "another", tt.version)
+				many.Audience, many.PolicyAudience = d.Audience, d.PolicyAudience
+				if _, err := c.store.Deliver(c.t.Context(), start, order("g1", "another", "v1")); err != nil {
+					c.t.Fatal(err)
+				}
 				if tt.setup != nil {
 					tt.setup(c)
 				}
 				before := c.audit()
-				if tt.now.IsZero() {
-					tt.now = start
-				}
-				d := order("g1", "instance", tt.version)
-				if tt.audience != "" {
-					d.Audience, d.PolicyAudience = tt.audience, true
-				}
 				l, err := c.store.Deliver(c.t.Context(), tt.now, d)
 				if !errors.Is(err, tt.want) {
 					c.t.Fatalf("error %v, want %v", err, tt.want)
 				}
+				// As one of many it is entitled to the same.
+				reached := c.fanOut(c.store, tt.now, wide(many, "g1"))
+				if err := c.store.ExpandFanOuts(c.t.Context()); err != nil {
+					c.t.Fatal(err)
+				}
 				added := c.audit()[len(before):]
 				if tt.want != nil {
-					if len(added) != 0 || c.leases() != 0 {
-						c.t.Errorf("refused, and yet recorded %q with %d leases", added, c.leases())
+					if len(added) != 0 || c.leases() != 1 || reached[0] != (store.Reached{}) {
+						c.t.Errorf("refused, and yet recorded %q with %d leases, and reached %+v", added, c.leases(), reached)
 					}
 					return
 				}
-				want := []string{"LeaseOpened instance 0 ", "CredentialDelivered instance 1 " + tt.version}
-				if !slices.Equal(added, want) || l.Generation != 1 {
-					c.t.Errorf("recorded %q at generation %d, want %q", added, l.Generation, want)
+				want := []string{"LeaseOpened instance 0 ", "CredentialDelivered instance 1 " + tt.version, "CredentialDelivered another 2 " + tt.version}
+				if !slices.Equal(added, want) || l.Generation != 1 || reached[0].Lease.Generation != 2 {
+					c.t.Errorf("recorded %q at generation %d, and reached %+v, want %q", added, l.Generation, reached, want)
 				}
 			})
 		})

@@ -37,7 +37,7 @@ func (s *Store) AuditEvents(ctx context.Context, q audit.Query) ([]AuditEvent, e
 	}
 	args = append(args, q.Limit)
 	var out []AuditEvent
-	err := s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
+	err := s.readEvents(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
 		out, err = sqldb.Collect(ctx, tx, scanAuditEvent, `SELECT `+auditColumns+` FROM audit_events WHERE `+where+
 			fmt.Sprintf(` ORDER BY time DESC, writer DESC, seq DESC, place DESC LIMIT $%d`, len(args)), args...)
 		return err

@@ -51,7 +51,7 @@ func (s *Store) Leases(ctx context.Context, l lease.List) (found []lease.Detail,
 	if !l.OpenAt.IsZero() {
 		where = append(where, condition{"l.close_time = 0 AND g.revoke_time = 0 AND g.expire_time > ?", []any{sqldb.Micros(l.OpenAt)}})
 	}
-	err = s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
+	err = s.readEvents(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
 		if found, rest, err = leaseListing.list(ctx, tx, where, l.Page, l.Passes); err != nil {
 			return err
 		}
@@ -65,7 +65,7 @@ func (s *Store) Leases(ctx context.Context, l lease.List) (found []lease.Detail,
 
 // Lease returns one of an account's leases, lease.ErrNotFound when there is none.
 func (s *Store) Lease(ctx context.Context, account, grantUID, uid string) (d lease.Detail, err error) {
-	err = s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
+	err = s.readEvents(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
 		d, err = readLease(ctx, tx, account, grantUID, uid)
 		return err
 	})
@@ -144,6 +144,9 @@ func (s *Store) RevokeLease(ctx context.Context, now time.Time, account, grantUI
 			return lease.ErrNotFound
 		}
 		if err != nil {
+			return err
+		}
+		if err := expandFanOuts(ctx, tx); err != nil {
 			return err
 		}
 		l, err := scanLease(tx.QueryRow(ctx, `UPDATE leases SET close_time = $1 WHERE uid = $2 AND grant_uid = $3 AND close_time = 0

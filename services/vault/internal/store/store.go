@@ -7,7 +7,7 @@
 // leases that were given its secret and have not been released since. It decides nothing else.
 //
 // Rows are locked in one order, everywhere: the shard's fence; the projection and its copies; a grant, its leases, its holdings; the
-// application; versions, the older first; rotations; an audit writer; the counter of changes. So PostgreSQL never finds two transactions that
+// application; versions, the older first; rotations; an audit writer; the counter of changes. Records of fan-outs come after a grant, in their order. So PostgreSQL never finds two transactions that
 // wait for each other. Several grants are taken in the order of their UIDs. A grant's row stands for its leases and holdings: whoever has it
 // finds them as they stay. Whoever
 // lowers a version's holders, and every master's step, takes the application's row before any version's.

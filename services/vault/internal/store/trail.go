@@ -1,10 +1,11 @@
 package store
 
 import (
+	"cmp"
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"phasekey.dev/pkg/chain"
@@ -12,8 +13,12 @@ import (
 	"phasekey.dev/services/vault/internal/audit"
 )
 
-// trailRows is how many rows of audit records are read at once. One record has fewer.
-const trailRows = 4 * maxBatch
+const (
+	// trailRows is how many rows of audit records are read at once. One record has fewer.
+	trailRows = MaxFanOut + maxBatch
+	// trailFanOuts is how many fan-outs are.
+	trailFanOuts = 2
+)
 
 // AuditRecords returns records of a writer with numbers from after+1 to upTo, in order, a part of them at a time: none when there are no more. Those of
 // before records were chained have no hash.
@@ -26,9 +31,24 @@ func (s *Store) AuditRecords(ctx context.Context, writer string, after, upTo int
 			return err
 		}
 		out = records(rows)
-		if len(rows) == trailRows && len(out) > 1 {
-			out = out[:len(out)-1] // which may go on
+		whole := upTo
+		if len(rows) == trailRows {
+			if len(out) > 1 {
+				out = out[:len(out)-1] // which may go on
+			}
+			whole = out[len(out)-1].Seq
 		}
+		wide, err := sqldb.Collect(ctx, tx, scanFanOut, `SELECT `+fanOutColumns+` FROM audit_fanouts
+			WHERE writer = $1 AND seq > $2 AND seq <= $3 ORDER BY seq LIMIT $4`, writer, after, whole, trailFanOuts)
+		if err != nil || len(wide) == 0 {
+			return err
+		}
+		if len(wide) == trailFanOuts {
+			last := wide[trailFanOuts-1].Seq
+			out = slices.DeleteFunc(out, func(r audit.Record) bool { return r.Seq > last })
+		}
+		out = append(out, wide...)
+		slices.SortFunc(out, func(a, b audit.Record) int { return cmp.Compare(a.Seq, b.Seq) })
 		return nil
 	})
 	if err != nil {
@@ -57,12 +77,7 @@ func scanAuditRow(row sqldb.Row) (auditRow, error) {
 	if err != nil {
 		return auditRow{}, err
 	}
-	// What is no hash was not written by the vault, and is as good as none: it fits nothing.
-	if r.record.Hash.UnmarshalText([]byte(hash)) != nil {
-		r.record.Hash = chain.Hash{}
-	}
-	r.record.MAC, _ = hex.DecodeString(mac)
-	r.record.KeyID = uint32(keyID) //nolint:gosec // cut off it is no key's
+	unseal(&r.record, hash, mac, keyID)
 	return r, nil
 }
 
@@ -82,7 +97,7 @@ func records(rows []auditRow) []audit.Record {
 // AuditWriters returns at most limit writers of audit records after the given one, by name: those that have records, whether or not anything says so.
 func (s *Store) AuditWriters(ctx context.Context, after string, limit int) ([]string, error) {
 	var out []string
-	err := s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+	err := s.readEvents(ctx, func(ctx context.Context, tx sqldb.Tx) error {
 		out = nil
 		for len(out) < limit {
 			// The next one each time, so that the records between are not read.
@@ -273,11 +288,15 @@ func (s *Store) ForgetCheckpoints(ctx context.Context, before int64, limit int) 
 	return n, nil
 }
 
-// ForgetRecords deletes at most limit rows of a writer's records up to the number, the oldest first, and returns how many.
+// ForgetRecords deletes at most limit rows of a writer's records up to the number, the oldest first, and returns how many. Fan-outs that have not become such rows go with the first.
 func (s *Store) ForgetRecords(ctx context.Context, writer string, upTo int64, limit int) (n int64, err error) {
 	err = s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
 		n, err = tx.Exec(ctx, `DELETE FROM audit_events WHERE writer = $1 AND seq IN
 			(SELECT seq FROM audit_events WHERE writer = $1 AND seq <= $2 ORDER BY seq LIMIT $3)`, writer, upTo, limit)
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, `DELETE FROM audit_fanouts WHERE writer = $1 AND seq <= $2`, writer, upTo)
 		return err
 	})
 	if err != nil {

@@ -53,9 +53,10 @@ const (
 	PerCaller = 8
 	maxTails  = 100
 
-	// batch is about how many events a message has, and kept how many of the newest records are in memory.
-	batch = 100
-	kept  = 1000
+	// batch is about how many events a message has, and kept how many of the newest records are in memory, of at most about keptEvents events.
+	batch      = 100
+	kept       = 1000
+	keptEvents = 20_000
 )
 
 // Config is what a Hub is made from.
@@ -89,6 +90,8 @@ type Hub struct {
 	// log are the newest items, of which the first has the number first. They never change.
 	log   []item
 	first int64
+	// events is how many events the log has.
+	events int
 	// at is the position behind the log, and heads how far each chain was told.
 	at    Position
 	heads map[string]int64
@@ -155,7 +158,7 @@ func (h *Hub) begin() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.all == 0 {
-		h.log, h.heads, h.at = nil, nil, Position{}
+		h.log, h.events, h.heads, h.at = nil, 0, nil, Position{}
 		return false
 	}
 	h.begun++
@@ -239,7 +242,7 @@ func (h *Hub) restart(state audit.State) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.first += int64(len(h.log))
-	h.log, h.at, h.heads = nil, positionOf(state), map[string]int64{}
+	h.log, h.events, h.at, h.heads = nil, 0, positionOf(state), map[string]int64{}
 	for _, c := range state.Chains {
 		h.heads[c.Writer] = c.End
 	}
@@ -270,11 +273,16 @@ func (h *Hub) pass(state audit.State) {
 // append adds to the log. The lock is held.
 func (h *Hub) append(i item) {
 	// A new slice when it is too long: readers may have the old one.
-	if len(h.log) >= 2*kept {
-		h.first += int64(len(h.log) - kept)
-		h.log = append(make([]item, 0, 2*kept), h.log[len(h.log)-kept:]...)
+	if len(h.log) >= 2*kept || h.events >= 2*keptEvents {
+		old := 0
+		for ; len(h.log)-old > kept || h.events > keptEvents; old++ {
+			h.events -= len(h.log[old].record.Entries)
+		}
+		h.first += int64(old)
+		h.log = append(make([]item, 0, 2*kept), h.log[old:]...)
 	}
 	h.log = append(h.log, i)
+	h.events += len(i.record.Entries)
 }
 
 // enter counts a tail of the caller's in.

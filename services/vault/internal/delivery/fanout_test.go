@@ -1,0 +1,366 @@
+package delivery_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/vault/internal/delivery"
+	"phasekey.dev/services/vault/internal/grant"
+	"phasekey.dev/services/vault/internal/issuer"
+	"phasekey.dev/services/vault/internal/lease"
+	"phasekey.dev/services/vault/internal/store"
+)
+
+// crowd is many streams of a world's grant, each of another instance.
+type crowd struct {
+	w       *world
+	readers []*reader
+	leave   context.CancelFunc
+}
+
+type reader struct {
+	mu    sync.Mutex
+	block chan struct{} // when not nil, it waits for it with each message
+	taken []string
+	last  delivery.Delivery
+	err   error
+}
+
+// gather opens so many streams, by requests that may be changed.
+func (w *world) gather(n int, change func(i int, r *delivery.Request)) *crowd {
+	ctx, leave := context.WithCancel(w.t.Context())
+	c := &crowd{w: w, leave: leave}
+	for i := range n {
+		r := &reader{}
+		c.readers = append(c.readers, r)
+		request := w.request
+		request.InstanceID = fmt.Sprintf("instance-%02d", i)
+		request.Caller = grant.Caller{RequestID: fmt.Sprint("call-", i)}
+		if change != nil {
+			change(i, &request)
+		}
+		go func() {
+			err := w.hub.Stream(ctx, request, func(d delivery.Delivery) error {
+				r.mu.Lock()
+				block := r.block
+				r.mu.Unlock()
+				if block != nil {
+					<-block
+				}
+				r.mu.Lock()
+				defer r.mu.Unlock()
+				r.taken, r.last = append(r.taken, fmt.Sprintf("%s v%d", d.Reason, d.Version)), d
+				return nil
+			}, func(time.Duration) error { return nil })
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.err = err
+		}()
+	}
+	// Each looks once when the changes are first read.
+	w.after(2 * time.Second)
+	c.took("at once", "INITIAL v1")
+	w.store.do(func(f *fakeStore) { f.reads = 0 })
+	return c
+}
+
+// took checks what the readers took since the last call; all of them, or those that are named.
+func (c *crowd) took(step, want string, which ...int) {
+	c.w.t.Helper()
+	for i, r := range c.readers {
+		if len(which) > 0 && !slices.Contains(which, i) {
+			continue
+		}
+		r.mu.Lock()
+		if have := strings.Join(r.taken, ", "); have != want || r.err != nil {
+			c.w.t.Errorf("%s: stream %d took %q, want %q; %v", step, i, have, want, r.err)
+		}
+		r.taken = nil
+		r.mu.Unlock()
+	}
+}
+
+func (w *world) rotate(number int64) {
+	w.store.change("uid", "", func(f *fakeStore) { f.versions = []store.Live{live(number), retiring(number - 1)} })
+	w.hub.Nudge()
+	synctest.Wait()
+}
+
+// fanned checks how many fan-outs and reads there have been since the last call.
+func (w *world) fanned(step string, fanOuts, reads int) {
+	w.t.Helper()
+	w.store.do(func(f *fakeStore) {
+		if f.fanOuts != fanOuts || f.reads != reads {
+			w.t.Errorf("%s: %d fan-outs and %d reads, want %d and %d", step, f.fanOuts, f.reads, fanOuts, reads)
+		}
+		f.fanOuts, f.reads = 0, 0
+	})
+}
+
+// A rotation is one look, one token and one record for all who hold the same; each is given it as by itself, and as often as there is a rotation.
+func TestFanOut_GivesARotationToAllAtOnce(t *testing.T) {
+	inBubble(t, func(w *world) {
+		c := w.gather(20, nil)
+		defer c.leave()
+		for number := int64(2); number < 5; number++ {
+			before := len(w.store.delivered)
+			w.rotate(number)
+			c.took("rotation", fmt.Sprint("ROTATED v", number))
+			w.fanned("rotation", 1, 1)
+			seen := map[string]bool{}
+			for _, d := range w.store.delivered[before:] {
+				i := slices.IndexFunc(c.readers, func(r *reader) bool {
+					return r.last.Generation == int64(slices.IndexFunc(w.store.delivered, same(d)))+1
+				})
+				if i < 0 || d.Caller.RequestID != fmt.Sprint("call-", i) || d.InstanceID != fmt.Sprintf("instance-%02d", i) || seen[d.InstanceID] ||
+					d.ClientRequestID != fmt.Sprint("asked-", number) || d.Reason != "ROTATED" || d.Audience != arm || d.PolicyAudience {
+					t.Errorf("recorded %+v for stream %d", d, i)
+				}
+				seen[d.InstanceID] = true
+			}
+			if d := c.readers[7].last; d.Token.Expose() != fmt.Sprint("CANARY-", number) || d.Environment["ARM_SUBSCRIPTION_ID"] != "sub" || d.Access != grant.Read || !d.GrantExpireTime.Equal(w.began.Add(10*time.Hour)) {
+				t.Errorf("took %+v", d)
+			}
+		}
+		// What it was given gets old like any other.
+		w.after(31 * time.Minute)
+		c.took("refresh", "REFRESH v4")
+	})
+}
+
+func same(d store.Delivery) func(store.Delivery) bool {
+	return func(o store.Delivery) bool { return o == d }
+}
+
+// Only streams that wait for a token take part, and of those that hold and want the same; all others look for themselves.
+func TestFanOut_IsOfWhoHoldsTheSame(t *testing.T) {
+	inBubble(t, func(w *world) {
+		w.store.do(func(f *fakeStore) { f.materials = []lease.Material{lease.AccessToken, lease.ClientSecret} })
+		c := w.gather(40, func(i int, r *delivery.Request) {
+			switch {
+			case i == 0:
+				r.Material = lease.ClientSecret
+			case i == 1:
+				r.InstanceID = "instance-02" // two streams of one lease
+			case i >= 20:
+				r.Audience = "https://vault.azure.net"
+			}
+		})
+		defer c.leave()
+		w.rotate(2)
+		c.took("rotation", "ROTATED v2")
+		w.fanned("rotation", 2, 2+2)
+		for _, d := range w.store.delivered {
+			if (d.Audience != arm) != (d.PolicyAudience) && d.Material == lease.AccessToken {
+				t.Errorf("recorded %+v", d)
+			}
+		}
+	})
+}
+
+// Fewer are not worth it.
+func TestFanOut_IsOfMany(t *testing.T) {
+	inBubble(t, func(w *world) {
+		c := w.gather(15, nil)
+		defer c.leave()
+		w.rotate(2)
+		c.took("rotation", "ROTATED v2")
+		w.fanned("rotation", 0, 15)
+	})
+}
+
+// What is said of an integration and is no rotation has each look.
+func TestFanOut_OfWhatIsNoRotation(t *testing.T) {
+	for name, tt := range map[string]struct {
+		change  func(f *fakeStore)
+		took    string
+		fanOuts int
+		want    error
+	}{
+		"nothing":            {change: func(*fakeStore) {}},
+		"compromise":         {change: func(f *fakeStore) { f.versions, f.compromised = []store.Live{live(2)}, 1 }, took: "COMPROMISED v2", fanOuts: 1},
+		"no version is left": {change: func(f *fakeStore) { f.versions = nil }, want: issuer.ErrNotReady},
+		"detachment":         {change: func(f *fakeStore) { f.standing.Attached = false }, want: grant.ErrDetached},
+		"with a rotation":    {change: func(f *fakeStore) { f.versions, f.standing.Attached = []store.Live{live(2)}, false }, fanOuts: 1, want: grant.ErrDetached},
+		"the material": {change: func(f *fakeStore) {
+			f.versions, f.materials = []store.Live{live(2)}, []lease.Material{lease.ClientSecret}
+		}, want: delivery.ErrMaterialNotAllowed},
+		"consent lost":        {change: func(f *fakeStore) { f.versions, f.consentLost = []store.Live{live(2)}, time.Now() }, want: issuer.ErrConsentMissing},
+		"database goes away":  {change: func(f *fakeStore) { f.fanOutFails = true; f.versions = []store.Live{live(2)} }, took: "ROTATED v2", fanOuts: 1},
+		"a fan-out that dies": {change: func(f *fakeStore) { f.fanOutDies = true; f.versions = []store.Live{live(2)} }, took: "ROTATED v2", fanOuts: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(w *world) {
+				c := w.gather(20, nil)
+				defer c.leave()
+				w.store.change("uid", "", tt.change)
+				w.hub.Nudge()
+				synctest.Wait()
+				if tt.want == nil {
+					c.took("change", tt.took)
+				}
+				for i, r := range c.readers {
+					r.mu.Lock()
+					if !errors.Is(r.err, tt.want) || len(r.taken) > 0 {
+						t.Errorf("stream %d took %v, and ended with %v", i, r.taken, r.err)
+					}
+					r.mu.Unlock()
+				}
+				w.store.do(func(f *fakeStore) {
+					if f.fanOuts != tt.fanOuts {
+						t.Errorf("%d fan-outs", f.fanOuts)
+					}
+				})
+			})
+		})
+	}
+}
+
+// A stream that a fan-out does not reach looks for itself; and one that reads slowly is not part of it, and gets the newest when it has read.
+func TestFanOut_WhoIsMissedAndWhoIsSlow(t *testing.T) {
+	inBubble(t, func(w *world) {
+		c := w.gather(20, nil)
+		defer c.leave()
+		w.store.do(func(f *fakeStore) { f.missed = "instance-05" })
+		slow := c.readers[3]
+		slow.block = make(chan struct{})
+		w.rotate(2)
+		w.fanned("rotation", 1, 2)
+		w.rotate(3)
+		w.rotate(4)
+		w.fanned("two more", 2, 4)
+		close(slow.block)
+		slow.block = nil
+		synctest.Wait()
+		c.took("who is slow", "ROTATED v2, ROTATED v4", 3)
+		c.took("the others", "ROTATED v2, ROTATED v3, ROTATED v4", 0, 1, 2, 5, 19)
+	})
+}
+
+// A revocation that comes while a fan-out is under way ends its stream at once, and what the fan-out brings finds nobody.
+func TestFanOut_DoesNotKeepAnybody(t *testing.T) {
+	inBubble(t, func(w *world) {
+		c := w.gather(20, nil)
+		defer c.leave()
+		release := make(chan struct{})
+		w.store.do(func(f *fakeStore) { f.fanOutWaits = release })
+		w.rotate(2)
+		w.store.change("", "g1", func(f *fakeStore) { f.standing.Grant.RevokeTime = time.Now() })
+		w.hub.Nudge()
+		synctest.Wait()
+		for i, r := range c.readers {
+			if r.err == nil {
+				t.Errorf("stream %d is up", i)
+			}
+		}
+		close(release)
+		synctest.Wait()
+	})
+}
+
+// A stream that found something newer by itself, while a fan-out was under way, is not given what is older; and one that was to look meanwhile does.
+func TestFanOut_IsNeverOlderThanWhatIsHeld(t *testing.T) {
+	inBubble(t, func(w *world) {
+		c := w.gather(20, nil)
+		defer c.leave()
+		release := make(chan struct{})
+		w.store.do(func(f *fakeStore) { f.fanOutWaits = release })
+		w.rotate(2)
+		c.took("while it is under way", "")
+		w.store.change("uid", "", func(f *fakeStore) { f.fanOutWaits, f.versions = nil, []store.Live{live(3), retiring(2)} })
+		w.hub.Nudge() // all are taken: each looks
+		synctest.Wait()
+		c.took("by itself", "ROTATED v3")
+		w.store.do(func(f *fakeStore) {
+			if f.fanOuts != 1 {
+				t.Errorf("%d fan-outs to who was taken by one", f.fanOuts)
+			}
+		})
+		close(release)
+		synctest.Wait()
+		w.after(2 * time.Second)
+		for i, r := range c.readers {
+			r.mu.Lock()
+			for _, got := range r.taken {
+				if got != "ROTATED v3" {
+					t.Errorf("stream %d took %s after a newer one", i, got)
+				}
+			}
+			r.mu.Unlock()
+		}
+	})
+}
+
+// A stream that is told to look at the very moment at which it is given something does both.
+func TestFanOut_AndSomethingElseAtOnce(t *testing.T) {
+	inBubble(t, func(w *world) {
+		c := w.gather(40, nil)
+		defer c.leave()
+		for number := int64(2); number < 30; number++ {
+			release, end := make(chan struct{}), w.began.Add(10*time.Hour+time.Duration(number)*time.Minute)
+			w.store.do(func(f *fakeStore) { f.fanOutWaits = release })
+			w.rotate(number) // what the fan-out brings has the grant's former end
+			w.store.change("", "g1", func(f *fakeStore) { f.standing.Grant.ExpireTime = end })
+			close(release)
+			w.hub.Nudge()
+			synctest.Wait()
+			for i, r := range c.readers {
+				r.mu.Lock()
+				if r.last.Version != number || !r.last.GrantExpireTime.Equal(end) {
+					t.Errorf("stream %d took %v, and has version %d until %s", i, r.taken, r.last.Version, r.last.GrantExpireTime)
+				}
+				r.taken = nil
+				r.mu.Unlock()
+			}
+		}
+	})
+}
+
+// With real stores, on each of several replicas.
+func TestFanOut_ReachesAllOnEveryReplica(t *testing.T) {
+	withReplicas(t, true, func(r *reach) {
+		const each = 24
+		ctx, stop := context.WithCancel(r.t.Context())
+		var running sync.WaitGroup
+		before := len(r.listeners)
+		for i := range each {
+			uid := fmt.Sprint("many-", i)
+			r.exec(`INSERT INTO grants SELECT $1, account, project, project_uid, phase, access, run, integration, integration_uid, subscription_id, incarnation, revision,
+				certificate_sha256, CAST($1 AS BLOB), NULL, NULL, create_time, expire_time, revoke_time, use_time, turn FROM grants WHERE uid = 'g1'`, uid)
+			for at := range replicas {
+				r.listen(ctx, &running, at, uid, fmt.Sprint("instance-", at))
+			}
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		r.version("uid", 2, "PROPAGATING")
+		r.exec(`UPDATE credential_versions SET state = 'RETIRING' WHERE id = 'uid-v1'`)
+		r.exec(`UPDATE credential_versions SET state = 'ACTIVE' WHERE id = 'uid-v2'`)
+		r.note()
+		r.replicas[1].changed()
+		time.Sleep(time.Second)
+		synctest.Wait()
+		for i, l := range r.listeners[before:] {
+			if !slices.Equal(l.reasons, []delivery.Reason{delivery.Initial, delivery.Rotated}) || l.err != nil {
+				t.Errorf("stream %d heard %v, %v", i, l.reasons, l.err)
+			}
+		}
+		var fanOuts int
+		err := r.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+			return tx.QueryRow(ctx, `SELECT COUNT(*) FROM audit_fanouts`).Scan(&fanOuts)
+		})
+		if err != nil || fanOuts != replicas {
+			t.Errorf("%d records of fan-outs, %v", fanOuts, err)
+		}
+		stop()
+		running.Wait()
+	})
+}

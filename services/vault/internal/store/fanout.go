@@ -1,0 +1,215 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/vault/internal/audit"
+	"phasekey.dev/services/vault/internal/grant"
+	"phasekey.dev/services/vault/internal/lease"
+)
+
+// MaxFanOut is to how many leases a fan-out goes at most: its record is one message of an export.
+const MaxFanOut = 1000
+
+// FanOut is one token for many leases that are open. None of them holds anything by it.
+type FanOut struct {
+	VersionID string
+	// Material is no client secret, and nothing that names a lease.
+	Material lease.Material
+	Reason   string
+	// Audience, PolicyAudience and ClientRequestID are as a Delivery's.
+	Audience        string
+	PolicyAudience  bool
+	ClientRequestID string
+	ExpireTime      time.Time
+	// To are at most MaxFanOut leases, each another one, by grants of one integration.
+	To []Recipient
+}
+
+// Recipient is the lease of a runner instance, and by which call it gets what is delivered to it.
+type Recipient struct {
+	GrantUID, InstanceID string
+	Caller               grant.Caller
+}
+
+// Reached is a lease that a fan-out went to.
+type Reached struct {
+	Lease lease.Lease
+	Grant grant.Grant
+}
+
+// FanOut counts up the generations of the leases for which it finds everything that entitles them to the credential, and records its delivery to them, all
+// in one transaction. What it returned may leave the vault, and nothing else: there is a Reached for each of To, which is the zero value for a lease that was not found open and
+// entitled. Deliver says why, and is the way for one. After an error nothing was recorded, except that after a sqldb.ErrUnknownOutcome, or when ctx has ended,
+// deliveries may be on record that never were.
+//
+// It takes the grants' rows, in their order, as all do who deliver by them or end them: what is recorded was not revoked before the commit.
+//
+// The record is one row of audit_fanouts, in the chain like any other, and becomes rows of audit_events later: see ExpandFanOuts.
+func (s *Store) FanOut(ctx context.Context, now time.Time, f FanOut) ([]Reached, error) {
+	var out []Reached
+	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
+		out, err = s.fanOut(ctx, tx, now, f)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("deliver %s to %d leases: %w", f.VersionID, len(f.To), err)
+	}
+	return out, nil
+}
+
+func (s *Store) fanOut(ctx context.Context, tx sqldb.Tx, now time.Time, f FanOut) ([]Reached, error) {
+	instances := sqldb.NewValues("tt")
+	for _, r := range f.To {
+		instances.Add(r.GrantUID, r.InstanceID)
+	}
+	var b sqldb.Batch
+	var locked []grant.Grant
+	var counted []lease.Lease
+	from, args := tx.Values(instances)
+	sqldb.Into(&b, &locked, grantListing.scan, lockingGrants(tx, `SELECT column1 FROM `+from+` i`), args...)
+	terms := append([]any{sqldb.Micros(now), f.VersionID, string(f.Material)}, terms(now, f.Material, f.PolicyAudience, f.Audience)...)
+	from, args = tx.Values(instances, append(terms, MaxFanOut)...)
+	// For each instance by itself, which no join is, and behind offsets, which are none: PostgreSQL, which thinks that all of this is very little, would join
+	// all with all.
+	sqldb.Into(&b, &counted, scanLease, `UPDATE leases SET generation = generation + 1, deliver_time = $1 WHERE uid IN (SELECT x.uid FROM (SELECT (
+			SELECT l.uid FROM leases l WHERE l.grant_uid = i.column1 AND l.instance_id = i.column2 AND l.close_time = 0 AND EXISTS (
+				SELECT 1 FROM (SELECT CAST($1 AS BIGINT) AS column4, CAST($2 AS TEXT) AS column11, CAST($3 AS TEXT) AS column12, CAST($4 AS TEXT) AS column20,
+					CAST($5 AS TEXT) AS column21, CAST($6 AS TEXT) AS column22, CAST($7 AS BIGINT) AS column23, CAST($8 AS TEXT) AS column24) v, `+entitling+`
+				WHERE g.uid = l.grant_uid AND `+entitles+` LIMIT 1 OFFSET 0)
+		) AS uid FROM `+from+` i LIMIT $9 OFFSET 0) x) RETURNING `+leaseColumns, args...)
+	if err := tx.Do(ctx, &b); err != nil {
+		return nil, fmt.Errorf("count up generations: %w", err)
+	}
+	grants := make(map[string]grant.Grant, len(locked))
+	for _, g := range locked {
+		grants[g.UID] = g
+	}
+	leases := make(map[instance]lease.Lease, len(counted))
+	for _, l := range counted {
+		leases[instance{l.GrantUID, l.InstanceID}] = l
+	}
+	out := make([]Reached, len(f.To))
+	var entries []audit.Entry
+	for i, r := range f.To {
+		l, ok := leases[instance{r.GrantUID, r.InstanceID}]
+		if !ok {
+			continue
+		}
+		g := grants[r.GrantUID]
+		out[i] = Reached{Lease: l, Grant: g}
+		e := leaseEvent(now, CredentialDelivered, g, l, r.Caller)
+		e.VersionID, e.Material, e.Reason, e.Audience, e.ClientRequestID, e.ExpireTime = f.VersionID, f.Material, f.Reason, f.Audience, f.ClientRequestID, f.ExpireTime
+		entries = append(entries, e.Entry())
+	}
+	if len(entries) == 0 {
+		return out, nil
+	}
+	return out, s.recordFanOut(ctx, tx, now, entries)
+}
+
+func (s *Store) recordFanOut(ctx context.Context, tx sqldb.Tx, now time.Time, entries []audit.Entry) error {
+	content, err := audit.Content(entries)
+	if err != nil {
+		return err
+	}
+	t, err := s.lockTrail(ctx, tx)
+	if err != nil {
+		return err
+	}
+	r, err := t.nextOf(ctx, content)
+	if err != nil {
+		return err
+	}
+	hash, mac, keyID := sealOf(r, 0)
+	var b sqldb.Batch
+	b.Exec(`INSERT INTO audit_fanouts (`+fanOutColumns+`) VALUES ($1, $2, $3, $4, $5, $6)`, r.Writer, r.Seq, hash, mac, keyID, content)
+	t.end(&b, now)
+	if err := tx.Do(ctx, &b); err != nil {
+		return fmt.Errorf("record %s: %w", CredentialDelivered, err)
+	}
+	return nil
+}
+
+const fanOutColumns = `writer, seq, hash, mac, key_id, content`
+
+func scanFanOut(row sqldb.Row) (audit.Record, error) {
+	var (
+		r         audit.Record
+		hash, mac string
+		keyID     int64
+		content   []byte
+	)
+	if err := row.Scan(&r.Writer, &r.Seq, &hash, &mac, &keyID, &content); err != nil {
+		return audit.Record{}, err
+	}
+	unseal(&r, hash, mac, keyID)
+	// What is no content was not written by the vault, and is as good as an empty event: it does not fit the hash.
+	if json.Unmarshal(content, &r.Entries) != nil || len(r.Entries) == 0 {
+		r.Entries = make([]audit.Entry, 1)
+	}
+	return r, nil
+}
+
+// ExpandFanOuts writes the fan-outs that have been recorded as the events that they stand for. Any replica may, and any number of them at once: each record is written
+// whole, and once.
+func (s *Store) ExpandFanOuts(ctx context.Context) error {
+	for more := true; more; {
+		err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
+			more, err = expandFanOut(ctx, tx)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("expand audit records of fan-outs: %w", err)
+		}
+	}
+	return nil
+}
+
+// expandFanOut writes a fan-out as its events, and reports whether there was one. Whoever wants the same one waits for it, and finds the next.
+func expandFanOut(ctx context.Context, tx sqldb.Tx) (more bool, err error) {
+	r, err := scanFanOut(tx.QueryRow(ctx, `DELETE FROM audit_fanouts WHERE (writer, seq) IN (SELECT writer, seq FROM audit_fanouts ORDER BY writer, seq LIMIT 1)
+		RETURNING `+fanOutColumns))
+	if errors.Is(err, sqldb.ErrNoRows) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	var b sqldb.Batch
+	insertRecords(tx, &b, []audit.Record{r})
+	return true, tx.Do(ctx, &b)
+}
+
+// expandFanOuts writes all of them in a transaction that has a grant's row, and so finds all that has been recorded of that among the events.
+func expandFanOuts(ctx context.Context, tx sqldb.Tx) error {
+	for {
+		if more, err := expandFanOut(ctx, tx); err != nil || !more {
+			return err
+		}
+	}
+}
+
+// readEvents reads as ReadTx does, and finds all that has been recorded among the events.
+func (s *Store) readEvents(ctx context.Context, read func(ctx context.Context, tx sqldb.Tx) error) error {
+	for {
+		var pending bool
+		err := s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+			if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM audit_fanouts)`).Scan(&pending); err != nil || pending {
+				return err
+			}
+			return read(ctx, tx)
+		})
+		if err != nil || !pending {
+			return err
+		}
+		if err := s.ExpandFanOuts(ctx); err != nil {
+			return err
+		}
+	}
+}
