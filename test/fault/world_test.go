@@ -147,7 +147,7 @@ func (w *world) startRegistry(t *testing.T) {
 	w.databases = append(w.databases, db.DSN)
 	registry := &rigtest.Process{Name: "registryd", Answers: []string{address}, Command: []string{filepath.Join(w.release, "registryd"), "--config", w.Configure(t, "registry", map[string]any{
 		"listen": address, "development": true, "drain": "1s", "home_tenants": []string{w.Home}, "database": database(db),
-		"tls": w.Certificate(t, "registry").Config(), "identities": rigtest.Identities("platform", "vault"),
+		"tls": w.Certificate(t, "registry").Config(), "identities": rigtest.Identities("platform", "vault", "broker"),
 	})}}
 	registry.Start(t)
 	t.Cleanup(func() { registry.Stop(t) })
@@ -164,7 +164,7 @@ func (w *world) startVaults(t *testing.T) {
 	config := map[string]any{
 		"development": true, "drain": "16s", "deployment_id": "fault", "redirect_uri": rigtest.RedirectURI,
 		"kek": "file://" + w.kek, "database": database(db), "timing": timing, "log": map[string]any{"level": "debug"},
-		"tls": key.Config(), "identities": rigtest.Identities("platform", "operator"),
+		"tls": key.Config(), "identities": rigtest.Identities("platform", "operator", "broker"),
 		"election": map[string]any{"shards": shards, "lock_ttl": lockTTL.String()},
 		"registry": map[string]any{"target": w.At(7441), "id": rigtest.TrustDomain + "registry"},
 		"clouds":   w.Clouds(),
