@@ -69,6 +69,21 @@ func (db *DB) Now(ctx context.Context, now time.Time) (time.Time, error) {
 	return Time(micros), nil
 }
 
+// HasTimeline tells whether Timeline may be asked: PostgreSQL has one, SQLite none.
+func (db *DB) HasTimeline() bool { return db.driver == DriverPostgres }
+
+// Timeline is which timeline of its history the database of tx writes. It is another one once a standby was promoted, or a backup restored up to some point: what was
+// committed last before that may be lost. Any role may ask.
+func Timeline(ctx context.Context, tx Tx) (string, error) {
+	var timeline string
+	// The name of the file that is written; the last checkpoint may be of before.
+	err := tx.QueryRow(ctx, `SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)`).Scan(&timeline)
+	if err != nil {
+		return "", fmt.Errorf("ask for the timeline: %w", err)
+	}
+	return timeline, nil
+}
+
 // Close waits for transactions to end and releases the database. Not to be called twice.
 func (db *DB) Close() error {
 	err := db.pool.Close()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 
@@ -101,6 +102,33 @@ func (s *Server) Stop(t testing.TB, how Ending) {
 	t.Helper()
 	if err := s.end(how); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Standby makes a copy of what the server has by now. What it returns has the copy take over, without all that was committed since: on another timeline, as
+// where an asynchronous standby is promoted.
+func (s *Server) Standby(t testing.TB) (takeOver func()) {
+	t.Helper()
+	do := func(command string, args ...string) {
+		t.Helper()
+		if output, err := exec.CommandContext(t.Context(), command, args...).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", command, err, output)
+		}
+	}
+	data, standby := filepath.Join(s.folder, "data"), filepath.Join(s.folder, "standby")
+	s.Stop(t, Shutdown)
+	do("cp", "-a", data, standby)
+	s.Start(t)
+	return func() {
+		t.Helper()
+		s.Stop(t, Crash)
+		do("rm", "-rf", data)
+		do("mv", standby, data)
+		do("cp", "-a", filepath.Join(data, "PG_VERSION"), filepath.Join(data, "recovery.signal")) // an owner's file, of whatever contents
+		if err := appendTo(filepath.Join(data, "postgresql.conf"), "restore_command = 'false'\nhot_standby = off\n"); err != nil {
+			t.Fatal(err)
+		}
+		s.Start(t)
 	}
 }
 

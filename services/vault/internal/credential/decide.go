@@ -341,7 +341,7 @@ func (p *plan) ask() Action {
 	}
 	var interval time.Duration
 	switch {
-	case !f.Probe.WantTime.Equal(a.SeenWantTime), v.State == Active && v.Refusals > 0 && v.Works(p.now, p.t), p.sweepWaits():
+	case !f.Probe.WantTime.Equal(a.SeenWantTime), v.State == Active && v.Refusals > 0 && v.Works(p.now, p.t), p.sweepWaits(), p.missed(a.ObserveTime):
 		interval = p.t.ProbeSpacing
 	case a.Consented && a.ConsentRefusals > 0:
 		interval = max(p.t.ProbeSpacing, p.t.ConsentWindow/time.Duration(max(1, p.t.ConsentFailures-1)))
@@ -367,7 +367,7 @@ func (p *plan) read() Action {
 	if a.MissingTime.After(last) {
 		last = a.MissingTime
 	}
-	if p.due(a.NextTime) && (last.IsZero() || p.due(last.Add(p.t.ReconcileInterval))) {
+	if p.due(a.NextTime) && (p.missed(last) || last.IsZero() || p.due(last.Add(p.t.ReconcileInterval))) {
 		return Read{}
 	}
 	return nil
@@ -387,7 +387,7 @@ func (p *plan) sweep() Action {
 }
 
 func (p *plan) nobodys(s Stray) bool {
-	return s.LastTime.Sub(s.FirstTime) >= p.t.ReconcileInterval && (!p.facts.Recovery.Before(s) || p.recovered())
+	return s.LastTime.Sub(s.FirstTime) >= p.t.ReconcileInterval && (!p.facts.Recovery.Before(s) || p.recovered()) && !p.uncertain(s.StartTime)
 }
 
 // sweepSafe reports whether the vault certainly has a version of its own that works, so that what it does not know is not

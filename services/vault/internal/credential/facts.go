@@ -23,6 +23,8 @@ type Facts struct {
 	Strays []Stray
 	// Recovery is the last recovery from a backup; zero if there never was one.
 	Recovery Recovery
+	// FailOverTime is when the database last went on from another point of its history: what it was told shortly before may be lost. Zero if it never did.
+	FailOverTime time.Time
 	// Trust is what federated versions stand on.
 	Trust Trust
 	// Rotations are those that somebody asked for and that have not ended.

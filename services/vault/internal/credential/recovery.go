@@ -24,7 +24,20 @@ func (r Recovery) Before(s Stray) bool {
 // mayBeHeld reports whether a version may be used by somebody of whom the database knows nothing.
 func (p *plan) mayBeHeld(v Version) bool {
 	works := v.Works(p.now, p.t) || v.unreadable() && !v.ended(p.now) // whoever was given it can read it
-	return v.Recovery < p.facts.Recovery.Number && works && !p.recovered()
+	return works && (v.Recovery < p.facts.Recovery.Number && !p.recovered() || p.uncertain(v.IntendTime))
+}
+
+// uncertain reports whether something was made before the database's last fail-over, and may be held by a lease that was lost with it. Unlike after a restored
+// backup nothing is replaced for that: mostly nothing was lost, and what was is found by looking at everything.
+func (p *plan) uncertain(made time.Time) bool {
+	at := p.facts.FailOverTime
+	return !at.IsZero() && !made.After(at.Add(recoverySkew)) && !p.due(at.Add(p.t.LongestHold))
+}
+
+// missed reports whether what was last looked at then is to be looked at again, for the database has failed over since.
+func (p *plan) missed(last time.Time) bool {
+	at := p.facts.FailOverTime
+	return last.Before(at) && p.due(at)
 }
 
 // recovered reports whether what is from before the last recovery may go. Where the customer's tenant says that there is no consent

@@ -174,3 +174,38 @@ func TestRecovery_WithoutConsent(t *testing.T) {
 		}
 	}
 }
+
+// After a fail-over, mostly nothing was lost: everything is looked at, and nothing that somebody may hold is removed before a day has passed.
+func TestFailOver_LooksAtEverythingAndRemovesNothingForADay(t *testing.T) {
+	timing := credential.Production()
+	const failedOver = time.Minute
+	f := facts(version("old", 1, credential.Retiring, func(v *credential.Version) { v.RetireTime = epoch.Add(-2 * time.Hour) }), version("new", 2, credential.Active))
+	f.Strays = []credential.Stray{{
+		KeyID: "unknown", Name: credential.PasswordName("test", "unknown"), StartTime: epoch.Add(-2 * time.Hour), FirstTime: epoch.Add(-2 * time.Hour), LastTime: epoch.Add(-5 * time.Minute),
+	}}
+	f.FailOverTime = epoch.Add(failedOver)
+	now := epoch.Add(failedOver)
+	for _, want := range []string{"ask_tenant", "read_application", "wait"} {
+		a := credential.Decide(now, f, timing)
+		if got := a.Op(); got != want {
+			t.Fatalf("it decides to %s, want %s", got, want)
+		}
+		switch a.(type) {
+		case credential.Ask:
+			f.Probe = credential.Probe{Time: now, VersionID: "new", Finding: credential.Works}
+			f = f.With(f.Observed(now, timing))
+		case credential.Read:
+			f = f.With(f.ReadFound(now, "test", credential.MadeApplication{ObjectID: "object", ClientID: "client", Passwords: []credential.MadePassword{
+				{KeyID: "unknown", Name: f.Strays[0].Name, StartTime: f.Strays[0].StartTime}}}))
+		}
+	}
+	removed, _, after := drive(t, f, timing, epoch.Add(30*time.Hour))
+	for _, key := range []string{"key-old", "unknown"} {
+		if at := removed[key].Sub(f.FailOverTime); at < timing.LongestHold || at > timing.LongestHold+2*time.Hour {
+			t.Errorf("%s is removed %s after the fail-over", key, at)
+		}
+	}
+	if _, ok := after.ByState(credential.Active); !ok {
+		t.Errorf("there are %v", after.Versions)
+	}
+}

@@ -16,6 +16,7 @@ type metrics struct {
 	proofs      *prometheus.CounterVec
 	rotations   prometheus.Counter
 	unreadable  prometheus.Counter
+	failOvers   prometheus.Counter
 	transitions *prometheus.CounterVec
 	reports     *prometheus.CounterVec
 	// By shard, while this replica is its master.
@@ -39,6 +40,10 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		unreadable: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "phasekey_vault_secrets_unreadable_total",
 			Help: "Client secrets that the vault had stored and could not open. Above 0: a data key is gone from the database, or somebody changed records.",
+		}),
+		failOvers: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "phasekey_vault_database_failovers_total",
+			Help: "How often this replica was the first to notice that the database is on another timeline: a standby was promoted, or a backup restored.",
 		}),
 		transitions: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "phasekey_vault_version_transitions_total",
@@ -73,7 +78,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		return m, nil
 	}
 	var problems []error
-	for _, c := range []prometheus.Collector{m.calls, m.proofs, m.rotations, m.unreadable, m.transitions, m.reports, m.lag, m.age, m.expiring, m.foreign, m.open} {
+	for _, c := range []prometheus.Collector{m.calls, m.proofs, m.rotations, m.unreadable, m.failOvers, m.transitions, m.reports, m.lag, m.age, m.expiring, m.foreign, m.open} {
 		problems = append(problems, r.Register(c))
 	}
 	if err := errors.Join(problems...); err != nil {

@@ -28,6 +28,8 @@ const (
 	maxSteps = 64
 	// batchEvery is how often more of the batches is begun with.
 	batchEvery = 5 * time.Second
+	// timelineEvery is how often it is looked whether the database has failed over.
+	timelineEvery = 5 * time.Second
 	// gaugeEvery is how often it is measured how the shard stands.
 	gaugeEvery = time.Minute
 )
@@ -145,6 +147,8 @@ type shift struct {
 	signingKeys []string
 	// batchTime is when batches are to be looked at next.
 	batchTime time.Time
+	// timelineTime is when it is to be looked next whether the database has failed over.
+	timelineTime time.Time
 	// gaugeTime is when the gauges are to be set next.
 	gaugeTime time.Time
 	// crowded is set while every place was taken at the last round: more may be due.
@@ -164,6 +168,9 @@ type shift struct {
 // round gives a turn to what is due, and says when the next thing will be.
 func (s *shift) round(ctx context.Context) (next time.Time, err error) {
 	now := time.Now()
+	if err := s.followTimeline(ctx, now); err != nil {
+		return time.Time{}, err
+	}
 	if s.revision, err = s.w.config.Store.Adopt(ctx, s.m, now, s.revision); err != nil {
 		return time.Time{}, err
 	}
@@ -190,6 +197,22 @@ func (s *shift) round(ctx context.Context) (next time.Time, err error) {
 	}
 	s.crowded = s.full()
 	return next, nil
+}
+
+// followTimeline has everything looked at again once the database has failed over. The mastership ends with that: what this replica remembers may be of what was lost.
+func (s *shift) followTimeline(ctx context.Context, now time.Time) error {
+	if now.Before(s.timelineTime) {
+		return nil
+	}
+	changed, err := s.w.config.Store.FollowTimeline(ctx, now)
+	if changed {
+		s.w.metrics.failOvers.Inc()
+		s.w.config.Log.ErrorContext(ctx, "database was failed over or restored: everything is looked at again; if commits can have been lost, see what the documentation says about restoring")
+	}
+	if err == nil {
+		s.timelineTime = now.Add(timelineEvery)
+	}
+	return err
 }
 
 // gauge measures how the shard stands, now and then. That it cannot be measured keeps nothing from being done.

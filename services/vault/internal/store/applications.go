@@ -80,10 +80,11 @@ func (s *Store) Facts(ctx context.Context, uid string) (Facts, error) {
 				COALESCE((SELECT MAX(number) FROM credential_versions WHERE integration_uid = $1), 0),
 				COALESCE((SELECT incarnation FROM projection WHERE singleton = 1), ''),
 				COALESCE(p.time, 0), COALESCE(p.version_id, ''), COALESCE(p.finding, ''), COALESCE(p.code, ''),
-				COALESCE(p.principal_object_id, ''), COALESCE(p.want_time, 0)
+				COALESCE(p.principal_object_id, ''), COALESCE(p.want_time, 0),
+				COALESCE((SELECT change_time FROM database_timeline WHERE singleton = 1), 0)
 			FROM applications LEFT JOIN consent_probes p ON p.integration_uid = applications.integration_uid
 			WHERE applications.integration_uid = $1`, uid), &out.Touches, &out.LastNumber, &out.Incarnation,
-			at{&p.Time}, &p.VersionID, &p.Finding, &p.Code, &p.PrincipalObjectID, at{&p.WantTime}); err != nil {
+			at{&p.Time}, &p.VersionID, &p.Finding, &p.Code, &p.PrincipalObjectID, at{&p.WantTime}, at{&out.FailOverTime}); err != nil {
 			return err
 		}
 		out.Wanted.UID = uid

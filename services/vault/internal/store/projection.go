@@ -130,7 +130,7 @@ func (s *Store) Projection(ctx context.Context) (Projection, error) {
 
 // AdvanceProjection applies what changed since the revision that is here, up to at.Revision; with nothing changed it notes
 // that the registry is alive. Every replica follows the registry and calls it: whoever comes second adds nothing but labels that
-// the first did not know of, for the row that says how far we are is the first thing that is written.
+// the first did not know of, for the row that says how far we are is the first thing that is written. ErrChanged: what is here is not to be gone on from, list again.
 func (s *Store) AdvanceProjection(ctx context.Context, now time.Time, at Projection, changed Wanted) error {
 	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
 		behind := `revision < $3`
@@ -144,6 +144,9 @@ func (s *Store) AdvanceProjection(ctx context.Context, now time.Time, at Project
 			return err
 		}
 		if n == 0 {
+			if err := checkHeard(ctx, tx); err != nil {
+				return err
+			}
 			return addLabels(ctx, tx, at.Incarnation, changed)
 		}
 		also, err := grantedThrough(ctx, tx, now, changed)
@@ -154,6 +157,18 @@ func (s *Store) AdvanceProjection(ctx context.Context, now time.Time, at Project
 	})
 	if err != nil {
 		return fmt.Errorf("advance projection: %w", err)
+	}
+	return nil
+}
+
+// checkHeard is ErrChanged when what is here is of no incarnation any more: see FollowTimeline.
+func checkHeard(ctx context.Context, tx sqldb.Tx) error {
+	var void bool
+	if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM projection WHERE singleton = 1 AND incarnation = '')`).Scan(&void); err != nil {
+		return err
+	}
+	if void {
+		return ErrChanged
 	}
 	return nil
 }

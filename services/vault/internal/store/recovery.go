@@ -27,21 +27,31 @@ type RecoveryProgress struct {
 func (s *Store) BeginRecovery(ctx context.Context, now time.Time) (credential.Recovery, error) {
 	r := credential.Recovery{Time: now}
 	var shards int
-	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
-		// As if each shard had been taken, by nobody: see package fence.
-		if _, err := tx.Exec(ctx, `UPDATE shards SET epoch = CASE WHEN epoch >= $1 THEN epoch + 1 ELSE $1 END, holder = ''`, sqldb.Micros(now)); err != nil {
+	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
+		if shards, err = endMasterships(ctx, tx, now); err != nil {
 			return err
 		}
-		if err := tx.QueryRow(ctx, `INSERT INTO recoveries (number, time) SELECT COALESCE(MAX(number), 0) + 1, $1 FROM recoveries RETURNING number`,
-			sqldb.Micros(now)).Scan(&r.Number); err != nil {
-			return err
-		}
-		return tx.QueryRow(ctx, `SELECT COUNT(*) FROM shards`).Scan(&shards)
+		return tx.QueryRow(ctx, `INSERT INTO recoveries (number, time) SELECT COALESCE(MAX(number), 0) + 1, $1 FROM recoveries RETURNING number`,
+			sqldb.Micros(now)).Scan(&r.Number)
 	})
 	if err != nil {
 		return credential.Recovery{}, fmt.Errorf("begin recovery: %w", err)
 	}
 	// Only to be sooner: each integration is looked at within a reconcile interval anyway.
+	if err := s.touchAll(ctx, now, shards); err != nil {
+		return r, fmt.Errorf("recovery %d has begun, but not all integrations were made due: %w", r.Number, err)
+	}
+	return r, nil
+}
+
+// endMasterships fences whoever is master of anything, as if each shard had been taken, by nobody: see package fence. It returns how many shards there are.
+func endMasterships(ctx context.Context, tx sqldb.Tx, now time.Time) (shards int, err error) {
+	n, err := tx.Exec(ctx, `UPDATE shards SET epoch = CASE WHEN epoch >= $1 THEN epoch + 1 ELSE $1 END, holder = ''`, sqldb.Micros(now))
+	return int(n), err
+}
+
+// touchAll makes all integrations due, those of one shard after the other.
+func (s *Store) touchAll(ctx context.Context, now time.Time, shards int) error {
 	for shard := range shards {
 		err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
 			_, err := tx.Exec(ctx, `UPDATE applications SET touches = touches + 1, next_time = CASE WHEN next_time < $2 THEN next_time ELSE $2 END
@@ -49,10 +59,10 @@ func (s *Store) BeginRecovery(ctx context.Context, now time.Time) (credential.Re
 			return err
 		})
 		if err != nil {
-			return r, fmt.Errorf("recovery %d has begun, but not all integrations were made due: %w", r.Number, err)
+			return err
 		}
 	}
-	return r, nil
+	return nil
 }
 
 // RecoveryProgress says how far the last recovery is.
