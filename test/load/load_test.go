@@ -28,6 +28,7 @@ var (
 	promises = flag.Bool("load.promises", false, "fail when a promise is not kept")
 	only     = flag.String("load.only", "fetch,first,own,shared", "what to measure")
 	progress = flag.Bool("load.progress", false, "say what is being measured, and show the table")
+	baoPath  = flag.String("load.bao", "", "compare with this binary of OpenBao")
 	profiles = flag.String("load.profiles", "", "keep the vaults' profiles in this folder")
 	numbers  = flag.String("load.json", "", "write the numbers to this file")
 )
@@ -130,6 +131,12 @@ func (s *stage) calls(t *testing.T, asked []string, postgres *suite) {
 		c.inserting = w.newFloor(t, "floor that inserts into "+c.suite.name, s.credential, &db)
 		c.inserting.Start(t)
 	}
+	var peers []*bao
+	if *baoPath != "" {
+		for _, storage := range baoStorages {
+			peers = append(peers, w.newBao(t, *baoPath, storage.name))
+		}
+	}
 	for round := range *rounds {
 		for _, callers := range []int{1, 16, mostCallers} {
 			if !slices.Contains(asked, "fetch") {
@@ -137,6 +144,10 @@ func (s *stage) calls(t *testing.T, asked []string, postgres *suite) {
 			}
 			s.say("round %d: FetchCredential, %d callers", round+1, callers)
 			floor := w.fetch(t, bare, callers, postgres.holders, *duration, nothing)
+			made := make([]fetched, len(peers))
+			for i, peer := range peers {
+				made[i] = w.leases(t, peer, callers, *duration)
+			}
 			for _, c := range contenders {
 				name := fmt.Sprintf("FetchCredential, %d callers, %s", callers, c.suite.name)
 				vault := w.fetch(t, c.suite.vaults[0], callers, c.suite.holders, *duration, c.suite.databaseTime)
@@ -147,6 +158,14 @@ func (s *stage) calls(t *testing.T, asked []string, postgres *suite) {
 				}
 				s.report.add(name, "calls/s", "", promised, vault.rate(), floor.rate())
 				s.report.add(name, "calls/s", "a floor that commits an insert a call", bound{}, vault.rate(), inserting.rate())
+				for i, peer := range peers {
+					promised := bound{}
+					if c.suite.admin != nil && callers > 1 {
+						promised = baoStorages[i].promised
+					}
+					s.report.add(name, "calls/s", "leases of "+peer.Name, promised, vault.rate(), made[i].rate())
+					s.report.add(name+": server", "µs CPU", "leases of "+peer.Name, bound{}, vault.cost(vault.server), made[i].cost(made[i].server))
+				}
 				s.report.add(name+": server", "µs CPU", "", bound{}, vault.cost(vault.server), floor.cost(floor.server))
 				if vault.shares != nil {
 					for _, of := range []share{ofDatabase, ofTransport, ofVault, ofRuntime} {

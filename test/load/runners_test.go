@@ -87,34 +87,79 @@ func (f fetched) cost(of time.Duration) float64 {
 	return float64(of.Microseconds()) / float64(max(f.calls, 1))
 }
 
-// fetch has callers, each with a connection of its own, call for so long.
+// caller calls over a connection of its own, which leave closes.
+type caller struct {
+	call  func(ctx context.Context) error
+	leave func()
+}
+
+// fetch has callers fetch credentials for so long.
 func (w *world) fetch(t *testing.T, to *server, callers int, holders []holder, d time.Duration, database func(t *testing.T) time.Duration) fetched {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), d+callTimeout)
-	defer cancel()
-	var (
-		calls, turn atomic.Int64
-		counting    atomic.Bool
-		over        atomic.Bool
-		all         sync.WaitGroup
-		failures    = make(chan error, callers)
-		warm        sync.WaitGroup
-	)
+	var turn atomic.Int64
 	turn.Store(rand.Int64N(int64(len(holders))))
+	come := func() (caller, error) {
+		conn, err := w.connect(to)
+		if err != nil {
+			return caller{}, err
+		}
+		client := vaultv1.NewCredentialServiceClient(conn)
+		return caller{
+			call: func(ctx context.Context) error {
+				h := holders[int(turn.Add(1))%len(holders)]
+				_, err := client.FetchCredential(h.shown(ctx), &vaultv1.FetchCredentialRequest{InstanceId: h.instance, Material: typev1.Material_MATERIAL_ACCESS_TOKEN})
+				return err
+			},
+			leave: func() { _ = conn.Close() },
+		}, nil
+	}
+	if to.profiles == "" || callers != mostCallers {
+		return called(t, &to.Process, callers, come, database, pass(d))
+	}
+	var of map[share]float64
+	out := called(t, &to.Process, callers, come, database, func(ctx context.Context) (err error) {
+		of, err = profileOf(ctx, to, max(d, profileTime))
+		return err
+	})
+	out.shares = of
+	return out
+}
+
+// pass lets so long pass.
+func pass(d time.Duration) func(ctx context.Context) error {
+	return func(ctx context.Context) error {
+		select {
+		case <-time.After(d):
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// called has callers come, and call while something goes on: from when each has called once, until that is over.
+func called(t *testing.T, of *rigtest.Process, callers int, come func() (caller, error), database func(t *testing.T) time.Duration, during func(ctx context.Context) error) fetched {
+	t.Helper()
+	var (
+		calls          atomic.Int64
+		counting, over atomic.Bool
+		all, warm      sync.WaitGroup
+		failures       = make(chan error, callers)
+	)
 	warm.Add(callers)
 	for range callers {
 		all.Go(func() {
-			conn, err := w.connect(to)
+			c, err := come()
 			if err != nil {
 				failures <- err
 				warm.Done()
 				return
 			}
-			defer func() { _ = conn.Close() }()
-			client := vaultv1.NewCredentialServiceClient(conn)
+			defer c.leave()
 			for first := true; !over.Load(); first = false {
-				h := holders[int(turn.Add(1))%len(holders)]
-				_, err := client.FetchCredential(h.shown(ctx), &vaultv1.FetchCredentialRequest{InstanceId: h.instance, Material: typev1.Material_MATERIAL_ACCESS_TOKEN})
+				ctx, cancel := context.WithTimeout(t.Context(), callTimeout)
+				err := c.call(ctx)
+				cancel()
 				if first {
 					warm.Done()
 				}
@@ -129,29 +174,19 @@ func (w *world) fetch(t *testing.T, to *server, callers int, holders []holder, d
 		})
 	}
 	warm.Wait()
-	pid := to.PID()
-	out := fetched{server: -processorTime(t, pid), database: -database(t)}
+	out := fetched{server: -processorTime(t, of.PID()), database: -database(t)}
 	began := time.Now()
 	counting.Store(true)
-	if to.profiles != "" && callers == mostCallers {
-		var err error
-		out.shares, err = profileOf(ctx, to, max(d, profileTime))
-		rigtest.Must(t, err)
-	} else {
-		select {
-		case <-time.After(d):
-		case <-ctx.Done():
-		}
-	}
+	rigtest.Must(t, during(t.Context()))
 	counting.Store(false)
 	out.duration, out.calls = time.Since(began), int(calls.Load())
-	out.server += processorTime(t, pid)
+	out.server += processorTime(t, of.PID())
 	out.database += database(t)
 	over.Store(true)
 	all.Wait()
 	select {
 	case err := <-failures:
-		t.Fatalf("%d callers of %s: %v", callers, to.Name, err)
+		t.Fatalf("%d callers of %s: %v\n%s", callers, of.Name, err, of.Output.Tail())
 	default:
 	}
 	return out
