@@ -77,6 +77,9 @@ type Request struct {
 	// Audience is an access token's; empty for the cloud's Resource Manager.
 	Audience string
 	Caller   grant.Caller
+
+	// unused is what the token hashes to when nobody had shown it before.
+	unused grant.Hash
 }
 
 // Delivery is the whole of what a runner holds: each replaces the one before it entirely.

@@ -46,6 +46,7 @@ type fakeStore struct {
 	generation int64
 	delivered  []store.Delivery
 	used       int
+	read       func() // called when an entitlement was read by a token
 	reads      int
 	goneOnce   bool // the next delivery finds its version gone
 	policyGone bool // the next delivery that the policy must allow finds that it does so no longer
@@ -79,7 +80,11 @@ func (f *fakeStore) EntitlementByToken(ctx context.Context, token grant.Hash, in
 	if err != nil {
 		return store.Entitlement{}, err
 	}
-	return f.Entitlement(ctx, g.UID, instanceID)
+	e, err := f.Entitlement(ctx, g.UID, instanceID)
+	if f.read != nil {
+		f.read()
+	}
+	return e, err
 }
 
 func (f *fakeStore) UseGrant(_ context.Context, now time.Time, _ grant.Hash) error {
@@ -136,6 +141,10 @@ func (f *fakeStore) Deliver(_ context.Context, now time.Time, d store.Delivery) 
 	}
 	if d.LeaseUID != "" && d.LeaseUID != f.leaseUID {
 		return lease.Lease{}, lease.ErrVersionGone
+	}
+	if d.Token != (grant.Hash{}) {
+		f.used++
+		f.standing.Grant.UseTime = now
 	}
 	f.generation++
 	f.delivered = append(f.delivered, d)
@@ -413,6 +422,19 @@ func (w *world) last() got {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.taken[len(w.taken)-1]
+}
+
+// What changes between a stream's first reading and its joining is not missed.
+func TestStream_LooksAgainAtWhatChangedBeforeItJoined(t *testing.T) {
+	inBubble(t, func(w *world) {
+		w.store.read = func() {
+			w.store.change("uid", "", func(f *fakeStore) { f.versions = []store.Live{live(2), retiring(1)} })
+			time.Sleep(2 * time.Second) // until the hub has heard of it
+		}
+		defer w.open()()
+		w.after(3 * time.Second)
+		w.took("at once", "INITIAL v1 1", "ROTATED v2 2")
+	})
 }
 
 // whole has the request be for the secret, and the integration give it.
@@ -795,6 +817,9 @@ func TestHub_RefusesBeforeAnythingIsMinted(t *testing.T) {
 				w.end("stream", tt.want)
 				if _, err := w.hub.Fetch(w.t.Context(), w.request); !errors.Is(err, tt.want) {
 					t.Errorf("fetch: %v, want %v", err, tt.want)
+				}
+				if errors.Is(tt.want, issuer.ErrNotReady) && w.store.used == 0 {
+					t.Error("the token was shown, and that was not noted")
 				}
 				if w.issuer.minted != 0 || len(w.store.delivered) != 0 {
 					t.Errorf("%d minted, %d recorded", w.issuer.minted, len(w.store.delivered))

@@ -122,7 +122,7 @@ func (h *Hub) Stream(ctx context.Context, r Request, send func(Delivery) error, 
 // enter adds a stream for whoever shows a grant, and returns what its first delivery is decided by.
 func (h *Hub) enter(ctx context.Context, r *Request) (*stream, store.Entitlement, error) {
 	heard := h.heard()
-	e, err := h.admit(ctx, *r)
+	e, err := h.admit(ctx, r)
 	if err != nil {
 		return nil, store.Entitlement{}, err
 	}
@@ -132,7 +132,7 @@ func (h *Hub) enter(ctx context.Context, r *Request) (*stream, store.Entitlement
 
 // Fetch returns a credential once, under the same lease as a stream of the same instance. Errors: as Stream.
 func (h *Hub) Fetch(ctx context.Context, r Request) (Delivery, error) {
-	e, err := h.admit(ctx, r)
+	e, err := h.admit(ctx, &r)
 	if err != nil {
 		return Delivery{}, err
 	}
@@ -164,7 +164,7 @@ func (h *Hub) CloseLease(ctx context.Context, r Request) error {
 
 // grantOf is the grant that is shown, whatever its state.
 func (h *Hub) grantOf(ctx context.Context, r Request) (g grant.Grant, err error) {
-	_, err = h.identify(r, func(token grant.Hash) (grant.Grant, error) {
+	err = h.identify(r, func(token grant.Hash) (grant.Grant, error) {
 		g, err = h.config.Store.GrantByToken(ctx, token)
 		return g, err
 	})
@@ -174,14 +174,14 @@ func (h *Hub) grantOf(ctx context.Context, r Request) (g grant.Grant, err error)
 // identify finds the grant that is shown, whatever its state, as read reads it by the token's hash. Whoever shows it with another certificate than the one it is bound to is
 // told what anybody is told who shows none: grant.ErrUnknown. What is no token at all costs nothing, and a wrong one a read of the database, until its
 // source has shown too many: then nothing from there is looked at.
-func (h *Hub) identify(r Request, read func(token grant.Hash) (grant.Grant, error)) (grant.Hash, error) {
+func (h *Hub) identify(r Request, read func(token grant.Hash) (grant.Grant, error)) error {
 	hash, err := grant.ParseToken(r.Token.Expose())
 	if err != nil {
-		return grant.Hash{}, err
+		return err
 	}
 	now := time.Now()
 	if err := h.guard.mayGuess(now, r.Source); err != nil {
-		return grant.Hash{}, err
+		return err
 	}
 	g, err := read(hash)
 	if err == nil {
@@ -193,34 +193,39 @@ func (h *Hub) identify(r Request, read func(token grant.Hash) (grant.Grant, erro
 		h.guard.guessed(now, r.Source)
 	}
 	if err != nil {
-		return grant.Hash{}, err
+		return err
 	}
-	return hash, h.guard.mayCall(now, g.UID)
+	return h.guard.mayCall(now, g.UID)
 }
 
-// admit reads what a delivery is decided by to whoever shows a grant that has not ended, and notes that it was shown.
-func (h *Hub) admit(ctx context.Context, r Request) (e store.Entitlement, err error) {
-	hash, err := h.identify(r, func(token grant.Hash) (grant.Grant, error) {
+// admit reads what a delivery is decided by to whoever shows a grant that has not ended.
+func (h *Hub) admit(ctx context.Context, r *Request) (e store.Entitlement, err error) {
+	err = h.identify(*r, func(token grant.Hash) (grant.Grant, error) {
 		e, err = h.config.Store.EntitlementByToken(ctx, token, r.InstanceID)
+		if e.Grant.UseTime.IsZero() {
+			r.unused = token
+		}
 		return e.Grant, err
 	})
 	if err != nil {
 		return store.Entitlement{}, err
 	}
-	now := time.Now()
-	if err := e.Grant.Check(now); err != nil {
-		return store.Entitlement{}, err
-	}
-	if e.Grant.UseTime.IsZero() {
-		if err := h.config.Store.UseGrant(ctx, now, hash); err != nil {
-			return store.Entitlement{}, err
-		}
-	}
-	return e, nil
+	return e, e.Grant.Check(time.Now())
 }
 
-// first makes a call's first delivery by what was read, having waited until the copy of the registry has reached the grant.
+// first makes a call's first delivery by what was read. Whether or not it can, the token has been shown, and is noted as such.
 func (h *Hub) first(ctx context.Context, r Request, e store.Entitlement, s *stream) (*recorded, error) {
+	made, err := h.firstDelivery(ctx, r, e, s)
+	if err != nil && r.unused != (grant.Hash{}) && !errors.Is(err, grant.ErrUnknown) {
+		if err := h.config.Store.UseGrant(ctx, time.Now(), r.unused); err != nil {
+			return nil, err
+		}
+	}
+	return made, err
+}
+
+// firstDelivery makes it, having waited until the copy of the registry has reached the grant.
+func (h *Hub) firstDelivery(ctx context.Context, r Request, e store.Entitlement, s *stream) (*recorded, error) {
 	err := e.Check(time.Now())
 	if err == nil {
 		return h.deliver(ctx, r, e, Initial)
@@ -517,9 +522,13 @@ func (h *Hub) attempt(ctx context.Context, r Request, e store.Entitlement, reaso
 	if err != nil {
 		return nil, err
 	}
+	var unused grant.Hash
+	if reason == Initial {
+		unused = r.unused
+	}
 	now := time.Now()
 	l, err := h.config.Store.Deliver(ctx, now, store.Delivery{
-		GrantUID: e.Grant.UID, InstanceID: r.InstanceID, VersionID: o.versionID, Material: r.Material, HoldLimit: o.holdLimit, LeaseUID: o.leaseUID,
+		GrantUID: e.Grant.UID, InstanceID: r.InstanceID, Token: unused, VersionID: o.versionID, Material: r.Material, HoldLimit: o.holdLimit, LeaseUID: o.leaseUID,
 		Reason: string(reason), Audience: o.audience, PolicyAudience: o.policyAudience, ClientRequestID: o.requestID, ExpireTime: o.expireTime, Caller: r.Caller,
 	})
 	if errors.Is(err, lease.ErrVersionGone) {

@@ -121,7 +121,7 @@ func (s *Store) deliverIn(ctx context.Context, tx sqldb.Tx, batch []*ordered) er
 	if err := tx.Do(ctx, &locking); err != nil {
 		return fmt.Errorf("lock grants: %w", err)
 	}
-	grants, leases := found()
+	grants, leases, shown := found()
 	var made []delivered
 	for _, o := range batch {
 		if o.refusal != nil {
@@ -130,6 +130,10 @@ func (s *Store) deliverIn(ctx context.Context, tx sqldb.Tx, batch []*ordered) er
 		g, ok := grants[o.GrantUID]
 		if !ok {
 			o.refusal = grant.ErrNotFound
+			continue
+		}
+		if o.Token != (grant.Hash{}) && !slices.Contains(shown, o.GrantUID) {
+			o.refusal = grant.ErrUnknown // another token has replaced it meanwhile
 			continue
 		}
 		admitted, opened, refusal := lease.Admit(o.now, leases[o.GrantUID], o.uid, o.GrantUID, o.InstanceID)
@@ -160,6 +164,7 @@ func (s *Store) deliverIn(ctx context.Context, tx sqldb.Tx, batch []*ordered) er
 		return nil
 	}
 	var writing sqldb.Batch
+	useGrants(tx, &writing, made)
 	putLeases(tx, &writing, made)
 	var t *trail
 	var err error
@@ -200,11 +205,15 @@ func refused(ctx context.Context, tx sqldb.Tx, now time.Time, grantUID string, w
 	return why, nil
 }
 
-// lockForDelivery adds to a batch what locks the grants of the deliveries, and reads them and, of each, the leases that lease.Admit decides by.
-func lockForDelivery(tx sqldb.Tx, b *sqldb.Batch, batch []*ordered) func() (map[string]grant.Grant, map[string][]lease.Lease) {
-	asked := sqldb.NewValues("tt")
+// lockForDelivery adds to a batch what locks the grants of the deliveries, and reads them; of each, the leases that lease.Admit decides by; and which of them the tokens open
+// that are to be noted as shown.
+func lockForDelivery(tx sqldb.Tx, b *sqldb.Batch, batch []*ordered) func() (grants map[string]grant.Grant, leases map[string][]lease.Lease, shown []string) {
+	asked, tokens := sqldb.NewValues("tt"), sqldb.NewValues("tb")
 	for _, o := range batch {
 		asked.Add(o.GrantUID, o.InstanceID)
+		if o.Token != (grant.Hash{}) {
+			tokens.Add(o.GrantUID, o.Token[:])
+		}
 	}
 	from, args := tx.Values(asked)
 	var found []grant.Grant
@@ -213,7 +222,12 @@ func lockForDelivery(tx sqldb.Tx, b *sqldb.Batch, batch []*ordered) func() (map[
 	// Whoever has the grant can open and close leases all day: those that are over must not make the others slow.
 	sqldb.Into(b, &have, scanLease, `SELECT `+leaseColumns+` FROM leases WHERE close_time = 0 AND grant_uid IN (SELECT column1 FROM `+from+` v)
 		UNION ALL SELECT `+leaseColumns+` FROM `+from+` v, leases WHERE grant_uid = v.column1 AND instance_id = v.column2 AND close_time <> 0`, args...)
-	return func() (map[string]grant.Grant, map[string][]lease.Lease) {
+	var opened []string
+	if tokens.Len() > 0 {
+		from, args := tx.Values(tokens)
+		sqldb.Into(b, &opened, scanUID, `SELECT uid FROM `+from+` v JOIN grants ON uid = v.column1 AND token_hash = v.column2`, args...)
+	}
+	return func() (map[string]grant.Grant, map[string][]lease.Lease, []string) {
 		grants, leases := make(map[string]grant.Grant, len(found)), make(map[string][]lease.Lease, len(found))
 		for _, g := range found {
 			grants[g.UID] = g
@@ -221,8 +235,23 @@ func lockForDelivery(tx sqldb.Tx, b *sqldb.Batch, batch []*ordered) func() (map[
 		for _, l := range have {
 			leases[l.GrantUID] = append(leases[l.GrantUID], l)
 		}
-		return grants, leases
+		return grants, leases, opened
 	}
+}
+
+// useGrants adds to a batch what notes that the grants' tokens have been shown, where that has yet to be done.
+func useGrants(tx sqldb.Tx, b *sqldb.Batch, made []delivered) {
+	first := sqldb.NewValues("ti")
+	for _, d := range made {
+		if d.Token != (grant.Hash{}) {
+			first.Add(d.GrantUID, sqldb.Micros(d.now))
+		}
+	}
+	if first.Len() == 0 {
+		return
+	}
+	from, args := tx.Values(first)
+	b.Exec(`UPDATE grants SET use_time = v.column2 FROM `+from+` v WHERE uid = v.column1 AND use_time = 0`, args...)
 }
 
 // putLeases adds to a batch what writes the leases as they are after the deliveries.

@@ -132,6 +132,47 @@ func TestDeliver_WhatComesMeanwhileSharesACommit(t *testing.T) {
 	})
 }
 
+// By a token that was replaced nothing is delivered, and a token by which something was is not replaced.
+func TestDeliver_NotesThatTheTokenWasShown(t *testing.T) {
+	overTheCounter(t, func(c *counter) {
+		ctx := c.t.Context()
+		c.grant("g0")
+		request := grant.RequestKey{ID: "request"}
+		g, _, old := c.fresh("g1")
+		if _, err := c.store.CreateGrant(ctx, start, g, old, request, platform); err != nil {
+			c.t.Fatal(err)
+		}
+		shown := order("g1", "a", "v2")
+		shown.Token = old
+		_, fresh := grant.Mint()
+		if _, found, err := c.store.RepeatGrant(ctx, start, "acme", fresh, request, platform); !found || err != nil {
+			c.t.Fatalf("replacement: %v, %v", found, err)
+		}
+		release := c.busy() // so that the two are one batch
+		other, late := c.deliver(ctx, order("g0", "b", "v2")), c.deliver(ctx, shown)
+		c.queued(2)
+		release()
+		if r := <-other; r.err != nil {
+			c.t.Errorf("by another grant: %v", r.err)
+		}
+		if r := <-late; !errors.Is(r.err, grant.ErrUnknown) {
+			c.t.Errorf("by the token that was replaced: %+v", r)
+		}
+		shown.Token = fresh
+		for _, now := range []time.Time{start, start.Add(time.Second)} {
+			if _, err := c.store.Deliver(ctx, now, shown); err != nil {
+				c.t.Fatal(err)
+			}
+		}
+		if g, err := c.store.GrantByToken(ctx, fresh); err != nil || !g.UseTime.Equal(start) {
+			c.t.Errorf("used at %v, %v", g.UseTime, err)
+		}
+		if _, _, err := c.store.RepeatGrant(ctx, start, "acme", grant.Hash{1}, request, platform); !errors.Is(err, grant.ErrInUse) {
+			c.t.Errorf("replacement after use: %v", err)
+		}
+	})
+}
+
 func TestDeliver_OneDeliveryALeaseAtATime(t *testing.T) {
 	overTheCounter(t, func(c *counter) {
 		c.grant("g0")

@@ -695,7 +695,15 @@ func TestStore_TokenIsReplacedOrUsedNeverBoth(t *testing.T) {
 			_, fresh := grant.Mint()
 			var used, repeated error
 			var group sync.WaitGroup
-			group.Go(func() { used = c.store.UseGrant(ctx, start, hash) })
+			group.Go(func() {
+				if round%2 == 0 {
+					used = c.store.UseGrant(ctx, start, hash)
+					return
+				}
+				shown := order(g.UID, "a", "v2")
+				shown.Token = hash
+				_, used = c.store.Deliver(ctx, start, shown)
+			})
 			group.Go(func() { _, _, repeated = c.store.RepeatGrant(ctx, start, "acme", fresh, request, platform) })
 			group.Wait()
 			usedFirst := used == nil && errors.Is(repeated, grant.ErrInUse)

@@ -162,6 +162,8 @@ func standingOf(s *grant.Standing) []any {
 type Delivery struct {
 	GrantUID   string
 	InstanceID string
+	// Token is noted as shown, as by UseGrant; zero when that was done.
+	Token grant.Hash
 	// VersionID is the credential version that it was made from.
 	VersionID string
 	// Material is its form. With a client secret the lease holds the version from then on.
