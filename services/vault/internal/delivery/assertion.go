@@ -17,7 +17,7 @@ import (
 )
 
 // versionsFor are the versions of which a material can be made, the ACTIVE one first.
-func versionsFor(e store.Entitlement, m lease.Material) []store.Live {
+func versionsFor(e *store.Entitlement, m lease.Material) []store.Live {
 	if m == lease.AccessToken {
 		return e.Versions
 	}
@@ -26,7 +26,7 @@ func versionsFor(e store.Entitlement, m lease.Material) []store.Live {
 
 // assert signs an assertion for the grant's access, which names the lease: the one that there is, or the one that its delivery will open. It is renewed with
 // half of its life left, for whoever has it may begin anything with it until the next comes.
-func (h *Hub) assert(ctx context.Context, e store.Entitlement) (made, error) {
+func (h *Hub) assert(ctx context.Context, e *store.Entitlement) (made, error) {
 	versions := versionsFor(e, lease.FederatedToken)
 	if len(versions) == 0 || h.config.Signer == nil {
 		return made{}, issuer.ErrNotReady

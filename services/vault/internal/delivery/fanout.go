@@ -110,7 +110,7 @@ func (h *Hub) newer(ctx context.Context, of idler) (*offer, bool) {
 	if !slices.ContainsFunc(e.Versions, func(v store.Live) bool { return v.ID == of.held.versionID }) {
 		h.config.Issuer.Drop(of.held.versionID)
 	}
-	o, err := h.offer(ctx, *of.request, e, Rotated)
+	o, err := h.offer(ctx, of.request, e, Rotated)
 	if err != nil || o.versionID == of.held.versionID {
 		return nil, false
 	}

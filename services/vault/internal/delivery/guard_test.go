@@ -26,7 +26,7 @@ func (l *lookedAt) GrantByToken(ctx context.Context, token grant.Hash) (grant.Gr
 	return l.fakeStore.GrantByToken(ctx, token)
 }
 
-func (l *lookedAt) EntitlementByToken(ctx context.Context, token grant.Hash, instanceID string) (store.Entitlement, error) {
+func (l *lookedAt) EntitlementByToken(ctx context.Context, token grant.Hash, instanceID string) (*store.Entitlement, error) {
 	l.n.Add(1)
 	return l.fakeStore.EntitlementByToken(ctx, token, instanceID)
 }

@@ -56,8 +56,8 @@ const (
 type database interface {
 	GrantByToken(ctx context.Context, token grant.Hash) (grant.Grant, error)
 	UseGrant(ctx context.Context, now time.Time, token grant.Hash) error
-	EntitlementByToken(ctx context.Context, token grant.Hash, instanceID string) (store.Entitlement, error)
-	Entitlement(ctx context.Context, grantUID, instanceID string) (store.Entitlement, error)
+	EntitlementByToken(ctx context.Context, token grant.Hash, instanceID string) (*store.Entitlement, error)
+	Entitlement(ctx context.Context, grantUID, instanceID string) (*store.Entitlement, error)
 	SigningKeyCompromised(ctx context.Context, id string) (bool, error)
 	Deliver(ctx context.Context, now time.Time, d store.Delivery) (lease.Lease, error)
 	FanOut(ctx context.Context, now time.Time, f store.FanOut) ([]store.Reached, error)

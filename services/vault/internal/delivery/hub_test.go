@@ -75,10 +75,10 @@ func (f *fakeStore) GrantByToken(_ context.Context, token grant.Hash) (grant.Gra
 	return f.standing.Grant, nil
 }
 
-func (f *fakeStore) EntitlementByToken(ctx context.Context, token grant.Hash, instanceID string) (store.Entitlement, error) {
+func (f *fakeStore) EntitlementByToken(ctx context.Context, token grant.Hash, instanceID string) (*store.Entitlement, error) {
 	g, err := f.GrantByToken(ctx, token)
 	if err != nil {
-		return store.Entitlement{}, err
+		return nil, err
 	}
 	e, err := f.Entitlement(ctx, g.UID, instanceID)
 	if f.read != nil {
@@ -95,14 +95,14 @@ func (f *fakeStore) UseGrant(_ context.Context, now time.Time, _ grant.Hash) err
 	return nil
 }
 
-func (f *fakeStore) Entitlement(context.Context, string, string) (store.Entitlement, error) {
+func (f *fakeStore) Entitlement(context.Context, string, string) (*store.Entitlement, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.reads++
 	if f.down {
-		return store.Entitlement{}, sqldb.ErrUnavailable
+		return nil, sqldb.ErrUnavailable
 	}
-	e := store.Entitlement{
+	e := &store.Entitlement{
 		Standing: f.standing, Versions: slices.Clone(f.versions), Compromised: f.compromised, ConsentLostTime: f.consentLost,
 		Integration: store.Integration{UID: "uid", TenantID: "tenant", Cloud: "public", AllowedAudiences: f.audiences, DeliveryMaterials: f.materials, Federated: f.federated},
 		Lease:       lease.Lease{UID: f.leaseUID},

@@ -91,12 +91,12 @@ func (h *Hub) Stream(ctx context.Context, r Request, send func(Delivery) error, 
 	// Ten thousand streams wait here, so this goroutine's stack is kept small: see caught.Apart.
 	var held *holding
 	err := caught.Apart(func() error {
-		var e store.Entitlement
+		var e *store.Entitlement
 		var err error
 		if s, e, err = h.enter(ctx, &r); err != nil {
 			return err
 		}
-		made, err := h.first(ctx, r, e, s)
+		made, err := h.first(ctx, &r, e, s)
 		if err == nil {
 			held, err = made.pass(send)
 		}
@@ -111,7 +111,7 @@ func (h *Hub) Stream(ctx context.Context, r Request, send func(Delivery) error, 
 			err = caught.Apart(func() error { return leave(h.leaveWindow) })
 		case err == nil:
 			err = caught.Apart(func() (err error) {
-				held, err = h.next(ctx, r, s, held, send)
+				held, err = h.next(ctx, &r, s, held, send)
 				return err
 			})
 		}
@@ -120,11 +120,11 @@ func (h *Hub) Stream(ctx context.Context, r Request, send func(Delivery) error, 
 }
 
 // enter adds a stream for whoever shows a grant, and returns what its first delivery is decided by.
-func (h *Hub) enter(ctx context.Context, r *Request) (*stream, store.Entitlement, error) {
+func (h *Hub) enter(ctx context.Context, r *Request) (*stream, *store.Entitlement, error) {
 	heard := h.heard()
 	e, err := h.admit(ctx, r)
 	if err != nil {
-		return nil, store.Entitlement{}, err
+		return nil, nil, err
 	}
 	s, err := h.join(e.Grant, r, heard)
 	return s, e, err
@@ -136,7 +136,7 @@ func (h *Hub) Fetch(ctx context.Context, r Request) (Delivery, error) {
 	if err != nil {
 		return Delivery{}, err
 	}
-	made, err := h.first(ctx, r, e, &stream{})
+	made, err := h.first(ctx, &r, e, &stream{})
 	if err != nil {
 		return Delivery{}, err
 	}
@@ -146,7 +146,7 @@ func (h *Hub) Fetch(ctx context.Context, r Request) (Delivery, error) {
 // Acknowledge notes that the instance uses nothing any more that was delivered to it before the generation, also when the grant has ended. It returns the
 // numbers of the versions whose secrets are held no longer. lease.ErrNotDelivered when there was no such generation.
 func (h *Hub) Acknowledge(ctx context.Context, r Request, generation int64) (released []int64, err error) {
-	g, err := h.grantOf(ctx, r)
+	g, err := h.grantOf(ctx, &r)
 	if err != nil {
 		return nil, err
 	}
@@ -155,7 +155,7 @@ func (h *Hub) Acknowledge(ctx context.Context, r Request, generation int64) (rel
 
 // CloseLease closes the instance's lease, also when the grant has ended. Its streams end with lease.ErrClosed.
 func (h *Hub) CloseLease(ctx context.Context, r Request) error {
-	g, err := h.grantOf(ctx, r)
+	g, err := h.grantOf(ctx, &r)
 	if err != nil {
 		return err
 	}
@@ -163,7 +163,7 @@ func (h *Hub) CloseLease(ctx context.Context, r Request) error {
 }
 
 // grantOf is the grant that is shown, whatever its state.
-func (h *Hub) grantOf(ctx context.Context, r Request) (g grant.Grant, err error) {
+func (h *Hub) grantOf(ctx context.Context, r *Request) (g grant.Grant, err error) {
 	err = h.identify(r, func(token grant.Hash) (grant.Grant, error) {
 		g, err = h.config.Store.GrantByToken(ctx, token)
 		return g, err
@@ -174,7 +174,7 @@ func (h *Hub) grantOf(ctx context.Context, r Request) (g grant.Grant, err error)
 // identify finds the grant that is shown, whatever its state, as read reads it by the token's hash. Whoever shows it with another certificate than the one it is bound to is
 // told what anybody is told who shows none: grant.ErrUnknown. What is no token at all costs nothing, and a wrong one a read of the database, until its
 // source has shown too many: then nothing from there is looked at.
-func (h *Hub) identify(r Request, read func(token grant.Hash) (grant.Grant, error)) error {
+func (h *Hub) identify(r *Request, read func(token grant.Hash) (grant.Grant, error)) error {
 	hash, err := grant.ParseToken(r.Token.Expose())
 	if err != nil {
 		return err
@@ -199,22 +199,28 @@ func (h *Hub) identify(r Request, read func(token grant.Hash) (grant.Grant, erro
 }
 
 // admit reads what a delivery is decided by to whoever shows a grant that has not ended.
-func (h *Hub) admit(ctx context.Context, r *Request) (e store.Entitlement, err error) {
-	err = h.identify(*r, func(token grant.Hash) (grant.Grant, error) {
+func (h *Hub) admit(ctx context.Context, r *Request) (e *store.Entitlement, err error) {
+	err = h.identify(r, func(token grant.Hash) (grant.Grant, error) {
 		e, err = h.config.Store.EntitlementByToken(ctx, token, r.InstanceID)
+		if err != nil {
+			return grant.Grant{}, err
+		}
 		if e.Grant.UseTime.IsZero() {
 			r.unused = token
 		}
-		return e.Grant, err
+		return e.Grant, nil
 	})
 	if err != nil {
-		return store.Entitlement{}, err
+		return nil, err
 	}
-	return e, e.Grant.Check(time.Now())
+	if err := e.Grant.Check(time.Now()); err != nil {
+		return nil, err
+	}
+	return e, nil
 }
 
 // first makes a call's first delivery by what was read. Whether or not it can, the token has been shown, and is noted as such.
-func (h *Hub) first(ctx context.Context, r Request, e store.Entitlement, s *stream) (*recorded, error) {
+func (h *Hub) first(ctx context.Context, r *Request, e *store.Entitlement, s *stream) (*recorded, error) {
 	made, err := h.firstDelivery(ctx, r, e, s)
 	if err != nil && r.unused != (grant.Hash{}) && !errors.Is(err, grant.ErrUnknown) {
 		if err := h.config.Store.UseGrant(ctx, time.Now(), r.unused); err != nil {
@@ -225,7 +231,7 @@ func (h *Hub) first(ctx context.Context, r Request, e store.Entitlement, s *stre
 }
 
 // firstDelivery makes it, having waited until the copy of the registry has reached the grant.
-func (h *Hub) firstDelivery(ctx context.Context, r Request, e store.Entitlement, s *stream) (*recorded, error) {
+func (h *Hub) firstDelivery(ctx context.Context, r *Request, e *store.Entitlement, s *stream) (*recorded, error) {
 	err := e.Check(time.Now())
 	if err == nil {
 		return h.deliver(ctx, r, e, Initial)
@@ -254,7 +260,7 @@ func (h *Hub) firstDelivery(ctx context.Context, r Request, e store.Entitlement,
 }
 
 // next passes on what the stream was given, and has it look unless that is all, and returns what the reader has then.
-func (h *Hub) next(ctx context.Context, r Request, s *stream, held *holding, send func(Delivery) error) (*holding, error) {
+func (h *Hub) next(ctx context.Context, r *Request, s *stream, held *holding, send func(Delivery) error) (*holding, error) {
 	// What is older than what it holds was on its way while it found something newer by itself.
 	if given := s.given.Swap(nil); given != nil && given.Generation > held.generation {
 		passed, err := given.pass(send)
@@ -268,7 +274,7 @@ func (h *Hub) next(ctx context.Context, r Request, s *stream, held *holding, sen
 }
 
 // look has something newer delivered, if there is, and returns what the reader has then.
-func (h *Hub) look(ctx context.Context, r Request, s *stream, held *holding, send func(Delivery) error) (*holding, error) {
+func (h *Hub) look(ctx context.Context, r *Request, s *stream, held *holding, send func(Delivery) error) (*holding, error) {
 	newer, err := h.renew(ctx, r, s, held)
 	now := time.Now()
 	switch {
@@ -324,7 +330,7 @@ func bearable(err error) bool {
 
 // renew looks whether there is something newer than what is held, and has it delivered; nil when there is
 // not. Of held it changes only what the reader does not see.
-func (h *Hub) renew(ctx context.Context, r Request, s *stream, held *holding) (*recorded, error) {
+func (h *Hub) renew(ctx context.Context, r *Request, s *stream, held *holding) (*recorded, error) {
 	now := time.Now()
 	limit := now.Add(stepTimeout)
 	if end := later(held.end, now).Add(endTimeout); end.Before(limit) {
@@ -389,7 +395,7 @@ func (h *Hub) renew(ctx context.Context, r Request, s *stream, held *holding) (*
 }
 
 // compromised reports whether somebody said that what is held is in other hands: the version, or the key that signs for it.
-func (h *Hub) compromised(ctx context.Context, held *holding, e store.Entitlement) (bool, error) {
+func (h *Hub) compromised(ctx context.Context, held *holding, e *store.Entitlement) (bool, error) {
 	if held.version <= e.Compromised || held.signingKey == "" {
 		return held.version <= e.Compromised, nil
 	}
@@ -404,16 +410,16 @@ func later(a, b time.Time) time.Time {
 }
 
 // entitlement reads what a delivery is decided by; an error says why there may be none.
-func (h *Hub) entitlement(ctx context.Context, grantUID, instanceID string) (store.Entitlement, error) {
+func (h *Hub) entitlement(ctx context.Context, grantUID, instanceID string) (*store.Entitlement, error) {
 	e, err := h.config.Store.Entitlement(ctx, grantUID, instanceID)
 	if err != nil {
-		return store.Entitlement{}, err
+		return nil, err
 	}
 	return e, e.Check(time.Now())
 }
 
 // choose finds the integration's cloud and the audience to ask for, and refuses what the integration does not give.
-func (h *Hub) choose(e store.Entitlement, r Request) (Cloud, string, error) {
+func (h *Hub) choose(e *store.Entitlement, r *Request) (Cloud, string, error) {
 	cloud, ok := h.config.Clouds[e.Integration.Cloud]
 	if !ok {
 		return Cloud{}, "", fmt.Errorf("%w: %s", ErrCloudUnknown, e.Integration.Cloud)
@@ -446,7 +452,7 @@ type made struct {
 }
 
 // make makes what the request wants of what there is: a token that is minted or kept, or the secret itself.
-func (h *Hub) make(ctx context.Context, r Request, e store.Entitlement) (made, error) {
+func (h *Hub) make(ctx context.Context, r *Request, e *store.Entitlement) (made, error) {
 	switch r.Material {
 	case lease.ClientSecret:
 		return h.open(ctx, time.Now(), e)
@@ -462,8 +468,8 @@ func (h *Hub) make(ctx context.Context, r Request, e store.Entitlement) (made, e
 		return made{}, issuer.ErrNotReady
 	}
 	versions := make([]credential.Version, len(e.Versions))
-	for i, v := range e.Versions {
-		versions[i] = v.Version
+	for i := range e.Versions {
+		versions[i] = e.Versions[i].Version
 	}
 	clientID := e.Versions[0].ClientID
 	token, err := h.config.Issuer.Issue(ctx, issuer.Request{
@@ -478,7 +484,7 @@ func (h *Hub) make(ctx context.Context, r Request, e store.Entitlement) (made, e
 
 // open opens the ACTIVE version's secret: never that of one that is RETIRING, which nobody new may hold, nor of one that was refused
 // when it was last asked with. It is good until the grant's end; Entra is not asked.
-func (h *Hub) open(ctx context.Context, now time.Time, e store.Entitlement) (made, error) {
+func (h *Hub) open(ctx context.Context, now time.Time, e *store.Entitlement) (made, error) {
 	v, ok := e.Active()
 	if !ok || v.Federated() {
 		return made{}, issuer.ErrNotReady
@@ -505,7 +511,7 @@ func (h *Hub) open(ctx context.Context, now time.Time, e store.Entitlement) (mad
 
 // deliver makes a credential and has it recorded. When the version is taken back between the two, it does so again with what
 // is usable now.
-func (h *Hub) deliver(ctx context.Context, r Request, e store.Entitlement, reason Reason) (*recorded, error) {
+func (h *Hub) deliver(ctx context.Context, r *Request, e *store.Entitlement, reason Reason) (*recorded, error) {
 	for attempt := 1; ; attempt++ {
 		made, err := h.attempt(ctx, r, e, reason)
 		if !errors.Is(err, lease.ErrVersionGone) || attempt == versionAttempts {
@@ -517,7 +523,7 @@ func (h *Hub) deliver(ctx context.Context, r Request, e store.Entitlement, reaso
 	}
 }
 
-func (h *Hub) attempt(ctx context.Context, r Request, e store.Entitlement, reason Reason) (*recorded, error) {
+func (h *Hub) attempt(ctx context.Context, r *Request, e *store.Entitlement, reason Reason) (*recorded, error) {
 	o, err := h.offer(ctx, r, e, reason)
 	if err != nil {
 		return nil, err
@@ -563,7 +569,7 @@ type offer struct {
 	consentLost time.Time
 }
 
-func (h *Hub) offer(ctx context.Context, r Request, e store.Entitlement, reason Reason) (*offer, error) {
+func (h *Hub) offer(ctx context.Context, r *Request, e *store.Entitlement, reason Reason) (*offer, error) {
 	cloud, chosen, err := h.choose(e, r)
 	if err != nil {
 		return nil, err
@@ -576,8 +582,8 @@ func (h *Hub) offer(ctx context.Context, r Request, e store.Entitlement, reason 
 		made: m, material: r.Material, reason: reason, cloud: cloud, cloudName: e.Integration.Cloud, tenantID: e.Integration.TenantID, audience: chosen,
 		policyAudience: r.Material == lease.AccessToken && chosen != cloud.ResourceManager, consentLost: e.ConsentLostTime,
 	}
-	for _, v := range e.Versions {
-		if v.ID == m.versionID {
+	for i := range e.Versions {
+		if v := &e.Versions[i]; v.ID == m.versionID {
 			o.signingKey = v.SigningKey
 		}
 	}

@@ -115,7 +115,7 @@ type key struct {
 	write     bool // of a federated version alone: a secret has no subject
 }
 
-func keyOf(r Request, v credential.Version) key {
+func keyOf(r *Request, v *credential.Version) key {
 	return key{versionID: v.ID, audience: r.Audience, write: r.Write && v.Federated()}
 }
 
@@ -173,8 +173,8 @@ func (i *Issuer) Issue(ctx context.Context, request Request) (Token, error) {
 		return Token{}, ErrNotReady
 	}
 	var failures []error
-	for _, v := range request.Versions {
-		token, err := i.issue(ctx, request, v)
+	for n := range request.Versions {
+		token, err := i.issue(ctx, &request, &request.Versions[n])
 		if err == nil {
 			return token, nil
 		}
@@ -186,7 +186,7 @@ func (i *Issuer) Issue(ctx context.Context, request Request) (Token, error) {
 			break // another version would be told the same
 		}
 	}
-	if token, ok := i.remaining(time.Now(), request); ok {
+	if token, ok := i.remaining(time.Now(), &request); ok {
 		return token, nil
 	}
 	return Token{}, classify(failures)
@@ -205,7 +205,7 @@ func (i *Issuer) Drop(versionID string) {
 }
 
 // issue returns a token made from one version.
-func (i *Issuer) issue(ctx context.Context, request Request, v credential.Version) (Token, error) {
+func (i *Issuer) issue(ctx context.Context, request *Request, v *credential.Version) (Token, error) {
 	now := time.Now()
 	i.mu.Lock()
 	i.sweep(now)
@@ -247,7 +247,7 @@ func (i *Issuer) issue(ctx context.Context, request Request, v credential.Versio
 }
 
 // start sends a request on its way. The lock is held.
-func (i *Issuer) start(e *entry, request Request, v credential.Version) *flight {
+func (i *Issuer) start(e *entry, request *Request, v *credential.Version) *flight {
 	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
 	f := &flight{done: make(chan struct{}), cancel: cancel}
 	e.flight = f
@@ -286,10 +286,10 @@ func (e *entry) settle(now time.Time, token Token, err error) {
 	e.retryTime = now.Add(delay)
 }
 
-func (i *Issuer) mint(ctx context.Context, request Request, v credential.Version) (Token, error) {
+func (i *Issuer) mint(ctx context.Context, request *Request, v *credential.Version) (Token, error) {
 	requestID := uuid.NewString()
 	asked := directory.TokenRequest{TenantID: request.TenantID, ClientID: request.ClientID, Audience: request.Audience, RequestID: requestID}
-	if err := i.present.Present(ctx, v, request.Write, &asked); err != nil {
+	if err := i.present.Present(ctx, *v, request.Write, &asked); err != nil {
 		i.mints.WithLabelValues("unopened").Inc()
 		if refused(err) {
 			i.wantProbe(ctx, v)
@@ -315,18 +315,18 @@ func (i *Issuer) mint(ctx context.Context, request Request, v credential.Version
 }
 
 // wantProbe has the master hear at once that a version is refused.
-func (i *Issuer) wantProbe(ctx context.Context, v credential.Version) {
+func (i *Issuer) wantProbe(ctx context.Context, v *credential.Version) {
 	if err := i.config.Prober.WantProbe(ctx, v.IntegrationUID, time.Now()); err != nil {
 		i.config.Log.WarnContext(ctx, "refused token request could not be passed on", obs.KeyResource, v.IntegrationUID, obs.KeyError, err)
 	}
 }
 
 // remaining finds a kept token that is past its renewal and not at its end.
-func (i *Issuer) remaining(now time.Time, request Request) (Token, bool) {
+func (i *Issuer) remaining(now time.Time, request *Request) (Token, bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	for _, v := range request.Versions {
-		e := i.entries[keyOf(request, v)]
+	for n := range request.Versions {
+		e := i.entries[keyOf(request, &request.Versions[n])]
 		if e != nil && now.Add(minLife).Before(e.token.ExpireTime) {
 			return e.token, true
 		}

@@ -12,7 +12,7 @@ import (
 	"phasekey.dev/services/vault/internal/lease"
 )
 
-// Entitlement is all that a delivery to one runner instance is decided by and made from, as of one moment.
+// Entitlement is all that a delivery to one runner instance is decided by and made from, as of one moment. Those who read it together share it: it is not to be changed.
 type Entitlement struct {
 	grant.Standing
 	// Lease is the instance's; the zero value before its first delivery.
@@ -28,7 +28,7 @@ type Entitlement struct {
 }
 
 // Active returns the ACTIVE version, if there is one.
-func (e Entitlement) Active() (Live, bool) {
+func (e *Entitlement) Active() (Live, bool) {
 	if len(e.Versions) == 0 || e.Versions[0].State != credential.Active {
 		return Live{}, false
 	}
@@ -36,7 +36,7 @@ func (e Entitlement) Active() (Live, bool) {
 }
 
 // Check is nil when something may be delivered now, else why not.
-func (e Entitlement) Check(now time.Time) error {
+func (e *Entitlement) Check(now time.Time) error {
 	if err := e.Standing.Check(now); err != nil {
 		return err
 	}
@@ -56,16 +56,16 @@ type holder struct {
 }
 
 // Entitlement reads what a delivery to the instance by the grant is decided by; grant.ErrNotFound when there is no such grant.
-func (s *Store) Entitlement(ctx context.Context, grantUID, instanceID string) (Entitlement, error) {
+func (s *Store) Entitlement(ctx context.Context, grantUID, instanceID string) (*Entitlement, error) {
 	out, err := s.entitlements.get(ctx, instance{grantUID, instanceID})
 	if err != nil {
-		return Entitlement{}, fmt.Errorf("read entitlement of grant %s: %w", grantUID, err)
+		return nil, fmt.Errorf("read entitlement of grant %s: %w", grantUID, err)
 	}
 	return out, nil
 }
 
 // EntitlementByToken reads what a delivery to the instance by the grant that the token opens is decided by; grant.ErrUnknown when there is none.
-func (s *Store) EntitlementByToken(ctx context.Context, token grant.Hash, instanceID string) (Entitlement, error) {
+func (s *Store) EntitlementByToken(ctx context.Context, token grant.Hash, instanceID string) (*Entitlement, error) {
 	out, err := s.holders.get(ctx, holder{token, instanceID})
 	if err != nil && !errors.Is(err, grant.ErrUnknown) {
 		err = fmt.Errorf("read entitlement: %w", err)
@@ -74,7 +74,7 @@ func (s *Store) EntitlementByToken(ctx context.Context, token grant.Hash, instan
 }
 
 // entitlements reads those of the instances whose grants there are.
-func entitlements(tx sqldb.Tx, b *sqldb.Batch, of []instance) func() map[instance]Entitlement {
+func entitlements(tx sqldb.Tx, b *sqldb.Batch, of []instance) func() map[instance]*Entitlement {
 	asked := sqldb.NewValues("tti")
 	for i, k := range of {
 		asked.Add(k.grantUID, k.instanceID, i)
@@ -83,7 +83,7 @@ func entitlements(tx sqldb.Tx, b *sqldb.Batch, of []instance) func() map[instanc
 }
 
 // entitlementsByToken reads those of the holders whose tokens open a grant.
-func entitlementsByToken(tx sqldb.Tx, b *sqldb.Batch, of []holder) func() map[holder]Entitlement {
+func entitlementsByToken(tx sqldb.Tx, b *sqldb.Batch, of []holder) func() map[holder]*Entitlement {
 	asked := sqldb.NewValues("bti")
 	for i, k := range of {
 		asked.Add(k.token[:], k.instanceID, i)
@@ -92,14 +92,17 @@ func entitlementsByToken(tx sqldb.Tx, b *sqldb.Batch, of []holder) func() map[ho
 }
 
 // readEntitlements adds to a batch what reads those that are asked for: by the grant's key, the instance, and the place in of.
-func readEntitlements[K comparable](tx sqldb.Tx, b *sqldb.Batch, key string, asked *sqldb.Values, of []K) func() map[K]Entitlement {
+func readEntitlements[K comparable](tx sqldb.Tx, b *sqldb.Batch, key string, asked *sqldb.Values, of []K) func() map[K]*Entitlement {
 	type reading struct {
-		Entitlement
+		*Entitlement
 		place int64
 	}
 	from, args := tx.Values(asked)
-	var found, given []reading
-	sqldb.Into(b, &found, func(row sqldb.Row) (r reading, err error) {
+	var found []reading
+	var given []*Entitlement
+	sqldb.Into(b, &found, func(row sqldb.Row) (reading, error) {
+		r := reading{Entitlement: &Entitlement{}}
+		var err error
 		r.Grant, err = scanGrant(row, append(standingOf(&r.Standing), &r.place,
 			&r.Lease.UID, &r.Lease.GrantUID, &r.Lease.InstanceID, &r.Lease.Generation, at{&r.Lease.OpenTime}, at{&r.Lease.DeliverTime}, at{&r.Lease.CloseTime})...)
 		return r, err
@@ -108,29 +111,32 @@ func readEntitlements[K comparable](tx sqldb.Tx, b *sqldb.Batch, key string, ask
 		FROM `+from+` v JOIN grants g ON g.`+key+` = v.column1 LEFT JOIN leases l ON l.grant_uid = g.uid AND l.instance_id = v.column2`, args...)
 	which := `SELECT g.integration_uid FROM ` + from + ` v JOIN grants g ON g.` + key + ` = v.column1`
 	// What those have in common that are by grants of one integration.
-	sqldb.Into(b, &given, func(row sqldb.Row) (r reading, err error) {
-		r.Integration, err = scanIntegration(row, &r.Compromised, at{&r.ConsentLostTime})
-		return r, err
+	sqldb.Into(b, &given, func(row sqldb.Row) (*Entitlement, error) {
+		var e Entitlement
+		var err error
+		e.Integration, err = scanIntegration(row, &e.Compromised, at{&e.ConsentLostTime})
+		return &e, err
 	}, `SELECT `+integrationColumns+`,
 			COALESCE((SELECT MAX(r.up_to) FROM rotations r WHERE r.integration_uid = integrations.uid AND r.reason = 'COMPROMISED'), 0),
 			COALESCE((SELECT a.consent_time FROM applications a WHERE a.integration_uid = integrations.uid AND a.consented = 0), 0)
 		FROM integrations WHERE uid IN (`+which+`)`, args...)
 	versions := liveVersions(b, which, args...)
-	return func() map[K]Entitlement {
-		common := make(map[string]Entitlement, len(given))
-		for _, r := range given {
-			common[r.Integration.UID] = r.Entitlement
+	return func() map[K]*Entitlement {
+		common := make(map[string]*Entitlement, len(given))
+		for _, e := range given {
+			common[e.Integration.UID] = e
 		}
 		for _, v := range *versions {
-			e := common[v.IntegrationUID]
-			e.Versions = append(e.Versions, v)
-			common[v.IntegrationUID] = e
+			if e := common[v.IntegrationUID]; e != nil {
+				e.Versions = append(e.Versions, v)
+			}
 		}
-		out := make(map[K]Entitlement, len(found))
+		out := make(map[K]*Entitlement, len(found))
 		for _, r := range found {
-			e := common[r.Grant.IntegrationUID]
-			e.Standing, e.Lease = r.Standing, r.Lease
-			out[of[r.place]] = e
+			if c := common[r.Grant.IntegrationUID]; c != nil {
+				r.Integration, r.Versions, r.ConsentLostTime, r.Compromised = c.Integration, c.Versions, c.ConsentLostTime, c.Compromised
+			}
+			out[of[r.place]] = r.Entitlement
 		}
 		return out
 	}

@@ -132,7 +132,7 @@ func (b *bench) hold(id string, n int) {
 }
 
 // entitlement is a new grant's of the integration.
-func (b *bench) entitlement(integrationUID string) store.Entitlement {
+func (b *bench) entitlement(integrationUID string) *store.Entitlement {
 	b.t.Helper()
 	g, err := grant.New(start, "grant-of-"+integrationUID, grant.Request{Account: "a", Phase: grant.Planning}, grant.Resolution{IntegrationUID: integrationUID})
 	if err != nil {

@@ -19,7 +19,7 @@ import (
 // reading is an entitlement that somebody waits for.
 type reading struct {
 	grant string
-	found store.Entitlement
+	found *store.Entitlement
 	err   error
 }
 

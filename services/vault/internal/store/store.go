@@ -52,8 +52,8 @@ type Store struct {
 	writer     string
 	deliveries queue[*ordered]
 	// entitlements and holders are what deliveries to runner instances are decided by, by their grants and by the tokens they show.
-	entitlements *lookup[instance, Entitlement]
-	holders      *lookup[holder, Entitlement]
+	entitlements *lookup[instance, *Entitlement]
+	holders      *lookup[holder, *Entitlement]
 }
 
 // New returns a store on an open database that has Migrations. Without keys nothing can be recorded, and so nothing done that has to be.
