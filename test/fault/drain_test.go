@@ -9,8 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/grpc"
-
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
 	"phasekey.dev/pkg/runner"
 	"phasekey.dev/pkg/secret"
@@ -23,62 +21,17 @@ const perGrant = 4
 // follower is a runner that does nothing but hold what it is given.
 type follower struct {
 	*runner.Runner
-	way   *way
+	way   *rigtest.Way
 	of    *integration
 	grant string // its name
 	lease string // the first that it was given
 }
 
-// way is a runner's connection. It sees when none of the runner's streams delivers.
-type way struct {
-	*grpc.ClientConn
-
-	mu         sync.Mutex
-	delivering int
-	moves      int     // by a second stream before the first had ended
-	gaps       []error // what ended the only one
-}
-
-// NewStream implements grpc.ClientConnInterface.
-func (w *way) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
-	s, err := w.ClientConn.NewStream(ctx, desc, method, opts...)
-	return &wayStream{ClientStream: s, way: w}, err
-}
-
-type wayStream struct {
-	grpc.ClientStream
-	way      *way
-	delivers bool
-}
-
-// RecvMsg implements grpc.ClientStream.
-func (s *wayStream) RecvMsg(m any) error {
-	err := s.ClientStream.RecvMsg(m)
-	w := s.way
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	switch {
-	case err == nil && !s.delivers:
-		s.delivers = true
-		if w.delivering++; w.delivering > 1 {
-			w.moves++
-		}
-	case err != nil && s.delivers:
-		s.delivers = false
-		if w.delivering--; w.delivering == 0 {
-			w.gaps = append(w.gaps, err)
-		}
-	}
-	return err
-}
-
 // moved judges that the runner was never without a stream, although each vault was stopped.
 func (f *follower) moved(t *testing.T) {
 	t.Helper()
-	f.way.mu.Lock()
-	defer f.way.mu.Unlock()
-	if len(f.way.gaps) > 0 || f.way.moves == 0 {
-		t.Errorf("a runner of %s moved %d times with two streams, and was without any after: %v", f.of.name, f.way.moves, f.way.gaps)
+	if moves, gaps, _ := f.way.Seen(); len(gaps) > 0 || moves == 0 {
+		t.Errorf("a runner of %s moved %d times with two streams, and was without any after: %v", f.of.name, moves, gaps)
 	}
 }
 
@@ -99,7 +52,7 @@ func (w *world) follow(t *testing.T) (all []*follower) {
 		grant, err := w.grant(ctx, i, "drained", time.Hour)
 		rigtest.Must(t, err)
 		for n := range perGrant {
-			own := &way{ClientConn: conn}
+			own := &rigtest.Way{ClientConn: conn}
 			r, err := runner.New(runner.Config{Conn: own, Grant: secret.New(grant.GetToken()), Log: slog.New(slog.DiscardHandler)})
 			rigtest.Must(t, err)
 			running.Go(func() {

@@ -26,7 +26,7 @@ var (
 	duration = flag.Duration("load.duration", 200*time.Millisecond, "how long each number of callers calls")
 	firsts   = flag.Int("load.firsts", 5, "how many runners come one after another")
 	promises = flag.Bool("load.promises", false, "fail when a promise is not kept")
-	only     = flag.String("load.only", "fetch,first,own,shared", "what to measure")
+	only     = flag.String("load.only", "fetch,first,own,shared,stop", "what to measure; stop is of the streams that are")
 	progress = flag.Bool("load.progress", false, "say what is being measured, and show the table")
 	baoPath  = flag.String("load.bao", "", "compare with this binary of OpenBao")
 	profiles = flag.String("load.profiles", "", "keep the vaults' profiles in this folder")
@@ -70,6 +70,9 @@ func TestLoad(t *testing.T) {
 		for round := range *rounds {
 			s.say("round %d: %d streams, connections %s", round+1, pattern.n, pattern.name)
 			s.streams(t, postgres, pattern.name, pattern.n, pattern.perConnection, pattern.memory, pattern.reach)
+			if slices.Contains(asked, "stop") {
+				s.stops(t, postgres, pattern.name, pattern.n, pattern.perConnection)
+			}
 		}
 	}
 	s.finish(t)

@@ -134,7 +134,7 @@ func (w *world) newSuite(t *testing.T, driver string, vaults, holders int) *suit
 	t.Cleanup(func() { registry.Kill(t) })
 	key := w.Certificate(t, "vault")
 	config := map[string]any{
-		"development": true, "deployment_id": s.name, "redirect_uri": rigtest.RedirectURI,
+		"development": true, "drain": "60s", "deployment_id": s.name, "redirect_uri": rigtest.RedirectURI,
 		"kek": "file://" + filepath.Join(w.Dir, s.name+".key"), "database": databaseKeys(s.database), "timing": timing, "log": map[string]any{"level": "warn"},
 		"tls": key.Config(), "identities": rigtest.Identities("platform"), "redis": map[string]any{"addrs": []string{w.redis}},
 		"election": map[string]any{"shards": 1, "lock_ttl": "5s"},
@@ -213,7 +213,19 @@ func (w *world) onboard(t *testing.T, registry *grpc.ClientConn, s *suite) {
 // admit makes grants for so many runner instances.
 func (s *suite) admit(t *testing.T, holders int) {
 	t.Helper()
-	grants := make([]*vaultv1.Grant, (holders+leasesPerGrant-1)/leasesPerGrant)
+	grants := s.grant(t, (holders+leasesPerGrant-1)/leasesPerGrant)
+	for instance := range leasesPerGrant {
+		for _, g := range grants {
+			s.holders = append(s.holders, holder{g.GetToken(), fmt.Sprint("runner-", instance)})
+		}
+	}
+	s.holders = s.holders[:holders]
+}
+
+// grant makes n grants.
+func (s *suite) grant(t *testing.T, n int) []*vaultv1.Grant {
+	t.Helper()
+	grants := make([]*vaultv1.Grant, n)
 	var makers sync.WaitGroup
 	var failure error
 	var failed sync.Once
@@ -234,12 +246,7 @@ func (s *suite) admit(t *testing.T, holders int) {
 	}
 	makers.Wait()
 	rigtest.Must(t, failure)
-	for instance := range leasesPerGrant {
-		for _, g := range grants {
-			s.holders = append(s.holders, holder{g.GetToken(), fmt.Sprint("runner-", instance)})
-		}
-	}
-	s.holders = s.holders[:holders]
+	return grants
 }
 
 // rotate has the integration rotated, and returns when the new version was activated, once it is.

@@ -21,8 +21,8 @@ type left struct {
 	err          error
 }
 
-// drain opens streams and drains the hub within five seconds. Each stream's reader leaves so long after it was asked as leaves says; negative is never.
-func drain(w *world, streams int, leaves func(i int, within time.Duration) time.Duration) (all []left, took time.Duration) {
+// drain opens streams and drains the hub within a time. Each stream's reader leaves so long after it was asked as leaves says; negative is never.
+func drain(w *world, streams int, limit time.Duration, leaves func(i int, within time.Duration) time.Duration) (all []left, took time.Duration) {
 	w.t.Helper()
 	all = make([]left, streams)
 	var began time.Time
@@ -44,7 +44,7 @@ func drain(w *world, streams int, leaves func(i int, within time.Duration) time.
 		})
 	}
 	w.after(time.Second)
-	ctx, cancel := context.WithTimeout(w.t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(w.t.Context(), limit)
 	defer cancel()
 	began = time.Now()
 	sentAway := 0
@@ -78,7 +78,7 @@ func TestHub_DrainLetsStreamsLeaveByThemselves(t *testing.T) {
 	} {
 		t.Run(fmt.Sprint(tt.streams), func(t *testing.T) {
 			inBubble(t, func(w *world) {
-				all, took := drain(w, tt.streams, func(i int, within time.Duration) time.Duration {
+				all, took := drain(w, tt.streams, 5*time.Second, func(i int, within time.Duration) time.Duration {
 					// The last one needs a second to be delivered to elsewhere.
 					return within*time.Duration(i)/time.Duration(tt.streams) + time.Second
 				})
@@ -99,7 +99,7 @@ func TestHub_DrainTellsThoseWhoStay(t *testing.T) {
 	for _, streams := range []int{10, 250} {
 		t.Run(fmt.Sprint(streams), func(t *testing.T) {
 			inBubble(t, func(w *world) {
-				all, took := drain(w, streams, func(i int, _ time.Duration) time.Duration { return time.Duration(i%2 - 1) })
+				all, took := drain(w, streams, 5*time.Second, func(i int, _ time.Duration) time.Duration { return time.Duration(i%2 - 1) })
 				var ended []time.Duration
 				for i, l := range all {
 					want := context.Canceled
@@ -124,6 +124,22 @@ func TestHub_DrainTellsThoseWhoStay(t *testing.T) {
 			})
 		})
 	}
+}
+
+// As long as runners find another replica, however slowly, none is told to go; but not for ever.
+func TestHub_DrainWaitsWhileStreamsLeave(t *testing.T) {
+	inBubble(t, func(w *world) {
+		const each = 1400 * time.Millisecond
+		all, took := drain(w, 50, time.Minute, func(i int, _ time.Duration) time.Duration { return time.Duration(i+1) * each })
+		for i, l := range all {
+			if moved := errors.Is(l.err, context.Canceled); moved != (time.Duration(i+1)*each < 45*time.Second) {
+				t.Errorf("stream %d, which leaves after %v, ended with %v", i, time.Duration(i+1)*each, l.err)
+			}
+		}
+		if took < 45*time.Second || took > 50*time.Second {
+			t.Errorf("took %v", took)
+		}
+	})
 }
 
 // What changed at the same moment is delivered before the reader has left.

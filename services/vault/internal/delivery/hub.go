@@ -46,7 +46,7 @@ const (
 	maxStreams = 4
 	// drainStep is how far apart streams go when the replica stops, so that they do not all come back at once elsewhere.
 	drainStep = 20 * time.Millisecond
-	// moveTime is what a runner has to be delivered to elsewhere, after the moment at which it asks.
+	// moveTime is what runners have to be delivered to elsewhere, after the moment at which the last one asks, and again as long as they leave.
 	moveTime = 2 * time.Second
 	// longestDrain is the time for all of that where there is no bound.
 	longestDrain = 2 * time.Minute
@@ -238,26 +238,41 @@ func (h *Hub) Drain(ctx context.Context, sendAway func()) {
 	}
 }
 
-// dismiss tells the streams to go that have not left by themselves.
+// dismiss tells the streams to go that do not leave by themselves: when none has left for a while, or three quarters of the time are over.
 func (h *Hub) dismiss(ctx context.Context, left time.Duration) {
-	patience := time.NewTimer(h.leaveWindow + min(moveTime, left/4))
-	defer patience.Stop()
-	select {
-	case <-h.empty:
-		return
-	case <-patience.C:
-	case <-ctx.Done():
-		return
+	limit := time.NewTimer(left / 4 * 3)
+	defer limit.Stop()
+	wait := time.NewTimer(h.leaveWindow)
+	defer wait.Stop()
+	var rest []*stream
+	for over := false; !over; {
+		select {
+		case <-wait.C:
+			before := len(rest)
+			rest = h.present()
+			over = len(rest) == before
+			wait.Reset(min(moveTime, left/4))
+		case <-limit.C:
+			rest, over = h.present(), true
+		case <-h.empty:
+			return
+		case <-ctx.Done():
+			return
+		}
 	}
-	h.mu.Lock()
-	rest := slices.Collect(maps.Keys(h.streams)) // in random order
-	h.mu.Unlock()
 	for _, s := range rest {
 		h.mu.Lock()
 		h.tell(s, ErrDraining)
 		h.mu.Unlock()
 		pause(ctx, min(drainStep, left/8/time.Duration(len(rest))))
 	}
+}
+
+// present are the streams there are, in random order.
+func (h *Hub) present() []*stream {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Collect(maps.Keys(h.streams))
 }
 
 func pause(ctx context.Context, d time.Duration) {
