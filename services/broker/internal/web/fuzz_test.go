@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"phasekey.dev/services/broker/internal/consent"
 	"phasekey.dev/services/broker/internal/web"
 )
 
@@ -16,6 +17,14 @@ import (
 func FuzzSite(f *testing.F) {
 	w := newWorld(f, func(c *web.Config) { c.Proxies = web.Proxies{netip.MustParsePrefix("192.0.2.0/24")} })
 	session, link := w.open(nil)
+	lost, lostLink := w.proven(nil)
+	w.stands.set(lostBy("AADSTS700016"), refusing, nil)
+	shown := w.browser().get(lostLink)
+	lost = w.get(lost.Name)
+	if shown.status != http.StatusOK || !lost.Lost() {
+		f.Fatalf("%d, %+v", shown.status, lost)
+	}
+	lostPath := strings.TrimPrefix(lostLink, w.config.Links.PublicURL)
 	cfg := w.config
 	cfg.Metrics = nil
 	path := strings.TrimPrefix(link, cfg.Links.PublicURL)
@@ -30,6 +39,7 @@ func FuzzSite(f *testing.F) {
 	for _, seed := range []struct{ method, target, query, cookie, forwarded, origin string }{
 		{"GET", path, "", "", "", ""}, {"POST", path, "", cookie, "203.0.113.1", cfg.Links.PublicURL}, {"GET", path + "/events", "", "", "", ""},
 		{"GET", path + "/errors/AADSTS50011", "", "", "", ""}, {"POST", path + "/check", "", "", "", ""}, {"HEAD", path, "", "", "", ""},
+		{"GET", lostPath, "", "", "", ""}, {"POST", lostPath, "", cookie, "", cfg.Links.PublicURL}, {"GET", lostPath + "/errors/AADSTS700016", "", "", "", ""},
 		{"GET", "/consent/callback", "state=" + state + "&admin_consent=True&tenant=" + tenant, cookie, "203.0.113.1, 192.0.2.1", ""},
 		{"GET", "/consent/callback", "state=" + state + "&error=%3Cscript%3Ex&error_description=AADSTS65004", "", "unknown, [::1]:x", "null"},
 		{"OPTIONS", "/consent/%2e%2e/", "a=%zz", "__Host-phasekey-=", ",,,", "https://evil.example"}, {"<b>", "/assets/x.css", "", "", "", ""},
@@ -58,9 +68,10 @@ func FuzzSite(f *testing.F) {
 		if to := got.Header.Get("Location"); to != "" && !strings.HasPrefix(to, cfg.Links.PublicURL+"/") && !strings.HasPrefix(to, "/") {
 			t.Errorf("%s %q?%q leads to %s", method, target, query, to)
 		}
-		now, err := w.store.Get(t.Context(), session.Name)
-		if err != nil || now != session {
-			t.Errorf("%s %q?%q changed the session: %+v, error %v", method, target, query, now, err)
+		for _, was := range []consent.Session{session, lost} {
+			if now, err := w.store.Get(t.Context(), was.Name); err != nil || now != was {
+				t.Errorf("%s %q?%q changed the session: %+v, error %v", method, target, query, now, err)
+			}
 		}
 	})
 }

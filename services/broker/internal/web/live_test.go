@@ -2,11 +2,16 @@ package web_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -280,5 +285,75 @@ func TestSite_TheScriptIsServedAsOne(t *testing.T) {
 	if p.status != http.StatusOK || p.header.Get("Content-Type") != "text/javascript; charset=utf-8" || p.header.Get("Cache-Control") != "public, max-age=31536000, immutable" ||
 		!strings.Contains(p.text, "EventSource") {
 		t.Errorf("%d %v", p.status, p.header)
+	}
+}
+
+// viewer is a browser in process that is told what becomes of a session: cheap, for there are many.
+type viewer struct {
+	*httptest.ResponseRecorder
+	told chan<- struct{}
+}
+
+func (v viewer) Write(b []byte) (int, error) {
+	if bytes.HasPrefix(b, []byte("event: ")) {
+		v.told <- struct{}{}
+	}
+	return len(b), nil
+}
+
+func (viewer) SetReadDeadline(time.Time) error  { return nil }
+func (viewer) SetWriteDeadline(time.Time) error { return nil }
+
+func TestEvents_ThereAreSoManyPlacesInAll(t *testing.T) {
+	const most, perSource = 4096, 64
+	w := newWorld(t, nil)
+	_, link := w.open(nil)
+	cfg := w.config
+	cfg.Metrics, cfg.Log = nil, slog.New(slog.DiscardHandler)
+	site, err := web.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := make(chan struct{})
+	ask := func(ctx context.Context, n int) viewer {
+		v := viewer{httptest.NewRecorder(), told}
+		r := httptest.NewRequestWithContext(ctx, http.MethodGet, strings.TrimPrefix(link, cfg.Links.PublicURL)+"/events", nil)
+		r.RemoteAddr = fmt.Sprintf("192.0.2.%d:1", n/perSource)
+		site.Handler().ServeHTTP(v, r)
+		return v
+	}
+	ctx, leave := context.WithCancel(t.Context())
+	defer leave()
+	var looking sync.WaitGroup
+	for n := range most {
+		looking.Go(func() { ask(ctx, n) })
+		<-told
+	}
+	// A place that should not be there is left again.
+	brief, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	late := make(chan viewer, 1)
+	go func() { late <- ask(brief, most) }()
+	select {
+	case v := <-late:
+		if v.Code != http.StatusServiceUnavailable || v.Header().Get("Retry-After") == "" {
+			t.Errorf("one more: %d", v.Code)
+		}
+	case <-told:
+		t.Error("one more is let in")
+		cancel()
+		<-late
+	}
+	leave()
+	looking.Wait()
+	again, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	go func() { late <- ask(again, most) }()
+	select {
+	case <-told:
+		cancel()
+		<-late
+	case v := <-late:
+		t.Errorf("after all went away, nobody is let in: %d", v.Code)
 	}
 }
