@@ -134,7 +134,7 @@ func (w *world) newSuite(t *testing.T, driver string, vaults, holders int) *suit
 	t.Cleanup(func() { registry.Kill(t) })
 	key := w.Certificate(t, "vault")
 	config := map[string]any{
-		"development": true, "drain": "60s", "deployment_id": s.name, "redirect_uri": rigtest.RedirectURI,
+		"development": true, "drain": "40s", "deployment_id": s.name, "redirect_uri": rigtest.RedirectURI,
 		"kek": "file://" + filepath.Join(w.Dir, s.name+".key"), "database": databaseKeys(s.database), "timing": timing, "log": map[string]any{"level": "warn"},
 		"tls": key.Config(), "identities": rigtest.Identities("platform"), "redis": map[string]any{"addrs": []string{w.redis}},
 		"election": map[string]any{"shards": 1, "lock_ttl": "5s"},
