@@ -7,7 +7,9 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -50,6 +52,10 @@ func TestKeys(t *testing.T) {
 	stop()
 	w.judge.pronounce(t)
 	t.Run("the audit trail is whole, by the first key", func(t *testing.T) { w.verifyTrail(t, trail) })
+	t.Run("a signing key may have been seen", func(t *testing.T) {
+		w.dropSigningKey(t, trail)
+		w.rotated(t, again)
+	})
 	t.Run("all signing keys are lost", func(t *testing.T) {
 		_, err := w.shards.ExecContext(t.Context(), `DELETE FROM signing_keys`)
 		rigtest.Must(t, err)
@@ -87,6 +93,52 @@ func (w *world) beginAnew(t *testing.T) {
 	stop()
 	w.judge.pronounce(t)
 	stay()
+}
+
+// dropSigningKey drops the key that signs, which no replica serves then.
+func (w *world) dropSigningKey(t *testing.T, trail *auditTrail) {
+	states := func() map[string]string {
+		out, err := w.phasekey(t, trail, "signing-keys", "list", "-o", "json")
+		rigtest.Must(t, err)
+		var listed struct{ SigningKeys []struct{ Name, State string } }
+		rigtest.Must(t, json.Unmarshal([]byte(out), &listed))
+		found := map[string]string{}
+		for _, k := range listed.SigningKeys {
+			found[strings.TrimPrefix(k.Name, "signingKeys/")] = k.State
+		}
+		return found
+	}
+	seen := ""
+	for key, state := range states() {
+		if state == "STATE_SIGNING" {
+			seen = key
+		}
+	}
+	_, err := w.phasekey(t, trail, "signing-keys", "rotate", "--compromised", seen, "--yes")
+	rigtest.Must(t, err)
+	if now := states()[seen]; now != "STATE_REMOVED" {
+		t.Errorf("%s is %s", seen, now)
+	}
+	pem, err := os.ReadFile(w.CA.CAFile())
+	rigtest.Must(t, err)
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(pem)
+	way := &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots, ServerName: "localhost"}, DisableKeepAlives: true}
+	for _, v := range w.vaults {
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://vaults/.well-known/jwks.json", http.NoBody)
+		rigtest.Must(t, err)
+		rigtest.Await(t, again, func(context.Context) error {
+			answer, err := ask(way, request, v.issuer)
+			if err != nil {
+				return err
+			}
+			text, err := io.ReadAll(answer.Body)
+			if err == nil && bytes.Contains(text, []byte(seen)) {
+				return notYet("%s still serves %s", v.Name, seen)
+			}
+			return err
+		})
+	}
 }
 
 func copyFile(t *testing.T, from, to string) {
