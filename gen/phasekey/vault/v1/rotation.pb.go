@@ -86,7 +86,7 @@ const (
 	Rotation_STATE_UNSPECIFIED Rotation_State = 0
 	// There is no new secret yet; state_reason says why if making one has failed.
 	Rotation_STATE_PENDING Rotation_State = 1
-	// The new secret is being proven, or waits for consent.
+	// The new secret is being proven; or waits for consent, and state_reason is `AwaitingConsent`.
 	Rotation_STATE_PROPAGATING Rotation_State = 2
 	// The new version is ACTIVE; old ones are still there.
 	Rotation_STATE_ACTIVATED Rotation_State = 3

@@ -161,6 +161,9 @@ func (s *session) followRotation(ctx context.Context, client vaultv1.RotationSer
 
 // stage says in words where a rotation is.
 func stage(r *vaultv1.Rotation) string {
+	if reason := r.GetStateReason(); reason != "" {
+		return word(r.GetState()) + " (" + reason + "): `phasekey integrations get` says what is in the way"
+	}
 	switch r.GetState() {
 	case vaultv1.Rotation_STATE_PENDING:
 		return "waiting for the shard's master"

@@ -279,6 +279,9 @@ func (f Facts) progressed(now time.Time, r Rotation) Rotation {
 			r.State, r.ActivateTime = RotationActivated, successor.ActivateTime
 		case Staged, Propagating:
 			r.State = RotationPropagating
+			if !f.Application.Consented {
+				r.StateReason = "AwaitingConsent"
+			}
 		default:
 			r.State, r.StateReason = RotationPending, f.Application.AddCode
 		}

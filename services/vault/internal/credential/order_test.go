@@ -58,6 +58,23 @@ func TestDecide_Rotations(t *testing.T) {
 				t.Errorf("it becomes %+v", r)
 			}
 		}},
+		{name: "where consent is lacking, that is what it waits for", want: "apply Progress", facts: func() credential.Facts {
+			f := asked(facts(first, version("b", 2, credential.Staged, fresh)), rotation(credential.Scheduled))
+			f.Application.Consented = false
+			return f
+		}, check: func(t *testing.T, a credential.Action) {
+			if r := a.(credential.Apply).Change.Rotations[0].Rotation; r.State != credential.RotationPropagating || r.StateReason != "AwaitingConsent" {
+				t.Errorf("it becomes %+v", r)
+			}
+		}},
+		{name: "once there is consent, it waits for nothing", want: "apply Progress", facts: func() credential.Facts {
+			return asked(facts(first, version("b", 2, credential.Propagating, fresh)),
+				rotation(credential.Scheduled, in(credential.RotationPropagating), func(r *credential.Rotation) { r.New, r.StateReason = 2, "AwaitingConsent" }))
+		}, check: func(t *testing.T, a credential.Action) {
+			if r := a.(credential.Apply).Change.Rotations[0].Rotation; r.State != credential.RotationPropagating || r.StateReason != "" {
+				t.Errorf("it becomes %+v", r)
+			}
+		}},
 		{name: "it does not wait for a back-off from before", want: "add_password", facts: func() credential.Facts {
 			f := asked(facts(first), rotation(credential.Scheduled, func(r *credential.Rotation) { r.StateReason = "Policy" }))
 			f.Application.AddNextTime, f.Application.WriteTime, f.Application.AddCode = epoch.Add(time.Hour), ago(time.Minute), "Policy"
