@@ -100,7 +100,9 @@ func (w *world) dropSigningKey(t *testing.T, trail *auditTrail) {
 	states := func() map[string]string {
 		out, err := w.phasekey(t, trail, "signing-keys", "list", "-o", "json")
 		rigtest.Must(t, err)
-		var listed struct{ SigningKeys []struct{ Name, State string } }
+		var listed struct {
+			SigningKeys []struct{ Name, State string }
+		}
 		rigtest.Must(t, json.Unmarshal([]byte(out), &listed))
 		found := map[string]string{}
 		for _, k := range listed.SigningKeys {
