@@ -798,6 +798,9 @@ func TestWorker_RemovesTenSecondsAfterItsDecisionIsCommitted(t *testing.T) {
 		if waited := removed.Load().Sub(*revoked.Load()); waited < 10*time.Second {
 			t.Errorf("it was removed %s after it was committed that it goes", waited)
 		}
+		if err := s.end(); err != nil { // it may be asleep, and the bubble's time ends with the test
+			t.Error(err)
+		}
 	})
 }
 
