@@ -15,6 +15,8 @@ import (
 const (
 	// fanOutFrom is of how many streams a credential is made and recorded together. Fewer look each for themselves, and share what the database is asked.
 	fanOutFrom = 16
+	// fanOutTimeout bounds a fan-out: whom it has not reached by then looks.
+	fanOutTimeout = 5 * time.Second
 	// fanOutsAtOnce is how many records of fan-outs are written at the same time.
 	fanOutsAtOnce = 2
 )
@@ -52,6 +54,7 @@ func (f *fan) take(s *stream) bool {
 	key := alike{s.integrationUID, s.request.Audience, held.versionID, s.access}
 	f.alike[key] = append(f.alike[key], idler{s, held})
 	f.seen[s.lease] = true
+	s.taken.Store(true)
 	return true
 }
 
@@ -78,13 +81,14 @@ func (h *Hub) fanOuts(ctx context.Context, f fan) {
 
 func lookAll(all []idler) {
 	for _, i := range all {
+		i.taken.Store(false)
 		i.look()
 	}
 }
 
 // fanOut gives streams that hold the same what is newer, as far as it is recorded, and returns those that were given nothing.
 func (h *Hub) fanOut(ctx context.Context, all []idler) (left []idler, err error) {
-	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
+	ctx, cancel := context.WithTimeout(ctx, fanOutTimeout)
 	defer cancel()
 	o, ok := h.newer(ctx, all[0])
 	if !ok {
@@ -146,6 +150,7 @@ func (h *Hub) giveAll(ctx context.Context, o *offer, all []idler) (missed []idle
 			missed = append(missed, s)
 			continue
 		}
+		s.taken.Store(false)
 		s.give(o.to(now, reached[i].Grant, reached[i].Lease))
 		h.count(now, o.reason, s.account)
 	}

@@ -135,6 +135,8 @@ type stream struct {
 	// stale is set when it is to look; given is what it was given, the newest.
 	stale atomic.Bool
 	given atomic.Pointer[recorded]
+	// taken is set while a fan-out has it.
+	taken atomic.Bool
 	// idle is what it holds, while it waits and nobody has taken it to give it something.
 	idle atomic.Pointer[holding]
 	end  chan struct{} // closed to end it
@@ -380,8 +382,11 @@ func (h *Hub) concerned(how func(s *stream) (itself, integration bool)) (f fan) 
 	defer h.mu.Unlock()
 	h.woken++
 	for s := range h.streams {
-		if itself, integration := how(s); itself || integration && !f.take(s) {
+		switch itself, integration := how(s); {
+		case itself:
 			s.look()
+		case integration && !f.take(s):
+			s.lookNext()
 		}
 	}
 	return f
@@ -391,6 +396,14 @@ func (h *Hub) concerned(how func(s *stream) (itself, integration bool)) (f fan) 
 func (s *stream) look() {
 	s.stale.Store(true)
 	s.signal()
+}
+
+// lookNext has the stream look, after the fan-out that has it.
+func (s *stream) lookNext() {
+	s.stale.Store(true)
+	if !s.taken.Load() { // who gives it something has cleared that before
+		s.signal()
+	}
 }
 
 // give has it pass on what is on record.

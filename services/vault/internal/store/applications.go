@@ -177,11 +177,11 @@ func (s *Store) Adopt(ctx context.Context, m election.Mastership, now time.Time,
 // the mastership is over; nothing was written then.
 func (s *Store) Commit(ctx context.Context, m election.Mastership, step Step) error {
 	err := s.asMaster(ctx, m, func(ctx context.Context, tx masterTx) error {
-		moved, err := tx.write(ctx, step)
-		if err != nil || !moved {
+		told, err := tx.write(ctx, step)
+		if err != nil {
 			return err
 		}
-		if err := s.auditMoves(ctx, tx, step); err != nil {
+		if err := s.auditMoves(ctx, tx, step); err != nil || !told {
 			return err
 		}
 		return noteChange(ctx, tx.Tx, step.Now, step.IntegrationUID, "")
@@ -194,16 +194,15 @@ func (s *Store) Commit(ctx context.Context, m election.Mastership, step Step) er
 
 // write writes a step, and reports whether streams must hear of it. It takes the application's row first, whether that changes or
 // not, see the package's documentation.
-func (tx masterTx) write(ctx context.Context, step Step) (moved bool, err error) {
+func (tx masterTx) write(ctx context.Context, step Step) (told bool, err error) {
 	c := step.Change
-	moved = c.Intent != nil
 	var wasConsented int64
 	if err := tx.QueryRow(ctx, `UPDATE applications SET touches = touches WHERE integration_uid = $1 RETURNING consented`, step.IntegrationUID).
 		Scan(&wasConsented); err != nil {
 		return false, err
 	}
 	if c.Application != nil {
-		moved = moved || bit(c.Application.Consented) != wasConsented
+		told = bit(c.Application.Consented) != wasConsented
 		if err := tx.saveApplication(ctx, step.IntegrationUID, *c.Application); err != nil {
 			return false, err
 		}
@@ -214,7 +213,7 @@ func (tx masterTx) write(ctx context.Context, step Step) (moved bool, err error)
 		}
 	}
 	for _, m := range c.Moves {
-		moved = moved || m.From != m.Version.State
+		told = told || m.From != m.Version.State && (given(m.From) || given(m.Version.State))
 		if err := tx.move(ctx, m); err != nil {
 			return false, err
 		}
@@ -235,8 +234,11 @@ func (tx masterTx) write(ctx context.Context, step Step) (moved bool, err error)
 	}
 	_, err = tx.Exec(ctx, `UPDATE applications SET next_time = $2 WHERE integration_uid = $1 AND touches = $3`,
 		step.IntegrationUID, next, step.Touches)
-	return moved, err
+	return told, err
 }
+
+// given reports whether what streams get is made of versions in the state.
+func given(s credential.State) bool { return s == credential.Active || s == credential.Retiring }
 
 // replaceStrays writes what a read found, and takes the occasion to drop versions and rotations that ended long ago.
 func (tx masterTx) replaceStrays(ctx context.Context, step Step) error {

@@ -120,6 +120,37 @@ func revoke(id string) func(f store.Facts) credential.Change {
 	}
 }
 
+// Streams are told when what they are given is made of other versions than before, and not of each step on the way there: thousands of them would look.
+func TestCommit_TellsStreamsOfWhatTheyAreGiven(t *testing.T) {
+	overTheCounter(t, func(c *counter) {
+		m := c.master()
+		c.version("v4", 4, "PROPAGATING")
+		for _, step := range []struct {
+			name   string
+			change func(f store.Facts) credential.Change
+			told   int64
+		}{
+			{"nothing", func(store.Facts) credential.Change { return credential.Change{} }, 0},
+			{"a new one is given up", func(f store.Facts) credential.Change {
+				return credential.Change{Moves: []credential.Move{to(f, "v4", credential.Abandoned)}}
+			}, 0},
+			{"another is ACTIVE", promote("v2", "v3"), 1},
+			{"the former one goes", revoke("v2"), 1},
+			{"it is gone", func(f store.Facts) credential.Change {
+				return credential.Change{Moves: []credential.Move{to(f, "v2", credential.Revoked)}}
+			}, 0},
+		} {
+			before := c.newest()
+			if err := c.commit(m, step.change); err != nil {
+				c.t.Fatalf("%s: %v", step.name, err)
+			}
+			if told := c.newest() - before; told != step.told {
+				c.t.Errorf("%s: %d changes", step.name, told)
+			}
+		}
+	})
+}
+
 func TestHoldings_AreRaisedOnceAndReleasedExactly(t *testing.T) {
 	overTheCounter(t, func(c *counter) {
 		ctx, m := c.t.Context(), c.master()
