@@ -260,6 +260,20 @@ func TestDecide(t *testing.T) {
 			f.Probe.WantTime = ago(time.Second)
 			return f
 		}},
+		{name: "then too when nobody had answered before", want: "ask_tenant", facts: func() credential.Facts {
+			f := facts(version("a", 1, credential.Active, func(v *credential.Version) { v.Attempts, v.NextTime = 9, epoch.Add(30*time.Minute) }))
+			f.Probe.WantTime = ago(time.Second)
+			return f
+		}},
+		{name: "later when nobody has answered since", want: "wait", facts: func() credential.Facts {
+			f := facts(version("a", 1, credential.Active, func(v *credential.Version) { v.Attempts, v.NextTime = 2, epoch.Add(15*time.Second) }))
+			f.Probe.WantTime = ago(10 * time.Second)
+			return f
+		}, check: func(t *testing.T, a credential.Action) {
+			if w := a.(credential.Wait); !w.Until.Equal(epoch.Add(15 * time.Second)) {
+				t.Errorf("waits until %s", w.Until)
+			}
+		}},
 		{name: "the application is read every hour", want: "read_application", facts: func() credential.Facts {
 			f := facts(version("a", 1, credential.Active))
 			f.Application.ReadTime = ago(time.Hour)

@@ -354,10 +354,16 @@ func (p *plan) ask() Action {
 		}
 		interval = max(p.t.AwaitInterval, min(a.ObserveTime.Sub(since)/20, p.t.ConsentInterval))
 	}
-	if p.due(v.NextTime) && (a.ObserveTime.IsZero() || p.due(a.ObserveTime.Add(interval))) {
+	if (p.answersAgain(v) || p.due(v.NextTime)) && (a.ObserveTime.IsZero() || p.due(a.ObserveTime.Add(interval))) {
 		return Ask{Version: v}
 	}
 	return nil
+}
+
+// answersAgain reports whether the tenant, which did not answer the last question with the version, has refused somebody a token since.
+func (p *plan) answersAgain(v Version) bool {
+	asked := v.NextTime.Add(-p.t.backoff(v.Attempts, 0))
+	return p.facts.Probe.WantTime.After(asked) && !p.facts.Probe.WantTime.Equal(p.facts.Application.SeenWantTime)
 }
 
 // read has the application looked up.

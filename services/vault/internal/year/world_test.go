@@ -82,7 +82,7 @@ type world struct {
 	failures []string
 }
 
-// fail notes what must not be. A world goes on after it, for what follows may explain it.
+// fail notes what must not be. A world goes on for the rest of the hour, for what follows may explain it.
 func (w *world) fail(format string, args ...any) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -186,16 +186,13 @@ func (w *world) run(ctx context.Context, progress func(day int)) {
 	for i := range w.set.leases {
 		all.Go(func() { w.runner(ctx, fmt.Sprintf("runner-%d", i)) })
 	}
-	for day := range w.set.days {
-		for range 24 {
-			sleep(ctx, time.Hour)
-			w.judge.follow()
-		}
-		w.judge.day()
-		w.days = day + 1
-		progress(w.days)
-		if len(w.failed()) > 0 {
-			break
+	for hour := 1; hour <= 24*w.set.days && len(w.failed()) == 0; hour++ {
+		sleep(ctx, time.Hour)
+		w.judge.follow()
+		if hour%24 == 0 {
+			w.judge.day()
+			w.days = hour / 24
+			progress(w.days)
 		}
 	}
 	end()
