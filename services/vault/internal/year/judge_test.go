@@ -101,7 +101,7 @@ func (j *judge) count(what string) {
 }
 
 func (j *judge) killed(step string) {
-	j.w.weather.turn()
+	j.w.weather.anew()
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.kills[step]++

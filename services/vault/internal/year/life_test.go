@@ -195,8 +195,8 @@ func (l *life) pause(ctx context.Context, d time.Duration) {
 	resume := make(chan struct{})
 	l.resume = resume
 	l.mu.Unlock()
-	l.r.w.weather.turn()
-	defer l.r.w.weather.turn()
+	l.r.w.weather.begin(oneAway)
+	defer l.r.w.weather.end(oneAway)
 	l.r.link.Stall()
 	sleep(ctx, keepalive)
 	l.mu.Lock()

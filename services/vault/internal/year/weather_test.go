@@ -26,6 +26,7 @@ const (
 	noRegistry kind = "registry away"
 	noSecrets  kind = "policy forbids secrets"
 	shortLives kind = "policy shortens secrets' lives"
+	oneAway    kind = "one replica is paused, or cut off from Redis"
 )
 
 // span is a time of something.
@@ -35,10 +36,10 @@ type span struct{ from, to time.Time }
 type weather struct {
 	mu      sync.Mutex
 	now     map[kind]int
-	began   map[kind]time.Time // the latest
+	began   map[kind]time.Time // of what is now
 	history map[kind][]span
-	// turned is when it was last felt by one replica alone, or was over for it.
-	turned time.Time
+	// ended is when a life last did, or Redis forgot everything.
+	ended time.Time
 }
 
 func newWeather() *weather {
@@ -57,20 +58,21 @@ func (w *weather) near(k kind, at time.Time, after time.Duration) bool {
 	return w.now[k] > 0 && !at.Before(w.began[k])
 }
 
-// turn notes that one replica is in trouble, or out of it.
-func (w *weather) turn() {
+// anew notes that somebody has to begin anew.
+func (w *weather) anew() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.turned = time.Now()
+	w.ended = time.Now()
 }
 
 // calm tells whether since a moment every replica has gone on as before, and had all that it needs to ask tenants.
 func (w *world) calm(since time.Time) bool {
 	w.weather.mu.Lock()
-	turned := w.weather.turned
+	ended := w.weather.ended
 	w.weather.mu.Unlock()
-	return turned.Before(since) && w.weather.overlap(span{since, time.Now()}, noSQL, noRedis, noEntra) == 0 &&
-		!w.weather.is(noSQL) && !w.weather.is(noRedis) && !w.weather.is(noEntra)
+	return ended.Before(since) && !slices.ContainsFunc([]kind{noSQL, noRedis, noEntra, oneAway}, func(k kind) bool {
+		return w.weather.is(k) || w.weather.overlap(span{since, time.Now()}, k) > 0
+	})
 }
 
 // is tells whether it is so now.
@@ -82,16 +84,25 @@ func (w *weather) is(k kind) bool {
 
 // during has it so for a time.
 func (w *weather) during(ctx context.Context, k kind, d time.Duration) {
-	w.mu.Lock()
-	w.now[k]++
-	from := time.Now()
-	w.began[k] = from
-	w.mu.Unlock()
+	w.begin(k)
+	defer w.end(k)
 	sleep(ctx, d)
+}
+
+func (w *weather) begin(k kind) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.now[k]--
-	w.history[k] = append(w.history[k], span{from, time.Now()})
+	if w.now[k]++; w.now[k] == 1 {
+		w.began[k] = time.Now()
+	}
+}
+
+func (w *weather) end(k kind) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.now[k]--; w.now[k] == 0 {
+		w.history[k] = append(w.history[k], span{w.began[k], time.Now()})
+	}
 }
 
 // overlap is how long any of the kinds was there in a span; what is there now counts from its beginning.
@@ -170,14 +181,12 @@ func (w *world) blow(ctx context.Context) {
 			// One replica alone is cut off; all it sends vanishes.
 			r := w.replicas[dice.IntN(len(w.replicas))]
 			w.judge.count("one replica cut off from Redis")
-			w.weather.turn()
 			r.link.Stall()
-			sleep(ctx, minutes(60))
+			w.weather.during(ctx, oneAway, minutes(60))
 			r.link.Heal()
-			w.weather.turn()
 		case 2:
 			w.judge.count("Redis emptied")
-			w.weather.turn()
+			w.weather.anew()
 			if err := w.replicas[0].link.FlushAll(ctx).Err(); err != nil {
 				w.judge.count("Redis emptied, or not")
 			}
@@ -206,7 +215,7 @@ func (w *world) blow(ctx context.Context) {
 				life.kill("at any moment")
 			case 1:
 				w.judge.count("stopped in order")
-				w.weather.turn()
+				w.weather.anew()
 				life.end()
 			case 2:
 				w.judge.count("paused past the lock's life")
