@@ -59,6 +59,7 @@ type database interface {
 	EntitlementByToken(ctx context.Context, token grant.Hash, instanceID string) (*store.Entitlement, error)
 	Entitlement(ctx context.Context, grantUID, instanceID string) (*store.Entitlement, error)
 	SigningKeyCompromised(ctx context.Context, id string) (bool, error)
+	WantProbe(ctx context.Context, integrationUID string, now time.Time) error
 	Deliver(ctx context.Context, now time.Time, d store.Delivery) (lease.Lease, error)
 	FanOut(ctx context.Context, now time.Time, f store.FanOut) ([]store.Reached, error)
 	Acknowledge(ctx context.Context, now time.Time, grantUID, instanceID string, generation int64, caller grant.Caller) (released []int64, err error)

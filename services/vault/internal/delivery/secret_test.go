@@ -55,6 +55,22 @@ func TestHub_SecretIsTheActiveVersionsUntilTheGrantsEnd(t *testing.T) {
 	})
 }
 
+// Its integration's master hears of it, and makes another one.
+func TestHub_ASecretThatCannotBeOpenedIsToldToItsMaster(t *testing.T) {
+	inBubble(t, func(w *world) {
+		w.whole()
+		lost := live(2)
+		lost.Sealed = []byte("not by this identity")
+		w.store.versions = []store.Live{lost}
+		if _, err := w.hub.Fetch(t.Context(), w.request); !errors.Is(err, issuer.ErrNotReady) {
+			t.Errorf("fetched: %v", err)
+		}
+		if len(w.store.probesWanted) != 1 || w.store.probesWanted[0] != lost.IntegrationUID || lost.IntegrationUID == "" {
+			t.Errorf("told are the masters of %q", w.store.probesWanted)
+		}
+	})
+}
+
 func TestHub_StreamsOfSecretsFollowWhatChanges(t *testing.T) {
 	type step struct {
 		name string

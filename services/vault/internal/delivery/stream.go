@@ -14,6 +14,7 @@ import (
 	"phasekey.dev/services/vault/internal/directory"
 	"phasekey.dev/services/vault/internal/grant"
 	"phasekey.dev/services/vault/internal/issuer"
+	"phasekey.dev/services/vault/internal/keyring"
 	"phasekey.dev/services/vault/internal/lease"
 	"phasekey.dev/services/vault/internal/store"
 )
@@ -500,6 +501,10 @@ func (h *Hub) open(ctx context.Context, now time.Time, e *store.Entitlement) (ma
 		return made{}, err
 	}
 	text, err := h.config.Keyring.Open(ctx, credential.SealedAs(v.ID), v.Sealed)
+	if keyring.Lost(err) {
+		// Its master hears of it, and makes another one.
+		return made{}, errors.Join(fmt.Errorf("%w: open secret of %s: %w", issuer.ErrNotReady, v, err), h.config.Store.WantProbe(ctx, v.IntegrationUID, now))
+	}
 	if err != nil {
 		return made{}, fmt.Errorf("open secret of %s: %w", v, err)
 	}

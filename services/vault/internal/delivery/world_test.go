@@ -20,6 +20,7 @@ import (
 	"phasekey.dev/services/vault/internal/delivery"
 	"phasekey.dev/services/vault/internal/grant"
 	"phasekey.dev/services/vault/internal/issuer"
+	"phasekey.dev/services/vault/internal/keyring"
 	"phasekey.dev/services/vault/internal/lease"
 	"phasekey.dev/services/vault/internal/signer"
 	"phasekey.dev/services/vault/internal/signing"
@@ -58,6 +59,7 @@ type fakeStore struct {
 	fanOutWaits             chan struct{}
 	fanOutFails, fanOutDies bool
 	consentLost             time.Time
+	probesWanted            []string // by integrations
 }
 
 func (f *fakeStore) GrantByToken(_ context.Context, token grant.Hash) (grant.Grant, error) {
@@ -82,6 +84,13 @@ func (f *fakeStore) EntitlementByToken(ctx context.Context, token grant.Hash, in
 		f.read()
 	}
 	return e, err
+}
+
+func (f *fakeStore) WantProbe(_ context.Context, integrationUID string, _ time.Time) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.probesWanted = append(f.probesWanted, integrationUID)
+	return nil
 }
 
 func (f *fakeStore) UseGrant(_ context.Context, now time.Time, _ grant.Hash) error {
@@ -279,7 +288,7 @@ func (fakeKeyring) Open(_ context.Context, identity string, sealed []byte) (secr
 	return secret.New(text), nil
 }
 
-var errSealed = errors.New("sealed under another identity")
+var errSealed = fmt.Errorf("sealed under another identity: %w", keyring.ErrCorrupt)
 
 // got is one message a reader took, and when.
 type got struct {
