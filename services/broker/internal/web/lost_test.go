@@ -108,6 +108,9 @@ func TestSite_WhatLossesAreSaidToBe(t *testing.T) {
 			if steps := strings.Contains(p.text, "You consent at Microsoft"); steps != (tc.heading == "<h2>Consent again</h2>") {
 				t.Errorf("the steps are shown, or are not:\n%s", p.text)
 			}
+			if code := strings.Contains(p.text, "Microsoft’s code: <code>"+tc.code+"</code>"); code != strings.HasPrefix(tc.code, "AADSTS") {
+				t.Errorf("the code is shown, or is not:\n%s", p.text)
+			}
 			if command := "az ad sp update <span>--id " + principal + "</span> <span>--set accountEnabled=true"; strings.Contains(p.text, command) != tc.command {
 				t.Errorf("the command is shown, or is not:\n%s", p.text)
 			}

@@ -143,7 +143,7 @@ var (
 	}
 	refusing = problem{
 		Title: "Your tenant refuses the application", Happened: "Your tenant does not take the application any more.", Who: whoTenant, Again: true,
-		How: "Look for the application among the enterprise applications of your tenant. If it is not there, consent again, below; if it is, tell whoever sent you the link the code below.",
+		How: "Look for the application among the enterprise applications of your tenant. If it is not there, consent again, below; if it is, tell whoever sent you the link what this page says.",
 	}
 )
 
@@ -160,7 +160,9 @@ func lossOf(code string) problem {
 	if !known {
 		p = refusing
 	}
-	p.Code = code
+	if strings.HasPrefix(code, "AADSTS") { // the vault has a word of its own for when Microsoft gave none
+		p.Code = code
+	}
 	return p
 }
 
