@@ -50,6 +50,16 @@ func Into[T any](b *Batch, to *[]T, scan func(Row) (T, error), query string, arg
 	}})
 }
 
+// ByIndex adds to a batch what has PostgreSQL carry out the transaction's further statements by indexes, as planned the first time that a connection has each: for statements that look a few
+// rows up by their keys, and are carried out so often that planning them anew for the values of each time takes longer. Without it, what a table's statistics say, or the lack of them, could have it
+// read the whole table.
+func (t Tx) ByIndex(b *Batch) {
+	if t.driver == DriverPostgres {
+		b.Exec(`SELECT set_config('plan_cache_mode', 'force_generic_plan', TRUE), set_config('enable_seqscan', 'off', TRUE),
+			set_config('enable_hashjoin', 'off', TRUE), set_config('enable_mergejoin', 'off', TRUE)`)
+	}
+}
+
 // Do runs the statements of a batch. An error may be any statement's.
 func (t Tx) Do(ctx context.Context, b *Batch) error { return t.send(ctx, b, false) }
 

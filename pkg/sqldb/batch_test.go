@@ -147,3 +147,27 @@ func TestTx_LostConnectionOfABatch(t *testing.T) {
 		t.Errorf("there is %v", got)
 	}
 }
+
+// How a transaction is carried out is no other's concern that comes over the same connection.
+func TestTx_GoesByIndexAlone(t *testing.T) {
+	config := sqldbtest.MigratedPostgresConfig(t, schema)
+	config.MaxConns = 1
+	db, err := sqldb.Open(t.Context(), config, schema)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	for _, want := range []string{"force_generic_plan off", "auto on"} {
+		var got []string
+		err := db.Read(t.Context(), func(tx sqldb.Tx, b *sqldb.Batch) {
+			if want != "auto on" {
+				tx.ByIndex(b)
+			}
+			sqldb.Into(b, &got, func(row sqldb.Row) (s string, err error) { return s, row.Scan(&s) },
+				`SELECT current_setting('plan_cache_mode') || ' ' || current_setting('enable_seqscan')`)
+		})
+		if err != nil || !slices.Equal(got, []string{want}) {
+			t.Errorf("got %q, %v, want %q", got, err, want)
+		}
+	}
+}

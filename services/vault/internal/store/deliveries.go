@@ -113,6 +113,7 @@ func (s *Store) deliver(ctx context.Context, batch []*ordered) {
 func (s *Store) deliverIn(ctx context.Context, tx sqldb.Tx, batch []*ordered) error {
 	secrets := slices.ContainsFunc(batch, func(o *ordered) bool { return o.Material == lease.ClientSecret })
 	var locking sqldb.Batch
+	tx.ByIndex(&locking)
 	found := lockForDelivery(tx, &locking, batch)
 	ends := new([]trail)
 	if !secrets {

@@ -138,7 +138,10 @@ func newLookup[K comparable, V any](db *sqldb.DB, missing error, read func(tx sq
 		var found map[K]V
 		err := caught.Panic(func() error {
 			var result func() map[K]V
-			err := db.Read(ctx, func(tx sqldb.Tx, b *sqldb.Batch) { result = read(tx, b, keys) })
+			err := db.Read(ctx, func(tx sqldb.Tx, b *sqldb.Batch) {
+				tx.ByIndex(b)
+				result = read(tx, b, keys)
+			})
 			if err == nil {
 				found = result()
 			}
