@@ -150,8 +150,10 @@ func (h *Hub) giveAll(ctx context.Context, o *offer, all []idler) (missed []idle
 			missed = append(missed, s)
 			continue
 		}
+		made := o.to(now, reached[i].Grant, reached[i].Lease)
+		made.instead = s.held.versionID
 		s.taken.Store(false)
-		s.give(o.to(now, reached[i].Grant, reached[i].Lease))
+		s.give(made)
 		h.count(now, o.reason, s.account)
 	}
 	return missed, nil

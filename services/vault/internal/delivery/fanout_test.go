@@ -418,3 +418,23 @@ func TestFanOut_ReachesAllOnEveryReplica(t *testing.T) {
 		running.Wait()
 	})
 }
+
+// A fan-out that is recorded after its streams found a newer version by themselves does not take them back to the older one.
+func TestFanOut_OfAVersionThatIsNoLongerTheNewest(t *testing.T) {
+	inBubble(t, func(w *world) {
+		c := w.gather(20, nil)
+		defer c.leave()
+		release := make(chan struct{})
+		w.store.do(func(f *fakeStore) { f.fanOutComes = release })
+		w.rotate(2)
+		w.store.change("", "g1", func(f *fakeStore) { f.versions = []store.Live{live(3), retiring(2)} }) // each looks
+		w.hub.Nudge()
+		synctest.Wait()
+		c.took("by itself", "ROTATED v3")
+		close(release)
+		synctest.Wait()
+		c.took("from the fan-out", "")
+		w.rotate(4)
+		c.took("afterwards", "ROTATED v4")
+	})
+}

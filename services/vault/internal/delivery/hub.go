@@ -12,7 +12,7 @@
 // The tricky idea: a change is a reason to look, not a message. A wake-up that comes while a stream reads, mints or sends waits in a channel of one,
 // and makes it look again; so does any that came between a stream's first reading and its joining. So nothing is missed, nothing
 // is kept for it, and each stream costs the one goroutine that its handler runs on. Streams that wait and hold the same, and whose integration has rotated, are spared the look: they
-// are given what was made and recorded for all of them. A stream that was taken for that may look by itself meanwhile; what it has is never replaced by an older generation.
+// are given what was made and recorded for all of them. A stream that was taken for that may look by itself meanwhile; what it has is never replaced by an older generation, or by what was meant to replace something else.
 package delivery
 
 import (

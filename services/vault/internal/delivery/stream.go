@@ -54,6 +54,8 @@ type holding struct {
 type recorded struct {
 	Delivery
 	held holding
+	// instead is of which version a fan-out found the stream to hold something.
+	instead string
 }
 
 // pass sends it, and returns what the reader has then.
@@ -262,8 +264,8 @@ func (h *Hub) firstDelivery(ctx context.Context, r *Request, e *store.Entitlemen
 
 // next passes on what the stream was given, and has it look unless that is all, and returns what the reader has then.
 func (h *Hub) next(ctx context.Context, r *Request, s *stream, held *holding, send func(Delivery) error) (*holding, error) {
-	// What is older than what it holds was on its way while it found something newer by itself.
-	if given := s.given.Swap(nil); given != nil && given.Generation > held.generation {
+	// What is older than what it holds, or instead of something else, was on its way while it found something newer by itself.
+	if given := s.given.Swap(nil); given != nil && given.Generation > held.generation && given.instead == held.versionID {
 		passed, err := given.pass(send)
 		if err != nil || !s.stale.Load() {
 			return passed, err

@@ -53,9 +53,10 @@ type fakeStore struct {
 	federated   bool
 	leaseUID    string // of the one lease, where the delivery chose it
 	keys        []signing.Key
-	// fanOuts is how many there were; missed is an instance that none reaches. They wait, fail or die.
+	// fanOuts is how many there were; missed is an instance that none reaches. They come late, wait when they are recorded, fail or die.
 	fanOuts                 int
 	missed                  string
+	fanOutComes             chan struct{}
 	fanOutWaits             chan struct{}
 	fanOutFails, fanOutDies bool
 	consentLost             time.Time
@@ -161,6 +162,14 @@ func (f *fakeStore) FanOut(ctx context.Context, now time.Time, o store.FanOut) (
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.fanOuts++
+	if comes := f.fanOutComes; comes != nil {
+		f.mu.Unlock()
+		select {
+		case <-comes:
+		case <-ctx.Done():
+		}
+		f.mu.Lock()
+	}
 	switch {
 	case f.down, f.fanOutFails:
 		return nil, sqldb.ErrUnavailable
