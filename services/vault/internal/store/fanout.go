@@ -171,12 +171,13 @@ func (s *Store) ExpandFanOuts(ctx context.Context) error {
 	return nil
 }
 
-// expandFanOut writes a fan-out as its events, and reports whether there was one. Whoever wants the same one waits for it, and finds the next.
+// expandFanOut writes a fan-out as its events, and reports whether there may be another one. Whoever wants the same one waits for it, finds nothing, and looks again.
 func expandFanOut(ctx context.Context, tx sqldb.Tx) (more bool, err error) {
 	r, err := scanFanOut(tx.QueryRow(ctx, `DELETE FROM audit_fanouts WHERE (writer, seq) IN (SELECT writer, seq FROM audit_fanouts ORDER BY writer, seq LIMIT 1)
 		RETURNING `+fanOutColumns))
 	if errors.Is(err, sqldb.ErrNoRows) {
-		return false, nil
+		err = tx.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM audit_fanouts)`).Scan(&more)
+		return more, err
 	}
 	if err != nil {
 		return false, err

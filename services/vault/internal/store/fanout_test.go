@@ -523,3 +523,41 @@ func BenchmarkFanOut(b *testing.B) {
 		})
 	}
 }
+
+// Whoever waited for another that was writing the same fan-out goes on with those behind it: what a lease was given last is among the events by then.
+func TestFanOut_WhoeverWaitedGoesOn(t *testing.T) {
+	c := onPostgres(t)
+	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+	defer stop()
+	grants := c.crowd(2)
+	got := c.fanOut(c.store, start, wide(order("", "a", "v1"), grants...))
+	c.fanOut(c.store, start, wide(order("", "a", "v2"), grants...))
+	var group sync.WaitGroup
+	begin := sync.OnceFunc(func() {
+		done := make(chan struct{})
+		group.Go(func() {
+			defer close(done)
+			d, err := c.store.RevokeLease(ctx, start, "acme", "g001", got[1].Lease.UID, platform)
+			if err != nil || d.Generation != 3 || d.Version != 2 {
+				t.Errorf("%+v, %v", d, err)
+			}
+		})
+		c.waiting(ctx, 1, done)
+	})
+	first := true
+	err := c.store.ExpandFanOuts(sqldbtest.WithHook(ctx, func(_ context.Context, at sqldbtest.Point, readOnly bool) error {
+		if at == sqldbtest.Commit && !readOnly && first {
+			begin()
+			first = false
+		}
+		if at == sqldbtest.Begin && !first {
+			group.Wait()
+		}
+		return nil
+	}))
+	if err != nil {
+		t.Error(err)
+	}
+	group.Wait()
+	c.audit()
+}
