@@ -122,7 +122,7 @@ type pipelinedConn struct {
 	*stdlib.Conn
 	// begin is what begins the transaction, as long as it has not been sent.
 	begin string
-	// over is set when the transaction was committed with its last statements.
+	// over is set when the transaction was committed with its last statements, or ended.
 	over bool
 }
 
@@ -190,6 +190,9 @@ func (c *pipelinedConn) PrepareContext(ctx context.Context, query string) (drive
 }
 
 func (c *pipelinedConn) send(ctx context.Context, statements []statement, commit bool) error {
+	if c.over {
+		return sql.ErrTxDone // by its context: what is sent now would be done without one
+	}
 	var all pgx.Batch
 	begun := c.begin == ""
 	if !begun {
@@ -250,6 +253,6 @@ func (t pipelinedTx) Rollback() error {
 // done reports whether the server has no transaction: it was never begun, or is over.
 func (t pipelinedTx) done() bool {
 	none := t.conn.begin != "" || t.conn.over
-	t.conn.begin = ""
+	t.conn.begin, t.conn.over = "", true
 	return none
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"testing"
 
@@ -168,6 +169,30 @@ func TestTx_GoesByIndexAlone(t *testing.T) {
 		})
 		if err != nil || !slices.Equal(got, []string{want}) {
 			t.Errorf("got %q, %v, want %q", got, err, want)
+		}
+	}
+}
+
+// What is sent after the end of its transaction is not done without one.
+func TestTx_ABatchAfterTheEndOfItsTransaction(t *testing.T) {
+	db := sqldbtest.Postgres(t, schema)
+	for range 100 {
+		ctx, cancel := context.WithCancel(t.Context())
+		err := db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+			cancel()
+			for range 1000 {
+				runtime.Gosched() // by now it may have been undone, before it was begun
+			}
+			var b sqldb.Batch
+			b.Exec(`INSERT INTO accounts (id, region, name, balance) VALUES ('a', 'eu', 'a', 1)`)
+			_ = tx.Do(context.WithoutCancel(ctx), &b) // done and undone, or not at all
+			return ctx.Err()
+		})
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("canceled: %v", err)
+		}
+		if got := balances(t, db); len(got) != 0 {
+			t.Fatalf("there is %v", got)
 		}
 	}
 }
