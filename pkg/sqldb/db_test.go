@@ -677,3 +677,14 @@ func TestMicros_AndBack(t *testing.T) {
 		t.Error("the zero time does not come back")
 	}
 }
+
+// PostgreSQL would compile a statement that it thinks is expensive, for longer than any of ours takes.
+func TestOpen_HasPostgresCompileNothing(t *testing.T) {
+	var jit string
+	err := sqldbtest.Postgres(t, schema).ReadTx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error {
+		return tx.QueryRow(ctx, `SELECT current_setting('jit')`).Scan(&jit)
+	})
+	if err != nil || jit != "off" {
+		t.Errorf("jit is %q, %v", jit, err)
+	}
+}

@@ -56,6 +56,8 @@ func openPostgres(ctx context.Context, config Config, steps []migration) (*DB, e
 	limited.RuntimeParams["lock_timeout"] = milliseconds(config.LockTimeout)
 	limited.RuntimeParams["idle_in_transaction_session_timeout"] = milliseconds(config.IdleInTransactionTimeout)
 	limited.RuntimeParams["statement_timeout"] = milliseconds(config.StatementTimeout)
+	// Compiling a statement takes longer than any of ours.
+	limited.RuntimeParams["jit"] = "off"
 	pool := connectPostgres(limited, config)
 	pool.SetMaxOpenConns(config.MaxConns)
 	pool.SetMaxIdleConns(config.MaxConns)
