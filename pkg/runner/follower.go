@@ -186,8 +186,10 @@ func (f *follower) follow(ctx context.Context, cancel context.CancelCauseFunc, i
 		case err != nil:
 			return err
 		}
-		silent.Stop()
 		e := event{stream: id, message: m.GetCredential(), leave: m.GetLeaveWindow()}
+		if e.leave == nil {
+			silent.Stop()
+		}
 		if e.message == nil {
 			e.message = &vaultv1.Credential{}
 		}

@@ -127,6 +127,8 @@ func TestRunner_Stream(t *testing.T) {
 		{"a message that has expired changes nothing", []step{accept(), send(1), sendThis("expired", func(c *vaultv1.Credential) { c.ExpireTime = c.GetIssueTime() }),
 			holds(1), within(time.Second)}},
 		{"a vault that says nothing is left", []step{accept(), noStream(59 * time.Second), within(2 * time.Second), oldIsGone(true), send(1), holds(1)}},
+		{"a vault that asks to be left and says nothing else is left for good", []step{accept(), leave(0), within(time.Second), oldIsGone(false), pass(90 * time.Second),
+			oldIsGone(true), accept(), send(1), holds(1)}},
 		{"an overdue vault is doubled, and let go of when the other delivers", []step{accept(), send(1), noStream(45 * time.Minute),
 			within(time.Minute), oldIsGone(false), holds(1), send(2), holds(2), oldIsGone(true)}},
 		{"an overdue vault that is not there any more is kept trying", []step{accept(), send(1), pass(45*time.Minute + 30*time.Second), accept(), end(unavailable),
