@@ -216,13 +216,13 @@ var mistakes = []mistake{
 	{
 		name: "a delivery leaves although its record failed",
 		file: vault + "delivery/stream.go",
-		from: `		h.config.Issuer.Drop(m.versionID)
+		from: `		h.config.Issuer.Drop(o.versionID)
 	}
 	if err != nil {
 		return nil, err
 	}
 `,
-		to: `		h.config.Issuer.Drop(m.versionID)
+		to: `		h.config.Issuer.Drop(o.versionID)
 	}
 `,
 		test: []string{"./services/vault/internal/delivery"},
