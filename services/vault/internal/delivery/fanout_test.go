@@ -438,3 +438,14 @@ func TestFanOut_OfAVersionThatIsNoLongerTheNewest(t *testing.T) {
 		c.took("afterwards", "ROTATED v4")
 	})
 }
+
+// Whoever may only read is not given what was made for those who write: a federated version asks for the two by different subjects.
+func TestFanOut_IsOfWhoHasTheSameAccess(t *testing.T) {
+	inBubble(t, func(w *world) {
+		defer w.gather(20, nil).leave()
+		w.store.do(func(f *fakeStore) { f.standing.Grant.Phase = grant.Applying })
+		defer w.gather(20, func(_ int, r *delivery.Request) { r.InstanceID = "writer-" + r.InstanceID }).leave()
+		w.rotate(2)
+		w.fanned("rotation", 2, 2)
+	})
+}
