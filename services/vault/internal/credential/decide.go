@@ -50,7 +50,7 @@ func Decide(now time.Time, facts Facts, t Timing) Action {
 		}
 	default:
 		for _, step := range []func() Action{
-			p.wantedAgain, p.transition, p.progress, p.ensure, p.trust, p.remove, p.untrust, p.add, p.askHome, p.prove, p.ask, p.read, p.sweep,
+			p.wantedAgain, p.transition, p.progress, p.lookFirst, p.ensure, p.trust, p.remove, p.untrust, p.add, p.askHome, p.prove, p.ask, p.read, p.sweep,
 		} {
 			if a := step(); a != nil {
 				return a
@@ -185,6 +185,21 @@ func (p *plan) unneeded(v Version) bool {
 	}
 	active, ok := p.facts.ByState(Active)
 	return ok && active.Works(p.now, p.t) && active.Refusals == 0 || !v.Works(p.now, p.t)
+}
+
+// lookFirst has what is nobody's removed, and the application looked up, before what failed is tried again: that may fail for good, and puts everything
+// about the application off each time. A removal may fail for good as well, so it takes turns with the rest.
+func (p *plan) lookFirst() Action {
+	a := p.facts.Application
+	if a.ObjectID == "" || a.Failures == 0 {
+		return nil
+	}
+	if a.Failures%2 == 1 {
+		if act := p.sweep(); act != nil {
+			return act
+		}
+	}
+	return p.read()
 }
 
 // ensure has the application made, and its properties repaired.

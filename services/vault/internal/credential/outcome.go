@@ -105,6 +105,13 @@ func (f Facts) ApplicationFailed(now time.Time, t Timing, failure Failure) Chang
 	return Change{Application: &a}
 }
 
+// reached notes in a that Graph answered about the application, which is not mended by that: whatever it lacks is put off as before.
+func (f Facts) reached(a *Application) {
+	if a.SpecDigest == f.Wanted.SpecDigest && (!f.Wanted.Federated || a.TrustDigest == f.Trust.Digest) {
+		a.succeeded()
+	}
+}
+
 func (a *Application) succeeded() {
 	a.Failures, a.FailureCode, a.NextTime = 0, "", time.Time{}
 }
@@ -117,7 +124,7 @@ func (f Facts) ReadFound(now time.Time, deployment string, made MadeApplication)
 	}
 	a.ReadTime, a.MissingReads, a.MissingTime = now, 0, time.Time{}
 	a.ForeignPasswords, a.ForeignTrusts = 0, made.ForeignTrusts
-	a.succeeded()
+	f.reached(&a)
 	var strays []Stray
 	for _, p := range made.Passwords {
 		switch {
@@ -326,7 +333,7 @@ func (f Facts) Unreadable(now time.Time, t Timing, v Version) Change {
 func (f Facts) Swept(now time.Time, s Stray) Change {
 	a := f.Application
 	a.WriteTime = now
-	a.succeeded()
+	f.reached(&a)
 	rest := slices.DeleteFunc(slices.Clone(f.Strays), func(o Stray) bool { return o.KeyID == s.KeyID })
 	return Change{Application: &a, Strays: rest, ReplaceStrays: true}
 }
