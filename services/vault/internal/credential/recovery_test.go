@@ -181,7 +181,8 @@ func TestFailOver_LooksAtEverythingAndRemovesNothingForADay(t *testing.T) {
 	const failedOver = time.Minute
 	f := facts(version("old", 1, credential.Retiring, func(v *credential.Version) { v.RetireTime = epoch.Add(-2 * time.Hour) }), version("new", 2, credential.Active))
 	f.Strays = []credential.Stray{{
-		KeyID: "unknown", Name: credential.PasswordName("test", "unknown"), StartTime: epoch.Add(-2 * time.Hour), FirstTime: epoch.Add(-2 * time.Hour), LastTime: epoch.Add(-5 * time.Minute),
+		KeyID: "unknown", Name: credential.PasswordName("test", "unknown"), FirstTime: epoch.Add(-2 * time.Hour), LastTime: epoch.Add(-5 * time.Minute),
+		StartTime: epoch.Add(failedOver + 10*time.Minute), // by Entra's clock, which is ahead
 	}}
 	f.FailOverTime = epoch.Add(failedOver)
 	now := epoch.Add(failedOver)
