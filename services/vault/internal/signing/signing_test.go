@@ -73,7 +73,8 @@ func TestDecide(t *testing.T) {
 		{"the one before is not used any more", signing.Facts{Keys: []signing.Key{signs(1, 31*day), signs(2, day), published(3, day)}, Used: []string{"k2"}},
 			signing.Move{From: signing.Signing, Key: with(signs(1, 31*day), func(k *signing.Key) { k.State, k.RetireTime = signing.Retired, now })}},
 		{"the newest stays although nobody uses it", signing.Facts{Keys: []signing.Key{signs(2, day), published(3, day)}}, signing.Wait{Until: now.Add(time.Minute)}},
-		{"what it signed is still good", signing.Facts{Keys: []signing.Key{retired(1, day), signs(2, day), published(3, day)}}, signing.Wait{Until: now.Add(time.Minute)}},
+		{"what it signed last has not been over for a day", signing.Facts{Keys: []signing.Key{retired(1, day+11*time.Minute-time.Second), signs(2, day), published(3, day)}},
+			signing.Wait{Until: now.Add(time.Second)}},
 		{"nothing that it signed has been good for a day", signing.Facts{Keys: []signing.Key{retired(1, day+11*time.Minute), signs(2, day), published(3, day)}},
 			signing.Move{From: signing.Retired, Key: with(retired(1, day+11*time.Minute), func(k *signing.Key) { k.State, k.RemoveTime, k.Sealed = signing.Removed, now, nil })}},
 		{"the key that signed was dropped: the next one does at once", signing.Facts{Keys: []signing.Key{

@@ -548,5 +548,11 @@ func TestClaimProbe_GoesToOneAtATime(t *testing.T) {
 		if !claim(20*time.Second + time.Minute) {
 			b.t.Error("a claim whose owner died is kept for ever")
 		}
+		newer := credential.Probe{Time: start.Add(80 * time.Second), VersionID: "v", Finding: credential.ConsentMissing}
+		record(newer)
+		record(credential.Probe{Time: start.Add(20 * time.Second), VersionID: "v", Finding: credential.Works}) // the owner lives
+		if got := b.facts().Probe; got != newer {
+			b.t.Errorf("an answer that was asked for before replaced the last one: %+v", got)
+		}
 	})
 }
