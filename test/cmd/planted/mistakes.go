@@ -408,6 +408,13 @@ var mistakes = []mistake{
 		test: []string{"./services/vault/internal/credential"},
 	},
 	{
+		name: "nobody looks at an application of which a repair fails for good",
+		file: vault + "credential/decide.go",
+		from: `p.progress, p.lookFirst, p.ensure,`,
+		to:   `p.progress, p.ensure,`,
+		test: []string{"./services/vault/internal/credential"},
+	},
+	{
 		name: "a static master works by a clock that is wrong",
 		file: vault + "election/static/static.go",
 		from: `		case err == nil && resign == nil:`,
