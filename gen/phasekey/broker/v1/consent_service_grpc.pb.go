@@ -52,7 +52,8 @@ type ConsentServiceClient interface {
 	// from Entra ID afterwards changes nothing. Consent that was given already is not undone: only the customer can do that.
 	// Caller: the platform or an operator, within its accounts.
 	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND.
-	// A session that has ended, also by an earlier call, is returned as it is; its state says whether consent was proven first.
+	// One that is completed stays so, with an expire_time that is over: should consent be lost, its link leads nobody to give it again.
+	// A session that is over, also by an earlier call, is returned as it is; its state says whether consent was proven first.
 	CancelConsentSession(ctx context.Context, in *CancelConsentSessionRequest, opts ...grpc.CallOption) (*CancelConsentSessionResponse, error)
 	// Asks the customer's tenant whether consent holds, now, without a session: by having the vault ask it for a token. Sessions of the
 	// integration that are open are looked at sooner. A tenant is asked at most once in ten seconds (less in development mode); calls
@@ -158,7 +159,8 @@ type ConsentServiceServer interface {
 	// from Entra ID afterwards changes nothing. Consent that was given already is not undone: only the customer can do that.
 	// Caller: the platform or an operator, within its accounts.
 	// Errors: INVALID_FIELDS, RESOURCE_NOT_FOUND.
-	// A session that has ended, also by an earlier call, is returned as it is; its state says whether consent was proven first.
+	// One that is completed stays so, with an expire_time that is over: should consent be lost, its link leads nobody to give it again.
+	// A session that is over, also by an earlier call, is returned as it is; its state says whether consent was proven first.
 	CancelConsentSession(context.Context, *CancelConsentSessionRequest) (*CancelConsentSessionResponse, error)
 	// Asks the customer's tenant whether consent holds, now, without a session: by having the vault ask it for a token. Sessions of the
 	// integration that are open are looked at sooner. A tenant is asked at most once in ten seconds (less in development mode); calls

@@ -96,7 +96,8 @@ type ConsentSession struct {
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// The integration to consent to, of the same account.
 	Integration string `protobuf:"bytes,2,opt,name=integration,proto3" json:"integration,omitempty"`
-	// When it ends, and from when on its page leads nobody to consent. At most seven days ahead; absent means 24 hours.
+	// When it ends, and from when on its page leads nobody to consent. At most seven days ahead; absent means 24 hours. Of a completed
+	// session, sooner once it was withdrawn or its integration was deleted.
 	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
 	// Where the page leads when the administrator is through: an https URL at one of the broker's configured return origins,
 	// without user information or fragment, at most 2,000 characters. Empty for no such link. Nobody is sent there without

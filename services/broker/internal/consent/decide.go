@@ -31,13 +31,17 @@ type Proof struct {
 	Refusal string
 }
 
-// Cancel returns what becomes of a session that is withdrawn, and whether that is a change: one that has ended stays as it is.
+// Cancel returns what becomes of a session that is withdrawn, and whether that is a change. What was proven stays so, and is not given again by
+// the same link, should it be lost.
 func Cancel(now time.Time, s Session) (Session, bool) {
-	if !s.State.Open() {
+	switch {
+	case s.State.Open():
+		s.State, s.LastRefusal, s.EndTime = Expired, RefusalCancelled, stored(now)
+	case s.State == Completed && now.Before(s.ExpireTime):
+		s.ExpireTime = stored(now)
+	default:
 		return s, false
 	}
-	s.State, s.LastRefusal = Expired, RefusalCancelled
-	s.EndTime = stored(now)
 	s.Version++
 	return s, true
 }

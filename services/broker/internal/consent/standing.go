@@ -21,14 +21,22 @@ func (s Session) Awaits(now time.Time) bool {
 	return (s.State.Open() || s.Lost()) && now.Before(s.ExpireTime)
 }
 
+// Outlives reports whether a session's integration, of which the registry says this, is deleted or about to be: nobody is led to consent to it
+// then. Another one may have its name.
+func (s Session) Outlives(i Integration) bool { return i.Deleting || i.UID != s.IntegrationUID }
+
 // Stand returns what becomes of a completed session, given its integration and, if the tenant was asked meanwhile, what it said; and
 // whether that is a change. A session stays completed when consent is lost: it says so until consent is proven again, by whichever way.
 func Stand(now time.Time, s Session, i Integration, p *Proof) (Session, bool) {
 	is, at := i.Standing, stored(i.Standing.Time)
-	if s.State != Completed || i.UID != s.IntegrationUID || Observe(i).Finding != Ready || is.Time.IsZero() {
+	switch {
+	case s.State != Completed:
 		return s, false
-	}
-	if s.Loss == "" && at.Equal(s.StandingTime) {
+	case s.Outlives(i):
+		return Cancel(now, s)
+	case Observe(i).Finding != Ready || is.Time.IsZero():
+		return s, false
+	case s.Loss == "" && at.Equal(s.StandingTime):
 		return s, false // what was lost then was proven again since, which the vault has not reported yet
 	}
 	next := s

@@ -79,8 +79,13 @@ func TestStand(t *testing.T) {
 			completed(s)
 			s.StandingTime, s.EndTime, s.PrincipalObjectID, s.Permissions = refusedNow, refusedNow, "new", consent.Permissions{}
 		}, false},
-		{"of another integration", completed, but(refuses(refusedAt, "AADSTS700016"), func(i *consent.Integration) { i.UID = "uid-2" }), nil, nil, false},
-		{"being deleted", completed, but(refuses(refusedAt, "AADSTS700016"), func(i *consent.Integration) { i.Deleting = true }), nil, nil, false},
+		{"another integration has its name", lost, but(holds(refusedNow, "oid"), func(i *consent.Integration) { i.UID = "uid-2" }), takes,
+			func(s *consent.Session) { lost(s); s.ExpireTime = now }, false},
+		{"being deleted", completed, but(refuses(refusedAt, "AADSTS700016"), func(i *consent.Integration) { i.Deleting = true }), nil,
+			func(s *consent.Session) { completed(s); s.ExpireTime = now }, false},
+		{"deleted", lost, consent.Integration{}, nil, func(s *consent.Session) { lost(s); s.ExpireTime = now }, false},
+		{"deleted, after its deadline", func(s *consent.Session) { lost(s); s.ExpireTime = now }, consent.Integration{}, nil, nil, false},
+		{"open, of a deleted one", awaiting, consent.Integration{}, nil, nil, false},
 		{"the application is lost too", completed, but(refuses(refusedAt, "AADSTS700016"), func(i *consent.Integration) { i.Ready = false }), nil, nil, false},
 		{"open", awaiting, refuses(refusedAt, "AADSTS700016"), nil, nil, false},
 		{"expired", expiredAtDeadline, refuses(refusedAt, "AADSTS700016"), takes, nil, false},
@@ -97,6 +102,27 @@ func TestStand(t *testing.T) {
 			got, changed := consent.Stand(now, before, tc.is, tc.proof)
 			if diff := cmp.Diff(want, got); diff != "" || changed != (tc.want != nil) {
 				t.Errorf("changed: %v (-want +got):\n%s", changed, diff)
+			}
+		})
+	}
+}
+
+func TestCancel_TakesALinkThatHasDoneItsWorkToo(t *testing.T) {
+	now := created.Add(8 * time.Hour)
+	for name, change := range map[string]func(*consent.Session){"it holds": completed, "lost": lost} {
+		t.Run(name, func(t *testing.T) {
+			before := session(change)
+			want := before
+			want.ExpireTime, want.Version = now, before.Version+1
+			got, changed := consent.Cancel(now.Add(999*time.Nanosecond), before)
+			if diff := cmp.Diff(want, got); diff != "" || !changed {
+				t.Fatalf("changed: %v (-want +got):\n%s", changed, diff)
+			}
+			if got.Lost() && consent.PageOf(now, got) != consent.PageExpired || consent.MayBegin(now, got) {
+				t.Errorf("it is of use: page %d", consent.PageOf(now, got))
+			}
+			if again, changed := consent.Cancel(now.Add(time.Hour), got); changed || again != got {
+				t.Errorf("again: changed: %v, %+v", changed, again)
 			}
 		})
 	}

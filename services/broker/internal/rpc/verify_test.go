@@ -195,6 +195,9 @@ func TestCancelConsentSession_AfterProof(t *testing.T) {
 		if err != nil || answer.GetConsentSession().GetState() != brokerv1.ConsentSession_STATE_COMPLETED {
 			t.Errorf("a proven session: %v, error %v", answer, err)
 		}
+		if end := answer.GetConsentSession().GetExpireTime().AsTime(); end.After(time.Now()) {
+			t.Errorf("consent may be given again by its link until %s", end)
+		}
 	})
 }
 

@@ -97,10 +97,13 @@ func (l *Looker) ask(ctx context.Context, session consent.Session) (consent.Inte
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	found, err := l.cfg.Registry.Integration(ctx, session.Integration)
-	if err != nil {
+	switch {
+	case errors.Is(err, consent.ErrIntegrationNotFound):
+		return consent.Integration{}, nil, nil
+	case err != nil:
 		return found, nil, err
 	}
-	if next, _ := consent.Stand(time.Now(), session, found, nil); !next.Lost() {
+	if next, _ := consent.Stand(time.Now(), session, found, nil); session.Outlives(found) || !next.Lost() {
 		return found, nil, nil
 	}
 	proof, err := l.cfg.Vault.ProbeConsent(ctx, session.Integration)

@@ -1,6 +1,7 @@
 package standing_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,6 +31,7 @@ func (s *fakeStore) Change(_ context.Context, _ consent.Name, decide func(consen
 }
 
 type fakeRegistry struct {
+	uid   string // empty: the session's
 	is    consent.Standing
 	err   error
 	asked int
@@ -37,7 +39,7 @@ type fakeRegistry struct {
 
 func (r *fakeRegistry) Integration(_ context.Context, name string) (consent.Integration, error) {
 	r.asked++
-	return consent.Integration{Name: name, UID: "uid", ClientID: "client", Ready: true, Standing: r.is}, r.err
+	return consent.Integration{Name: name, UID: cmp.Or(r.uid, "uid"), ClientID: "client", Ready: true, Standing: r.is}, r.err
 }
 
 type fakeVault struct {
@@ -59,6 +61,23 @@ func TestLook_AnAnswerThatAnotherOvertookIsNone(t *testing.T) {
 	l := standing.New(standing.Config{Store: in, Registry: registry, Vault: &fakeVault{}, Interval: time.Second, Log: slog.New(slog.DiscardHandler)})
 	if got, err := l.Look(t.Context(), session); err != nil || got.Lost() || got.Version != 3 {
 		t.Errorf("error %v, %+v", err, got)
+	}
+}
+
+func TestLook_ALinkEndsWithItsIntegration(t *testing.T) {
+	for name, registry := range map[string]fakeRegistry{
+		"gone":                     {err: consent.ErrIntegrationNotFound},
+		"another one has its name": {uid: "other", is: consent.Standing{Time: time.Now(), Loss: "AADSTS700016"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			session := consent.Session{IntegrationUID: "uid", State: consent.Completed, PrincipalObjectID: "oid", ClientID: "client", Loss: "AADSTS700016", ExpireTime: time.Now().Add(time.Hour)}
+			vault := &fakeVault{proof: consent.Proof{Consented: true, PrincipalObjectID: "other"}}
+			l := standing.New(standing.Config{Store: &fakeStore{session: session}, Registry: &registry, Vault: vault, Interval: time.Second, Log: slog.New(slog.DiscardHandler)})
+			got, err := l.Look(t.Context(), session)
+			if err != nil || got.PrincipalObjectID != "oid" || got.Awaits(time.Now()) || vault.asked != 0 {
+				t.Errorf("error %v, the tenant was asked %d times, %+v", err, vault.asked, got)
+			}
+		})
 	}
 }
 

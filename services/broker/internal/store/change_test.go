@@ -83,6 +83,9 @@ func TestStore_ChangesOfCompletedSessionsAreKept(t *testing.T) {
 		if session.Permissions != (consent.Permissions{}) {
 			t.Errorf("the new principal has the old one's roles: %v", session.Permissions)
 		}
+		step("the withdrawal", func(found consent.Session) (consent.Session, bool) {
+			return consent.Cancel(start.Add(time.Minute), found)
+		})
 		if uids := due(t, s, start.Add(time.Hour)); len(uids) != 1 { // as Create left it: nobody has settled
 			t.Errorf("due: %v", uids)
 		}

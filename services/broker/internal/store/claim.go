@@ -126,10 +126,10 @@ func hasten(ctx context.Context, tx sqldb.Tx, now time.Time, integrationUID stri
 func update(ctx context.Context, tx sqldb.Tx, session consent.Session) error {
 	_, err := tx.Exec(ctx, `UPDATE consent_sessions SET state = $1, client_id = $2, application_name = $3,
 		service_principal_object_id = $4, last_refusal = $5, last_callback = $6, callback_time = $7, version = $8, end_time = $9,
-		read_level = $10, write_level = $11, denied = $12, standing_time = $13, loss = $14 WHERE account = $15 AND id = $16`,
+		read_level = $10, write_level = $11, denied = $12, standing_time = $13, loss = $14, expire_time = $15 WHERE account = $16 AND id = $17`,
 		session.State, session.ClientID, session.ApplicationName, session.PrincipalObjectID, session.LastRefusal,
 		session.LastCallback, sqldb.Micros(session.CallbackTime), session.Version, sqldb.Micros(session.EndTime),
-		session.Permissions.Read, session.Permissions.Write, session.Permissions.Denied, sqldb.Micros(session.StandingTime), session.Loss,
+		session.Permissions.Read, session.Permissions.Write, session.Permissions.Denied, sqldb.Micros(session.StandingTime), session.Loss, sqldb.Micros(session.ExpireTime),
 		session.Name.Account, session.Name.ID)
 	return err
 }

@@ -105,7 +105,7 @@ func (o *options) waitForConsent() *cobra.Command {
 }
 
 func (o *options) cancelConsent() *cobra.Command {
-	return o.verb("cancel SESSION", "Withdraw a consent session: its link leads nowhere any more", cobra.ExactArgs(1), func(ctx context.Context, s *session, args []string) error {
+	return o.verb("cancel SESSION", "Withdraw a consent session: its link leads nobody to consent any more", cobra.ExactArgs(1), func(ctx context.Context, s *session, args []string) error {
 		client, name, err := s.consentSession(args[0])
 		if err != nil {
 			return err
