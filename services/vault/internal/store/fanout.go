@@ -48,7 +48,8 @@ type Reached struct {
 // entitled. Deliver says why, and is the way for one. After an error nothing was recorded, except that after a sqldb.ErrUnknownOutcome, or when ctx has ended,
 // deliveries may be on record that never were.
 //
-// It takes the grants' rows, in their order, as all do who deliver by them or end them: what is recorded was not revoked before the commit.
+// It takes the grants' rows, in their order, as all do who deliver by them or end them: what is recorded was not revoked before the commit. Then it takes the writer's
+// row, and waits for nobody any more once it has found what entitles.
 //
 // The record is one row of audit_fanouts, in the chain like any other, and becomes rows of audit_events later: see ExpandFanOuts.
 func (s *Store) FanOut(ctx context.Context, now time.Time, f FanOut) ([]Reached, error) {
@@ -73,6 +74,7 @@ func (s *Store) fanOut(ctx context.Context, tx sqldb.Tx, now time.Time, f FanOut
 	var counted []lease.Lease
 	from, args := tx.Values(instances)
 	sqldb.Into(&b, &locked, grantListing.scan, lockingGrants(tx, `SELECT column1 FROM `+from+` i`), args...)
+	ends := s.lockingTrail(&b)
 	terms := append([]any{sqldb.Micros(now), f.VersionID, string(f.Material)}, terms(now, f.Material, f.PolicyAudience, f.Audience)...)
 	from, args = tx.Values(instances, append(terms, MaxFanOut)...)
 	// For each instance by itself, which no join is, and behind offsets, which are none: PostgreSQL, which thinks that all of this is very little, would join
@@ -110,15 +112,15 @@ func (s *Store) fanOut(ctx context.Context, tx sqldb.Tx, now time.Time, f FanOut
 	if len(entries) == 0 {
 		return out, nil
 	}
-	return out, s.recordFanOut(ctx, tx, now, entries)
+	t, err := s.trailAt(*ends)
+	if err != nil {
+		return nil, err
+	}
+	return out, recordFanOut(ctx, tx, now, t, entries)
 }
 
-func (s *Store) recordFanOut(ctx context.Context, tx sqldb.Tx, now time.Time, entries []audit.Entry) error {
+func recordFanOut(ctx context.Context, tx sqldb.Tx, now time.Time, t *trail, entries []audit.Entry) error {
 	content, err := audit.Content(entries)
-	if err != nil {
-		return err
-	}
-	t, err := s.lockTrail(ctx, tx)
 	if err != nil {
 		return err
 	}

@@ -373,6 +373,43 @@ func TestFanOut_TakesTurnsWithWhoeverEndsGrants(t *testing.T) {
 	}
 }
 
+// What ends without a grant's row, as an attachment does, may end while a fan-out waits for its place in the chain: it judges afterwards, and then waits for nobody.
+func TestFanOut_JudgesWhenItWaitsForNobodyAnyMore(t *testing.T) {
+	c := onPostgres(t)
+	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+	defer stop()
+	grants := c.crowd(4)
+	some, other := grants[:3], grants[3]
+	var group sync.WaitGroup
+	begin := sync.OnceFunc(func() {
+		done := make(chan struct{})
+		group.Go(func() {
+			defer close(done)
+			got, err := c.store.FanOut(ctx, start, wide(order("", "a", "v2"), some...))
+			if err != nil || !slices.Equal(got, make([]store.Reached, len(some))) {
+				t.Errorf("reached %+v, %v", got, err)
+			}
+		})
+		c.waiting(ctx, 1, done)
+		select {
+		case <-done:
+			t.Error("the fan-out did not wait for the chain")
+		default:
+		}
+		c.project(6, start, store.Wanted{})
+	})
+	_, err := c.store.FanOut(sqldbtest.WithHook(ctx, func(_ context.Context, at sqldbtest.Point, readOnly bool) error {
+		if at == sqldbtest.Commit && !readOnly {
+			begin()
+		}
+		return nil
+	}), start, wide(order("", "a", "v2"), other))
+	if err != nil {
+		t.Error(err)
+	}
+	group.Wait()
+}
+
 // Two replicas fan out to the same leases while others deliver, revoke, close, freeze and read: nobody waits for who waits, each lease's generations are counted
 // without a gap, and every chain is whole.
 func TestFanOut_WhoeverComesAtOnce(t *testing.T) {
