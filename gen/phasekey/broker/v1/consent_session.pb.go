@@ -111,7 +111,7 @@ type ConsentSession struct {
 	// The service principal's object ID in the customer's tenant, once completed; as last proven.
 	ServicePrincipalObjectId string `protobuf:"bytes,22,opt,name=service_principal_object_id,json=servicePrincipalObjectId,proto3" json:"service_principal_object_id,omitempty"`
 	// What the customer's tenant last said, for example `AADSTS700016`; CANCELLED, INTEGRATION_DELETED or INTEGRATION_DELETING when
-	// that ended the session; empty before the first answer and when completed.
+	// that ended the session; empty before the first answer and when completed, unless the integration was deleted since.
 	LastRefusal string `protobuf:"bytes,23,opt,name=last_refusal,json=lastRefusal,proto3" json:"last_refusal,omitempty"`
 	// When it was created.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,24,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`

@@ -38,6 +38,8 @@ const pendingTime = 20 * time.Minute
 // PageOf says which page a session shows. The deadline counts though nobody has written down yet that it has passed.
 func PageOf(now time.Time, s Session) Page {
 	switch {
+	case s.Bereft():
+		return PageExpired
 	case s.State == Completed && !s.Lost():
 		return PageResult
 	case !s.Awaits(now):

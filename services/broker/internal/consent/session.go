@@ -27,7 +27,7 @@ const (
 // Open reports whether a session in this state has not ended.
 func (s State) Open() bool { return s == WaitingForApplication || s == AwaitingConsent }
 
-// Why a session expired before its deadline, as its LastRefusal says.
+// Why a session's link ended before its deadline, as its LastRefusal says.
 const (
 	RefusalCancelled           = "CANCELLED"
 	RefusalIntegrationGone     = "INTEGRATION_DELETED"
@@ -69,7 +69,7 @@ type Session struct {
 	PrincipalObjectID string
 	// Permissions are the principal's, as last seen; zero before it was completed and looked at.
 	Permissions Permissions
-	// LastRefusal is what the tenant last said, or why the session ended early.
+	// LastRefusal is what the tenant last said, or why the link ended early.
 	LastRefusal string
 	// StandingTime is since when the standing is so that was last taken in. Loss is why consent did not hold as of it, though it did
 	// before; empty once it was proven again.

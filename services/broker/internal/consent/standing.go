@@ -33,7 +33,7 @@ func Stand(now time.Time, s Session, i Integration, p *Proof) (Session, bool) {
 	case s.State != Completed:
 		return s, false
 	case s.Outlives(i):
-		return Cancel(now, s)
+		return s.end(now, i)
 	case Observe(i).Finding != Ready || is.Time.IsZero():
 		return s, false
 	case s.Loss == "" && at.Equal(s.StandingTime):
@@ -54,6 +54,24 @@ func Stand(now time.Time, s Session, i Integration, p *Proof) (Session, bool) {
 		next.prove(is.Time, is.PrincipalObjectID)
 	}
 	return counted(s, next)
+}
+
+// end is what becomes of a completed session that outlives its integration, as the registry has it now.
+func (s Session) end(now time.Time, i Integration) (Session, bool) {
+	next := s
+	next.LastRefusal = RefusalIntegrationGone
+	if i.Deleting {
+		next.LastRefusal = RefusalIntegrationDeleting
+	}
+	if now.Before(s.ExpireTime) {
+		next.ExpireTime = stored(now)
+	}
+	return counted(s, next)
+}
+
+// Bereft reports whether a session's integration was deleted, as far as is known: nothing it says of it holds any more.
+func (s Session) Bereft() bool {
+	return s.LastRefusal == RefusalIntegrationGone || s.LastRefusal == RefusalIntegrationDeleting
 }
 
 // prove completes a session by a proof. What was seen of another principal's roles says nothing about this one's.

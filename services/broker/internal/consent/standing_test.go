@@ -80,11 +80,17 @@ func TestStand(t *testing.T) {
 			s.StandingTime, s.EndTime, s.PrincipalObjectID, s.Permissions = refusedNow, refusedNow, "new", consent.Permissions{}
 		}, false},
 		{"another integration has its name", lost, but(holds(refusedNow, "oid"), func(i *consent.Integration) { i.UID = "uid-2" }), takes,
-			func(s *consent.Session) { lost(s); s.ExpireTime = now }, false},
+			func(s *consent.Session) { lost(s); s.ExpireTime, s.LastRefusal = now, consent.RefusalIntegrationGone }, false},
 		{"being deleted", completed, but(refuses(refusedAt, "AADSTS700016"), func(i *consent.Integration) { i.Deleting = true }), nil,
-			func(s *consent.Session) { completed(s); s.ExpireTime = now }, false},
-		{"deleted", lost, consent.Integration{}, nil, func(s *consent.Session) { lost(s); s.ExpireTime = now }, false},
-		{"deleted, after its deadline", func(s *consent.Session) { lost(s); s.ExpireTime = now }, consent.Integration{}, nil, nil, false},
+			func(s *consent.Session) {
+				completed(s)
+				s.ExpireTime, s.LastRefusal = now, consent.RefusalIntegrationDeleting
+			}, false},
+		{"deleted", lost, consent.Integration{}, nil, func(s *consent.Session) { lost(s); s.ExpireTime, s.LastRefusal = now, consent.RefusalIntegrationGone }, false},
+		{"deleted, after its deadline", func(s *consent.Session) { lost(s); s.ExpireTime = refusedAt }, consent.Integration{}, nil, func(s *consent.Session) {
+			lost(s)
+			s.ExpireTime, s.LastRefusal = refusedAt, consent.RefusalIntegrationGone
+		}, false},
 		{"open, of a deleted one", awaiting, consent.Integration{}, nil, nil, false},
 		{"the application is lost too", completed, but(refuses(refusedAt, "AADSTS700016"), func(i *consent.Integration) { i.Ready = false }), nil, nil, false},
 		{"open", awaiting, refuses(refusedAt, "AADSTS700016"), nil, nil, false},

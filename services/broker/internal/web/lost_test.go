@@ -182,9 +182,22 @@ func TestSite_NobodyIsLedToConsentToWhatWasDeleted(t *testing.T) {
 	}
 	events.expect(`{"page":"expired","version":3}`)
 	p := b.get(link)
-	shows(t, p, http.StatusOK, "This link has expired", "is not in your tenant any more")
+	shows(t, p, http.StatusOK, "The integration was deleted", "nothing left to consent to")
 	if strings.Contains(p.text, button) {
 		t.Errorf("it can be used:\n%s", p.text)
+	}
+}
+
+func TestSite_SaysWhatIsDeletedThoughConsentHolds(t *testing.T) {
+	w := newWorld(t, nil)
+	_, link := w.proven(nil)
+	b := w.browser()
+	shows(t, b.get(link), http.StatusOK, "You have consented", "az role assignment create")
+	w.stands.set(consent.Standing{}, refusing, consent.ErrIntegrationNotFound)
+	p := b.get(link)
+	shows(t, p, http.StatusOK, "The integration was deleted", "If you have consented, the application")
+	if strings.Contains(p.text, "az role assignment create") {
+		t.Errorf("it asks for a role:\n%s", p.text)
 	}
 }
 

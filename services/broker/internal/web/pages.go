@@ -59,10 +59,10 @@ func (s *Site) show(w http.ResponseWriter, r *http.Request) error {
 		if session.Lost() {
 			v.Problem = lossOf(session.Loss)
 		}
-		switch session.LastRefusal {
-		case consent.RefusalIntegrationGone, consent.RefusalIntegrationDeleting:
-			v.Deleted = true
-		case consent.RefusalCancelled:
+		switch {
+		case session.Bereft():
+			v.Deleted, v.Title = true, "The integration was deleted"
+		case session.LastRefusal == consent.RefusalCancelled:
 			v.Cancelled, v.Title = true, "This link was withdrawn"
 		}
 	}

@@ -720,7 +720,7 @@ func TestSite_ASessionThatHasEnded(t *testing.T) {
 	if s := w.get(session.Name); s.LastCallback != "" || s.State != consent.Expired {
 		t.Errorf("callback %q, state %d", s.LastCallback, s.State)
 	}
-	shows(t, b.get(link), http.StatusOK, "This link has expired", "The integration was deleted")
+	shows(t, b.get(link), http.StatusOK, "The integration was deleted", "nothing left to consent to")
 	if to := b.press(link); to != link {
 		t.Errorf("the button leads to %s", to)
 	}
