@@ -88,7 +88,14 @@ func TestRunner_Stream(t *testing.T) {
 			within(time.Second), send(3), holds(3)}},
 		{"a vault that stops before it was left", []step{accept(), send(1), pass(time.Minute), leave(time.Minute), end(draining), holds(1),
 			within(time.Minute), send(2), holds(2)}},
-		{"no vault has its stream be missing for long", []step{accept(), send(1), pass(time.Minute), leave(time.Hour), within(time.Minute)}},
+		{"no vault has its stream be missing for long", []step{accept(), send(1), {"twenty vaults that would", func(w *world) {
+			for n := range int64(20) {
+				w.walk([]step{pass(time.Minute), leave(time.Hour), within(time.Minute), send(n + 2)})
+			}
+		}}}},
+		{"one that asks to be left, and at its end for time, is given that", []step{accept(), send(1), pass(time.Minute), leave(0),
+			end(rpcerr.New(codes.Unavailable, rpcerr.ReasonDraining, "going away", rpcerr.Retry(20*time.Second))),
+			noStream(20*time.Second - time.Millisecond), within(2 * time.Millisecond), send(2), holds(2)}},
 		{"one that asks to be left twice, or with nonsense, is left once", []step{accept(), send(1), pass(time.Minute), leave(-time.Hour), within(200 * time.Millisecond),
 			{"ask the old one again", func(w *world) { w.old.Leave(0) }}, noStream(59 * time.Second), send(2), holds(2), oldIsGone(true)}},
 		{"vaults that all ask to be left are not hammered", []step{accept(), send(1), pass(time.Minute), leave(0),
@@ -209,32 +216,43 @@ func TestRunner_OpensTheNewStreamBeforeLettingGoOfTheOld(t *testing.T) {
 	})
 }
 
-// Each of many vaults that stop one after another asks to be left within ten seconds: thousands of runners that were asked at one moment come spread over them.
+// Each of many vaults that stop one after another asks to be left within ten seconds: thousands of runners that were asked at one moment come spread over them, also
+// when their streams end before they have left.
 func TestRunner_LeavesAtAMomentOfItsOwn(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		const (
-			rounds = 40
-			window = 10 * time.Second
-		)
-		w := newWorld(t)
-		defer w.stop()
-		w.walk([]step{accept(), send(1)})
-		var early, late int
-		for n := range int64(rounds) {
-			w.walk([]step{pass(time.Minute), leave(window)})
-			asked := time.Now()
-			w.walk([]step{within(window), send(n + 2), oldIsGone(true)})
-			if time.Since(asked) < window/2 {
-				early++
-			} else {
-				late++
-			}
-		}
-		// Evenly drawn, either is as rare as this once in ten thousand times.
-		if early < 8 || late < 8 {
-			t.Errorf("of %d times it came in the first half %d times, in the second %d times", rounds, early, late)
-		}
-	})
+	for name, then := range map[string][]step{
+		"before its stream ends":   nil,
+		"after its stream has":     {end(rpcerr.New(codes.Unavailable, rpcerr.ReasonDraining, "going away"))},
+		"after its stream broke":   {end(status.Error(codes.Unavailable, "down"))},
+		"after the vault ended it": {end(nil)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				const (
+					rounds = 40
+					window = 10 * time.Second
+				)
+				w := newWorld(t)
+				defer w.stop()
+				w.walk([]step{accept(), send(1)})
+				var early, late int
+				for n := range int64(rounds) {
+					w.walk([]step{pass(time.Minute), leave(window)})
+					asked := time.Now()
+					w.walk(then)
+					w.walk([]step{within(window), send(n + 2), oldIsGone(true)})
+					if time.Since(asked) < window/2 {
+						early++
+					} else {
+						late++
+					}
+				}
+				// Evenly drawn, either is as rare as this once in ten thousand times.
+				if early < 8 || late < 8 {
+					t.Errorf("of %d times it came in the first half %d times, in the second %d times", rounds, early, late)
+				}
+			})
+		})
+	}
 }
 
 // Servers that all want the runner to leave as soon as they have delivered: each stream lives on, so none ends with an error.

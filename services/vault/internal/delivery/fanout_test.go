@@ -449,3 +449,23 @@ func TestFanOut_IsOfWhoHasTheSameAccess(t *testing.T) {
 		w.fanned("rotation", 2, 2)
 	})
 }
+
+// The token of a version that was replaced is kept for who still has use of it, and forgotten once the version is gone.
+func TestFanOut_ForgetsTheTokenOfAVersionThatIsGone(t *testing.T) {
+	inBubble(t, func(w *world) {
+		c := w.gather(20, nil)
+		defer c.leave()
+		w.rotate(2)
+		if len(w.issuer.dropped) > 0 {
+			t.Errorf("dropped %v", w.issuer.dropped)
+		}
+		w.store.change("uid", "", func(f *fakeStore) { f.versions = []store.Live{live(3)} })
+		w.hub.Nudge()
+		synctest.Wait()
+		c.took("two rotations", "ROTATED v2, ROTATED v3")
+		w.fanned("two rotations", 2, 2)
+		if !slices.Equal(w.issuer.dropped, []string{"v2"}) {
+			t.Errorf("dropped %v", w.issuer.dropped)
+		}
+	})
+}
