@@ -228,7 +228,7 @@ func TestRunner_LeavesAtAMomentOfItsOwn(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				const (
-					rounds = 40
+					rounds = 80
 					window = 10 * time.Second
 				)
 				w := newWorld(t)
@@ -246,8 +246,8 @@ func TestRunner_LeavesAtAMomentOfItsOwn(t *testing.T) {
 						late++
 					}
 				}
-				// Evenly drawn, either is as rare as this once in ten thousand times.
-				if early < 8 || late < 8 {
+				// Evenly drawn, either is as rare as this once in millions of times.
+				if early < rounds/5 || late < rounds/5 {
 					t.Errorf("of %d times it came in the first half %d times, in the second %d times", rounds, early, late)
 				}
 			})
