@@ -189,15 +189,6 @@ func expandFanOut(ctx context.Context, tx sqldb.Tx) (more bool, err error) {
 	return true, tx.Do(ctx, &b)
 }
 
-// expandFanOuts writes all of them in a transaction that has a grant's row, and so finds all that has been recorded of that among the events.
-func expandFanOuts(ctx context.Context, tx sqldb.Tx) error {
-	for {
-		if more, err := expandFanOut(ctx, tx); err != nil || !more {
-			return err
-		}
-	}
-}
-
 // readEvents reads as ReadTx does, and finds all that has been recorded among the events.
 func (s *Store) readEvents(ctx context.Context, read func(ctx context.Context, tx sqldb.Tx) error) error {
 	for {

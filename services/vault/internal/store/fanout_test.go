@@ -580,6 +580,10 @@ func TestFanOut_WhoeverWaitedGoesOn(t *testing.T) {
 			}
 		})
 		c.waiting(ctx, 1, done)
+		// It waits to say what the lease was given. The lease is closed, and nobody waits for it.
+		if _, err := c.store.Deliver(ctx, start, order("g001", "a", "v2")); !errors.Is(err, lease.ErrClosed) {
+			t.Errorf("after the revocation: %v", err)
+		}
 	})
 	first := true
 	err := c.store.ExpandFanOuts(sqldbtest.WithHook(ctx, func(_ context.Context, at sqldbtest.Point, readOnly bool) error {

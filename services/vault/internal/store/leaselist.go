@@ -65,28 +65,24 @@ func (s *Store) Leases(ctx context.Context, l lease.List) (found []lease.Detail,
 
 // Lease returns one of an account's leases, lease.ErrNotFound when there is none.
 func (s *Store) Lease(ctx context.Context, account, grantUID, uid string) (d lease.Detail, err error) {
-	err = s.readEvents(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
-		d, err = readLease(ctx, tx, account, grantUID, uid)
+	err = s.readEvents(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+		found, err := leaseListing.scan(tx.QueryRow(ctx, `SELECT `+leaseListing.columns+` FROM `+leaseListing.from+`
+			WHERE g.account = $1 AND l.grant_uid = $2 AND l.uid = $3`, account, grantUID, uid))
+		if errors.Is(err, sqldb.ErrNoRows) {
+			return lease.ErrNotFound
+		}
+		if err != nil {
+			return err
+		}
+		one := []lease.Detail{found}
+		err = detail(ctx, tx, one)
+		d = one[0]
 		return err
 	})
 	if err != nil {
 		return lease.Detail{}, fmt.Errorf("read lease %s: %w", uid, err)
 	}
 	return d, nil
-}
-
-func readLease(ctx context.Context, tx sqldb.Tx, account, grantUID, uid string) (lease.Detail, error) {
-	d, err := leaseListing.scan(tx.QueryRow(ctx, `SELECT `+leaseListing.columns+` FROM `+leaseListing.from+`
-		WHERE g.account = $1 AND l.grant_uid = $2 AND l.uid = $3`, account, grantUID, uid))
-	if errors.Is(err, sqldb.ErrNoRows) {
-		return lease.Detail{}, lease.ErrNotFound
-	}
-	if err != nil {
-		return lease.Detail{}, err
-	}
-	one := []lease.Detail{d}
-	err = detail(ctx, tx, one)
-	return one[0], err
 }
 
 // detailAtOnce is of how many leases the rest is read in one statement, which has a parameter for each.
@@ -136,9 +132,9 @@ func detail(ctx context.Context, tx sqldb.Tx, leases []lease.Detail) error {
 }
 
 // RevokeLease closes a lease and releases what it holds: once it has returned, nothing is recorded as delivered to it any more. One that
-// is closed stays as it is. lease.ErrNotFound when there is none.
-func (s *Store) RevokeLease(ctx context.Context, now time.Time, account, grantUID, uid string, caller grant.Caller) (d lease.Detail, err error) {
-	err = s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+// is closed stays as it is. lease.ErrNotFound when there is none. After another error it may be closed.
+func (s *Store) RevokeLease(ctx context.Context, now time.Time, account, grantUID, uid string, caller grant.Caller) (lease.Detail, error) {
+	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
 		g, err := lockGrant(ctx, tx, `account = $1 AND uid = $2`, account, grantUID)
 		if errors.Is(err, grant.ErrNotFound) {
 			return lease.ErrNotFound
@@ -146,22 +142,15 @@ func (s *Store) RevokeLease(ctx context.Context, now time.Time, account, grantUI
 		if err != nil {
 			return err
 		}
-		if err := expandFanOuts(ctx, tx); err != nil {
-			return err
-		}
 		l, err := scanLease(tx.QueryRow(ctx, `UPDATE leases SET close_time = $1 WHERE uid = $2 AND grant_uid = $3 AND close_time = 0
 			RETURNING `+leaseColumns, sqldb.Micros(now), uid, grantUID))
 		if errors.Is(err, sqldb.ErrNoRows) {
-			d, err = readLease(ctx, tx, account, grantUID, uid)
-			return err
+			return nil // closed, or none
 		}
 		if err != nil {
 			return err
 		}
 		if err := release(ctx, tx, now, g, uid); err != nil {
-			return err
-		}
-		if d, err = readLease(ctx, tx, account, grantUID, uid); err != nil {
 			return err
 		}
 		event := leaseEvent(now, LeaseRevoked, g, l, caller)
@@ -174,5 +163,6 @@ func (s *Store) RevokeLease(ctx context.Context, now time.Time, account, grantUI
 	if err != nil {
 		return lease.Detail{}, fmt.Errorf("revoke lease %s: %w", uid, err)
 	}
-	return d, nil
+	// With nobody waiting for the grant: fan-outs of a while may have to be written as events first.
+	return s.Lease(ctx, account, grantUID, uid)
 }
