@@ -60,6 +60,15 @@ func (t Tx) ByIndex(b *Batch) {
 	}
 }
 
+// In is the condition that a column is among what a query returns, which refers to nothing outside of itself. PostgreSQL carries it out first, and looks each of its results up by the column's index. Written as IN it is a
+// join, and whether that reads the whole table is decided by how large the table was when the statement was planned.
+func (t Tx) In(column, query string) string {
+	if t.driver == DriverPostgres {
+		return column + ` = ANY (ARRAY(` + query + `))`
+	}
+	return column + ` IN (` + query + `)`
+}
+
 // Do runs the statements of a batch. An error may be any statement's.
 func (t Tx) Do(ctx context.Context, b *Batch) error { return t.send(ctx, b, false) }
 

@@ -219,9 +219,9 @@ func lockForDelivery(tx sqldb.Tx, b *sqldb.Batch, batch []*ordered) func() (gran
 	from, args := tx.Values(asked)
 	var found []grant.Grant
 	var have []lease.Lease
-	sqldb.Into(b, &found, grantListing.scan, lockingGrants(tx, `SELECT column1 FROM `+from+` v`), args...)
+	sqldb.Into(b, &found, grantListing.scan, lockingGrants(tx, tx.In(`uid`, `SELECT column1 FROM `+from+` v`)), args...)
 	// Whoever has the grant can open and close leases all day: those that are over must not make the others slow.
-	sqldb.Into(b, &have, scanLease, `SELECT `+leaseColumns+` FROM leases WHERE close_time = 0 AND grant_uid IN (SELECT column1 FROM `+from+` v)
+	sqldb.Into(b, &have, scanLease, `SELECT `+leaseColumns+` FROM leases WHERE close_time = 0 AND `+tx.In(`grant_uid`, `SELECT column1 FROM `+from+` v`)+`
 		UNION ALL SELECT `+leaseColumns+` FROM `+from+` v, leases WHERE grant_uid = v.column1 AND instance_id = v.column2 AND close_time <> 0`, args...)
 	var opened []string
 	if tokens.Len() > 0 {
@@ -416,10 +416,10 @@ func terms(now time.Time, material lease.Material, policyAudience bool, audience
 // one that has it, an attachment or labels that give the access, and a copy of the registry that is fresh and no older than the grant. A delivery's column4 is when it is
 // made, column11 its version, column12 its material, and the others are its terms.
 //
-// Adding nothing keeps PostgreSQL from going by the index of the grants that are live: it would go through all of them, for each delivery.
+// Adding nothing keeps PostgreSQL from going by an index of the grants that are live: it would go through all of them, for each delivery.
 const (
 	entitling = `grants g, credential_versions c, integrations i, projects p, projection r`
-	entitles  = `g.revoke_time = 0 AND g.expire_time + 0 > v.column4
+	entitles  = `g.revoke_time + 0 = 0 AND g.expire_time + 0 > v.column4
 			AND c.id = v.column11 AND c.integration_uid = g.integration_uid AND c.state IN ('ACTIVE', v.column20)
 			AND i.uid = g.integration_uid AND i.deleting = 0
 			AND (i.delivery_materials LIKE v.column21 OR i.delivery_materials = v.column22)

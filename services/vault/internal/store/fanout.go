@@ -73,7 +73,7 @@ func (s *Store) fanOut(ctx context.Context, tx sqldb.Tx, now time.Time, f FanOut
 	var locked []grant.Grant
 	var counted []lease.Lease
 	from, args := tx.Values(instances)
-	sqldb.Into(&b, &locked, grantListing.scan, lockingGrants(tx, `SELECT column1 FROM `+from+` i`), args...)
+	sqldb.Into(&b, &locked, grantListing.scan, lockingGrants(tx, tx.In(`uid`, `SELECT column1 FROM `+from+` i`)), args...)
 	ends := s.lockingTrail(&b)
 	terms := append([]any{sqldb.Micros(now), f.VersionID, string(f.Material)}, terms(now, f.Material, f.PolicyAudience, f.Audience)...)
 	from, args = tx.Values(instances, append(terms, MaxFanOut)...)

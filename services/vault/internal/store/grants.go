@@ -205,11 +205,11 @@ func lockGrant(ctx context.Context, tx sqldb.Tx, where string, key ...any) (gran
 
 // lockGrants locks and reads grants as lockGrant does, many at once, in the order of their UIDs.
 func lockGrants(ctx context.Context, tx sqldb.Tx, which string, args ...any) ([]grant.Grant, error) {
-	return sqldb.Collect(ctx, tx, grantListing.scan, lockingGrants(tx, which), args...)
+	return sqldb.Collect(ctx, tx, grantListing.scan, lockingGrants(tx, `uid IN (`+which+`)`), args...)
 }
 
-func lockingGrants(tx sqldb.Tx, which string) string {
-	return `SELECT ` + grantColumns + ` FROM grants WHERE uid IN (` + which + `) ORDER BY uid` + tx.ForUpdate()
+func lockingGrants(tx sqldb.Tx, where string) string {
+	return `SELECT ` + grantColumns + ` FROM grants WHERE ` + where + ` ORDER BY uid` + tx.ForUpdate()
 }
 
 func (s *Store) findGrant(ctx context.Context, where string, key ...any) (grant.Grant, error) {

@@ -109,7 +109,7 @@ func readEntitlements[K comparable](tx sqldb.Tx, b *sqldb.Batch, key string, ask
 	}, `SELECT `+qualified("g", grantColumns)+`, `+standingColumns+`, v.column3, COALESCE(l.uid, ''), COALESCE(l.grant_uid, ''), COALESCE(l.instance_id, ''),
 			COALESCE(l.generation, 0), COALESCE(l.open_time, 0), COALESCE(l.deliver_time, 0), COALESCE(l.close_time, 0)
 		FROM `+from+` v JOIN grants g ON g.`+key+` = v.column1 LEFT JOIN leases l ON l.grant_uid = g.uid AND l.instance_id = v.column2`, args...)
-	which := `SELECT g.integration_uid FROM ` + from + ` v JOIN grants g ON g.` + key + ` = v.column1`
+	which := `SELECT integration_uid FROM grants WHERE ` + tx.In(key, `SELECT column1 FROM `+from+` v`)
 	// What those have in common that are by grants of one integration.
 	sqldb.Into(b, &given, func(row sqldb.Row) (*Entitlement, error) {
 		var e Entitlement
@@ -119,8 +119,8 @@ func readEntitlements[K comparable](tx sqldb.Tx, b *sqldb.Batch, key string, ask
 	}, `SELECT `+integrationColumns+`,
 			COALESCE((SELECT MAX(r.up_to) FROM rotations r WHERE r.integration_uid = integrations.uid AND r.reason = 'COMPROMISED'), 0),
 			COALESCE((SELECT a.consent_time FROM applications a WHERE a.integration_uid = integrations.uid AND a.consented = 0), 0)
-		FROM integrations WHERE uid IN (`+which+`)`, args...)
-	versions := liveVersions(b, which, args...)
+		FROM integrations WHERE `+tx.In(`uid`, which), args...)
+	versions := liveVersions(tx, b, which, args...)
 	return func() map[K]*Entitlement {
 		common := make(map[string]*Entitlement, len(given))
 		for _, e := range given {

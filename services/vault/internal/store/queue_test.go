@@ -119,29 +119,33 @@ func TestEntitlement_PanicFailsWhoSharesItAlone(t *testing.T) {
 	})
 }
 
-// A delivery must not cost the more the more grants there are.
-func TestDeliver_ReadsTheGrantAndNotAllThatAreLive(t *testing.T) {
-	t.Parallel()
+// alone is a counter on PostgreSQL with one connection, whose reading is counted.
+func alone(t *testing.T) *counter {
+	t.Helper()
 	migrations, err := store.Migrations()
 	if err != nil {
 		t.Fatal(err)
 	}
 	config := sqldbtest.MigratedPostgresConfig(t, migrations)
-	config.MaxConns = 1 // whose reading is counted
+	config.MaxConns = 1
 	db, err := sqldb.Open(t.Context(), config, migrations)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
+	t.Cleanup(func() {
 		if err := db.Close(); err != nil {
 			t.Error(err)
 		}
-	}()
+	})
 	divide(t, db, 1)
 	c := &counter{t: t, db: db, store: store.New(db, audittest.Keys(1))}
 	c.furnish()
-	c.grant("g")
-	const grants = 2000
+	return c
+}
+
+// multiply makes as many more of the only grant, each with an open lease.
+func (c *counter) multiply(grants int) {
+	c.t.Helper()
 	c.exec(`INSERT INTO grants (uid, account, project, project_uid, phase, run, integration, integration_uid, subscription_id, incarnation, revision,
 			certificate_sha256, create_time, expire_time, revoke_time, use_time, access, token_hash, turn)
 		SELECT uid || n, account, project, project_uid, phase, run, integration, integration_uid, subscription_id, incarnation, revision,
@@ -149,6 +153,38 @@ func TestDeliver_ReadsTheGrantAndNotAllThatAreLive(t *testing.T) {
 		FROM grants, generate_series(1, $1) n`, grants)
 	c.exec(`INSERT INTO leases (uid, grant_uid, instance_id, generation, open_time, deliver_time, close_time)
 		SELECT 'l' || uid, uid, 'a', 1, create_time, create_time, 0 FROM grants WHERE uid <> 'g'`)
+}
+
+// What a connection planned when there was next to nothing must do for all that comes.
+func TestDeliver_ReadsNoMoreAfterThereCameMany(t *testing.T) {
+	t.Parallel()
+	c := alone(t)
+	_, token := c.grant("g")
+	reads := func() int64 {
+		before := c.rowsRead()
+		if _, err := c.store.EntitlementByToken(t.Context(), token, "a"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.store.Deliver(t.Context(), start, order("g", "a", "v2")); err != nil {
+			t.Fatal(err)
+		}
+		return c.rowsRead() - before
+	}
+	few := reads()
+	const grants = 2000
+	c.multiply(grants)
+	if many := reads(); many > few+grants/10 {
+		t.Errorf("a delivery reads %d rows with one grant, %d with %d", few, many, grants)
+	}
+}
+
+// A delivery must not cost the more the more grants there are.
+func TestDeliver_ReadsTheGrantAndNotAllThatAreLive(t *testing.T) {
+	t.Parallel()
+	c := alone(t)
+	c.grant("g")
+	const grants = 2000
+	c.multiply(grants)
 	const deliveries = 64
 	ctx, begun, release, _ := hold(t.Context(), func() error { return nil })
 	first := c.deliver(ctx, order("g", "a", "v2"))

@@ -48,7 +48,7 @@ func (s *Store) CredentialVersions(ctx context.Context, integration string, befo
 
 // liveVersions adds to a batch what reads each integration's ACTIVE version, if there is one, and after it those that are RETIRING, the newest first. Which selects the
 // integrations' UIDs.
-func liveVersions(b *sqldb.Batch, which string, args ...any) *[]Live {
+func liveVersions(tx sqldb.Tx, b *sqldb.Batch, which string, args ...any) *[]Live {
 	found := new([]Live)
 	sqldb.Into(b, found, func(row sqldb.Row) (l Live, err error) {
 		l.Version, err = scanVersion(row, &l.ClientID, &l.TenantID, &l.Cloud)
@@ -57,7 +57,7 @@ func liveVersions(b *sqldb.Batch, which string, args ...any) *[]Live {
 		FROM credential_versions
 		JOIN applications ON applications.integration_uid = credential_versions.integration_uid
 		JOIN integrations ON integrations.uid = credential_versions.integration_uid
-		WHERE credential_versions.integration_uid IN (`+which+`) AND credential_versions.state IN ('ACTIVE', 'RETIRING')
+		WHERE `+tx.In(`credential_versions.integration_uid`, which)+` AND credential_versions.state IN ('ACTIVE', 'RETIRING')
 		ORDER BY credential_versions.state, credential_versions.number DESC`, args...)
 	return found
 }
