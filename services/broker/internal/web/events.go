@@ -140,5 +140,9 @@ func (l live) send(text string) error {
 	if _, err := io.WriteString(l.w, text); err != nil {
 		return err
 	}
-	return l.to.Flush()
+	if err := l.to.Flush(); err != nil {
+		return err
+	}
+	// HTTP/2 ends the answer when the time has come, even where nothing is left to send.
+	return l.to.SetWriteDeadline(time.Time{})
 }

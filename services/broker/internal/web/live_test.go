@@ -79,6 +79,17 @@ func (s *stream) expect(want string) {
 	}
 }
 
+func TestEvents_GoOnWhileNothingHappens(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, nil)
+	_, link := w.open(nil)
+	events := w.browser().follow(link)
+	events.expect(`{"page":"landing","version":1}`)
+	<-time.After(11 * time.Second) // longer than one event may take to send
+	w.settle(consent.Observation{Finding: consent.Ready, ClientID: "other", ApplicationName: "phasekey Network 1a2b"})
+	events.expect(`{"page":"landing","version":2}`)
+}
+
 func TestEvents_TellWhatBecomesOfTheSession(t *testing.T) {
 	w := newWorld(t, nil)
 	_, link := w.open(func(s *consent.Session) {
