@@ -788,6 +788,7 @@ func TestHealth_BackAndForth(t *testing.T) {
 			if err != nil || got.GetStatus() != want {
 				t.Fatalf("watched %v, %v, want %v", got.GetStatus(), err, want)
 			}
+			synctest.Wait() // one service is told after the other
 			for _, service := range []string{"", notetest.Name} {
 				got, err := client.Check(t.Context(), &grpc_health_v1.HealthCheckRequest{Service: service})
 				if err != nil || got.GetStatus() != want {
