@@ -8,8 +8,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"phasekey.dev/pkg/sqldb"
-	"phasekey.dev/pkg/sqldbtest"
-	"phasekey.dev/services/vault/internal/audit/audittest"
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/store"
 )
@@ -73,24 +71,7 @@ func TestSchedule(t *testing.T) {
 // It is asked for every minute, of each shard: it must not cost what there is.
 func TestSchedule_ReadsWhatStandsOut(t *testing.T) {
 	t.Parallel()
-	migrations, err := store.Migrations()
-	if err != nil {
-		t.Fatal(err)
-	}
-	config := sqldbtest.MigratedPostgresConfig(t, migrations)
-	config.MaxConns = 1 // whose reading is counted
-	db, err := sqldb.Open(t.Context(), config, migrations)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := db.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
-	divide(t, db, 1)
-	c := &counter{t: t, db: db, store: store.New(db, audittest.Keys(1))}
-	c.furnish()
+	c := alone(t)
 	const many = 5000
 	c.exec(`INSERT INTO integrations SELECT r.* FROM integrations i, generate_series(1, $1) n,
 		LATERAL jsonb_populate_record(i, jsonb_build_object('uid', 'many' || n, 'name', 'accounts/acme/integrations/many' || n)) r WHERE i.uid = 'uid'`, many)
