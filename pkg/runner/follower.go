@@ -1,6 +1,7 @@
 package runner
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -186,14 +187,14 @@ func (f *follower) follow(ctx context.Context, cancel context.CancelCauseFunc, i
 		case err != nil:
 			return err
 		}
-		e := event{stream: id, message: m.GetCredential(), leave: m.GetLeaveWindow()}
-		if e.leave == nil {
+		leave := m.GetLeaveWindow()
+		if c := m.GetCredential(); c != nil || leave == nil {
 			silent.Stop()
+			f.send(ctx, event{stream: id, message: cmp.Or(c, &vaultv1.Credential{})})
 		}
-		if e.message == nil {
-			e.message = &vaultv1.Credential{}
+		if leave != nil {
+			f.send(ctx, event{stream: id, leave: leave})
 		}
-		f.send(ctx, e)
 	}
 }
 
@@ -318,7 +319,10 @@ func (f *follower) again(ctx context.Context, now time.Time, s *stream, err erro
 		// Its end was expected, and is counted.
 		return
 	}
-	wait := max(f.backoff(now, s), asked)
+	if !s.leaving {
+		f.count(now, s)
+	}
+	wait := max(backoffDelay(f.fails-1), asked)
 	if draining && f.fails == 1 {
 		// It leaves in an order of its own choosing, and others are up.
 		wait = asked
@@ -327,12 +331,6 @@ func (f *follower) again(ctx context.Context, now time.Time, s *stream, err erro
 	if !draining {
 		f.warn(ctx, noStream, err)
 	}
-}
-
-// backoff draws the wait before the stream after s, and counts it.
-func (f *follower) backoff(now time.Time, s *stream) time.Duration {
-	f.count(now, s)
-	return backoffDelay(f.fails - 1)
 }
 
 // count counts the end of s: as a first one if s had delivered for a while.

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	errorv1 "phasekey.dev/gen/phasekey/error/v1"
@@ -96,6 +97,11 @@ func TestRunner_Stream(t *testing.T) {
 		{"one that asks to be left, and at its end for time, is given that", []step{accept(), send(1), pass(time.Minute), leave(0),
 			end(rpcerr.New(codes.Unavailable, rpcerr.ReasonDraining, "going away", rpcerr.Retry(20*time.Second))),
 			noStream(20*time.Second - time.Millisecond), within(2 * time.Millisecond), send(2), holds(2)}},
+		{"one that has hardly delivered when it asks to be left has failed once", []step{accept(), send(1), leave(0),
+			end(rpcerr.New(codes.Unavailable, rpcerr.ReasonDraining, "going away", rpcerr.Retry(time.Millisecond))), within(2 * time.Millisecond)}},
+		{"one that says both in a message is heard on both", []step{accept(), send(1), {"send 2 and leave", func(w *world) {
+			w.s.Say(&vaultv1.StreamCredentialsResponse{Credential: credential(2), LeaveWindow: durationpb.New(0)})
+		}}, holds(2), within(200 * time.Millisecond), send(3), holds(3), oldIsGone(true)}},
 		{"one that asks to be left twice, or with nonsense, is left once", []step{accept(), send(1), pass(time.Minute), leave(-time.Hour), within(200 * time.Millisecond),
 			{"ask the old one again", func(w *world) { w.old.Leave(0) }}, noStream(59 * time.Second), send(2), holds(2), oldIsGone(true)}},
 		{"vaults that all ask to be left are not hammered", []step{accept(), send(1), pass(time.Minute), leave(0),

@@ -58,13 +58,16 @@ type order struct {
 
 // Send delivers c, which may be nil. It gives up when the runner has let go of the stream.
 func (s *Stream) Send(c *vaultv1.Credential) {
-	s.do(order{message: &vaultv1.StreamCredentialsResponse{Credential: c}})
+	s.Say(&vaultv1.StreamCredentialsResponse{Credential: c})
 }
 
 // Leave asks the runner to open another stream within a time. It gives up as Send does.
 func (s *Stream) Leave(within time.Duration) {
-	s.do(order{message: &vaultv1.StreamCredentialsResponse{LeaveWindow: durationpb.New(within)}})
+	s.Say(&vaultv1.StreamCredentialsResponse{LeaveWindow: durationpb.New(within)})
 }
+
+// Say sends a message as it is. It gives up as Send does.
+func (s *Stream) Say(m *vaultv1.StreamCredentialsResponse) { s.do(order{message: m}) }
 
 // End ends the stream with err; nil is OK.
 func (s *Stream) End(err error) { s.do(order{end: true, err: err}) }
