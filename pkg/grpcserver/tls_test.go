@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/types/dynamicpb"
 
 	"phasekey.dev/pkg/devca"
@@ -138,5 +140,39 @@ func TestNew_RefusesWeakTLS(t *testing.T) {
 				t.Errorf("got %v, want %q", err, tt.want)
 			}
 		})
+	}
+}
+
+// Whoever configures a transport without TLS gets a server that serves nobody.
+func TestPlaintext_Refused(t *testing.T) {
+	t.Parallel()
+	listener := bufconn.Listen(1 << 16)
+	cfg := config(notetest.Service{})
+	cfg.Name, cfg.Listener, cfg.Credentials = "plain", listener, insecure.NewCredentials()
+	cfg.Log, cfg.AnonymousOK = slog.New(slog.DiscardHandler), true
+	srv, err := grpcserver.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	stopped := make(chan error)
+	go func() { stopped <- srv.Run(ctx) }()
+	conn, err := grpcclient.Dial(grpcclient.Config{
+		Target: "passthrough:///memory", Credentials: insecure.NewCredentials(),
+		Dialer: func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, method := range []string{"Get", "Fetch"} {
+		_, err = call(t, conn, method, "")
+		want(t, err, codes.Unauthenticated, rpcerr.ReasonIdentityUnknown)
+	}
+	stop()
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+	if err := conn.Close(); err != nil {
+		t.Error(err)
 	}
 }
