@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -26,10 +27,11 @@ var (
 	duration = flag.Duration("load.duration", 200*time.Millisecond, "how long each number of callers calls")
 	firsts   = flag.Int("load.firsts", 5, "how many runners come one after another")
 	promises = flag.Bool("load.promises", false, "fail when a promise is not kept")
+	callers  = flag.String("load.callers", "1,16,64", "how many call FetchCredential at the same time; profiles are taken of 64")
 	only     = flag.String("load.only", "fetch,first,own,shared,stop", "what to measure; stop is of the streams that are")
 	progress = flag.Bool("load.progress", false, "say what is being measured, and show the table")
 	baoPath  = flag.String("load.bao", "", "compare with this binary of OpenBao")
-	profiles = flag.String("load.profiles", "", "keep the vaults' profiles in this folder")
+	profiles = flag.String("load.profiles", "", "keep the profiles in this folder")
 	numbers  = flag.String("load.json", "", "write the numbers to this file")
 )
 
@@ -117,22 +119,40 @@ func (w *world) fetchOne(t *testing.T, s *suite) *vaultv1.Credential {
 	return got.GetCredential()
 }
 
+// contender is a suite with what its vault is compared with: bare servers that commit a row a call, each by itself and together.
+type contender struct {
+	suite           *suite
+	alone, together *server
+}
+
+// The floors that commit, as rows call them.
+const (
+	committingAlone    = "a floor that commits each call"
+	committingTogether = "a floor that commits calls together"
+)
+
+// rival is what calls of another server came to; the bare floor's have no name.
+type rival struct {
+	name string
+	fetched
+}
+
 // calls measures single calls, on both databases.
 func (s *stage) calls(t *testing.T, asked []string, postgres *suite) {
 	t.Helper()
 	w := s.world
-	bare := w.newFloor(t, "floor", s.credential, nil)
+	bare := w.newFloor(t, "floor", s.credential, nil, false)
 	bare.Start(t)
-	type contender struct {
-		suite     *suite
-		inserting *server
-	}
 	contenders := []contender{{suite: postgres}, {suite: w.newSuite(t, sqldb.DriverSQLite, 1, *streams)}}
 	for i := range contenders {
 		c := &contenders[i]
-		db := w.newDatabase(t, c.suite.name, "floor")
-		c.inserting = w.newFloor(t, "floor that inserts into "+c.suite.name, s.credential, &db)
-		c.inserting.Start(t)
+		start := func(name string, together bool) *server {
+			db := w.newDatabase(t, c.suite.name, name)
+			floor := w.newFloor(t, name+" on "+c.suite.name, s.credential, &db, together)
+			floor.Start(t)
+			return floor
+		}
+		c.alone, c.together = start(committingAlone, false), start(committingTogether, true)
 	}
 	var peers []*bao
 	if *baoPath != "" {
@@ -141,44 +161,20 @@ func (s *stage) calls(t *testing.T, asked []string, postgres *suite) {
 		}
 	}
 	for round := range *rounds {
-		for _, callers := range []int{1, 16, mostCallers} {
+		for text := range strings.SplitSeq(*callers, ",") {
 			if !slices.Contains(asked, "fetch") {
 				continue
 			}
-			s.say("round %d: FetchCredential, %d callers", round+1, callers)
-			floor := w.fetch(t, bare, callers, postgres.holders, *duration, nothing)
-			made := make([]fetched, len(peers))
-			for i, peer := range peers {
-				made[i] = w.leases(t, peer, callers, *duration)
+			n, err := strconv.Atoi(text)
+			rigtest.Must(t, err)
+			s.say("round %d: FetchCredential, %d callers", round+1, n)
+			floor := rival{"", w.fetch(t, bare, n, postgres.holders, *duration, nothing)}
+			var leases []rival
+			for _, peer := range peers {
+				leases = append(leases, rival{"leases of " + peer.Name, w.leases(t, peer, n, *duration)})
 			}
 			for _, c := range contenders {
-				name := fmt.Sprintf("FetchCredential, %d callers, %s", callers, c.suite.name)
-				vault := w.fetch(t, c.suite.vaults[0], callers, c.suite.holders, *duration, c.suite.databaseTime)
-				inserting := w.fetch(t, c.inserting, callers, c.suite.holders, *duration, c.suite.databaseTime)
-				promised, beside := bound{}, bound{}
-				if callers == mostCallers && c.suite.admin != nil {
-					promised, beside = bound{least: 0.5, orElse: name}, bound{most: 1.3, orElse: name}
-				}
-				s.report.add(name, "calls/s", "", promised, vault.rate(), floor.rate())
-				s.report.add(name, "calls/s", "a floor that commits an insert a call", bound{}, vault.rate(), inserting.rate())
-				for i, peer := range peers {
-					promised := bound{}
-					if c.suite.admin != nil && callers > 1 {
-						promised = baoStorages[i].promised
-					}
-					s.report.add(name, "calls/s", "leases of "+peer.Name, promised, vault.rate(), made[i].rate())
-					s.report.add(name+": server", "µs CPU", "leases of "+peer.Name, bound{}, vault.cost(vault.server), made[i].cost(made[i].server))
-				}
-				s.report.add(name+": server", "µs CPU", "", bound{}, vault.cost(vault.server), floor.cost(floor.server))
-				if vault.shares != nil {
-					for _, of := range []share{ofDatabase, ofTransport, ofVault, ofRuntime} {
-						s.report.add(name+": – "+string(of), "µs CPU", "", bound{}, vault.cost(vault.server)*vault.shares[of])
-					}
-					s.report.add(name+": – without the database's", "µs CPU", "", beside, vault.cost(vault.server)*rest(vault.shares), floor.cost(floor.server))
-				}
-				if c.suite.admin != nil {
-					s.report.add(name+": database", "µs CPU", "a floor that commits an insert a call", bound{}, vault.cost(vault.database), inserting.cost(inserting.database))
-				}
+				s.contend(t, c, n, floor, leases)
 			}
 		}
 		if !slices.Contains(asked, "first") {
@@ -187,7 +183,7 @@ func (s *stage) calls(t *testing.T, asked []string, postgres *suite) {
 		s.say("round %d: %d runners, one after another", round+1, *firsts)
 		took := map[*server][]time.Duration{}
 		for i := range *firsts {
-			for _, to := range []*server{bare, contenders[0].suite.vaults[0], contenders[0].inserting} {
+			for _, to := range []*server{bare, contenders[0].suite.vaults[0], contenders[0].alone} {
 				d, err := w.first(t.Context(), to, postgres.holders[i%len(postgres.holders)])
 				rigtest.Must(t, err)
 				took[to] = append(took[to], d)
@@ -196,16 +192,75 @@ func (s *stage) calls(t *testing.T, asked []string, postgres *suite) {
 		for _, all := range took {
 			slices.Sort(all)
 		}
-		vault, floor, inserting := took[contenders[0].suite.vaults[0]], took[bare], took[contenders[0].inserting]
+		vault, floor, inserting := took[contenders[0].suite.vaults[0]], took[bare], took[contenders[0].alone]
 		s.report.add("first credential, fresh connection, p50", "ms", "", bound{}, quantile(vault, 0.5), quantile(floor, 0.5))
 		commit := max(quantile(inserting, 0.5)-quantile(floor, 0.5), 0)
 		s.report.add("first credential, fresh connection, p99", "ms", "1.5 × the floor, and a commit", bound{most: 1},
 			quantile(vault, 0.99), 1.5*quantile(floor, 0.99)+commit)
 	}
 	for _, c := range contenders {
-		c.inserting.Kill(t)
+		c.alone.Kill(t)
+		c.together.Kill(t)
 	}
 	bare.Kill(t)
+}
+
+// contend measures a suite's vault and the floors that commit. That these are compared with the bare floor, too, and with leases, says which of the promises a server could keep that does nothing but
+// commit.
+func (s *stage) contend(t *testing.T, c contender, n int, floor rival, leases []rival) {
+	t.Helper()
+	on := fmt.Sprintf(", %d callers, %s", n, c.suite.name)
+	measure := func(to *server) fetched {
+		return s.world.fetch(t, to, n, c.suite.holders, *duration, c.suite.databaseTime)
+	}
+	vault, alone, together := measure(c.suite.vaults[0]), rival{committingAlone, measure(c.alone)}, rival{committingTogether, measure(c.together)}
+	var rate, rest bound
+	name := "FetchCredential" + on
+	if n == mostCallers && c.suite.admin != nil {
+		rate, rest = bound{least: 0.5, orElse: name}, bound{most: 1.3, orElse: name}
+	}
+	s.compare(name, vault, rate, rest, floor, alone, together)
+	s.compareLeases(name, vault, c.suite.admin != nil && n > 1, leases)
+	for _, r := range []rival{alone, together} {
+		s.compare(r.name+on, r.fetched, bound{}, bound{}, floor)
+		s.compareLeases(r.name+on, r.fetched, false, leases)
+	}
+}
+
+// compare says what calls cost beside others. The first of these is the bare floor, of which the bounds are.
+func (s *stage) compare(name string, of fetched, rate, rest bound, beside ...rival) {
+	rows := func(what, unit string, promised bound, value func(fetched) float64) {
+		for _, r := range beside {
+			if v := value(r.fetched); v > 0 { // else it is not known, or there is none
+				s.report.add(what, unit, r.name, promised, value(of), v)
+			}
+			promised = bound{}
+		}
+	}
+	rows(name, "calls/s", rate, fetched.rate)
+	rows(name+": server", "µs CPU", bound{}, func(f fetched) float64 { return f.cost(f.server) })
+	if of.shares != nil {
+		for _, part := range []share{ofDatabase, ofTransport, ofOwn, ofRuntime} {
+			rows(name+": – "+string(part), "µs CPU", bound{}, func(f fetched) float64 { return f.cost(f.server) * f.shares[part] })
+		}
+		rows(name+": – without the database's", "µs CPU", rest, func(f fetched) float64 { return f.cost(f.server) * restOf(f.shares) })
+		rows(name+": allocated", "KiB", bound{}, func(f fetched) float64 { return float64(f.allocated) / float64(max(f.calls, 1)) / 1024 })
+	}
+	if of.database > 0 {
+		rows(name+": database", "µs CPU", bound{}, func(f fetched) float64 { return f.cost(f.database) })
+	}
+}
+
+// compareLeases says how calls compare with leases of OpenBao.
+func (s *stage) compareLeases(name string, of fetched, promised bool, leases []rival) {
+	for i, r := range leases {
+		var rate bound
+		if promised {
+			rate = baoStorages[i].promised
+		}
+		s.report.add(name, "calls/s", r.name, rate, of.rate(), r.rate())
+		s.report.add(name+": server", "µs CPU", r.name, bound{}, of.cost(of.server), r.cost(r.server))
+	}
 }
 
 const (
@@ -238,7 +293,7 @@ func (s *stage) streams(t *testing.T, suite *suite, name string, n, perConnectio
 		s.say("%s has reached all of them in %.3f s", to.Name, r.last)
 		return r, c
 	}
-	bare := s.world.newFloor(t, "floor of "+name, s.credential, nil)
+	bare := s.world.newFloor(t, "floor of "+name, s.credential, nil, false)
 	bare.Start(t)
 	floor, c := measure(bare, nil, func() time.Time {
 		now := time.Now()

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -24,8 +25,8 @@ const (
 	ofDatabase share = "database"
 	// ofTransport is gRPC, HTTP/2 and TLS, which the floor has as well.
 	ofTransport share = "gRPC and TLS"
-	// ofVault is everything else.
-	ofVault share = "vault"
+	// ofOwn is everything else, of which a floor does next to nothing.
+	ofOwn share = "its own work"
 	// ofRuntime is what Go does for all of them: scheduling, collecting garbage.
 	ofRuntime share = "Go's runtime"
 )
@@ -47,17 +48,60 @@ var shareOf = []struct { //nolint:gochecknoglobals // a constant
 	{"crypto/tls.", ofTransport},
 	{"google.golang.org/protobuf/", ofTransport},
 	{"phasekey.dev/gen/", ofTransport},
-	{"phasekey.dev/", ofVault},
+	{"phasekey.dev/", ofOwn},
 }
 
 // profileTime is how long a profile is taken at least: it is asked for in whole seconds.
 const profileTime = time.Second
 
-// profileOf takes a profile of a server's processor time for so long, and returns the shares.
-func profileOf(ctx context.Context, s *server, d time.Duration) (map[share]float64, error) {
+// profileOf takes a profile of a server's processor time for so long, and returns the shares, and how many bytes it allocated meanwhile.
+func profileOf(ctx context.Context, s *server, d time.Duration) (of map[share]float64, allocated int64, err error) {
+	before, err := allocatedBy(ctx, s)
+	if err != nil {
+		return nil, 0, err
+	}
+	text, err := s.profile(ctx, fmt.Sprintf("profile?seconds=%d", int(d.Seconds())), d)
+	if err != nil {
+		return nil, 0, err
+	}
+	after, err := allocatedBy(ctx, s)
+	if err != nil {
+		return nil, 0, err
+	}
+	if *profiles != "" {
+		allocs, err := s.profile(ctx, "allocs", 0)
+		if err != nil {
+			return nil, 0, err
+		}
+		err = errors.Join(os.MkdirAll(*profiles, 0o755), os.WriteFile(filepath.Join(*profiles, s.Name+".pprof"), text, 0o644),
+			os.WriteFile(filepath.Join(*profiles, s.Name+".allocs.pprof"), allocs, 0o644))
+		if err != nil {
+			return nil, 0, err
+		}
+	}
+	taken, err := profile.ParseData(text)
+	if err != nil {
+		return nil, 0, err
+	}
+	return shares(taken), after - before, nil
+}
+
+// allocatedBy is how many bytes the server has allocated in its life.
+func allocatedBy(ctx context.Context, s *server) (int64, error) {
+	text, err := s.profile(ctx, "allocs?debug=1", 0)
+	if err != nil {
+		return 0, err
+	}
+	_, rest, _ := strings.Cut(string(text), "\n# TotalAlloc = ")
+	number, _, _ := strings.Cut(rest, "\n")
+	return strconv.ParseInt(number, 10, 64)
+}
+
+// profile asks for a page of profiles that takes so long.
+func (s *server) profile(ctx context.Context, page string, d time.Duration) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, d+callTimeout)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", s.profiles, int(d.Seconds())), nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://%s/debug/pprof/%s", s.profiles, page), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -69,20 +113,7 @@ func profileOf(ctx context.Context, s *server, d time.Duration) (map[share]float
 	if answer.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("profile of %s: %s", s.Name, answer.Status)
 	}
-	text, err := io.ReadAll(answer.Body)
-	if err != nil {
-		return nil, err
-	}
-	if *profiles != "" {
-		if err := errors.Join(os.MkdirAll(*profiles, 0o755), os.WriteFile(filepath.Join(*profiles, s.Name+".pprof"), text, 0o644)); err != nil {
-			return nil, err
-		}
-	}
-	taken, err := profile.ParseData(text)
-	if err != nil {
-		return nil, err
-	}
-	return shares(taken), nil
+	return io.ReadAll(answer.Body)
 }
 
 // shares divides a profile. They add up to 1; nil when the process did nothing.
@@ -122,9 +153,9 @@ func ownerOf(s *profile.Sample) share {
 	return ofRuntime
 }
 
-// rest is what is left without the database's, and its part of the runtime's: all have that in proportion.
-func rest(of map[share]float64) float64 {
-	own := of[ofTransport] + of[ofVault]
+// restOf is what is left without the database's, and its part of the runtime's: all have that in proportion.
+func restOf(of map[share]float64) float64 {
+	own := of[ofTransport] + of[ofOwn]
 	if own == 0 {
 		return 0
 	}
@@ -146,12 +177,12 @@ func TestShares(t *testing.T) {
 		stack(20, "syscall.Write", "crypto/tls.(*Conn).Write", "google.golang.org/grpc/internal/transport.(*loopyWriter).run"),
 		stack(40, "runtime.gcDrain", "runtime.gcBgMarkWorker"),
 	}})
-	for of, want := range map[share]float64{ofDatabase: 0.3, ofVault: 0.1, ofTransport: 0.2, ofRuntime: 0.4} {
+	for of, want := range map[share]float64{ofDatabase: 0.3, ofOwn: 0.1, ofTransport: 0.2, ofRuntime: 0.4} {
 		if got[of] != want {
 			t.Errorf("%s: %v, not %v", of, got[of], want)
 		}
 	}
-	if r := rest(got); r < 0.499 || r > 0.501 {
+	if r := restOf(got); r < 0.499 || r > 0.501 {
 		t.Errorf("without the database's: %v, not half", r)
 	}
 }

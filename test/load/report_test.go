@@ -12,7 +12,7 @@ import (
 type row struct {
 	What string `json:"what"`
 	Unit string `json:"unit"`
-	// Vault and Floor have a number a round; Floor none when there is nothing to compare with.
+	// Vault, or what else is said to be measured, and Floor have a number a round; Floor none when there is nothing to compare with.
 	Vault []float64 `json:"vault"`
 	Floor []float64 `json:"floor,omitempty"`
 	// Against says what Floor is, if not the bare server.
@@ -53,7 +53,9 @@ func (r *report) add(what, unit, against string, promised bound, vault float64, 
 	x.Floor = append(x.Floor, floor...)
 	var ratios []float64
 	for n, f := range x.Floor {
-		ratios = append(ratios, x.Vault[n]/f)
+		if f > 0 {
+			ratios = append(ratios, x.Vault[n]/f)
+		}
 	}
 	if len(ratios) > 0 {
 		x.Ratio = median(ratios)
@@ -78,7 +80,7 @@ func median(values []float64) float64 {
 
 // write writes the table for people.
 func (r *report) write(w io.Writer) {
-	fmt.Fprintf(w, "\n%-58s %-8s %10s %10s  %6s  %s\n%s\n", "medians of rounds", "", "vault", "floor", "ratio", "promised", strings.Repeat("─", 116))
+	fmt.Fprintf(w, "\n%-58s %-8s %10s %10s  %6s  %s\n%s\n", "medians of rounds", "", "measured", "floor", "ratio", "promised", strings.Repeat("─", 116))
 	for _, x := range r.Rows {
 		floor, ratio, promised := "", "", ""
 		if len(x.Floor) > 0 {

@@ -75,8 +75,9 @@ type fetched struct {
 	duration time.Duration
 	// server and database are what the calls cost of the processors, where it is known.
 	server, database time.Duration
-	// shares are what the server's were for; nil when it takes no profiles.
-	shares map[share]float64
+	// shares are what the server's were for, allocated how many bytes it did; nothing when it takes no profiles.
+	shares    map[share]float64
+	allocated int64
 }
 
 // rate is in calls a second.
@@ -117,11 +118,12 @@ func (w *world) fetch(t *testing.T, to *server, callers int, holders []holder, d
 		return called(t, &to.Process, callers, come, database, pass(d))
 	}
 	var of map[share]float64
+	var allocated int64
 	out := called(t, &to.Process, callers, come, database, func(ctx context.Context) (err error) {
-		of, err = profileOf(ctx, to, max(d, profileTime))
+		of, allocated, err = profileOf(ctx, to, max(d, profileTime))
 		return err
 	})
-	out.shares = of
+	out.shares, out.allocated = of, allocated
 	return out
 }
 
