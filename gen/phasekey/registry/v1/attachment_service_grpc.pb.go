@@ -51,7 +51,7 @@ type AttachmentServiceClient interface {
 	// may be short, or empty, and not the last: only an empty next_page_token ends the list.
 	// Caller: the platform or an operator, within its accounts; the vault, which may also name the parent
 	// `accounts/-/projects/-`.
-	// Errors: INVALID_FIELDS (also for a filter or an order that is none), INVALID_PAGE_TOKEN.
+	// Errors: INVALID_FIELDS (also for a filter or an order that is none), INVALID_PAGE_TOKEN, RESOURCE_NOT_FOUND (the one project that is named).
 	ListAttachments(ctx context.Context, in *ListAttachmentsRequest, opts ...grpc.CallOption) (*ListAttachmentsResponse, error)
 	// Returns several attachments, all as of one moment, or none.
 	// Caller: the platform or an operator, within its accounts; the vault.
@@ -188,7 +188,7 @@ type AttachmentServiceServer interface {
 	// may be short, or empty, and not the last: only an empty next_page_token ends the list.
 	// Caller: the platform or an operator, within its accounts; the vault, which may also name the parent
 	// `accounts/-/projects/-`.
-	// Errors: INVALID_FIELDS (also for a filter or an order that is none), INVALID_PAGE_TOKEN.
+	// Errors: INVALID_FIELDS (also for a filter or an order that is none), INVALID_PAGE_TOKEN, RESOURCE_NOT_FOUND (the one project that is named).
 	ListAttachments(context.Context, *ListAttachmentsRequest) (*ListAttachmentsResponse, error)
 	// Returns several attachments, all as of one moment, or none.
 	// Caller: the platform or an operator, within its accounts; the vault.

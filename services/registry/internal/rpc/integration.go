@@ -3,8 +3,11 @@ package rpc
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"time"
+
+	"google.golang.org/protobuf/proto"
 
 	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
 	"phasekey.dev/services/registry/internal/integration"
@@ -83,6 +86,11 @@ func (s integrationService) UpdateIntegration(ctx context.Context, req *registry
 	}
 	if err := checkMask(req.GetUpdateMask(), given); err != nil {
 		return nil, statusOf(err)
+	}
+	if given.GetCloud() == "" && slices.Contains(req.GetUpdateMask().GetPaths(), "cloud") {
+		// Whoever names it and leaves it empty says the default, as at creation, which a repeat must be able to say again.
+		given = proto.CloneOf(given)
+		given.Cloud = integration.DefaultCloud
 	}
 	want := func(current integration.Integration) (integration.Spec, error) {
 		message := messageOfIntegration(current)

@@ -238,6 +238,7 @@ func TestRefusals(t *testing.T) {
 		{"list projects: all, limited", listProjects(w.limited, "accounts/-", "", 0), otherAccount},
 		{"list attachments: another list's token", listAttachments(w.platform, stack, token, 0), badPageToken},
 		{"list attachments: bad", listAttachments(w.platform, "accounts/acme", "", -1), invalidFields("page_size", "parent")},
+		{"list attachments: of no project", listAttachments(w.platform, none, "", 0), notFound(none)},
 		{"list attachments: all, limited", listAttachments(w.limited, "accounts/-/projects/-", "", 0), otherAccount},
 
 		{"update integration: nothing", func(ctx context.Context) error {

@@ -386,8 +386,10 @@ func TestUpdate_Paths(t *testing.T) {
 		update func(given proto.Message, name string, missing bool, mask ...string) error
 		// nothing are paths that name no field.
 		nothing []string
-		// fixed are the fields that cannot be changed, and written those that the registry alone writes.
-		fixed, written []string
+		// fixed are the fields that cannot be changed, with what each would become; nil for nothing.
+		fixed map[string]any
+		// written are those that the registry alone writes.
+		written []string
 	}{
 		{
 			"integration", integration,
@@ -398,7 +400,7 @@ func TestUpdate_Paths(t *testing.T) {
 				return err
 			},
 			[]string{"", "*", "nothing", "displayName", "display_name.x", "labels.0", "labels[0]", "allowed_audiences.*", "rotation_period.minutes", "rotation_period.seconds.x"},
-			[]string{"tenant_id", "cloud"},
+			map[string]any{"tenant_id": nil, "cloud": "china"},
 			[]string{
 				"name", "uid", "state", "conditions", "conditions.status", "client_id", "create_time", "create_time.seconds", "update_time", "delete_time",
 				"application_display_name", "service_principal_object_id",
@@ -413,7 +415,7 @@ func TestUpdate_Paths(t *testing.T) {
 				return err
 			},
 			[]string{"", "*", "auto_attach", "labels.x"},
-			[]string{"kind"},
+			map[string]any{"kind": nil},
 			[]string{"name", "uid", "create_time", "update_time"},
 		},
 		{
@@ -425,7 +427,7 @@ func TestUpdate_Paths(t *testing.T) {
 				return err
 			},
 			[]string{"", "*", "labels", "accesses.READ"},
-			[]string{"integration"},
+			map[string]any{"integration": nil},
 			[]string{"name", "uid", "integration_uid", "project_uid", "create_time", "update_time"},
 		},
 	} {
@@ -438,6 +440,13 @@ func TestUpdate_Paths(t *testing.T) {
 				given.ProtoReflect().Clear(fields.ByName(protoreflect.Name(root)))
 				return given
 			}
+			with := func(field string, value any) proto.Message {
+				given := emptied(field)
+				if value != nil {
+					given.ProtoReflect().Set(fields.ByName(protoreflect.Name(field)), protoreflect.ValueOf(value))
+				}
+				return given
+			}
 			for _, path := range tt.nothing {
 				for _, missing := range []bool{false, true} {
 					// The field that can be changed stays as it is: whatever is refused is the path.
@@ -446,8 +455,8 @@ func TestUpdate_Paths(t *testing.T) {
 				// A resource that would be created is not.
 				invalidFields("update_mask").check(t, tt.update(emptied("etag"), strings.Replace(name, "/reader", "/spare", 1)+"x", true, "etag", path))
 			}
-			for _, path := range tt.fixed {
-				invalidFields(tt.kind+"."+path).check(t, tt.update(emptied(path), name, false, "etag", path))
+			for path, value := range tt.fixed {
+				invalidFields(tt.kind+"."+path).check(t, tt.update(with(path, value), name, false, "etag", path))
 			}
 			for _, path := range tt.written {
 				must(t, tt.update(emptied(path), name, false, path))
@@ -487,4 +496,36 @@ func TestUpdate_MirrorsAgain(t *testing.T) {
 	}
 	_, err = mirror(func(p *registryv1.Project) { p.Kind = registryv1.Project_KIND_MODULE })
 	invalidFields("project.kind").check(t, err)
+}
+
+// TestUpdate_EmptyCloudIsTheDefault: what was created by a mask that names a cloud, which is left to be the default, can be said again; and it never
+// takes an integration out of another cloud.
+func TestUpdate_EmptyCloudIsTheDefault(t *testing.T) {
+	w := newWorld(t)
+	mirror := func(id, cloud string) (*registryv1.Integration, error) {
+		i := changed(func(i *registryv1.Integration) { i.Name, i.Cloud = "accounts/acme/integrations/"+id, cloud })
+		return w.platform.integrations.UpdateIntegration(t.Context(), &registryv1.UpdateIntegrationRequest{
+			Integration: i, UpdateMask: paths("display_name", "tenant_id", "cloud", "default_subscription_id"), AllowMissing: true,
+		})
+	}
+	made, err := mirror("net", "")
+	must(t, err)
+	for _, cloud := range []string{"", "public"} {
+		again, err := mirror("net", cloud)
+		must(t, err)
+		wantMessage(t, made, again)
+	}
+	_, err = mirror("net", "china")
+	invalidFields("integration.cloud").check(t, err)
+	_, err = mirror("elsewhere", "china")
+	must(t, err)
+	_, err = mirror("elsewhere", "")
+	invalidFields("integration.cloud").check(t, err)
+	// Who names no fields says nothing of those that are empty.
+	renamed, err := w.platform.integrations.UpdateIntegration(t.Context(), &registryv1.UpdateIntegrationRequest{
+		Integration: &registryv1.Integration{Name: "accounts/acme/integrations/elsewhere", DisplayName: "Elsewhere"},
+	})
+	if err != nil || renamed.GetCloud() != "china" || renamed.GetDisplayName() != "Elsewhere" {
+		t.Errorf("got %v, %v", renamed, err)
+	}
 }

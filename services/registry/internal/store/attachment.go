@@ -14,6 +14,7 @@ import (
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/services/registry/internal/attachment"
 	"phasekey.dev/services/registry/internal/change"
+	"phasekey.dev/services/registry/internal/project"
 	"phasekey.dev/services/registry/internal/quota"
 	"phasekey.dev/services/registry/internal/resource"
 )
@@ -209,36 +210,35 @@ func (s *Store) BatchAttachments(ctx context.Context, names []attachment.Name) (
 	return batch(ctx, s, names, scanAttachment, `SELECT `+attachmentColumns+` FROM attachments`, func(a attachment.Attachment) attachment.Name { return a.Name })
 }
 
-// projectSpan is the range of the attachments of a parent `accounts/{account}/projects/{project}`, in which either may be the wildcard.
-func projectSpan(parent string) (span, error) {
-	ids, ok := resource.SplitParent(parent, "accounts", "projects")
-	if !ok {
-		return span{}, resource.NotFound(parent)
-	}
-	account, id := ids[0], ids[1]
-	switch {
-	case account == resource.Wildcard && id == resource.Wildcard:
-		return spanBelow("accounts/"), nil
-	case account == resource.Wildcard:
-		// An ID holds no character that means something to LIKE.
-		names := spanBelow("accounts/")
-		names.like = "accounts/%/projects/" + id + "/attachments/%"
-		return names, nil
-	case id == resource.Wildcard:
-		return spanBelow("accounts/" + account + "/"), nil
-	default:
-		return spanBelow(parent + "/"), nil
-	}
-}
-
 // Attachments reads a page of those that pass the filter, which may be nil, and one more where there is more, and says of which
-// moment they are. Where it has read all that one page may and found too little, rest is the place behind which the list goes on.
+// moment they are. Where it has read all that one page may and found too little, rest is the place behind which the list goes on. In the parent
+// `accounts/{account}/projects/{project}` either may be the wildcard; without one a project that is not there is resource.ErrNotFound.
 func (s *Store) Attachments(ctx context.Context, page resource.Page, passes func(attachment.Attachment) bool) (found []attachment.Attachment, rest resource.Place, at resource.Position, err error) {
-	names, err := projectSpan(page.Parent)
-	if err != nil {
-		return nil, nil, at, err
+	ids, ok := resource.SplitParent(page.Parent, "accounts", "projects")
+	if !ok {
+		return nil, nil, at, resource.NotFound(page.Parent)
 	}
-	return list(ctx, s, listing[attachment.Attachment]{table: "attachments", columns: attachmentColumns, scan: scanAttachment, keys: attachment.Attachment.Keys}, names, page, passes)
+	l := listing[attachment.Attachment]{table: "attachments", columns: attachmentColumns, scan: scanAttachment, keys: attachment.Attachment.Keys}
+	account, id := ids[0], ids[1]
+	var names span
+	switch {
+	case account == resource.Wildcard:
+		names = spanBelow("accounts/")
+		if id != resource.Wildcard {
+			// These names are not next to each other: they are found as by a filter, so many rows a page.
+			also := passes
+			passes = func(a attachment.Attachment) bool { return a.Name.Project == id && (also == nil || also(a)) }
+		}
+	case id == resource.Wildcard:
+		names = spanBelow("accounts/" + account + "/")
+	default:
+		names = spanBelow(page.Parent + "/")
+		l.parent = func(ctx context.Context, v view) error {
+			_, err := oneProject(ctx, v, project.Name{Account: account, ID: id})
+			return err
+		}
+	}
+	return list(ctx, s, l, names, page, passes)
 }
 
 // UpdateAttachment replaces what is wanted by what want makes of it, if the etag, which may be empty, is current. Where there is no

@@ -22,6 +22,8 @@ type listing[T any] struct {
 	table, columns string
 	scan           func(in string) func(sqldb.Row) (T, error)
 	keys           func(T) resource.Keys
+	// parent refuses a parent that is not there, of which there is nothing to list; nil where there need be none.
+	parent func(ctx context.Context, v view) error
 }
 
 // column is a key's, in words of the program's own.
@@ -51,9 +53,6 @@ func (l listing[T]) query(names span, order []resource.Order, after resource.Pla
 	param := func(value any) string {
 		args = append(args, value)
 		return "$" + strconv.Itoa(len(args))
-	}
-	if names.like != everything {
-		where += " AND name LIKE " + param(names.like)
 	}
 	var alternatives, same, by []string
 	for i, o := range order {
@@ -87,45 +86,50 @@ func (l listing[T]) query(names span, order []resource.Order, after resource.Pla
 // list reads a page of what passes the filter, which may be nil, and one more where there is more, and says of which moment
 // they are. Where it has read all that it may and found too little, rest is the place behind which the list goes on.
 func list[T any](ctx context.Context, s *Store, l listing[T], names span, page resource.Page, passes func(T) bool) (found []T, rest resource.Place, at resource.Position, err error) {
-	order := resource.Total(page.Order)
-	at, err = s.read(ctx, func(ctx context.Context, v view) error {
-		found, rest = nil, nil // a transaction may run again
-		after, wanted := page.After, page.Size+1
-		if passes == nil {
-			query, args, err := l.query(names, order, after, wanted)
-			if err != nil {
-				return err
-			}
-			found, err = sqldb.Collect(ctx, v.Tx, l.scan(v.at.Incarnation), query, args...)
-			return err
+	page.Order = resource.Total(page.Order)
+	at, err = s.read(ctx, func(ctx context.Context, v view) (err error) {
+		found, rest, err = l.read(ctx, v, names, page, passes)
+		if err == nil && len(found) == 0 && rest == nil && l.parent != nil {
+			err = l.parent(ctx, v)
 		}
-		for range maxRead / readAtOnce {
-			query, args, err := l.query(names, order, after, readAtOnce)
-			if err != nil {
-				return err
-			}
-			rows, err := sqldb.Collect(ctx, v.Tx, l.scan(v.at.Incarnation), query, args...)
-			if err != nil {
-				return err
-			}
-			for _, row := range rows {
-				if !passes(row) {
-					continue
-				}
-				if found = append(found, row); len(found) == wanted {
-					return nil
-				}
-			}
-			if len(rows) < readAtOnce {
-				return nil
-			}
-			after = l.keys(rows[len(rows)-1]).Place(order)
-		}
-		rest = after
-		return nil
+		return err
 	})
 	if err != nil {
 		return nil, nil, at, fmt.Errorf("list %s of %s: %w", l.table, page.Parent, err)
 	}
 	return found, rest, at, nil
+}
+
+func (l listing[T]) read(ctx context.Context, v view, names span, page resource.Page, passes func(T) bool) (found []T, rest resource.Place, err error) {
+	after, wanted := page.After, page.Size+1
+	next := func(limit int) ([]T, error) {
+		query, args, err := l.query(names, page.Order, after, limit)
+		if err != nil {
+			return nil, err
+		}
+		return sqldb.Collect(ctx, v.Tx, l.scan(v.at.Incarnation), query, args...)
+	}
+	if passes == nil {
+		found, err = next(wanted)
+		return found, nil, err
+	}
+	for range maxRead / readAtOnce {
+		rows, err := next(readAtOnce)
+		if err != nil {
+			return nil, nil, err
+		}
+		for _, row := range rows {
+			if !passes(row) {
+				continue
+			}
+			if found = append(found, row); len(found) == wanted {
+				return found, nil, nil
+			}
+		}
+		if len(rows) < readAtOnce {
+			return found, nil, nil
+		}
+		after = l.keys(rows[len(rows)-1]).Place(page.Order)
+	}
+	return found, after, nil
 }

@@ -64,6 +64,7 @@ func TestStore_ListsByNameInPages(t *testing.T) {
 				slices.Concat(below("accounts/acme-b/projects/", "a", "a-1", "a1", "b"), below("accounts/acme/projects/", "a", "a-1", "a1", "b"), below("accounts/b/projects/", "a", "a-1", "a1", "b")),
 			},
 			{"attachments", "accounts/acme/projects/a", below("accounts/acme/projects/", "a/attachments/b")},
+			{"attachments", "accounts/acme/projects/a-1", nil},
 			{"attachments", "accounts/acme/projects/-", below("accounts/acme/projects/", "a/attachments/b", "a1/attachments/b")},
 			{"attachments", "accounts/-/projects/a1", below("accounts/", "acme-b/projects/a1/attachments/b", "acme/projects/a1/attachments/b", "b/projects/a1/attachments/b")},
 			{
@@ -163,6 +164,20 @@ func TestStore_ReadsSoManyForAPage(t *testing.T) {
 				if diff := cmp.Diff(wanted, found); diff != "" {
 					t.Errorf("%+v (-want +got):\n%s", order, diff)
 				}
+			}
+
+			// The projects of one ID in all accounts are far from each other, and so few are found by as many reads.
+			page := resource.Page{Parent: "accounts/-/projects/" + storetest.Project(0, 7).ID, Size: 100}
+			var pages []int
+			for rest := (resource.Place{}); rest != nil; page.After = rest {
+				var found []attachment.Attachment
+				if found, rest, _, err = s.Attachments(t.Context(), page, nil); err != nil {
+					t.Fatal(err)
+				}
+				pages = append(pages, len(found))
+			}
+			if diff := cmp.Diff([]int{5, accounts - 5}, pages); diff != "" {
+				t.Errorf("what is attached to the projects of one ID comes on pages of (-want +got):\n%s", diff)
 			}
 		})
 	}

@@ -305,20 +305,15 @@ func (s *Store) read(ctx context.Context, fn func(ctx context.Context, v view) e
 	return at, nil
 }
 
-// everything is what LIKE takes for any name.
-const everything = "%"
-
 // span is a range of names: from is below all of them, to is above.
 type span struct {
 	from, to string
-	// like narrows it further.
-	like string
 }
 
 // spanBelow is the range of the names below a prefix, which ends with a slash.
 func spanBelow(prefix string) span {
 	const afterSlash = "0" // '/' + 1
-	return span{from: prefix, to: prefix[:len(prefix)-1] + afterSlash, like: everything}
+	return span{from: prefix, to: prefix[:len(prefix)-1] + afterSlash}
 }
 
 // after moves the beginning behind a name.
