@@ -396,8 +396,8 @@ var mistakes = []mistake{
 	{
 		name: "masters go on across a database's fail-over",
 		file: vault + "store/timeline.go",
-		from: `shards, err = endMasterships(ctx, tx, now)`,
-		to:   `shards, err = 1, nil`,
+		from: `if err := endMasterships(ctx, tx, now); err != nil {`,
+		to:   `if err := ctx.Err(); err != nil {`,
 		test: []string{"./services/vault/internal/store", "-run=FollowTimeline"},
 	},
 	{
@@ -412,6 +412,20 @@ var mistakes = []mistake{
 		file: vault + "credential/decide.go",
 		from: `p.progress, p.lookFirst, p.ensure,`,
 		to:   `p.progress, p.ensure,`,
+		test: []string{"./services/vault/internal/credential"},
+	},
+	{
+		name: "properties that are always refused keep federated credentials from being made",
+		file: vault + "credential/decide.go",
+		from: `act != nil || a.Failures%2 == 0`,
+		to:   `act != nil || a.Failures > 0`,
+		test: []string{"./services/vault/internal/credential"},
+	},
+	{
+		name: "a password that cannot be removed keeps others from being removed",
+		file: vault + "credential/decide.go",
+		from: `p.nobodys(s) && p.due(s.NextTime)`,
+		to:   `p.nobodys(s) && p.due(p.facts.Strays[0].NextTime)`,
 		test: []string{"./services/vault/internal/credential"},
 	},
 	{

@@ -187,19 +187,20 @@ func (p *plan) unneeded(v Version) bool {
 	return ok && active.Works(p.now, p.t) && active.Refusals == 0 || !v.Works(p.now, p.t)
 }
 
-// lookFirst has what is nobody's removed, and the application looked up, before what failed is tried again: that may fail for good, and puts everything
-// about the application off each time. A removal may fail for good as well, so it takes turns with the rest.
+// lookFirst has the application looked up before what failed is tried again: that may fail for good, and puts everything about the application off each
+// time. Its properties and its federated credentials fail each by themselves, so they take turns.
 func (p *plan) lookFirst() Action {
 	a := p.facts.Application
 	if a.ObjectID == "" || a.Failures == 0 {
 		return nil
 	}
-	if a.Failures%2 == 1 {
-		if act := p.sweep(); act != nil {
-			return act
-		}
+	if act := p.read(); act != nil || a.Failures%2 == 0 {
+		return act
 	}
-	return p.read()
+	if act := p.trust(); act != nil {
+		return act
+	}
+	return p.untrust()
 }
 
 // ensure has the application made, and its properties repaired.
@@ -400,7 +401,7 @@ func (p *plan) sweep() Action {
 		return nil
 	}
 	for _, s := range p.facts.Strays {
-		if p.nobodys(s) && p.due(p.facts.Application.NextTime) && p.writable() {
+		if p.nobodys(s) && p.due(s.NextTime) && p.writable() {
 			return Sweep{Stray: s}
 		}
 	}

@@ -180,6 +180,9 @@ type Stray struct {
 	StartTime time.Time
 	FirstTime time.Time
 	LastTime  time.Time
+	// Attempts counts removals of it that failed in a row; the next is tried at NextTime.
+	Attempts int
+	NextTime time.Time
 }
 
 // ByState returns the newest version in one of the states.

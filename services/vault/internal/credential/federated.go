@@ -124,10 +124,10 @@ func (f Facts) Trusting(now time.Time) Change {
 func (f Facts) Trusted(now time.Time, left int) Change {
 	a := f.Application
 	a.WriteTime = now
-	a.succeeded()
 	if left == 0 {
 		a.TrustDigest, a.TrustTime = f.Trust.Digest, now
 	}
+	f.reached(&a)
 	return Change{Application: &a}
 }
 
@@ -135,12 +135,12 @@ func (f Facts) Trusted(now time.Time, left int) Change {
 func (f Facts) Untrusted(now time.Time, left int) Change {
 	a := f.Application
 	a.WriteTime = now
-	a.succeeded()
 	// Not what they were any more, whatever is left.
 	a.TrustDigest, a.TrustTime = "", time.Time{}
 	if left == 0 {
 		a.TrustSendTime = time.Time{}
 	}
+	f.reached(&a)
 	return Change{Application: &a}
 }
 

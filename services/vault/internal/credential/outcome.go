@@ -107,7 +107,11 @@ func (f Facts) ApplicationFailed(now time.Time, t Timing, failure Failure) Chang
 
 // reached notes in a that Graph answered about the application, which is not mended by that: whatever it lacks is put off as before.
 func (f Facts) reached(a *Application) {
-	if a.SpecDigest == f.Wanted.SpecDigest && (!f.Wanted.Federated || a.TrustDigest == f.Trust.Digest) {
+	trusts := a.TrustSendTime.IsZero() // has none to be removed
+	if f.Wanted.Federated {
+		trusts = a.TrustDigest == f.Trust.Digest
+	}
+	if trusts && a.SpecDigest == f.Wanted.SpecDigest {
 		a.succeeded()
 	}
 }
@@ -136,7 +140,7 @@ func (f Facts) ReadFound(now time.Time, deployment string, made MadeApplication)
 		}
 		s := Stray{KeyID: p.KeyID, Name: p.Name, StartTime: p.StartTime, FirstTime: now, LastTime: now}
 		if i := slices.IndexFunc(f.Strays, func(o Stray) bool { return o.KeyID == p.KeyID }); i >= 0 {
-			s.FirstTime = f.Strays[i].FirstTime
+			s.FirstTime, s.Attempts, s.NextTime = f.Strays[i].FirstTime, f.Strays[i].Attempts, f.Strays[i].NextTime
 		}
 		strays = append(strays, s)
 	}
@@ -336,6 +340,20 @@ func (f Facts) Swept(now time.Time, s Stray) Change {
 	f.reached(&a)
 	rest := slices.DeleteFunc(slices.Clone(f.Strays), func(o Stray) bool { return o.KeyID == s.KeyID })
 	return Change{Application: &a, Strays: rest, ReplaceStrays: true}
+}
+
+// SweepFailed takes in that a stray password may still be there. It alone is put off: its removal may fail for good.
+func (f Facts) SweepFailed(now time.Time, t Timing, s Stray, failure Failure) Change {
+	a := f.Application
+	a.WriteTime = now
+	strays := slices.Clone(f.Strays)
+	for i := range strays {
+		if strays[i].KeyID == s.KeyID {
+			strays[i].Attempts++
+			strays[i].NextTime = now.Add(t.backoff(strays[i].Attempts, failure.RetryAfter))
+		}
+	}
+	return Change{Application: &a, Strays: strays, ReplaceStrays: true}
 }
 
 // AskedHome takes in what the home tenant said: any answer about secret or principal shows that it knows the application.

@@ -1,6 +1,8 @@
 package credential_test
 
 import (
+	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -65,14 +67,92 @@ func TestDecide_LooksThoughARepairIsRefused(t *testing.T) {
 	}
 }
 
-// TestDecide_ARemovalThatIsRefusedTakesTurnsWithARepair has both fail: neither may keep the other away for good.
-func TestDecide_ARemovalThatIsRefusedTakesTurnsWithARepair(t *testing.T) {
-	for failures, want := range map[int]string{1: "sweep_password", 2: "ensure_application", 3: "sweep_password"} {
-		f := facts(version("a", 1, credential.Active))
-		f.Wanted.SpecDigest, f.Application.Failures = "other", failures
-		f.Strays = []credential.Stray{{KeyID: "lost", FirstTime: epoch.Add(-2 * time.Hour), LastTime: f.Application.ReadTime}}
-		if got := credential.Decide(epoch, f, credential.Production()).Op(); got != want {
-			t.Errorf("after %d failures: %s, want %s", failures, got, want)
+// TestDecide_NothingThatIsRefusedForGoodKeepsTheRestAway has an application lack three things, of which some are refused whenever they are tried.
+func TestDecide_NothingThatIsRefusedForGoodKeepsTheRestAway(t *testing.T) {
+	timing := credential.Production()
+	const ensure, sweep = "ensure_application", "sweep_password first"
+	for _, federated := range []bool{true, false} {
+		trust := "remove_federated_credentials"
+		if federated {
+			trust = "ensure_federated_credentials"
+		}
+		for _, refused := range [][]string{{ensure}, {trust}, {sweep}, {ensure, trust}, {ensure, sweep}, {trust, sweep}, {ensure, trust, sweep}} {
+			t.Run(fmt.Sprint(refused), func(t *testing.T) {
+				f := facts(version("a", 1, credential.Active, func(v *credential.Version) { v.ActivateTime, v.EndTime = epoch, epoch.Add(72*time.Hour) }))
+				f.Wanted.SpecDigest, f.Application.TrustSendTime = "other", epoch.Add(-2*time.Hour)
+				if f.Wanted.Federated = federated; federated {
+					f.Trust = credential.Trust{Digest: "trust", Key: "key", KeyTime: epoch.Add(time.Hour), Usable: []string{"key"}}
+				}
+				for _, id := range []string{"first", "second", "third"} {
+					f.Strays = append(f.Strays, credential.Stray{KeyID: id, FirstTime: epoch.Add(-2 * time.Hour), LastTime: f.Application.ReadTime})
+				}
+				tried, done := map[string]int{}, map[string]time.Time{}
+				end := epoch.Add(10 * time.Hour)
+				for now := epoch; now.Before(end); {
+					action := credential.Decide(now, f, timing)
+					op, failed := action.Op(), f.ApplicationFailed
+					var ok func() credential.Change
+					switch a := action.(type) {
+					case credential.Wait:
+						now = a.Until
+						continue
+					case credential.Ensure:
+						f = f.With(f.Ensuring(now))
+						ok = func() credential.Change {
+							return f.Ensured(now, credential.MadeApplication{ObjectID: "object", ClientID: "client"})
+						}
+					case credential.EnsureTrust:
+						f = f.With(f.Trusting(now))
+						ok = func() credential.Change { return f.Trusted(now, 1-min(1, tried[op]-1)) }
+					case credential.Untrust:
+						ok = func() credential.Change { return f.Untrusted(now, 0) }
+					case credential.Sweep:
+						op += " " + a.Stray.KeyID
+						ok = func() credential.Change { return f.Swept(now, a.Stray) }
+						failed = func(now time.Time, t credential.Timing, failure credential.Failure) credential.Change {
+							return f.SweepFailed(now, t, a.Stray, failure)
+						}
+					case credential.Read:
+						made := credential.MadeApplication{ObjectID: "object"}
+						for _, s := range f.Strays {
+							made.Passwords = append(made.Passwords, credential.MadePassword{KeyID: s.KeyID, Name: credential.PasswordName("test", s.KeyID)})
+						}
+						ok = func() credential.Change { return f.ReadFound(now, "test", made) }
+					case credential.Ask:
+						f.Probe = credential.Probe{Time: now, VersionID: "a", Finding: credential.Works}
+						continue
+					case credential.Apply:
+						f = f.With(a.Change)
+						continue
+					case credential.Begin, credential.Prove:
+						// The trust is there: nothing is left to see of it.
+						f.Wanted.Federated, f.Application.TrustSendTime = false, time.Time{}
+						continue
+					default:
+						t.Fatalf("at %s: %s", now, op)
+					}
+					tried[op]++
+					if slices.Contains(refused, op) {
+						f = f.With(failed(now, timing, credential.Failure{Kind: credential.Refused, Code: "Denied"}))
+						continue
+					}
+					f = f.With(ok())
+					done[op] = now
+				}
+				for _, op := range []string{ensure, trust, sweep, "sweep_password second", "sweep_password third"} {
+					if slices.Contains(refused, op) {
+						// Doubling up to an hour, or two where they take turns.
+						if n := tried[op]; n < 8 || n > 20 {
+							t.Errorf("%s, which is refused, was tried %d times in ten hours", op, n)
+						}
+					} else if at := done[op]; at.IsZero() || at.After(epoch.Add(2*time.Hour)) {
+						t.Errorf("%s was done at %s, want within two hours", op, at)
+					}
+				}
+				if n := tried["read_application"]; n < 7 {
+					t.Errorf("it was looked up %d times in ten hours", n)
+				}
+			})
 		}
 	}
 }

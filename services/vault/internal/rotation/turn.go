@@ -252,7 +252,11 @@ func (t *turn) do(ctx context.Context, action credential.Action) error {
 		t.log.WarnContext(ctx, "password that nobody can use is removed", slog.String("key_id", a.Stray.KeyID), slog.String("name", a.Stray.Name))
 		return t.request(ctx, a, func(ctx context.Context) error {
 			return t.cloud.RemovePassword(ctx, t.facts.Application.ObjectID, a.Stray.KeyID)
-		}, func(now time.Time) credential.Change { return t.facts.Swept(now, a.Stray) }, t.failed)
+		}, func(now time.Time) credential.Change {
+			return t.facts.Swept(now, a.Stray)
+		}, func(now time.Time, f credential.Failure) credential.Change {
+			return t.facts.SweepFailed(now, t.w.config.Timing, a.Stray, f)
+		})
 	case credential.EndLeases:
 		return t.endLeases(ctx)
 	case credential.Delete:

@@ -122,9 +122,9 @@ func (s *Store) Facts(ctx context.Context, uid string) (Facts, error) {
 			return err
 		}
 		out.Strays, err = sqldb.Collect(ctx, tx, func(row sqldb.Row) (p credential.Stray, err error) {
-			err = row.Scan(&p.KeyID, &p.Name, at{&p.StartTime}, at{&p.FirstTime}, at{&p.LastTime})
+			err = row.Scan(&p.KeyID, &p.Name, at{&p.StartTime}, at{&p.FirstTime}, at{&p.LastTime}, &p.Attempts, at{&p.NextTime})
 			return p, err
-		}, `SELECT key_id, name, start_time, first_time, last_time FROM stray_passwords WHERE integration_uid = $1 ORDER BY key_id`, uid)
+		}, `SELECT key_id, name, start_time, first_time, last_time, attempts, next_time FROM stray_passwords WHERE integration_uid = $1 ORDER BY key_id`, uid)
 		return err
 	})
 	if err != nil {
@@ -246,8 +246,9 @@ func (tx masterTx) replaceStrays(ctx context.Context, step Step) error {
 		return err
 	}
 	for _, p := range step.Change.Strays {
-		if _, err := tx.Exec(ctx, `INSERT INTO stray_passwords (integration_uid, key_id, name, start_time, first_time, last_time) VALUES ($1, $2, $3, $4, $5, $6)`,
-			step.IntegrationUID, p.KeyID, p.Name, sqldb.Micros(p.StartTime), sqldb.Micros(p.FirstTime), sqldb.Micros(p.LastTime)); err != nil {
+		if _, err := tx.Exec(ctx, `INSERT INTO stray_passwords (integration_uid, key_id, name, start_time, first_time, last_time, attempts, next_time)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`,
+			step.IntegrationUID, p.KeyID, p.Name, sqldb.Micros(p.StartTime), sqldb.Micros(p.FirstTime), sqldb.Micros(p.LastTime), p.Attempts, sqldb.Micros(p.NextTime)); err != nil {
 			return err
 		}
 	}

@@ -235,7 +235,7 @@ func TestCommit_KeepsEveryField(t *testing.T) {
 		b.fill(reflect.ValueOf(&a).Elem())
 		a.IntegrationUID, a.ForgetTime = "uid", time.Time{}
 		v := credential.Version{ID: "v", IntegrationUID: "uid", Number: 7, State: credential.Intended, Name: "name", Recovery: 3, IntendTime: start}
-		strays := []credential.Stray{{KeyID: "k", Name: "n", StartTime: start.Add(-time.Hour), FirstTime: start, LastTime: start.Add(time.Hour)}}
+		strays := []credential.Stray{{KeyID: "k", Name: "n", StartTime: start.Add(-time.Hour), FirstTime: start, LastTime: start.Add(time.Hour), Attempts: 2, NextTime: start.Add(2 * time.Hour)}}
 		b.mustCommit(credential.Change{Application: &a, Intent: &v, Strays: strays, ReplaceStrays: true})
 		if diff := cmp.Diff(a, b.facts().Application); diff != "" {
 			b.t.Errorf("application (-written +read):\n%s", diff)

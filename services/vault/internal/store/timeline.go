@@ -9,9 +9,12 @@ import (
 	"phasekey.dev/pkg/sqldb"
 )
 
+// DatabaseFailedOver: the database went on from another point of its history; Reason says on which timeline, and on which it was before.
+const DatabaseFailedOver AuditKind = "DatabaseFailedOver"
+
 // FollowTimeline notices when the database goes on from another point of its history than before: another server took over, or a backup was restored, and what
 // was committed last may be lost. Whoever notices first, of all replicas, is told that it changed: from then on Facts say so, every mastership has ended,
-// the registry is listed anew, and all integrations are due. SQLite has no such history.
+// the registry is listed anew, and all integrations are due: all of that, or, after a death, nothing yet. SQLite has no such history.
 func (s *Store) FollowTimeline(ctx context.Context, now time.Time) (changed bool, err error) {
 	if !s.db.HasTimeline() {
 		return false, nil
@@ -24,7 +27,6 @@ func (s *Store) FollowTimeline(ctx context.Context, now time.Time) (changed bool
 	}); err != nil || same {
 		return false, wrapTimeline(err)
 	}
-	shards := 0
 	err = s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
 		timeline, known, err := timelines(ctx, tx)
 		if changed = known != "" && known != timeline; err != nil || known == timeline {
@@ -38,17 +40,19 @@ func (s *Store) FollowTimeline(ctx context.Context, now time.Time) (changed bool
 		if changed = n == 1; err != nil || !changed {
 			return err
 		}
+		if err := endMasterships(ctx, tx, now); err != nil {
+			return err
+		}
 		// As if the registry had never been heard of: whoever follows it goes on from what is lost.
 		if _, err := tx.Exec(ctx, `UPDATE projection SET incarnation = '', cursor = '' WHERE singleton = 1`); err != nil {
 			return err
 		}
-		shards, err = endMasterships(ctx, tx, now)
-		return err
+		if err := touchAll(ctx, tx, now); err != nil {
+			return err
+		}
+		return s.audit(ctx, tx, AuditEvent{Time: now, Kind: DatabaseFailedOver, Reason: fmt.Sprintf("timeline %s after %s", timeline, known)})
 	})
-	if err != nil || !changed {
-		return false, wrapTimeline(err)
-	}
-	return true, wrapTimeline(s.touchAll(ctx, now, shards))
+	return changed && err == nil, wrapTimeline(err)
 }
 
 func wrapTimeline(err error) error {

@@ -3,6 +3,7 @@ package store_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -58,7 +59,25 @@ func TestFollowTimeline_OfADatabaseThatFailsOver(t *testing.T) {
 	takeOver()
 	c = open()
 	c.exec(`UPDATE applications SET next_time = $1`, sqldb.Micros(start.Add(99*time.Hour)))
-	follow(c, true)
+	// Whoever notices dies before it can say so, and the next one after that: neither leaves a part of it undone.
+	errDead := errors.New("dead")
+	dying := func(last sqldbtest.Point) {
+		t.Helper()
+		dead := false
+		if _, err := c.store.FollowTimeline(sqldbtest.WithHook(t.Context(), func(_ context.Context, at sqldbtest.Point, readOnly bool) error {
+			if dead = dead || !readOnly && at == last; dead {
+				return errDead
+			}
+			return nil
+		}), start.Add(time.Hour)); !errors.Is(err, errDead) {
+			t.Errorf("at %s: %v", last, err)
+		}
+	}
+	dying(sqldbtest.Commit)
+	if f, err := c.store.Facts(t.Context(), "uid"); err != nil || !f.FailOverTime.IsZero() {
+		t.Errorf("without a commit the facts say that it failed over at %s, %v", f.FailOverTime, err)
+	}
+	dying(sqldbtest.Committed)
 	follow(c, false) // as another replica finds
 	for name, m := range map[string]election.Mastership{"kept": kept, "lost": lost} {
 		if err := c.commit(m, func(store.Facts) credential.Change { return credential.Change{} }); !errors.Is(err, election.ErrFenced) {
@@ -74,6 +93,9 @@ func TestFollowTimeline_OfADatabaseThatFailsOver(t *testing.T) {
 	}
 	if uids, _, err := c.store.Due(t.Context(), 0, start.Add(time.Hour), 10); err != nil || len(uids) != 1 {
 		t.Errorf("due are %v, %v", uids, err)
+	}
+	if got := c.rows(2, `SELECT kind, reason FROM audit_events WHERE kind = 'DatabaseFailedOver'`); !slices.Equal(got, []string{"DatabaseFailedOver timeline 00000002 after 00000001"}) {
+		t.Errorf("recorded is %q", got)
 	}
 	// Whoever follows the registry must not go on from 6.
 	if err := advance(c, 7); !errors.Is(err, store.ErrChanged) {
