@@ -130,6 +130,11 @@ LOAD := -load.streams=10000 -load.rounds=3 -load.duration=5s -load.firsts=300
 load: build setup ## Measure the vault beside a bare gRPC server, 20,000 streams among it; takes ten minutes
 	go test -count=1 -timeout 3h -run TestLoad -v ./test/load $(LOAD) -load.promises -load.progress -load.json=$(BUILD)/load.json
 
+FUZZTIME ?= 1m
+.PHONY: fuzz
+fuzz: ## Fuzz beyond the seeds, which the tests try: each FUZZTIME long, a minute; RUN=FuzzMask selects
+	@tools/fuzz.sh '$(RUN)' '$(FUZZTIME)'
+
 PICTURES := waiting landing entra pending result declined lost
 .PHONY: pictures
 pictures: build setup ## Make the pictures in docs/ anew, from what the tests in a browser see
