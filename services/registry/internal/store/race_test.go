@@ -3,8 +3,10 @@ package store_test
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 
+	"phasekey.dev/pkg/sqldbtest"
 	"phasekey.dev/services/registry/internal/attachment"
 	"phasekey.dev/services/registry/internal/integration"
 	"phasekey.dev/services/registry/internal/resource"
@@ -207,5 +209,29 @@ func TestStore_RacesHaveOneWinner(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// TestStore_LosesTheRaceForAnAccess has another attachment take the access between an update's look at it and its writing, which waits for no lock: the
+// database's index refuses it, and the update says what it then finds.
+func TestStore_LosesTheRaceForAnAccess(t *testing.T) {
+	s, ctx := open(t, sqldbtest.Postgres(t, store.Migrations())), t.Context()
+	makeProject(t, s, "stack")
+	makeIntegration(t, s, "reader")
+	makeIntegration(t, s, "writer")
+	attach(t, s, "stack", "reader", attachment.Read)
+	overtaken := false
+	racing := sqldbtest.WithCount(ctx, func(query string) {
+		if !overtaken && strings.HasPrefix(query, "UPDATE attachments SET reads_for") {
+			overtaken = true
+			attach(t, s, "stack", "writer", attachment.Write)
+		}
+	})
+	_, err := s.UpdateAttachment(racing, later, attachmentName("stack", "reader"), "", func(attachment.Attachment) (attachment.Spec, error) {
+		return attachment.Spec{}, nil
+	}, nil)
+	wantError(t, err, attachment.ErrAccessTaken, "attachment="+attachmentName("stack", "writer").String())
+	if !overtaken {
+		t.Error("nobody was faster")
 	}
 }

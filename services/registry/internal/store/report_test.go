@@ -195,3 +195,22 @@ func TestStore_ShardsDoNotFenceEachOther(t *testing.T) {
 		}
 	})
 }
+
+// A mastership that has reported on one integration fences older ones of its shard from all others, of which no report has been taken in yet.
+func TestStore_AMastershipFencesItsWholeShard(t *testing.T) {
+	const other = "3f0c0a55-6c1e-4a51-8a31-6a35b7b0a002"
+	suite(t, func(t *testing.T, s *store.Store) {
+		one, two := makeIntegration(t, s, "one"), makeIntegration(t, s, "two")
+		report := func(by integration.Mastership, on integration.Integration) error {
+			return s.Report(t.Context(), later, by, on.UID, integration.Report{ApplicationDisplayName: "x"})
+		}
+		if err := report(master, one); err != nil {
+			t.Fatal(err)
+		}
+		wantError(t, report(integration.Mastership{Epoch: master.Epoch - 1, Holder: master.Holder}, two), resource.ErrFenced, "subject=shard 0")
+		wantError(t, report(integration.Mastership{Epoch: master.Epoch, Holder: other}, two), resource.ErrFenced, "subject=shard 0")
+		if err := report(master, two); err != nil {
+			t.Error(err)
+		}
+	})
+}
