@@ -87,6 +87,9 @@ func (b *bill) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Process
 	return next
 }
 
+// crowd is how many integrations are many.
+const crowd = 5000
+
 // crowd adds so many integrations like the one there is, of which nothing is due for years.
 func (s *stage) crowd(n int) {
 	s.t.Helper()
