@@ -429,6 +429,13 @@ var mistakes = []mistake{
 		test: []string{"./services/vault/internal/credential"},
 	},
 	{
+		name: "a back-off goes on while the last secret ends",
+		file: vault + "credential/outcome.go",
+		from: `max(min(t.backoff(failures, 0), f.longestWait(now, t)), t.backoff(1, asked))`,
+		to:   `max(min(t.backoff(failures, 0), f.longestWait(now, t)), t.backoff(failures, asked))`,
+		test: []string{"./services/vault/internal/credential"},
+	},
+	{
 		name: "a static master works by a clock that is wrong",
 		file: vault + "election/static/static.go",
 		from: `		case err == nil && resign == nil:`,

@@ -183,10 +183,10 @@ func (p *plan) replaceTime(active Version) time.Time {
 	return at
 }
 
-// lastTime is when the successor of a version is begun although rotation is paused: Graph may be away for a while then, and
+// lastTime is when the successor of a version is begun although rotation is paused: Graph may be away for hours then, and
 // proving fail once, before the password ends.
 func (v Version) lastTime(t Timing) time.Time {
-	reserve := max(v.Life()/6, 2*t.PropagationLimit+t.Settling+t.proving())
+	reserve := max(v.Life()/6, 4*t.PropagationLimit+t.Settling+t.proving())
 	return v.EndTime.Add(-min(reserve, v.Life()/3))
 }
 

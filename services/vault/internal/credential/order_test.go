@@ -193,6 +193,13 @@ func TestDecide_Rotations(t *testing.T) {
 			f.PauseEndTime = epoch.Add(2 * time.Hour)
 			return f
 		}},
+		{name: "and so that Graph may be away for hours", want: "add_password", facts: func() credential.Facts {
+			f := facts(version("a", 1, credential.Active, due, func(v *credential.Version) {
+				v.StartTime, v.EndTime = ago(13*time.Hour+40*time.Minute), epoch.Add(4*time.Hour+20*time.Minute)
+			}))
+			f.PauseEndTime = epoch.Add(2 * time.Hour)
+			return f
+		}},
 		{name: "which it waits for", want: "wait", facts: func() credential.Facts {
 			f := facts(version("a", 1, credential.Active, due, func(v *credential.Version) { v.StartTime, v.EndTime = ago(59*time.Hour), epoch.Add(13*time.Hour) }))
 			f.Application.ReadTime, f.Application.ObserveTime = epoch, epoch

@@ -101,7 +101,7 @@ func (f Facts) ApplicationFailed(now time.Time, t Timing, failure Failure) Chang
 	a := f.Application
 	a.Failures++
 	a.FailureCode = failure.Code
-	a.NextTime = now.Add(t.backoff(a.Failures, failure.RetryAfter))
+	a.NextTime = now.Add(f.retry(now, t, a.Failures, failure.RetryAfter))
 	return Change{Application: &a}
 }
 
@@ -212,7 +212,7 @@ func (f Facts) AddFailed(now time.Time, t Timing, v Version, failure Failure) Ch
 	switch {
 	case failure.Kind == Again, failure.Kind == Missing:
 		v.Attempts++
-		return again(t.backoff(v.Attempts, failure.RetryAfter))
+		return again(f.retry(now, t, v.Attempts, failure.RetryAfter))
 	case failure.Kind == TooLong && f.stretches(v):
 		v.Attempts++ // the policy is as it was
 		return again(t.WriteSpacing)
@@ -232,12 +232,33 @@ func (f Facts) lost(now time.Time, t Timing, v Version) Change {
 	return f.abandoned(now, t, v, "AnswerLost")
 }
 
+// retry is how long to wait after so many failures in a row of what the next version needs: backoff, but the less the sooner it has to be ACTIVE, unless the service
+// asks for more. Whatever was in the way may be over at any moment, and what works must not end while only the wait goes on.
+func (f Facts) retry(now time.Time, t Timing, failures int, asked time.Duration) time.Duration {
+	return max(min(t.backoff(failures, 0), f.longestWait(now, t)), t.backoff(1, asked))
+}
+
+// longestWait is an eighth of the time that is left to make and prove another version before the ACTIVE one ends, RetryMax/12 at least, also once nothing works any more.
+// Before there ever was one, without consent, while the integration is being deleted, and where only people can mend what is in the way and nothing is left to lose, it is RetryMax.
+func (f Facts) longestWait(now time.Time, t Timing) time.Duration {
+	a := f.Application
+	active, ok := f.ByState(Active)
+	works := ok && active.Works(now, t)
+	switch {
+	case f.Wanted.Deleting, a.ActivateTime.IsZero(), !a.Consented, works && active.Federated(), !works && a.AddRefusal != "":
+		return t.RetryMax
+	case !works:
+		return t.RetryMax / 12
+	}
+	return max(t.RetryMax/12, active.EndTime.Sub(now.Add(t.Settling+t.proving()))/8)
+}
+
 // abandoned gives a version up, and puts the next one off: the longer, the more came to nothing.
 func (f Facts) abandoned(now time.Time, t Timing, v Version, reason string) Change {
 	a := f.Application
 	a.AddFailures++
 	a.AddCode = reason
-	a.AddNextTime = now.Add(t.backoff(a.AddFailures, 0))
+	a.AddNextTime = now.Add(f.retry(now, t, a.AddFailures, 0))
 	from := v.State
 	v.State, v.Reason, v.Attempts, v.NextTime = Abandoned, reason, 0, time.Time{}
 	return Change{Application: &a, Moves: []Move{{From: from, Version: v}}}
@@ -306,7 +327,11 @@ func (f Facts) RemoveFailed(now time.Time, t Timing, v Version, failure Failure)
 // Postponed takes in that nothing was learnt about a version, and puts it off.
 func (f Facts) Postponed(now time.Time, t Timing, v Version, retryAfter time.Duration) Change {
 	v.Attempts++
-	v.NextTime = now.Add(t.backoff(v.Attempts, retryAfter))
+	wait := t.backoff(v.Attempts, retryAfter)
+	if v.State == Propagating {
+		wait = f.retry(now, t, v.Attempts, retryAfter)
+	}
+	v.NextTime = now.Add(wait)
 	return Change{Moves: []Move{{From: v.State, Version: v}}}
 }
 
@@ -325,7 +350,7 @@ func (f Facts) Unreadable(now time.Time, t Timing, v Version) Change {
 	if pending := v.State == Staged || v.State == Propagating; pending && !v.unreadable() {
 		a.AddFailures++
 		a.AddCode = reasonUnreadable
-		a.AddNextTime = now.Add(t.backoff(a.AddFailures, 0))
+		a.AddNextTime = now.Add(f.retry(now, t, a.AddFailures, 0))
 	}
 	v.refused(now)
 	v.Refusals, v.Reason = max(v.Refusals, t.RefusalLimit), reasonUnreadable
