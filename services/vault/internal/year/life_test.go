@@ -137,7 +137,7 @@ func (r *replica) live(ctx context.Context) error {
 	r.set(l)
 	var tasks sync.WaitGroup
 	tasks.Go(func() { _ = l.hub.Run(l.ctx) })
-	tasks.Go(func() { l.release(l.ctx) })
+	tasks.Go(func() { l.tidy(l.ctx) })
 	tasks.Go(func() { _ = l.signer.Run(l.ctx) })
 	tasks.Go(func() {
 		if err := elector.Run(l.ctx, l.serve(worker)); err != nil {
@@ -159,10 +159,11 @@ func (w *world) hint(from *life) {
 	}
 }
 
-// release does what delivery's releaser does, less often.
-func (l *life) release(ctx context.Context) {
+// tidy does what delivery's releaser and the notary do, less often. What failed is done by the next.
+func (l *life) tidy(ctx context.Context) {
 	for ctx.Err() == nil {
-		_, _ = l.store.ReleaseEnded(ctx, time.Now().Add(-l.r.w.timing.HoldMargin), 1000) // what failed is done by the next
+		_, _ = l.store.ReleaseEnded(ctx, time.Now().Add(-l.r.w.timing.HoldMargin), 1000)
+		_ = l.store.ExpandFanOuts(ctx)
 		sleep(ctx, poll)
 	}
 }
