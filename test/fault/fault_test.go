@@ -85,6 +85,7 @@ func TestFaults(t *testing.T) {
 	w.judge.pronounce(t)
 	w.tidy(t)
 	w.covered(t)
+	t.Run("PostgreSQL fails over to a standby that lacks what was committed last", w.loseCommits)
 	for _, material := range []string{"token", "secret", "assertion"} {
 		if w.judge.uses[material] == 0 {
 			t.Errorf("no %s was used", material)

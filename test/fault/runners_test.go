@@ -12,8 +12,9 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
+
 	typev1 "phasekey.dev/gen/phasekey/type/v1"
-	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
 	"phasekey.dev/pkg/runner"
 	"phasekey.dev/pkg/secret"
 )
@@ -32,9 +33,27 @@ const (
 type judge struct {
 	mu       sync.Mutex
 	failures []string
-	// uses counts uses by material, versions those that were met with.
+	// uses counts uses by material, versions by material, integration and version.
 	uses     map[string]int
-	versions map[string]bool
+	versions map[use]int
+}
+
+// use is what is used; users has no version.
+type use struct {
+	material, integration string
+	version               int64
+}
+
+// users counts the uses of each integration's materials.
+func (j *judge) users() map[use]int {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	out := map[use]int{}
+	for u, n := range j.versions {
+		u.version = 0
+		out[u] += n
+	}
+	return out
 }
 
 func (j *judge) fail(format string, args ...any) {
@@ -49,10 +68,10 @@ func (j *judge) used(material string, i *integration, version int64) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.uses == nil {
-		j.uses, j.versions = map[string]int{}, map[string]bool{}
+		j.uses, j.versions = map[string]int{}, map[use]int{}
 	}
 	j.uses[material]++
-	j.versions[fmt.Sprint(material, " ", i.name, " ", version)] = true
+	j.versions[use{material, i.name, version}]++
 }
 
 // pronounce fails the test with what was found since the last time.
@@ -70,57 +89,30 @@ func (j *judge) pronounce(t *testing.T) {
 // another, or its assertions in a long run.
 func (w *world) work(t *testing.T) (stop func()) {
 	t.Helper()
+	return w.workOn(t, func(ctx context.Context, conn *grpc.ClientConn, i *integration) {
+		for n := 0; ctx.Err() == nil; n++ {
+			w.job(ctx, conn, i, fmt.Sprintf("job-%d", n), jobLife, job)
+		}
+	})
+}
+
+// workOn is work whose jobs with secrets are others: jobs is called for each integration that has one.
+func (w *world) workOn(t *testing.T, jobs func(ctx context.Context, conn *grpc.ClientConn, i *integration)) (stop func()) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	var all sync.WaitGroup
 	conn := w.runners(t)
-	follow := func(ctx context.Context, i *integration, material typev1.Material, grant *vaultv1.Grant, use func(ctx context.Context, r *runner.Runner)) {
-		r, err := runner.New(runner.Config{Conn: conn, Grant: secret.New(grant.GetToken()), Material: material, Log: slog.New(slog.DiscardHandler)})
-		if err != nil {
-			w.judge.fail("runner on %s: %v", i.name, err)
-			return
-		}
-		following, done := context.WithCancel(ctx)
-		var running sync.WaitGroup
-		running.Go(func() {
-			if err := r.Run(following); err != nil {
-				w.judge.fail("runner on %s: %v", i.name, err)
-			}
-		})
-		use(following, r)
-		done()
-		running.Wait()
-	}
 	for _, i := range w.integrations {
 		all.Go(func() {
-			grant, err := w.grant(ctx, i, "long", time.Hour)
-			if err != nil {
-				return // the test ends
-			}
-			follow(ctx, i, typev1.Material_MATERIAL_ACCESS_TOKEN, grant, func(ctx context.Context, r *runner.Runner) { w.useToken(ctx, i, r) })
+			w.run(ctx, conn, i, typev1.Material_MATERIAL_ACCESS_TOKEN, "long", time.Hour, w.useToken)
 		})
 		if i.federated {
 			all.Go(func() {
-				grant, err := w.grant(ctx, i, "without-secret", time.Hour)
-				if err != nil {
-					return // the test ends
-				}
-				follow(ctx, i, typev1.Material_MATERIAL_FEDERATED_TOKEN, grant, func(ctx context.Context, r *runner.Runner) { w.useAssertion(ctx, i, r) })
+				w.run(ctx, conn, i, typev1.Material_MATERIAL_FEDERATED_TOKEN, "without-secret", time.Hour, w.useAssertion)
 			})
 			continue
 		}
-		all.Go(func() {
-			for n := 0; ctx.Err() == nil; n++ {
-				grant, err := w.grant(ctx, i, fmt.Sprintf("job-%d", n), jobLife)
-				if err != nil {
-					return
-				}
-				follow(ctx, i, typev1.Material_MATERIAL_CLIENT_SECRET, grant, func(ctx context.Context, r *runner.Runner) {
-					ctx, done := context.WithTimeout(ctx, job)
-					defer done()
-					w.useSecret(ctx, i, r)
-				})
-			}
-		})
+		all.Go(func() { jobs(ctx, conn, i) })
 	}
 	stop = func() {
 		cancel()
@@ -128,6 +120,40 @@ func (w *world) work(t *testing.T) (stop func()) {
 	}
 	t.Cleanup(stop)
 	return stop
+}
+
+// job uses an integration's secret for a while, by a grant that lives longer.
+func (w *world) job(ctx context.Context, conn *grpc.ClientConn, i *integration, run string, life, while time.Duration) {
+	w.run(ctx, conn, i, typev1.Material_MATERIAL_CLIENT_SECRET, run, life, func(ctx context.Context, i *integration, r *runner.Runner) {
+		ctx, done := context.WithTimeout(ctx, while)
+		defer done()
+		w.useSecret(ctx, i, r)
+	})
+}
+
+// run has a runner follow an integration by a grant of its own, for as long as with takes.
+func (w *world) run(ctx context.Context, conn *grpc.ClientConn, i *integration, material typev1.Material, name string, life time.Duration,
+	with func(ctx context.Context, i *integration, r *runner.Runner),
+) {
+	grant, err := w.grant(ctx, i, name, life)
+	if err != nil {
+		return // the test ends
+	}
+	r, err := runner.New(runner.Config{Conn: conn, Grant: secret.New(grant.GetToken()), Material: material, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		w.judge.fail("runner on %s: %v", i.name, err)
+		return
+	}
+	following, done := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := r.Run(following); err != nil {
+			w.judge.fail("runner on %s: %v", i.name, err)
+		}
+	})
+	with(following, i, r)
+	done()
+	running.Wait()
 }
 
 // rest waits for a moment, and tells whether ctx goes on.

@@ -43,13 +43,15 @@ const (
 	lag = 2 * time.Second
 	// period is a rotation's.
 	period = 4 * time.Second
+	// reconcileInterval lies between two looks at an application.
+	reconcileInterval = 5 * time.Second
 )
 
 // timing is the development's, somewhat quicker, for less lag.
 var timing = map[string]any{
 	"proofs": 4, "proof_spacing": "250ms", "settling": "3s", "retiring": "2s", "remove_delay": "500ms", "propagation_limit": "20s", "write_spacing": "200ms",
 	"consent_interval": "5s", "await_interval": "1s", "probe_spacing": "500ms", "consent_failures": 5, "consent_window": "5s", "refusal_limit": 3,
-	"reconcile_interval": "5s", "ensure_interval": "1m", "retry_min": "250ms", "retry_max": "3s", "longest_hold": "3m", "hold_margin": "5s",
+	"reconcile_interval": reconcileInterval.String(), "ensure_interval": "1m", "retry_min": "250ms", "retry_max": "3s", "longest_hold": "3m", "hold_margin": "5s",
 }
 
 // world is the suite, each part of it in a process of its own, and all it stands on.
