@@ -27,10 +27,11 @@ func FuzzName(f *testing.F) {
 	} {
 		f.Add(seed)
 	}
+	w := newWorld(f)
+	w.people(f)
+	head := w.head(f)
 	f.Fuzz(func(t *testing.T, name string) {
-		w := newWorld(t)
-		w.people(t)
-		head, ctx := w.head(t), t.Context()
+		ctx := t.Context()
 		_, isIntegration := integration.ParseName(name)
 		_, isProject := project.ParseName(name)
 		_, isAttachment := attachment.ParseName(name)

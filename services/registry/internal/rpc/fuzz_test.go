@@ -1,6 +1,7 @@
 package rpc_test
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -28,10 +29,13 @@ func FuzzMask(f *testing.F) {
 	} {
 		f.Add(seed, "New")
 	}
+	w, round := newWorld(f), 0
 	f.Fuzz(func(t *testing.T, mask, text string) {
-		w := newWorld(t)
 		ctx := t.Context()
-		integration, project := w.integration(t, "acme", "net"), w.project(t, "acme", "stack")
+		// Each has an account to itself.
+		round++
+		account := fmt.Sprint("a", round)
+		integration, project := w.integration(t, account, "net"), w.project(t, account, "stack")
 		attachment := w.attachment(t, project.GetName(), integration.GetName())
 		head := w.head(t)
 		var named []string
@@ -92,7 +96,7 @@ func FuzzMask(f *testing.F) {
 			Project: &registryv1.Project{Name: project.GetName(), Kind: project.GetKind(), DisplayName: "Other"}, UpdateMask: paths(named...),
 		})
 		created, err := w.platform.projects.UpdateProject(ctx, &registryv1.UpdateProjectRequest{
-			Project:    &registryv1.Project{Name: "accounts/acme/projects/other", Kind: registryv1.Project_KIND_MODULE, DisplayName: "Other", Labels: []string{"y"}},
+			Project:    &registryv1.Project{Name: "accounts/" + account + "/projects/other", Kind: registryv1.Project_KIND_MODULE, DisplayName: "Other", Labels: []string{"y"}},
 			UpdateMask: paths(named...), AllowMissing: true,
 		})
 		if status.Code(err) != status.Code(maskErr) {

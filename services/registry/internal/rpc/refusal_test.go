@@ -38,7 +38,7 @@ func refusingWorld(t *testing.T) *world {
 }
 
 // people makes what refusals need.
-func (w *world) people(t *testing.T) {
+func (w *world) people(t testing.TB) {
 	t.Helper()
 	for _, name := range []string{reader, writer, spare, bare, doomed, alien} {
 		ids, _ := resource.SplitName(name, "accounts", "integrations")

@@ -66,19 +66,19 @@ type world struct {
 	platform, limited, operator, vault, broker, stranger clients
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	return newWorldOf(t, quota.Default())
 }
 
 // newWorldOf is newWorld with other quotas.
-func newWorldOf(t *testing.T, quotas quota.Config) *world {
+func newWorldOf(t testing.TB, quotas quota.Config) *world {
 	t.Helper()
 	return newWorldOn(t, sqldbtest.SQLite(t, store.Migrations()), quotas)
 }
 
 // newWorldOn is newWorld with another database, and other quotas.
-func newWorldOn(t *testing.T, db *sqldb.DB, quotas quota.Config) *world {
+func newWorldOn(t testing.TB, db *sqldb.DB, quotas quota.Config) *world {
 	t.Helper()
 	s, err := store.New(t.Context(), db, quotas)
 	if err != nil {
@@ -122,7 +122,7 @@ func newIntegration() *registryv1.Integration {
 	return &registryv1.Integration{DisplayName: "Net", TenantId: tenant, DefaultSubscriptionId: subscription}
 }
 
-func (w *world) integration(t *testing.T, account, id string) *registryv1.Integration {
+func (w *world) integration(t testing.TB, account, id string) *registryv1.Integration {
 	t.Helper()
 	got, err := w.platform.integrations.CreateIntegration(t.Context(), &registryv1.CreateIntegrationRequest{
 		Parent: "accounts/" + account, IntegrationId: id, Integration: newIntegration(),
@@ -133,7 +133,7 @@ func (w *world) integration(t *testing.T, account, id string) *registryv1.Integr
 	return got
 }
 
-func (w *world) project(t *testing.T, account, id string) *registryv1.Project {
+func (w *world) project(t testing.TB, account, id string) *registryv1.Project {
 	t.Helper()
 	got, err := w.platform.projects.CreateProject(t.Context(), &registryv1.CreateProjectRequest{
 		Parent: "accounts/" + account, ProjectId: id, Project: &registryv1.Project{Kind: registryv1.Project_KIND_STACK},
@@ -144,7 +144,7 @@ func (w *world) project(t *testing.T, account, id string) *registryv1.Project {
 	return got
 }
 
-func (w *world) attachment(t *testing.T, project, integration string, accesses ...typev1.Access) *registryv1.Attachment {
+func (w *world) attachment(t testing.TB, project, integration string, accesses ...typev1.Access) *registryv1.Attachment {
 	t.Helper()
 	got, err := w.platform.attachments.CreateAttachment(t.Context(), &registryv1.CreateAttachmentRequest{
 		Parent: project, Attachment: &registryv1.Attachment{Integration: integration, Accesses: accesses},
@@ -155,7 +155,7 @@ func (w *world) attachment(t *testing.T, project, integration string, accesses .
 	return got
 }
 
-func (w *world) head(t *testing.T) int64 {
+func (w *world) head(t testing.TB) int64 {
 	t.Helper()
 	head, err := w.store.Head(t.Context())
 	if err != nil {

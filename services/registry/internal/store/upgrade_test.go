@@ -339,6 +339,11 @@ func TestUpgrade_PreviousReleaseGoesOnBesideThisOne(t *testing.T) {
 		}
 		_, _, err = s.ResolveAccess(ctx, projectName("new"), attachment.Write)
 		wantError(t, err, attachment.ErrNothingAttached, "")
+		// Its labels are still there, and come before those of the next one.
+		makeAuto(t, s, "next", "prod")
+		if got := giver(t, s, "new", attachment.Write); got != "next[prod]" {
+			t.Errorf("WRITE is given by %s", got)
+		}
 		err = old.write(t, func(ctx context.Context, d *previously) error {
 			d.record("integration", labelled.UID, true, integrationPayload(labelled.UID, "new", "renamed"))
 			d.record("project", marked.UID, true, projectPayload(marked.UID, "new"))
