@@ -234,6 +234,29 @@ func TestWorker_PausesAndGoesOn(t *testing.T) {
 	})
 }
 
+// TestWorker_MakesTheNextInTimeAfterAnOutage has Graph away from before the next secret is due until forty minutes before the end of the only one: by then an hour lies
+// between two tries, and one has just failed.
+func TestWorker_MakesTheNextInTimeAfterAnOutage(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s, first := settled(t, 10*time.Minute)
+		away := true
+		s.entra.set(func(d *fakeDirectory) {
+			d.before = func(_ context.Context, op string) error {
+				if !away || op == "token" {
+					return nil
+				}
+				away = op != "add" || time.Until(first.EndTime) > 45*time.Minute
+				return refuse(directory.Transient, "")
+			}
+		})
+		time.Sleep(time.Until(first.EndTime) - time.Second)
+		if v, _ := s.facts().ByState(credential.Active); v.ID == first.ID || !s.entra.works(v.KeyID) {
+			t.Errorf("a second before the end of %s, the newest is %s", first, v)
+		}
+	})
+}
+
 func TestWorker_AdvancesBatches(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
