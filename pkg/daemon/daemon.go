@@ -59,6 +59,7 @@ type Program[C confload.Config] struct {
 
 // Main does what the process's arguments say, and returns its exit code.
 func (p Program[C]) Main() int {
+	collectLater()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	// From the first signal on the next one has its usual effect.

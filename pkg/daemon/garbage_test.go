@@ -1,0 +1,58 @@
+package daemon
+
+import (
+	"os"
+	"runtime"
+	"runtime/debug"
+	"runtime/metrics"
+	"testing"
+	"time"
+)
+
+func TestGrowthFor(t *testing.T) {
+	for _, tt := range []struct {
+		name        string
+		live, roots uint64
+		want        int
+	}{
+		{"little is in use", 8 << 20, 0, 700},
+		{"roots are counted", 8 << 20, 6 << 20, 400},
+		{"half of it", 32 << 20, 0, 100},
+		{"more than half", 48 << 20, 0, 100},
+		{"more than all", 1 << 30, 1 << 20, 100},
+		{"next to nothing", 1 << 10, 0, 1599},
+	} {
+		if got := growthFor(tt.live, tt.roots); got != tt.want {
+			t.Errorf("%s: %d, not %d", tt.name, got, tt.want)
+		}
+	}
+}
+
+func TestCollectLater(t *testing.T) {
+	if os.Getenv("GOGC") != "" {
+		t.Fatal("GOGC is set")
+	}
+	defer debug.SetGCPercent(debug.SetGCPercent(usualGrowth))
+	collectLater()
+	await := func(what string, is func(growth, goal uint64) bool) {
+		t.Helper()
+		found := []metrics.Sample{{Name: "/gc/gogc:percent"}, {Name: "/gc/heap/goal:bytes"}}
+		for late := time.Now().Add(time.Minute); ; runtime.GC() {
+			metrics.Read(found)
+			growth, goal := found[0].Value.Uint64(), found[1].Value.Uint64()
+			if is(growth, goal) {
+				return
+			}
+			if time.Now().After(late) {
+				t.Fatalf("%s: garbage is collected at %d bytes, %d%%", what, goal, growth)
+			}
+		}
+	}
+	await("little is in use", func(growth, goal uint64) bool {
+		return growth > usualGrowth && goal > leastHeap/2 && goal < 2*leastHeap
+	})
+	much := make([]byte, 2*leastHeap)
+	await("much is in use", func(growth, _ uint64) bool { return growth == usualGrowth })
+	runtime.KeepAlive(much)
+	await("little again", func(growth, goal uint64) bool { return growth > usualGrowth && goal < 2*leastHeap })
+}
