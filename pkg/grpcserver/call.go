@@ -158,6 +158,19 @@ func (s *Server) begin(ctx context.Context, full string) (*call, error) {
 	return &call{ctx: ctx, method: m, began: time.Now(), arrival: arrivalOf(ctx)}, nil
 }
 
+// room is how much of its stack a unary call is likely to need.
+const room = 5 << 10
+
+// makeRoom has the goroutine's stack grow at once, while there is little on it. It would grow anyway, once or twice, when the handler is deep in its calls: then all of their frames have to be moved, which
+// took up to a twelfth of a call's processor time. A stream's stack is to stay small.
+//
+//go:noinline
+func makeRoom(at int) byte {
+	var frame [room]byte
+	frame[at]++
+	return frame[room-1-at]
+}
+
 // unary runs the chain around a unary call.
 func (s *Server) unary(
 	ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler,
@@ -167,6 +180,7 @@ func (s *Server) unary(
 		return nil, err
 	}
 	c.arrival.done()
+	makeRoom(0)
 	msg, ok := req.(proto.Message)
 	if !ok {
 		return nil, rpcerr.New(codes.Internal, rpcerr.ReasonInternal, internalMessage)

@@ -116,12 +116,13 @@ type key struct {
 }
 
 func keyOf(r *Request, v *credential.Version) key {
-	return key{versionID: v.ID, audience: r.Audience, write: r.Write && v.Federated()}
+	federated := v.SigningKey != "" // as v.Federated, which would take a copy of it on the stack
+	return key{versionID: v.ID, audience: r.Audience, write: r.Write && federated}
 }
 
 // entry is what is known about one key.
 type entry struct {
-	token Token // zero before the first
+	token *Token // an empty one before the first
 	// failure is the last refusal since the token, remembered until retryTime.
 	failure   error
 	failures  int
@@ -134,7 +135,7 @@ type flight struct {
 	done    chan struct{}
 	cancel  context.CancelFunc
 	waiters int
-	token   Token // read after done is closed
+	token   *Token // read after done is closed
 	err     error
 }
 
@@ -176,7 +177,7 @@ func (i *Issuer) Issue(ctx context.Context, request Request) (Token, error) {
 	for n := range request.Versions {
 		token, err := i.issue(ctx, &request, &request.Versions[n])
 		if err == nil {
-			return token, nil
+			return *token, nil
 		}
 		if ctx.Err() != nil {
 			return Token{}, ctx.Err()
@@ -186,8 +187,8 @@ func (i *Issuer) Issue(ctx context.Context, request Request) (Token, error) {
 			break // another version would be told the same
 		}
 	}
-	if token, ok := i.remaining(time.Now(), &request); ok {
-		return token, nil
+	if token := i.remaining(time.Now(), &request); token != nil {
+		return *token, nil
 	}
 	return Token{}, classify(failures)
 }
@@ -204,25 +205,30 @@ func (i *Issuer) Drop(versionID string) {
 	}
 }
 
-// issue returns a token made from one version.
-func (i *Issuer) issue(ctx context.Context, request *Request, v *credential.Version) (Token, error) {
+// issue returns a token made from one version. With a kept one it is the deepest that most calls get to, so it needs little of the stack.
+func (i *Issuer) issue(ctx context.Context, request *Request, v *credential.Version) (*Token, error) {
 	now := time.Now()
 	i.mu.Lock()
 	i.sweep(now)
 	k := keyOf(request, v)
 	e := i.entries[k]
 	if e == nil {
-		e = &entry{}
+		e = &entry{token: &Token{}}
 		i.entries[k] = e
 	}
-	if now.Before(e.token.RenewTime) {
+	switch {
+	case now.Before(e.token.RenewTime):
 		defer i.mu.Unlock()
 		return e.token, nil
-	}
-	if now.Before(e.retryTime) {
+	case now.Before(e.retryTime):
 		defer i.mu.Unlock()
-		return Token{}, e.failure
+		return nil, e.failure
 	}
+	return i.join(ctx, e, request, v)
+}
+
+// join waits for a request on its way, and has one sent if there is none. It lets go of the lock.
+func (i *Issuer) join(ctx context.Context, e *entry, request *Request, v *credential.Version) (*Token, error) {
 	f := e.flight
 	if f == nil {
 		f = i.start(e, request, v)
@@ -242,7 +248,7 @@ func (i *Issuer) issue(ctx context.Context, request *Request, v *credential.Vers
 				e.flight = nil // whoever comes now asks anew
 			}
 		}
-		return Token{}, ctx.Err()
+		return nil, ctx.Err()
 	}
 }
 
@@ -253,7 +259,7 @@ func (i *Issuer) start(e *entry, request *Request, v *credential.Version) *fligh
 	e.flight = f
 	go func() {
 		defer cancel()
-		var token Token
+		var token *Token
 		err := caught.Panic(func() (err error) {
 			token, err = i.mint(ctx, request, v)
 			return err
@@ -271,7 +277,7 @@ func (i *Issuer) start(e *entry, request *Request, v *credential.Version) *fligh
 }
 
 // settle keeps what a request brought.
-func (e *entry) settle(now time.Time, token Token, err error) {
+func (e *entry) settle(now time.Time, token *Token, err error) {
 	if err == nil {
 		*e = entry{token: token}
 		return
@@ -286,7 +292,7 @@ func (e *entry) settle(now time.Time, token Token, err error) {
 	e.retryTime = now.Add(delay)
 }
 
-func (i *Issuer) mint(ctx context.Context, request *Request, v *credential.Version) (Token, error) {
+func (i *Issuer) mint(ctx context.Context, request *Request, v *credential.Version) (*Token, error) {
 	requestID := uuid.NewString()
 	asked := directory.TokenRequest{TenantID: request.TenantID, ClientID: request.ClientID, Audience: request.Audience, RequestID: requestID}
 	if err := i.present.Present(ctx, *v, request.Write, &asked); err != nil {
@@ -294,7 +300,7 @@ func (i *Issuer) mint(ctx context.Context, request *Request, v *credential.Versi
 		if refused(err) {
 			i.wantProbe(ctx, v)
 		}
-		return Token{}, fmt.Errorf("show who asks for a token, with credential version %s: %w", v.ID, err)
+		return nil, fmt.Errorf("show who asks for a token, with credential version %s: %w", v.ID, err)
 	}
 	got, err := i.config.Minter.Token(ctx, request.Cloud, asked)
 	if err != nil {
@@ -304,11 +310,11 @@ func (i *Issuer) mint(ctx context.Context, request *Request, v *credential.Versi
 			i.wantProbe(ctx, v)
 		}
 		i.mints.WithLabelValues(result).Inc()
-		return Token{}, fmt.Errorf("mint token with credential version %s, client-request-id %s: %w", v.ID, requestID, err)
+		return nil, fmt.Errorf("mint token with credential version %s, client-request-id %s: %w", v.ID, requestID, err)
 	}
 	i.mints.WithLabelValues("granted").Inc()
 	half := got.ExpireTime.Sub(got.IssueTime) / 2
-	return Token{
+	return &Token{
 		Text: got.Text, IssueTime: got.IssueTime, ExpireTime: got.ExpireTime, RenewTime: got.IssueTime.Add(half - jitter(half/5)),
 		RequestID: requestID, VersionID: v.ID, VersionNumber: v.Number,
 	}, nil
@@ -321,17 +327,17 @@ func (i *Issuer) wantProbe(ctx context.Context, v *credential.Version) {
 	}
 }
 
-// remaining finds a kept token that is past its renewal and not at its end.
-func (i *Issuer) remaining(now time.Time, request *Request) (Token, bool) {
+// remaining finds a kept token that is past its renewal and not at its end; nil when there is none.
+func (i *Issuer) remaining(now time.Time, request *Request) *Token {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	for n := range request.Versions {
 		e := i.entries[keyOf(request, &request.Versions[n])]
 		if e != nil && now.Add(minLife).Before(e.token.ExpireTime) {
-			return e.token, true
+			return e.token
 		}
 	}
-	return Token{}, false
+	return nil
 }
 
 // sweep forgets what is of no more use, now and then. The lock is held.
