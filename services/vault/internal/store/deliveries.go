@@ -44,7 +44,7 @@ func (s *Store) Deliver(ctx context.Context, now time.Time, d Delivery) (lease.L
 	if o.uid == "" {
 		o.uid = uuid.NewString()
 	}
-	err := s.deliveries.wait(ctx, o)
+	err := s.deliveries.wait(o)
 	if err == nil {
 		err = o.err
 	}

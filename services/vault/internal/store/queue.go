@@ -37,20 +37,42 @@ type ordering interface{ state() *order }
 type order struct {
 	ctx  context.Context //nolint:containedctx // of the caller who waits for it
 	done chan struct{}
+	// company is whom it is done for, once it has been taken; the queue's lock guards it.
+	company *company
+}
+
+// company is those for whom a batch is done.
+type company struct {
+	here   int // how many still wait
+	giveUp context.CancelFunc
 }
 
 func newOrder(ctx context.Context) order { return order{ctx: ctx, done: make(chan struct{})} }
 
 func (o *order) state() *order { return o }
 
-// wait has it done, by a goroutine that is gone when there is nothing left to do, and returns when it is, or ctx's error when that ends first.
-func (q *queue[T]) wait(ctx context.Context, o T) error {
+// wait has it done, by a goroutine that is gone when there is nothing left to do, and returns when it is, or the error of the order's context when that ends first.
+func (q *queue[T]) wait(o T) error {
 	q.add(o)
 	select {
 	case <-o.state().done:
 		return nil
-	case <-ctx.Done():
-		return ctx.Err()
+	case <-o.state().ctx.Done():
+		q.leave(o)
+		return o.state().ctx.Err()
+	}
+}
+
+// leave notes that a caller is gone. A batch is given up when all are.
+func (q *queue[T]) leave(o T) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	c := o.state().company
+	if c == nil {
+		return // who takes it sees that its context has ended
+	}
+	if c.here--; c.here == 0 {
+		c.giveUp()
 	}
 }
 
@@ -64,13 +86,12 @@ func (q *queue[T]) add(o T) {
 	q.running = true
 	go func() {
 		for {
-			batch := q.next()
+			ctx, batch, giveUp := q.next()
 			if batch == nil {
 				return
 			}
-			ctx, stop := contextOf(batch)
 			q.do(ctx, batch)
-			stop()
+			giveUp()
 			for _, o := range batch {
 				close(o.state().done)
 			}
@@ -78,37 +99,22 @@ func (q *queue[T]) add(o T) {
 	}()
 }
 
-// next is the next batch. With nothing left it says that nobody works any more.
-func (q *queue[T]) next() []T {
+// next is the next batch, with a context that is the first caller's without its end. With nothing left it says that nobody works any more.
+func (q *queue[T]) next() (ctx context.Context, batch []T, giveUp context.CancelFunc) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	batch, rest := q.take(q.waiting)
 	q.waiting = rest
 	q.running = len(batch) > 0
-	return batch
-}
-
-// contextOf is the first caller's without its end: the batch is given up when all callers are gone.
-func contextOf[T ordering](batch []T) (context.Context, func()) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(batch[0].state().ctx), batchTimeout)
-	var mu sync.Mutex
-	here := len(batch)
-	var stops []func() bool
+	if !q.running {
+		return nil, nil, nil
+	}
+	ctx, giveUp = context.WithTimeout(context.WithoutCancel(batch[0].state().ctx), batchTimeout)
+	all := &company{here: len(batch), giveUp: giveUp}
 	for _, o := range batch {
-		stops = append(stops, context.AfterFunc(o.state().ctx, func() {
-			mu.Lock()
-			defer mu.Unlock()
-			if here--; here == 0 {
-				cancel()
-			}
-		}))
+		o.state().company = all
 	}
-	return ctx, func() {
-		for _, stop := range stops {
-			stop()
-		}
-		cancel()
-	}
+	return ctx, batch, giveUp
 }
 
 // lookup reads values by their keys, as of a moment after they were asked for.
@@ -178,7 +184,7 @@ func takeWanted[K comparable, V any](waiting []*wanted[K, V]) (batch, rest []*wa
 // get reads the value of a key.
 func (l *lookup[K, V]) get(ctx context.Context, key K) (V, error) {
 	w := &wanted[K, V]{order: newOrder(ctx), key: key}
-	if err := l.queue.wait(ctx, w); err != nil {
+	if err := l.queue.wait(w); err != nil {
 		var none V
 		return none, err
 	}

@@ -101,6 +101,34 @@ func TestEntitlement_WhatComesMeanwhileIsReadTogether(t *testing.T) {
 	})
 }
 
+func TestEntitlement_IsReadForWhoStaysAndForNobodyElse(t *testing.T) {
+	overTheCounter(t, func(c *counter) {
+		c.grant("g0")
+		c.grant("g1")
+		first, begun, _, _ := hold(c.t.Context(), func() error { return nil })
+		second, begunToo, release, _ := hold(c.t.Context(), func() error { return nil })
+		alone, leaveAlone := context.WithCancel(first)
+		leftAlone := c.read(alone, "g0", "a")
+		<-begun
+		together, leaveOther := context.WithCancel(second)
+		left, stays := c.read(together, "g0", "a"), c.read(second, "g1", "a")
+		c.toRead(2)
+		leaveAlone()
+		if r := <-leftAlone; !errors.Is(r.err, context.Canceled) {
+			c.t.Errorf("who left: %v", r.err)
+		}
+		<-begunToo // so the first is over, which was not released
+		leaveOther()
+		if r := <-left; !errors.Is(r.err, context.Canceled) {
+			c.t.Errorf("who left another: %v", r.err)
+		}
+		close(release)
+		if r := <-stays; r.err != nil || r.found.Grant.UID != "g1" {
+			c.t.Errorf("who stayed: %+v, %v", r.found, r.err)
+		}
+	})
+}
+
 func TestEntitlement_PanicFailsWhoSharesItAlone(t *testing.T) {
 	overTheCounter(t, func(c *counter) {
 		c.grant("g0")
