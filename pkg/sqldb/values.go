@@ -10,18 +10,41 @@ import (
 // Values are rows that a statement has from the program, as by a VALUES clause. However many they are, the statement's text is the same, so it is prepared once: PostgreSQL gets an
 // array for each column, SQLite one text of JSON.
 type Values struct {
-	kinds string
-	rows  [][]any
+	kinds   string
+	columns []column
+	rows    int
+}
+
+// column is a column's values, in the slice of its kind.
+type column struct {
+	texts    []string
+	integers []int64
+	bytes    [][]byte
 }
 
 // NewValues makes Values without rows. Kinds has a letter a column: t for text, which must be UTF-8 without NUL, i for integers, b for bytes.
-func NewValues(kinds string) *Values { return &Values{kinds: kinds} }
+func NewValues(kinds string) *Values {
+	return &Values{kinds: kinds, columns: make([]column, len(kinds))}
+}
 
-// Add adds a row: a string, an integer or a []byte for each column, as its kind says.
-func (v *Values) Add(row ...any) { v.rows = append(v.rows, row) }
+// Add adds a row: a string, an integer or a []byte for each column, as its kind says. It keeps nothing of what it is given but the values.
+func (v *Values) Add(row ...any) {
+	for i, value := range row {
+		c := &v.columns[i]
+		switch v.kinds[i] {
+		case 'i':
+			c.integers = append(c.integers, reflect.ValueOf(value).Int())
+		case 'b':
+			c.bytes = append(c.bytes, reflect.ValueOf(value).Bytes())
+		default:
+			c.texts = append(c.texts, reflect.ValueOf(value).String())
+		}
+	}
+	v.rows++
+}
 
 // Len is how many rows there are.
-func (v *Values) Len() int { return len(v.rows) }
+func (v *Values) Len() int { return v.rows }
 
 // Values is the rows' place in the FROM clause of a statement, without a name, and the statement's parameters: those given, from $1 on, and after them what the rows need.
 // The columns are called column1, column2 and so on.
@@ -39,15 +62,13 @@ func (v *Values) unnest(args []any) (string, []any) {
 		if i == 0 {
 			separator = ""
 		}
-		var column any
+		var column any = v.columns[i].texts
 		kindName := "TEXT"
 		switch kind {
 		case 'i':
-			kindName, column = "BIGINT", columnOf(v.rows, i, reflect.Value.Int)
+			kindName, column = "BIGINT", v.columns[i].integers
 		case 'b':
-			kindName, column = "BYTEA", columnOf(v.rows, i, reflect.Value.Bytes)
-		default:
-			column = columnOf(v.rows, i, reflect.Value.String)
+			kindName, column = "BYTEA", v.columns[i].bytes
 		}
 		args = append(args, column)
 		fmt.Fprintf(&arrays, "%sCAST($%d AS %s[])", separator, len(args), kindName)
@@ -56,31 +77,23 @@ func (v *Values) unnest(args []any) (string, []any) {
 	return fmt.Sprintf("(SELECT * FROM unnest(%s) AS u(%s))", &arrays, &names), args
 }
 
-func columnOf[T any](rows [][]any, i int, get func(reflect.Value) T) []T {
-	out := make([]T, len(rows))
-	for n, row := range rows {
-		out[n] = get(reflect.ValueOf(row[i]))
-	}
-	return out
-}
-
 func (v *Values) each(args []any) (string, []any) {
-	rows := v.rows
-	if strings.ContainsRune(v.kinds, 'b') {
-		rows = make([][]any, len(v.rows))
-		for n, row := range v.rows {
-			rows[n] = append([]any(nil), row...)
-			for i, kind := range v.kinds {
-				if kind == 'b' {
-					rows[n][i] = fmt.Sprintf("%x", row[i]) // JSON has no bytes
-				}
+	rows := make([][]any, v.rows)
+	for n := range rows {
+		rows[n] = make([]any, len(v.kinds))
+		for i, kind := range v.kinds {
+			c := &v.columns[i]
+			switch kind {
+			case 'i':
+				rows[n][i] = c.integers[n]
+			case 'b':
+				rows[n][i] = fmt.Sprintf("%x", c.bytes[n]) // JSON has no bytes
+			default:
+				rows[n][i] = c.texts[n]
 			}
 		}
 	}
 	list, _ := json.Marshal(rows) // of texts and integers it cannot fail
-	if rows == nil {
-		list = []byte("[]")
-	}
 	args = append(args, string(list))
 	var columns strings.Builder
 	for i, kind := range v.kinds {

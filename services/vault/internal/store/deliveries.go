@@ -123,7 +123,7 @@ func (s *Store) deliverIn(ctx context.Context, tx sqldb.Tx, batch []*ordered) er
 		return fmt.Errorf("lock grants: %w", err)
 	}
 	grants, leases, shown := found()
-	var made []delivered
+	made := make([]delivered, 0, len(batch))
 	for _, o := range batch {
 		if o.refusal != nil {
 			continue // in an earlier attempt at this transaction
@@ -190,7 +190,7 @@ func (s *Store) deliverIn(ctx context.Context, tx sqldb.Tx, batch []*ordered) er
 // delivered is a delivery whose lease is written, in a transaction that has the grant's row.
 type delivered struct {
 	*ordered
-	grant  grant.Grant
+	grant  *grant.Grant
 	opened bool
 }
 
@@ -208,7 +208,7 @@ func refused(ctx context.Context, tx sqldb.Tx, now time.Time, grantUID string, w
 
 // lockForDelivery adds to a batch what locks the grants of the deliveries, and reads them; of each, the leases that lease.Admit decides by; and which of them the tokens open
 // that are to be noted as shown.
-func lockForDelivery(tx sqldb.Tx, b *sqldb.Batch, batch []*ordered) func() (grants map[string]grant.Grant, leases map[string][]lease.Lease, shown []string) {
+func lockForDelivery(tx sqldb.Tx, b *sqldb.Batch, batch []*ordered) func() (grants map[string]*grant.Grant, leases map[string][]lease.Lease, shown []string) {
 	asked, tokens := sqldb.NewValues("tt"), sqldb.NewValues("tb")
 	for _, o := range batch {
 		asked.Add(o.GrantUID, o.InstanceID)
@@ -217,9 +217,12 @@ func lockForDelivery(tx sqldb.Tx, b *sqldb.Batch, batch []*ordered) func() (gran
 		}
 	}
 	from, args := tx.Values(asked)
-	var found []grant.Grant
+	var found []*grant.Grant
 	var have []lease.Lease
-	sqldb.Into(b, &found, grantListing.scan, lockingGrants(tx, tx.In(`uid`, `SELECT column1 FROM `+from+` v`)), args...)
+	sqldb.Into(b, &found, func(row sqldb.Row) (*grant.Grant, error) {
+		g, err := scanGrant(row)
+		return &g, err
+	}, lockingGrants(tx, tx.In(`uid`, `SELECT column1 FROM `+from+` v`)), args...)
 	// Whoever has the grant can open and close leases all day: those that are over must not make the others slow.
 	sqldb.Into(b, &have, scanLease, `SELECT `+leaseColumns+` FROM leases WHERE close_time = 0 AND `+tx.In(`grant_uid`, `SELECT column1 FROM `+from+` v`)+`
 		UNION ALL SELECT `+leaseColumns+` FROM `+from+` v, leases WHERE grant_uid = v.column1 AND instance_id = v.column2 AND close_time <> 0`, args...)
@@ -228,8 +231,8 @@ func lockForDelivery(tx sqldb.Tx, b *sqldb.Batch, batch []*ordered) func() (gran
 		from, args := tx.Values(tokens)
 		sqldb.Into(b, &opened, scanUID, `SELECT uid FROM `+from+` v JOIN grants ON uid = v.column1 AND token_hash = v.column2`, args...)
 	}
-	return func() (map[string]grant.Grant, map[string][]lease.Lease, []string) {
-		grants, leases := make(map[string]grant.Grant, len(found)), make(map[string][]lease.Lease, len(found))
+	return func() (map[string]*grant.Grant, map[string][]lease.Lease, []string) {
+		grants, leases := make(map[string]*grant.Grant, len(found)), make(map[string][]lease.Lease, len(found))
 		for _, g := range found {
 			grants[g.UID] = g
 		}
@@ -300,7 +303,7 @@ func holdAll(ctx context.Context, tx sqldb.Tx, made []delivered) error {
 
 // event is the delivery's record.
 func (d delivered) event() AuditEvent {
-	e := leaseEvent(d.now, CredentialDelivered, d.grant, d.lease, d.Caller)
+	e := leaseEvent(d.now, CredentialDelivered, *d.grant, d.lease, d.Caller)
 	e.VersionID, e.Material, e.Reason, e.Audience, e.ClientRequestID, e.ExpireTime =
 		d.VersionID, d.Material, d.Reason, d.Audience, d.ClientRequestID, d.ExpireTime
 	return e
@@ -330,7 +333,7 @@ func recordDeliveries(ctx context.Context, tx sqldb.Tx, b *sqldb.Batch, t *trail
 			continue
 		}
 		l := lease.Lease{UID: d.lease.UID, InstanceID: d.InstanceID}
-		r, err := t.next(ctx, []audit.Entry{leaseEvent(d.now, LeaseOpened, d.grant, l, d.Caller).Entry()})
+		r, err := t.next(ctx, []audit.Entry{leaseEvent(d.now, LeaseOpened, *d.grant, l, d.Caller).Entry()})
 		if err != nil {
 			return err
 		}
@@ -390,10 +393,9 @@ const deliveryKinds = "tiiitttttitttttitti" + "tttit"
 func (rows deliveryRows) put(r audit.Record, place int, d delivered) {
 	e := r.Entries[place]
 	hash, mac, keyID := sealOf(r, place)
-	rows.Add(append([]any{
-		r.Writer, r.Seq, place, e.Time, e.Kind, e.Actor, e.RequestID, e.GrantUID, e.LeaseUID, e.Generation, e.VersionID, e.Material, e.Reason, e.Audience,
-		e.ClientRequestID, e.ExpireTime, hash, mac, keyID,
-	}, terms(d.now, d.Material, d.PolicyAudience, d.Audience)...)...)
+	t := terms(d.now, d.Material, d.PolicyAudience, d.Audience)
+	rows.Add(r.Writer, r.Seq, place, e.Time, e.Kind, e.Actor, e.RequestID, e.GrantUID, e.LeaseUID, e.Generation, e.VersionID, e.Material, e.Reason, e.Audience,
+		e.ClientRequestID, e.ExpireTime, hash, mac, keyID, t[0], t[1], t[2], t[3], t[4])
 }
 
 // terms are what entitles looks at in a delivery besides its time, version and material: its columns 20 to 24.
