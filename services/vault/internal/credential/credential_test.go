@@ -565,6 +565,13 @@ func TestReadFound_KnowsItsOwn(t *testing.T) {
 	if c.Application.ForeignPasswords != 2 {
 		t.Errorf("%d foreign passwords, want 2", c.Application.ForeignPasswords)
 	}
+	f = f.With(c)
+	for _, trusts := range []int{1, 0} {
+		f = f.With(f.ReadFound(epoch.Add(time.Hour), "test", credential.MadeApplication{ObjectID: "object", ForeignTrusts: trusts}))
+		if a := f.Application; a.ForeignPasswords != 0 || a.ForeignTrusts != trusts {
+			t.Errorf("of %d foreign trusts and nothing else, %d and %d passwords are counted", trusts, a.ForeignTrusts, a.ForeignPasswords)
+		}
+	}
 }
 
 func TestDeleteFailedAndPurgeFailed_TakeItForGoneOnlyWhenNotFoundTwice(t *testing.T) {

@@ -3,6 +3,7 @@ package credential_test
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -211,6 +212,125 @@ func TestTiming_ALifeOutlastsEveryHold(t *testing.T) {
 	} {
 		if got := timing.Life(tt.period, tt.limit); got != tt.want {
 			t.Errorf("with a period of %s and a limit of %s it is %s, want %s", tt.period, tt.limit, got, tt.want)
+		}
+	}
+}
+
+// TestAskedHome_IsPatientUntilItIsKnown has the home tenant not know an application for ten minutes, then know it: the longer it did not, the longer it is left alone, and
+// from then on it is asked as a version is proven.
+func TestAskedHome_IsPatientUntilItIsKnown(t *testing.T) {
+	timing := credential.Production()
+	f := facts(version("a", 1, credential.Staged, func(v *credential.Version) { v.AddTime, v.EndTime = epoch, epoch.Add(72*time.Hour) }))
+	f.Application.Consented, f.Application.ReadyTime, f.Application.ActivateTime = false, time.Time{}, time.Time{}
+	var last time.Time
+	for now := epoch; f.Application.ReadyTime.IsZero(); {
+		switch a := credential.Decide(now, f, timing).(type) {
+		case credential.AskHome:
+			want := timing.ProofSpacing
+			if f.Application.HomeProofs == 0 {
+				want = max(want, min(last.Sub(epoch)/10, time.Minute))
+			}
+			if waited := now.Sub(last); !last.IsZero() && (waited < want || waited > want+time.Second) {
+				t.Errorf("after %s, with %d proofs, it was asked again after %s, want %s", now.Sub(epoch), f.Application.HomeProofs, waited, want)
+			}
+			last = now
+			finding := credential.ConsentMissing
+			if now.Sub(epoch) > 10*time.Minute {
+				finding = credential.PrincipalMissing
+			}
+			f = f.With(f.AskedHome(now, timing, a.Version, finding))
+		case credential.Wait:
+			now = a.Until
+		default:
+			t.Fatalf("after %s: %s", now.Sub(epoch), a.Op())
+		}
+	}
+	if n := f.Application.HomeProofs; n != timing.Proofs {
+		t.Errorf("it is ready after %d proofs", n)
+	}
+}
+
+func TestReadMissed_CountsInARow(t *testing.T) {
+	f := facts(version("a", 1, credential.Active))
+	for n := 1; n <= 3; n++ {
+		now := epoch.Add(time.Duration(n) * time.Hour)
+		f.Application.Failures, f.Application.NextTime = 2, now
+		f = f.With(f.ReadMissed(now))
+		if a := f.Application; a.MissingReads != n || !a.MissingTime.Equal(now) || a.Failures != 0 || !a.NextTime.IsZero() {
+			t.Errorf("after %d reads: %+v", n, a)
+		}
+	}
+	f = f.With(f.ReadFound(epoch.Add(4*time.Hour), "test", credential.MadeApplication{ObjectID: "object"}))
+	if a := f.Application; a.MissingReads != 0 || !a.MissingTime.IsZero() {
+		t.Errorf("once it is found: %+v", a)
+	}
+}
+
+func TestProved_RefusalsAreSinceTheFirst(t *testing.T) {
+	timing := credential.Production()
+	f := facts(version("a", 1, credential.Propagating))
+	for n, step := range []struct {
+		finding credential.Finding
+		since   time.Duration // -1: not refused
+	}{{credential.SecretRefused, 0}, {credential.SecretRefused, 0}, {credential.Works, -1}, {credential.SecretRefused, 3}, {credential.SecretExpired, 3}} {
+		now := epoch.Add(time.Duration(n) * time.Minute)
+		f = f.With(f.Proved(now, timing, f.Versions[0], step.finding, "AADSTS7000215", "principal"))
+		want := epoch.Add(step.since * time.Minute)
+		if step.since < 0 {
+			want = time.Time{}
+		}
+		if got := f.Versions[0].RefusedSince; !got.Equal(want) {
+			t.Errorf("after answer %d, %s, it is refused since %s, want %s", n, step.finding, got, want)
+		}
+	}
+}
+
+func TestUnreadable_IsAsGoodAsExpired(t *testing.T) {
+	timing := credential.Production()
+	for _, state := range []credential.State{credential.Propagating, credential.Active, credential.Retiring} {
+		f := facts(version("a", 1, state))
+		f = f.With(f.Unreadable(epoch, timing, f.Versions[0]))
+		v := f.Versions[0]
+		if v.Works(epoch, timing) || v.Refusals < timing.RefusalLimit || v.Reason != "SecretUnreadable" || !v.ProbeTime.Equal(epoch) || !v.NextTime.After(epoch) {
+			t.Errorf("%s: %+v", state, v)
+		}
+		if failed := f.Application.AddFailures; failed != map[credential.State]int{credential.Propagating: 1}[state] {
+			t.Errorf("%s: %d versions came to nothing", state, failed)
+		}
+		if again := f.With(f.Unreadable(epoch.Add(time.Hour), timing, v)); again.Application.AddFailures != f.Application.AddFailures {
+			t.Errorf("%s: it came to nothing twice", state)
+		}
+	}
+}
+
+func TestBegun_ForgetsWhyNoSecretCouldBeMade(t *testing.T) {
+	for _, consented := range []bool{true, false} {
+		f := trusting()
+		f.Application.Consented, f.Application.AddFailures, f.Application.AddCode, f.Application.AddRefusal = consented, 3, "CredentialTypeNotAllowedAsPerAppPolicy", "CredentialTypeNotAllowedAsPerAppPolicy"
+		f = f.With(f.Begun(epoch, "a"))
+		if a := f.Application; a.AddCode != "" || a.AddRefusal != "" {
+			t.Errorf("consented %t: %+v", consented, a)
+		}
+		want, left := credential.Staged, 0
+		if consented {
+			want, left = credential.Propagating, 3 // until it is proven
+		}
+		if v := f.Versions[0]; v.State != want || f.Application.AddFailures != left {
+			t.Errorf("consented %t: it is %s, after %d that came to nothing", consented, v.State, f.Application.AddFailures)
+		}
+	}
+}
+
+// TestConditions_AReasonIsOneWord has people read what a service calls it, as far as that is a word.
+func TestConditions_AReasonIsOneWord(t *testing.T) {
+	for code, want := range map[string]string{
+		"AADSTS700016": "AADSTS700016", "Authorization_RequestDenied": "AuthorizationRequestDenied", "invalidRequest": "InvalidRequest", "429": "Code429",
+		"": "NoAnswer", "élan vital": "Lanvital", strings.Repeat("long", 20): "L" + strings.Repeat("long", 20)[1:60],
+	} {
+		f := credential.Facts{Wanted: credential.Wanted{UID: "uid", Present: true}}
+		f = f.With(f.ApplicationFailed(epoch, credential.Production(), credential.Failure{Kind: credential.Refused, Code: code}))
+		if c := credential.Conditions(epoch, f, credential.Production())[0]; c.True || c.Reason != want {
+			t.Errorf("%q is told as %q, want %q", code, c.Reason, want)
 		}
 	}
 }
