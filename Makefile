@@ -107,12 +107,19 @@ fix: $(BIN)/golangci-lint ## Format, and mend what the linters can mend
 SEEDS := 10
 FIRST ?= 1
 DAYS ?= 365
+YEAR := $(BUILD)/year.test -test.timeout=24h -test.run=TestYear -test.v -year.days=$(DAYS) -year.integrations=200 -year.leases=50 -year.progress
 .PHONY: year
 year: ## Live through ten simulated years of 200 integrations with every fault; takes a night. FIRST=seed goes on
 	@mkdir -p $(BUILD)
 	go test -c -o $(BUILD)/year.test ./services/vault/internal/year
-	cd services/vault/internal/year && seq $(FIRST) $(SEEDS) | GOMAXPROCS=1 xargs -P 2 -I SEED $(BUILD)/year.test -test.timeout=24h -test.run=TestYear -test.v -year.seed=SEED \
-		-year.days=$(DAYS) -year.integrations=200 -year.leases=50 -year.progress -year.table=$(BUILD)/year.md
+	cd services/vault/internal/year && seq $(FIRST) $(SEEDS) | GOMAXPROCS=1 xargs -P 2 -I SEED $(YEAR) -year.seed=SEED -year.table=$(BUILD)/year.md
+
+SEED ?= 1
+.PHONY: replay
+replay: ## Live through the simulated year of one SEED up to twenty times, until something is violated; DAYS=number shortens it
+	@mkdir -p $(BUILD)
+	go test -c -o $(BUILD)/year.test ./services/vault/internal/year
+	cd services/vault/internal/year && GOMAXPROCS=1 $(YEAR) -year.seed=$(SEED) -year.replay=20
 
 .PHONY: planted
 planted: setup ## Break the rotator in one way after another, and see that the tests find each; RUN=pattern selects

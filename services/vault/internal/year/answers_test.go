@@ -10,11 +10,10 @@ import (
 	"time"
 
 	"phasekey.dev/services/vault/internal/credential"
-	"phasekey.dev/services/vault/internal/election"
 )
 
 // shown is the credential of an application that a token request shows: a secret's key ID, or the ID of the key that an assertion is signed by.
-type shown struct{ application, key string }
+type shown struct{ Application, Key string }
 
 // answer is what a tenant said to a master that asked it for a token.
 type answer struct {
@@ -36,7 +35,7 @@ type hearing struct {
 }
 
 // showing reads of a token request what it shows; nothing when it is none. It returns the request with its body unread.
-func (j *judge) showing(request *http.Request) (*http.Request, shown, error) {
+func (w *world) showing(request *http.Request) (*http.Request, shown, error) {
 	if !strings.HasSuffix(request.URL.Path, "/token") {
 		return request, shown{}, nil
 	}
@@ -50,11 +49,11 @@ func (j *judge) showing(request *http.Request) (*http.Request, shown, error) {
 	if err != nil {
 		return nil, shown{}, err
 	}
-	out := shown{application: form.Get("client_id"), key: keyOf(form.Get("client_assertion"))}
-	if out.key == "" {
-		j.mu.Lock()
-		defer j.mu.Unlock()
-		out.key = j.keys[form.Get("client_secret")]
+	out := shown{Application: form.Get("client_id"), Key: keyOf(form.Get("client_assertion"))}
+	if out.Key == "" {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		out.Key = w.keyIDs[form.Get("client_secret")]
 	}
 	return request, out, nil
 }
@@ -65,55 +64,71 @@ var (
 	unproven  = map[int]bool{7000215: true, 7000222: true, 70021: true, 70025: true, 700211: true, 700212: true, 700213: true, 7002138: true, 7000272: true} //nolint:gochecknoglobals // a table
 )
 
-// heard takes in what a customer's tenant answered a life, if it asked as a master.
-func (j *judge) heard(ctx context.Context, l *life, what shown, sent time.Time, status int, body []byte) {
-	if what.key == "" || j.w.weather.is(noSQL) { // what cannot be stored is as if it had not been heard
+// hears tells what a customer's tenant answered a life.
+func (l *life) hears(ctx context.Context, what shown, sent time.Time, status int, body []byte) {
+	if what.Key == "" {
 		return
 	}
-	var refusal struct {
-		Codes []int `json:"error_codes"`
+	e := heard{Life: l.name, Shown: what, Sent: sent}
+	if status != http.StatusOK {
+		var refusal struct {
+			Codes []int `json:"error_codes"`
+		}
+		if json.Unmarshal(body, &refusal) != nil || len(refusal.Codes) == 0 {
+			return
+		}
+		e.Code = refusal.Codes[0]
 	}
-	if status != http.StatusOK && (json.Unmarshal(body, &refusal) != nil || len(refusal.Codes) == 0) {
+	if m, ok := mastership(ctx); ok {
+		e.Shard, e.Holder = int64(m.Shard), m.Holder
+	}
+	l.r.w.journal.tell(e)
+}
+
+// happen takes in what a customer's tenant answered a life, if it asked as a master.
+func (e heard) happen(j *judge) {
+	granted := e.Code == 0
+	if granted {
+		j.grants[e.Shown.Key]++
+	}
+	if j.weather.is(noSQL) { // what cannot be stored is as if it had not been heard
 		return
 	}
-	granted := status == http.StatusOK
-	if !granted && !unwelcome[refusal.Codes[0]] && !unproven[refusal.Codes[0]] {
+	if !granted && !unwelcome[e.Code] && !unproven[e.Code] {
 		return // it says nothing
 	}
-	now := time.Now()
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	m, ok := ctx.Value(mastershipKey{}).(election.Mastership)
-	if !ok {
-		if !granted && unwelcome[refusal.Codes[0]] && !j.waiting[what.application] {
-			j.waiting[what.application] = true
-			j.watches.Go(func() { j.looksAfter(what.application, now) })
+	now, application := j.now, e.Shown.Application
+	if e.Holder == "" {
+		if unwelcome[e.Code] && !j.waiting[application] {
+			j.waiting[application] = true
+			j.after(poll+time.Minute, func() { j.looksAfter(application, now) })
 		}
 		return
 	}
-	j.heardOf[what.application] = now
-	j.answers[what] = append(j.answers[what], answer{sent: sent, heard: now, granted: granted, holder: m.Holder})
-	h := j.hearings[what.application]
+	j.heardOf[application] = now
+	j.answers[e.Shown] = append(j.answers[e.Shown], answer{sent: e.Sent, heard: now, granted: granted, holder: e.Holder})
+	h := j.hearings[application]
 	switch {
 	case granted:
-		delete(j.hearings, what.application)
+		delete(j.hearings, application)
 		return
-	case !unwelcome[refusal.Codes[0]]:
+	case !unwelcome[e.Code]:
 		return
 	case h == nil:
-		h = &hearing{since: now, holder: m.Holder}
-		j.hearings[what.application] = h
+		h = &hearing{since: now, holder: e.Holder}
+		j.hearings[application] = h
 	}
 	h.refusals++
-	h.shaken = h.shaken || h.holder != m.Holder
-	if !h.known && h.refusals >= j.w.timing.ConsentFailures && now.Sub(h.since) >= j.w.timing.ConsentWindow {
+	h.shaken = h.shaken || h.holder != e.Holder
+	if !h.known && h.refusals >= j.timing.ConsentFailures && now.Sub(h.since) >= j.timing.ConsentWindow {
 		h.known = true
-		j.watches.Go(func() { j.notReady(l, m, what.application, now, h.shaken) })
+		shaken := h.shaken
+		j.after(time.Minute, func() { j.notReady(e, now, shaken) })
 	}
 }
 
 // proofs is how many token requests by a version of the application were granted in a row before it was ACTIVE, each at least the spacing after the one
-// before. The lock is held.
+// before.
 func (j *judge) proofs(application string, v row) (n int) {
 	key := v.keyID
 	if v.signingKey != "" {
@@ -131,67 +146,51 @@ func (j *judge) proofs(application string, v row) (n int) {
 			if k+1 < len(all) && all[k+1].holder == a.holder {
 				n = 0
 			}
-		case n == 0 || a.sent.Sub(last) >= j.w.timing.ProofSpacing:
+		case n == 0 || a.sent.Sub(last) >= j.timing.ProofSpacing:
 			n, last = n+1, a.heard.Truncate(time.Microsecond) // as the vault has it
 		}
 	}
 	return n
 }
 
-// notReady judges that the registry was told within a minute that an integration has no credential which is of use, of which its master knows since then.
-func (j *judge) notReady(l *life, m election.Mastership, application string, since time.Time, shaken bool) {
-	said := func() bool {
-		i := j.w.registry.of(application)
-		if i == nil || !j.leftAt(i.UID).IsZero() {
-			return true // deleted
+// notReady judges that the registry was told within a minute that an integration has no credential which is of use, of which its master knows since then, by what it heard.
+func (j *judge) notReady(e heard, since time.Time, shaken bool) {
+	application := e.Shown.Application
+	if j.saidUnready(application, since) {
+		j.counts["credentials said to be of no use within a minute"]++
+		return
+	}
+	if !shaken && !j.silent[e.Life] && j.masters[e.Shard] == e.Holder && j.weather.overlap(span{since.Add(-time.Minute), j.now}, noSQL, noRedis, noRegistry) == 0 {
+		j.fail("the tenant of %s has refused it since %s, and nobody says so", application, since)
+		return
+	}
+	j.after(4*time.Hour, func() {
+		if !j.saidUnready(application, since) && j.weather.overlap(span{since, j.now}, noSQL, noEntra, noRedis, noRegistry) < time.Hour {
+			j.fail("the tenant of %s has refused it since %s, and nobody has said so for hours", application, since)
+			return
 		}
-		now := time.Now()
-		return !ready(j.w.registry.reported(i.UID).Conditions) || j.saidUnreadySince(i.UID, since) || j.consented(i.UID, span{now, now})
-	}
-	sleep(j.w.ctx, time.Minute)
-	if said() {
-		j.count("credentials said to be of no use within a minute")
-		return
-	}
-	now := time.Now()
-	if !shaken && l.answers() && j.reigns(m) && j.w.weather.overlap(span{since.Add(-time.Minute), now}, noSQL, noRedis, noRegistry) == 0 {
-		j.w.fail("the tenant of %s has refused it since %s, and nobody says so", application, since.UTC())
-		return
-	}
-	sleep(j.w.ctx, 4*time.Hour)
-	if !said() && j.w.ctx.Err() == nil && j.w.weather.overlap(span{since, time.Now()}, noSQL, noEntra, noRedis, noRegistry) < time.Hour {
-		j.w.fail("the tenant of %s has refused it since %s, and nobody has said so for hours", application, since.UTC())
-		return
-	}
-	j.count("credentials said to be of no use, later")
+		j.counts["credentials said to be of no use, later"]++
+	})
 }
 
-// saidUnready notes that the registry was told that an integration has no credential which is of use.
-func (j *judge) saidUnready(uid string) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.unready[uid] = time.Now()
-}
-
-func (j *judge) saidUnreadySince(uid string, at time.Time) bool {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return !j.unready[uid].Before(at)
+// saidUnready tells whether the registry was told since a moment that an application's integration has no credential which is of use, or need not be told any more.
+func (j *judge) saidUnready(application string, since time.Time) bool {
+	uid := j.of(application)
+	if uid == "" {
+		return true // deleted
+	}
+	return !j.integrations[uid].ready || !j.unready[uid].Before(since) || j.consented(uid, span{j.now, j.now})
 }
 
 // looksAfter judges that a tenant which refused a token for a runner is asked by the integration's master soon.
 func (j *judge) looksAfter(application string, since time.Time) {
-	sleep(j.w.ctx, poll+time.Minute)
-	j.mu.Lock()
 	delete(j.waiting, application)
-	asked := !j.heardOf[application].Before(since)
-	j.mu.Unlock()
-	switch i := j.w.registry.of(application); {
-	case asked:
-		j.count("tenants asked after they refused a token")
-	case i == nil || !j.leftAt(i.UID).IsZero() || !j.w.calm(since.Add(-3*lockTTL)): // a shard that lost its master has another by then
+	switch uid := j.of(application); {
+	case !j.heardOf[application].Before(since):
+		j.counts["tenants asked after they refused a token"]++
+	case uid == "" || !j.weather.calm(since.Add(-3*lockTTL), j.now): // a shard that lost its master has another by then
 	default:
-		j.w.fail("the tenant of %s refused a token for a runner at %s, and its master has not asked since", i.Name, since.UTC())
+		j.fail("the tenant of %s refused a token for a runner at %s, and its master has not asked since", j.integrations[uid].name, since)
 	}
 }
 

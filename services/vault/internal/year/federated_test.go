@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -17,7 +18,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"phasekey.dev/pkg/entrasim"
 	"phasekey.dev/services/vault/internal/delivery"
 	"phasekey.dev/services/vault/internal/election"
 	"phasekey.dev/services/vault/internal/grant"
@@ -56,7 +56,7 @@ func (l *life) sign(config signer.Config) error {
 // serve does a master's work; that of the first shard keeps the keys too.
 func (l *life) serve(worker *rotation.Worker) func(ctx context.Context, m election.Mastership) error {
 	return func(ctx context.Context, m election.Mastership) error {
-		ctx = l.r.w.judge.as(ctx, m)
+		ctx = l.r.w.as(ctx, m)
 		if m.Shard != 0 {
 			return worker.Serve(ctx, m)
 		}
@@ -103,7 +103,7 @@ func (i *issuers) RoundTrip(request *http.Request) (*http.Response, error) {
 			w := httptest.NewRecorder()
 			if l.site.ServeHTTP(w, request); w.Code == http.StatusOK {
 				i.kept[at] = document{w.Body.String(), time.Now()}
-				i.w.judge.issuerRead(w.Body.Bytes())
+				i.w.tellKeys(w.Body.Bytes())
 				break
 			}
 		}
@@ -129,11 +129,11 @@ func materials(federated bool) []lease.Material {
 	return []lease.Material{lease.AccessToken, lease.ClientSecret}
 }
 
-// federated tells of which kind an integration is, and since when.
-func (r *registry) federated(i *integration) (is bool, since time.Time) {
+// federated tells of which kind an integration is.
+func (r *registry) federated(i *integration) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return i.Federated, i.kindTime
+	return i.Federated
 }
 
 // changeKind makes an integration one of the other kind, unless it was deleted meanwhile.
@@ -143,13 +143,14 @@ func (r *registry) changeKind(ctx context.Context, i *integration) {
 	r.mu.Lock()
 	there := slices.Contains(r.all, i)
 	if there {
-		i.Federated, i.kindTime = !i.Federated, time.Now()
+		i.Federated = !i.Federated
 		i.DeliveryMaterials = materials(i.Federated)
 	}
-	changed := i.Integration
+	is := i.Integration
 	r.mu.Unlock()
 	if there {
-		r.tell(ctx, store.Wanted{Integrations: []store.Integration{changed}})
+		r.w.journal.tell(wanted{Integration: is.UID, Name: is.Name, Federated: is.Federated})
+		r.tell(ctx, store.Wanted{Integrations: []store.Integration{is}})
 	}
 }
 
@@ -161,11 +162,10 @@ func (w *world) kinds(ctx context.Context) {
 		// Those without a secret are few, and have as many turns.
 		without := dice.IntN(2) == 0
 		all := slices.DeleteFunc(w.registry.living(), func(i *integration) bool {
-			federated, _ := w.registry.federated(i)
-			return federated != without
+			return w.registry.federated(i) != without
 		})
 		if len(all) > 0 {
-			w.judge.count("changes of kind")
+			w.count("changes of kind")
 			w.registry.changeKind(ctx, all[dice.IntN(len(all))])
 		}
 	}
@@ -186,13 +186,13 @@ func (w *world) keysInHand(ctx context.Context) {
 			lost[signing.Signing], lost[signing.Published] = true, true
 		default:
 			if err == nil {
-				w.judge.count("signing keys replaced out of turn")
+				w.count("signing keys replaced out of turn")
 				err = w.store.WantSigningKey(ctx, time.Now(), who)
 			}
 		}
 		for _, k := range all {
 			if lost[k.State] {
-				w.judge.drop(k.ID)
+				w.journal.tell(dropped{k.ID})
 				err = errors.Join(err, w.store.DropSigningKey(ctx, time.Now(), k.ID, who))
 			}
 		}
@@ -218,29 +218,8 @@ func newFederation() federation {
 	return federation{trusts: map[string]map[string]*trust{}, known: map[string][]span{}, dropped: map[string]time.Time{}}
 }
 
-// followTrust takes in that a federated credential came or went. The lock is held.
-func (j *judge) followTrust(e entrasim.Entry) {
-	everywhere, anywhere := e.Time, e.Time
-	for n, m := range e.Visible.Login {
-		at := time.Unix(0, m)
-		if everywhere = later(everywhere, at); n == 0 || at.Before(anywhere) {
-			anywhere = at
-		}
-	}
-	if e.Kind == "federatedCredential.added" {
-		if j.trusts[e.Application] == nil {
-			j.trusts[e.Application] = map[string]*trust{}
-		}
-		j.trusts[e.Application][e.KeyID] = &trust{from: everywhere}
-		j.counts["federated credentials made"]++
-		return
-	}
-	j.trusts[e.Application][e.KeyID].to = anywhere
-	j.counts["federated credentials removed"]++
-}
-
-// issuerRead takes in that Entra has read a document of the issuer's.
-func (j *judge) issuerRead(text []byte) {
+// tellKeys tells that Entra has read a document of the issuer's, if it is the one with the keys.
+func (w *world) tellKeys(text []byte) {
 	var set struct {
 		Keys []struct {
 			ID string `json:"kid"`
@@ -249,32 +228,33 @@ func (j *judge) issuerRead(text []byte) {
 	if json.Unmarshal(text, &set) != nil || set.Keys == nil {
 		return
 	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	read := map[string]bool{}
+	var read issuerRead
 	for _, k := range set.Keys {
-		read[k.ID] = true
-		all := j.known[k.ID]
+		read.Keys = append(read.Keys, k.ID)
+	}
+	w.journal.tell(read)
+}
+
+func (e issuerRead) happen(j *judge) {
+	for _, id := range e.Keys {
+		all := j.known[id]
 		if len(all) == 0 {
 			j.counts["signing keys"]++
 		}
 		if n := len(all); n == 0 || !all[n-1].to.IsZero() {
-			j.known[k.ID] = append(all, span{from: time.Now()})
+			j.known[id] = append(all, span{from: j.now})
 		}
 	}
 	for id, all := range j.known {
-		if last := &all[len(all)-1]; !read[id] && last.to.IsZero() {
-			last.to = time.Now()
+		if last := &all[len(all)-1]; !slices.Contains(e.Keys, id) && last.to.IsZero() {
+			last.to = j.now
 		}
 	}
 }
 
-// drop notes that somebody said that a signing key is in other hands.
-func (j *judge) drop(id string) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
+func (e dropped) happen(j *judge) {
 	j.counts["signing keys dropped"]++
-	j.dropped[id] = time.Now()
+	j.dropped[e.SigningKey] = j.now
 }
 
 // keyOf is the ID of the key that an assertion says it was signed by.
@@ -290,8 +270,8 @@ func keyOf(assertion string) string {
 	return header.Key
 }
 
-// stood are the spans in which an application had both of its federated credentials, everywhere. The lock is held.
-func (j *judge) stood(application string, now time.Time) (out []span) {
+// stood are the spans in which an application had both of its federated credentials, everywhere.
+func (j *judge) stood(application string) (out []span) {
 	type edge struct {
 		at  time.Time
 		add int
@@ -306,9 +286,9 @@ func (j *judge) stood(application string, now time.Time) (out []span) {
 	slices.SortFunc(edges, func(a, b edge) int { return a.at.Compare(b.at) })
 	n := 0
 	for k, e := range edges {
-		end := now
+		end := j.now
 		if k+1 < len(edges) {
-			end = earlier(now, edges[k+1].at)
+			end = earlier(j.now, edges[k+1].at)
 		}
 		if n += e.add; n >= 2 && e.at.Before(end) {
 			out = append(out, span{e.at, end})
@@ -317,9 +297,9 @@ func (j *judge) stood(application string, now time.Time) (out []span) {
 	return out
 }
 
-// works are the spans in which a version of the application works everywhere and is the vault's. The lock is held.
-func (j *judge) works(application string, v row, now time.Time) (out []span) {
-	whole := span{v.add, now}
+// works are the spans in which a version of the application works everywhere and is the vault's.
+func (j *judge) works(application string, v row) (out []span) {
+	whole := span{v.add, j.now}
 	limit := func(end time.Time) {
 		if !end.IsZero() {
 			whole.to = earlier(whole.to, end)
@@ -342,9 +322,9 @@ func (j *judge) works(application string, v row, now time.Time) (out []span) {
 	limit(j.dropped[v.signingKey])
 	for _, known := range j.known[v.signingKey] {
 		if known.to.IsZero() {
-			known.to = now
+			known.to = j.now
 		}
-		for _, s := range j.stood(application, now) {
+		for _, s := range j.stood(application) {
 			if s = (span{later(later(s.from, known.from), whole.from), earlier(earlier(s.to, known.to), whole.to)}); s.from.Before(s.to) {
 				out = append(out, s)
 			}
@@ -355,16 +335,14 @@ func (j *judge) works(application string, v row, now time.Time) (out []span) {
 
 // dropGaps are the spans in which an integration has nothing that works because its signing key was dropped: until the next version is ACTIVE, and has had time
 // to settle.
-func (j *judge) dropGaps(rows []row, now time.Time) (out []span) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
+func (j *judge) dropGaps(rows []row) (out []span) {
 	for _, v := range rows {
 		at := j.dropped[v.signingKey]
 		// A replica that has yet to hear of it may sign a last proof.
 		if at.IsZero() || v.activate.IsZero() || v.activate.After(at.Add(2*poll)) || !v.retire.IsZero() && v.retire.Before(at) {
 			continue
 		}
-		gap := span{at, now}
+		gap := span{at, j.now}
 		for _, next := range rows {
 			if next.activate.After(at) && next.activate.Add(grace).Before(gap.to) && j.dropped[next.signingKey].IsZero() {
 				gap.to = next.activate.Add(grace)
@@ -376,17 +354,17 @@ func (j *judge) dropGaps(rows []row, now time.Time) (out []span) {
 }
 
 // inOtherHands tells whether a job's version stood on a key that was dropped before a moment; sure is false about a moment too close to tell.
-func (j *judge) inOtherHands(b *job, at time.Time) (lost, sure bool) {
+func (j *judge) inOtherHands(b *run, at time.Time) (lost, sure bool) {
 	dropped := j.dropped[b.key]
 	return !dropped.IsZero() && dropped.Before(at), dropped.IsZero() || at.Sub(dropped).Abs() > time.Minute
 }
 
 // untrusted judges that an integration which has a secret again is not trusted without one for ever.
-func (j *judge) untrusted(i *integration, rows []row, now time.Time) {
-	federated, since := j.w.registry.federated(i)
-	if federated {
+func (j *judge) untrusted(i *integrationKnown, rows []row) {
+	if i.federated {
 		return
 	}
+	since := i.kindTime
 	for _, v := range rows {
 		if v.signingKey == "" {
 			continue
@@ -396,12 +374,10 @@ func (j *judge) untrusted(i *integration, rows []row, now time.Time) {
 		}
 		since = later(since, later(v.revoke, v.remove))
 	}
-	allowed := 6*time.Hour + j.w.weather.overlap(span{since, now}, noSQL, noEntra, noGraph, throttled, lossy, noRedis)
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	for id, t := range j.trusts[j.w.registry.reported(i.UID).ClientID] {
-		if t.to.IsZero() && now.Sub(later(since, t.from)) > allowed {
-			j.w.fail("I4: %s has had a secret again for %s, and is still trusted without (%s)\n%s", i.Name, now.Sub(since), id, j.tableLocked(rows))
+	allowed := 6*time.Hour + j.weather.overlap(span{since, j.now}, noSQL, noEntra, noGraph, throttled, lossy, noRedis)
+	for _, id := range slices.Sorted(maps.Keys(j.trusts[i.client])) {
+		if t := j.trusts[i.client][id]; t.to.IsZero() && j.now.Sub(later(since, t.from)) > allowed {
+			j.fail("I4: %s has had a secret again for %s, and is still trusted without (%s)\n%s", i.name, j.now.Sub(since), id, j.table(rows))
 		}
 	}
 }
@@ -424,33 +400,32 @@ func (b *job) use(ctx context.Context, d *delivery.Delivery) {
 	}
 	text, err := io.ReadAll(response.Body)
 	must(b.w.t, err)
-	b.w.judge.used(ctx, b, d, fmt.Sprintf("%d %s", response.StatusCode, text))
+	said := exchange{Job: b.name, Integration: b.integration.UID, Client: d.ClientID, Version: d.Version}
+	if response.StatusCode != http.StatusOK {
+		said.Refusal = fmt.Sprintf("%d %.300s", response.StatusCode, text)
+		b.w.follow()
+	}
+	b.w.journal.tell(said)
 }
 
-// used judges how the token service has answered a runner's assertion.
-func (j *judge) used(ctx context.Context, b *job, d *delivery.Delivery, answer string) {
-	if strings.HasPrefix(answer, "200 ") {
-		j.count("assertions exchanged")
+// happen judges how the token service has answered a runner's assertion.
+func (e exchange) happen(j *judge) {
+	if e.Refusal == "" {
+		j.counts["assertions exchanged"]++
 		return
 	}
-	now := time.Now()
-	uid := b.integration.UID
-	if j.w.weather.is(noEntra) || !j.leftAt(uid).IsZero() || !j.consented(uid, span{now.Add(-grace), now}) {
+	if j.weather.is(noEntra) || !j.left[e.Integration].IsZero() || !j.consented(e.Integration, span{j.now.Add(-grace), j.now}) {
 		return
 	}
-	j.follow()
-	rows := j.rows(ctx, `integration_uid = $1 AND number = $2`, uid, d.Version)
-	if len(rows) == 0 {
+	v, ok := j.version(e.Integration, e.Version)
+	if !ok {
 		return
 	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	v := rows[0]
 	v.revoke, v.end = time.Time{}, time.Time{} // what is given away lives on
-	everywhere := slices.ContainsFunc(j.works(d.ClientID, v, now), func(s span) bool { return s.to.Equal(now) })
-	if !j.dropped[v.signingKey].IsZero() || !everywhere && now.Before(v.activate.Add(grace)) { // as the first one may be
+	everywhere := slices.ContainsFunc(j.works(e.Client, v), func(s span) bool { return s.to.Equal(j.now) })
+	if !j.dropped[v.signingKey].IsZero() || !everywhere && j.now.Before(v.activate.Add(grace)) { // as the first one may be
 		j.counts["assertions refused, as they may be"]++
 		return
 	}
-	j.w.fail("%s was given an assertion of version %d of %s, which was refused: %.300s", b.name, d.Version, b.integration.Name, answer)
+	j.fail("%s was given an assertion of version %d of %s, which was refused: %s", e.Job, e.Version, j.integrations[e.Integration].name, e.Refusal)
 }

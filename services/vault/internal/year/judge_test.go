@@ -1,37 +1,49 @@
 package year_test
 
 import (
-	"bytes"
-	"context"
-	"encoding/json"
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
-	"phasekey.dev/pkg/entrasim"
 	"phasekey.dev/pkg/sqldb"
-	"phasekey.dev/services/vault/internal/delivery"
+	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/lease"
 )
 
 // grace is how long after an integration's first activation, and after every renewed consent, nothing is demanded.
 const grace = 20 * time.Minute
 
-// judge watches the invariants. What it knows of Entra comes from the simulator's journal, what it knows of the vault from its
-// rows, what it knows of runners from their receipts.
+// judge watches the invariants. All that it knows are the events that it takes: of Entra what the simulator's journal has, of the vault its rows, of runners their receipts.
+// It is not for several at once.
 type judge struct {
-	w *world
 	federation
-	masters masterships
+	weather *weather
 
-	mu     sync.Mutex
+	// now is when the last event was.
+	now      time.Time
+	timing   credential.Timing
+	failures []string
+	// due are what is to be judged later, in that order.
+	due []due
+
 	counts map[string]int
 	kills  map[string]int
-	// seq is how far the journal was followed.
-	seq     uint64
+	// integrations are by UID; order has the UIDs of those that are wanted, as they came.
+	integrations map[string]*integrationKnown
+	order        []string
+	// versions are the vault's rows by integration UID, by number; rotations those that were asked for, by ID; deliveries what the audit has of them.
+	versions   map[string][]row
+	rotations  map[string]asked
+	deliveries map[generation][]recorded
+	// masters are who has taken shards last: their holders.
+	masters map[int64]string
+	// silent are the lives that do not answer.
+	silent map[string]bool
+	// runs are what runners have, by job.
+	runs    map[string]*run
 	secrets map[string]*secretLife // by key ID
 	// present are those that were not removed, by application and key ID.
 	present  map[string]map[string]*secretLife
@@ -43,8 +55,7 @@ type judge struct {
 	removed map[string]bool
 	// rotated are the numbers of the newest versions that others have taken the place of, by integration UID.
 	rotated map[string]int64
-	// keys are the key IDs of secrets by their texts; answers are what masters were told about each credential, hearings about each application.
-	keys     map[string]string
+	// answers are what masters were told about each credential, hearings about each application.
 	answers  map[shown][]answer
 	hearings map[string]*hearing
 	// heardOf is when masters last had an answer about an application; waiting are those about which others had a refusal, for which a master shall ask.
@@ -52,10 +63,10 @@ type judge struct {
 	waiting map[string]bool
 	// unready is when a credential was last said not to be, by integration UID.
 	unready map[string]time.Time
-	// watches are those that look whether something comes in time.
-	watches sync.WaitGroup
 	// purged are the applications that Entra has deleted for good, by client ID.
 	purged map[string]bool
+	// grants are the token requests that were granted to lives, by secrets' key IDs, and those of keys.
+	grants map[string]int
 }
 
 // secretLife is what Entra made of a secret.
@@ -65,18 +76,41 @@ type secretLife struct {
 	// everywhere is from when on every replica of the token service takes it; refused is when the first one stops to.
 	everywhere, refused time.Time
 	removed             time.Time
-	// grants are token requests by it that were granted.
-	grants int
 	// holds are those who were given its text.
 	holds []*hold
 }
 
-// hold is a runner that has a secret, and may use it until then.
+// hold is that a job has a secret, and may use it until then.
 type hold struct {
-	job   *job
-	until time.Time
+	job, integration string
+	until            time.Time
 	// number is the version's.
 	number int64
+}
+
+// run is what is known of a job.
+type run struct {
+	// held is its last receipt, and key the signing key that it stands on, if it does.
+	held  *receipt
+	key   string
+	holds []*hold
+}
+
+// generation is one of a lease's.
+type generation struct {
+	lease  string
+	number int64
+}
+
+// integrationKnown is what the registry knows of one.
+type integrationKnown struct {
+	name      string
+	federated bool
+	// kindTime is when its kind was last changed.
+	kindTime time.Time
+	// client and ready are of the last report.
+	client string
+	ready  bool
 }
 
 // turn is a change of a customer's mind.
@@ -85,59 +119,142 @@ type turn struct {
 	given bool
 }
 
-func newJudge(w *world) *judge {
+func newJudge() *judge {
 	return &judge{
-		w: w, federation: newFederation(), masters: newMasterships(), counts: map[string]int{}, kills: map[string]int{}, secrets: map[string]*secretLife{},
+		federation: newFederation(), weather: newWeather(), counts: map[string]int{}, kills: map[string]int{}, integrations: map[string]*integrationKnown{}, versions: map[string][]row{},
+		rotations: map[string]asked{}, deliveries: map[generation][]recorded{}, masters: map[int64]string{}, silent: map[string]bool{}, runs: map[string]*run{}, secrets: map[string]*secretLife{},
 		present: map[string]map[string]*secretLife{}, consents: map[string][]turn{}, compromises: map[string][]compromise{},
-		rotated: map[string]int64{}, left: map[string]time.Time{}, removed: map[string]bool{}, purged: map[string]bool{},
-		keys: map[string]string{}, answers: map[shown][]answer{}, hearings: map[string]*hearing{}, heardOf: map[string]time.Time{}, waiting: map[string]bool{}, unready: map[string]time.Time{},
+		rotated: map[string]int64{}, left: map[string]time.Time{}, removed: map[string]bool{}, purged: map[string]bool{}, grants: map[string]int{},
+		answers: map[shown][]answer{}, hearings: map[string]*hearing{}, heardOf: map[string]time.Time{}, waiting: map[string]bool{}, unready: map[string]time.Time{},
 	}
 }
 
-func (j *judge) count(what string) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.counts[what]++
+// take judges what happened at a time, in nanoseconds of Unix time; before that, what was due before.
+func (j *judge) take(at int64, e event) {
+	now := time.Unix(0, at).UTC()
+	for len(j.due) > 0 && j.due[0].at.Before(now) {
+		next := j.due[0]
+		j.due = j.due[1:]
+		j.now = next.at
+		next.judge()
+	}
+	j.now = now
+	e.happen(j)
 }
 
-func (j *judge) killed(step string) {
-	j.w.weather.anew()
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.kills[step]++
+// due is something that is to be judged when all is known of a time.
+type due struct {
+	at    time.Time
+	judge func()
 }
 
-func (j *judge) consent(uid string, given bool) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.consents[uid] = append(j.consents[uid], turn{time.Now(), given})
+// after has something judged after so long.
+func (j *judge) after(d time.Duration, judge func()) {
+	at := j.now.Add(d)
+	n, _ := slices.BinarySearchFunc(j.due, at, func(next due, at time.Time) int {
+		if next.at.After(at) {
+			return 1
+		}
+		return -1 // behind those of the same time
+	})
+	j.due = slices.Insert(j.due, n, due{at, judge})
 }
 
-// leaves notes that an integration is being deleted from now on: nothing more is delivered, and what was is taken back.
-func (j *judge) leaves(uid string) {
-	j.count("integrations deleted")
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.left[uid] = time.Now()
+// fail notes what must not be. A world goes on for the rest of the hour, for what follows may explain it.
+func (j *judge) fail(format string, args ...any) {
+	if len(j.failures) < 20 {
+		j.failures = append(j.failures, j.now.Format(time.RFC3339)+" "+fmt.Sprintf(format, args...))
+	}
 }
 
-// leftAt is since when an integration is being deleted, zero when it is not.
-func (j *judge) leftAt(uid string) time.Time {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.left[uid]
+func (e begun) happen(j *judge)   { j.timing = e.Timing }
+func (e broke) happen(j *judge)   { j.fail("%s", e.What) }
+func (e counted) happen(j *judge) { j.counts[e.What]++ }
+
+func (e killed) happen(j *judge) {
+	j.weather.ended = j.now
+	j.kills[e.Step]++
+}
+
+func (e wanted) happen(j *judge) {
+	i := j.integrations[e.Integration]
+	if i == nil {
+		j.integrations[e.Integration] = &integrationKnown{name: e.Name, federated: e.Federated}
+		j.order = append(j.order, e.Integration)
+		return
+	}
+	i.federated, i.kindTime = e.Federated, j.now
+}
+
+func (e looked) happen(j *judge) { j.integration(e.Integration) }
+
+func (e left) happen(j *judge) {
+	j.counts["integrations deleted"]++
+	j.left[e.Integration] = j.now
+	j.order = slices.DeleteFunc(j.order, func(uid string) bool { return uid == e.Integration })
+}
+
+func (e reported) happen(j *judge) {
+	i := j.integrations[e.Integration]
+	if e.Removed {
+		j.gone(e.Integration, i.client)
+		return
+	}
+	if i.client, i.ready = e.Client, e.Ready; !e.Ready {
+		j.unready[e.Integration] = j.now
+	}
+}
+
+func (e consented) happen(j *judge) {
+	j.consents[e.Integration] = append(j.consents[e.Integration], turn{j.now, e.Given})
+}
+
+func (e version) happen(j *judge) {
+	all := j.versions[e.Integration]
+	n, known := slices.BinarySearchFunc(all, e.Number, func(v row, number int64) int { return cmp.Compare(v.number, number) })
+	switch {
+	case e.Gone && known:
+		all = slices.Delete(all, n, n+1)
+	case e.Gone:
+	case known:
+		all[n] = e.row()
+	default:
+		all = slices.Insert(all, n, e.row())
+	}
+	if j.versions[e.Integration] = all; len(all) == 0 {
+		delete(j.versions, e.Integration)
+	}
+}
+
+func (e asked) happen(j *judge) {
+	if j.rotations[e.ID] = e; e.Gone {
+		delete(j.rotations, e.ID)
+	}
+}
+
+func (e recorded) happen(j *judge) {
+	g := generation{e.Lease, e.Generation}
+	all := slices.DeleteFunc(j.deliveries[g], func(r recorded) bool { return r.Record == e.Record }) // it was one with others
+	j.deliveries[g] = append(all, e)
+}
+
+// of is the UID of the integration that has an application, empty when none has that is not being deleted.
+func (j *judge) of(application string) string {
+	for _, uid := range j.order {
+		if j.integrations[uid].client == application {
+			return uid
+		}
+	}
+	return ""
 }
 
 // gone judges that an integration which the vault says is gone is so.
-func (j *judge) gone(uid, clientID string) {
-	j.follow()
-	j.mu.Lock()
-	defer j.mu.Unlock()
+func (j *judge) gone(uid, client string) {
 	switch {
 	case j.left[uid].IsZero():
-		j.w.fail("integration %s is said to be gone, and nobody has deleted it", uid)
-	case !j.purged[clientID]:
-		j.w.fail("integration %s is said to be gone, and its application is still there", uid)
+		j.fail("integration %s is said to be gone, and nobody has deleted it", uid)
+	case !j.purged[client]:
+		j.fail("integration %s is said to be gone, and its application is still there", uid)
 	}
 	if !j.removed[uid] {
 		j.removed[uid] = true
@@ -146,210 +263,153 @@ func (j *judge) gone(uid, clientID string) {
 }
 
 // deletions judges that each integration that is being deleted is gone in a day in which everybody is there.
-func (j *judge) deletions(now time.Time) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	for uid, at := range j.left {
-		allowed := 24*time.Hour + j.w.weather.overlap(span{at, now}, noSQL, noEntra, noGraph, throttled, lossy, noRedis, noRegistry)
-		if !j.removed[uid] && now.Sub(at) > allowed {
-			j.w.fail("integration %s has been deleted for %s, and is still there", uid, now.Sub(at))
+func (j *judge) deletions() {
+	for _, uid := range slices.Sorted(maps.Keys(j.left)) {
+		at := j.left[uid]
+		allowed := 24*time.Hour + j.weather.overlap(span{at, j.now}, noSQL, noEntra, noGraph, throttled, lossy, noRedis, noRegistry)
+		if !j.removed[uid] && j.now.Sub(at) > allowed {
+			j.fail("integration %s has been deleted for %s, and is still there", uid, j.now.Sub(at))
 		}
 	}
 }
 
-// overhear learns the secrets in an answer, which must never be found in the log.
-func (j *judge) overhear(body []byte) {
-	if !bytes.Contains(body, []byte("secretText")) && !bytes.Contains(body, []byte("access_token")) {
-		return
-	}
-	var answer struct {
-		KeyID       string `json:"keyId"`
-		SecretText  string `json:"secretText"`
-		AccessToken string `json:"access_token"`
-	}
-	if json.Unmarshal(body, &answer) != nil {
-		return
-	}
-	if answer.SecretText != "" {
-		j.mu.Lock()
-		j.keys[answer.SecretText] = answer.KeyID
-		j.mu.Unlock()
-	}
-	for _, text := range []string{answer.SecretText, answer.AccessToken} {
-		if text != "" {
-			j.w.log.know(text)
+// happen takes in what is new in the simulator's journal, and judges removals (I3).
+func (e changed) happen(j *judge) {
+	everywhere, anywhere := e.Time, e.Time // when the last replica of the token service comes to see it, and when the first
+	for n, m := range e.Login {
+		at := time.Unix(0, m).UTC()
+		if everywhere = later(everywhere, at); n == 0 || at.Before(anywhere) {
+			anywhere = at
 		}
 	}
-}
-
-// follow takes in what is new in the simulator's journal, and judges removals (I3).
-func (j *judge) follow() {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	for _, e := range j.w.sim.Journal(entrasim.Query{After: j.seq}) {
-		j.seq = e.Seq
-		switch {
-		case e.Kind == "password.added":
-			s := &secretLife{application: e.Application, added: e.Time, everywhere: e.Time}
-			for _, m := range e.Visible.Login {
-				s.everywhere = later(s.everywhere, time.Unix(0, m))
-			}
-			j.secrets[e.KeyID] = s
-			if j.present[e.Application] == nil {
-				j.present[e.Application] = map[string]*secretLife{}
-			}
-			j.present[e.Application][e.KeyID] = s
-			j.counts["passwords made"]++
-		case e.Kind == "password.removed":
-			s := j.secrets[e.KeyID]
-			s.removed, s.refused = e.Time, e.Time
-			delete(j.present[s.application], e.KeyID)
-			for i, m := range e.Visible.Login {
-				if i == 0 || time.Unix(0, m).Before(s.refused) {
-					s.refused = time.Unix(0, m)
-				}
-			}
-			j.counts["passwords removed"]++
-			for _, h := range s.holds {
-				if left := j.left[h.job.integration.UID]; e.Time.Before(h.until) && (left.IsZero() || e.Time.Before(left)) && !j.excused(h.job.integration.UID, h.number, e.Time) {
-					j.w.fail("I3: secret %s was removed at %s, and %s may use it until %s", e.KeyID, e.Time.UTC(), h.job.name, h.until.UTC())
-				}
-			}
-		case e.Kind == "federatedCredential.added", e.Kind == "federatedCredential.removed":
-			j.followTrust(e)
-		case e.Kind == "application.purged":
-			j.purged[e.Application] = true
-		case e.Kind == entrasim.KindRequest && e.Operation == "login.token" && e.Status == 200 && e.Tenant != j.w.platform.Tenant:
-			if s := j.secrets[e.KeyID]; s != nil {
-				s.grants++
+	switch e.Kind {
+	case "password.added":
+		s := &secretLife{application: e.Application, added: e.Time, everywhere: everywhere}
+		j.secrets[e.Key] = s
+		if j.present[e.Application] == nil {
+			j.present[e.Application] = map[string]*secretLife{}
+		}
+		j.present[e.Application][e.Key] = s
+		j.counts["passwords made"]++
+	case "password.removed":
+		s := j.secrets[e.Key]
+		s.removed, s.refused = e.Time, anywhere
+		delete(j.present[s.application], e.Key)
+		j.counts["passwords removed"]++
+		for _, h := range s.holds {
+			if left := j.left[h.integration]; e.Time.Before(h.until) && (left.IsZero() || e.Time.Before(left)) && !j.excused(h.integration, h.number, e.Time) {
+				j.fail("I3: secret %s was removed at %s, and %s may use it until %s", e.Key, e.Time.UTC(), h.job, h.until.UTC())
 			}
 		}
+	case "federatedCredential.added":
+		if j.trusts[e.Application] == nil {
+			j.trusts[e.Application] = map[string]*trust{}
+		}
+		j.trusts[e.Application][e.Key] = &trust{from: everywhere}
+		j.counts["federated credentials made"]++
+	case "federatedCredential.removed":
+		j.trusts[e.Application][e.Key].to = anywhere
+		j.counts["federated credentials removed"]++
+	case "application.purged":
+		j.purged[e.Application] = true
 	}
 }
 
-// row is a version as the vault has it.
-type row struct {
-	id, keyID, signingKey, state               string
-	number                                     int64
-	add, activate, retire, revoke, remove, end time.Time
-}
-
-func (j *judge) rows(ctx context.Context, where string, args ...any) []row {
-	var out []row
-	err := j.w.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
-		out, err = sqldb.Collect(ctx, tx, func(r sqldb.Row) (v row, err error) {
-			var add, activate, retire, revoke, remove, end int64
-			err = r.Scan(&v.id, &v.keyID, &v.signingKey, &v.state, &v.number, &add, &activate, &retire, &revoke, &remove, &end)
-			v.add, v.activate, v.retire, v.revoke, v.remove, v.end = sqldb.Time(add), sqldb.Time(activate), sqldb.Time(retire), sqldb.Time(revoke), sqldb.Time(remove), sqldb.Time(end)
-			return v, err
-		}, `SELECT id, key_id, signing_key, state, number, add_time, activate_time, retire_time, revoke_time, remove_time, end_time FROM credential_versions WHERE `+where+` ORDER BY number`, args...)
-		return err
-	})
-	if err != nil && ctx.Err() == nil {
-		j.w.fail("read versions: %v", err)
+// happen judges what a runner was given, at the moment it has it: that it was recorded before (I6), proven and settled (I2).
+func (e receipt) happen(j *judge) {
+	j.counts["deliveries of "+string(e.Material)]++
+	b := j.runs[e.Job]
+	if b == nil {
+		b = &run{}
+		j.runs[e.Job] = b
 	}
-	return out
-}
-
-// receive judges what a runner was given, at the moment it has it: that it was recorded before (I6), proven and settled (I2).
-func (j *judge) receive(ctx context.Context, b *job, d delivery.Delivery) {
-	j.count("deliveries of " + string(d.Material))
-	j.follow()
-	now := time.Now()
-	recorded, at, err := j.recorded(ctx, d)
-	if err != nil {
-		return // the world ends
+	name := j.integrations[e.Integration].name
+	var at time.Time
+	records := 0
+	for _, r := range j.deliveries[generation{e.Lease, e.Generation}] {
+		if r.Grant != e.Grant {
+			continue
+		}
+		if records, at = records+1, later(at, sqldb.Time(r.Time)); r.Together {
+			j.counts["deliveries recorded with others"]++
+		}
 	}
-	if recorded != 1 {
-		j.w.fail("I6: %s has generation %d of lease %s, of which there are %d records", b.name, d.Generation, d.LeaseUID, recorded)
+	if records != 1 {
+		j.fail("I6: %s has generation %d of lease %s, of which there are %d records", e.Job, e.Generation, e.Lease, records)
 	}
-	if left := j.leftAt(b.integration.UID); !left.IsZero() && sqldb.Time(at).After(left) {
-		j.w.fail("%s was given something of %s, which was deleted %s before", b.name, b.integration.Name, sqldb.Time(at).Sub(left))
+	if left := j.left[e.Integration]; !left.IsZero() && at.After(left) {
+		j.fail("%s was given something of %s, which was deleted %s before", e.Job, name, at.Sub(left))
 	}
-	j.gap(ctx, b, now)
-	j.told(b, d, sqldb.Time(at))
-	// It, and what it took the place of.
-	all := j.rows(ctx, `integration_uid = $1 AND (number = $2 OR number < $2 AND retire_time > 0 AND retire_time =
-		(SELECT activate_time FROM credential_versions WHERE integration_uid = $1 AND number = $2))`, b.integration.UID, d.Version)
-	if len(all) == 0 {
+	j.gap(b, e)
+	j.told(b, e, at)
+	b.held = &e
+	v, ok := j.version(e.Integration, e.Version)
+	if !ok {
 		return
 	}
-	v := all[len(all)-1]
-	j.mu.Lock()
-	defer j.mu.Unlock()
 	s := j.secrets[v.keyID]
 	switch {
-	case v.number != d.Version || s == nil && v.signingKey == "":
-		j.w.fail("I2: %s was given version %d of %s, of which Entra knows nothing", b.name, d.Version, b.integration.Name)
+	case s == nil && v.signingKey == "":
+		j.fail("I2: %s was given version %d of %s, of which Entra knows nothing", e.Job, e.Version, name)
 		return
-	case j.proofs(d.ClientID, v) < j.w.timing.Proofs:
-		j.w.fail("I2: %s was given version %d of %s after %d proofs in a row", b.name, d.Version, b.integration.Name, j.proofs(d.ClientID, v))
-	case now.Before(v.add.Add(j.w.timing.Settling)) && j.replacesWorking(d.ClientID, all, v):
-		j.w.fail("I2: %s was given version %d of %s %s after it was made", b.name, d.Version, b.integration.Name, now.Sub(v.add))
+	case j.proofs(e.Client, v) < j.timing.Proofs:
+		j.fail("I2: %s was given version %d of %s after %d proofs in a row", e.Job, e.Version, name, j.proofs(e.Client, v))
+	case j.now.Before(v.add.Add(j.timing.Settling)) && j.replacesWorking(e.Client, j.versions[e.Integration], v):
+		j.fail("I2: %s was given version %d of %s %s after it was made", e.Job, e.Version, name, j.now.Sub(v.add))
 	}
-	if b.key = v.signingKey; d.Material == lease.FederatedToken && keyOf(d.Token.Expose()) != b.key {
-		j.w.fail("I2: %s was given an assertion of version %d of %s by a key that it was not proven with", b.name, d.Version, b.integration.Name)
+	if b.key = v.signingKey; e.Material == lease.FederatedToken && e.Key != b.key {
+		j.fail("I2: %s was given an assertion of version %d of %s by a key that it was not proven with", e.Job, e.Version, name)
 	}
-	if d.Material == lease.ClientSecret {
-		h := &hold{job: b, until: d.GrantExpireTime, number: d.Version}
+	if e.Material == lease.ClientSecret {
+		h := &hold{job: e.Job, integration: e.Integration, until: e.GrantExpire, number: e.Version}
 		s.holds, b.holds = append(s.holds, h), append(b.holds, h)
 	}
 }
 
-// recorded is how many records there are of a delivery, and when the newest is of. One to many at once is a row of its own at first.
-func (j *judge) recorded(ctx context.Context, d delivery.Delivery) (n int, at int64, err error) {
-	const kind, grants = `'CredentialDelivered'`, `(SELECT grant_uid FROM leases WHERE uid = $1)`
-	var alone int
-	err = j.w.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
-		return tx.QueryRow(ctx, `SELECT COALESCE(SUM(alone), 0), COUNT(*), COALESCE(MAX(time), 0) FROM (
-			SELECT 1 AS alone, time FROM audit_events WHERE lease_uid = $1 AND generation = $2 AND kind = `+kind+` AND grant_uid IN `+grants+`
-			UNION ALL SELECT 0, e.value ->> 'time' FROM audit_fanouts f, json_each(CAST(f.content AS TEXT)) e
-				WHERE e.value ->> 'lease_uid' = $1 AND e.value ->> 'generation' = $2 AND e.value ->> 'kind' = `+kind+` AND e.value ->> 'grant_uid' IN `+grants+`)`,
-			d.LeaseUID, d.Generation).Scan(&alone, &n, &at)
-	})
-	if n > alone {
-		j.count("deliveries recorded with others")
+// version is the vault's row of one.
+func (j *judge) version(uid string, number int64) (row, bool) {
+	n := slices.IndexFunc(j.versions[uid], func(v row) bool { return v.number == number })
+	if n < 0 {
+		return row{}, false
 	}
-	return n, at, err
+	return j.versions[uid][n], true
 }
 
-// replacesWorking tells whether a version took the place of one that worked everywhere. The lock is held.
+// replacesWorking tells whether a version took the place of one that worked everywhere.
 func (j *judge) replacesWorking(application string, all []row, v row) bool {
 	return slices.ContainsFunc(all, func(before row) bool {
-		return before.number < v.number && before.retire.Equal(v.activate) && slices.ContainsFunc(j.works(application, before, time.Now()), func(s span) bool {
+		return before.number < v.number && before.retire.Equal(v.activate) && slices.ContainsFunc(j.works(application, before), func(s span) bool {
 			return !s.from.After(v.activate) && v.activate.Before(s.to)
 		})
 	})
 }
 
-// release ends what is claimed for a job.
-func (j *judge) release(b *job) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	now := time.Now()
-	for _, h := range b.holds {
-		h.until = earlier(h.until, now)
+// happen ends what is claimed for a job.
+func (e released) happen(j *judge) {
+	if b := j.runs[e.Job]; b != nil {
+		for _, h := range b.holds {
+			h.until = earlier(h.until, j.now)
+		}
 	}
 }
 
+func (e over) happen(j *judge) { delete(j.runs, e.Job) }
+
 // gap judges that a runner which reads, and whose job goes on, always has a token that is valid.
-func (j *judge) gap(ctx context.Context, b *job, now time.Time) {
-	if b.held == nil || b.slow || !j.leftAt(b.integration.UID).IsZero() || b.request.Material != lease.AccessToken || !b.held.ExpireTime.Before(now) {
+func (j *judge) gap(b *run, e receipt) {
+	if b.held == nil || e.Slow || !j.left[e.Integration].IsZero() || e.Material != lease.AccessToken || !b.held.Expire.Before(j.now) {
 		return
 	}
-	j.count("runners without a token")
-	window := span{b.held.IssueTime, now}
-	if j.w.weather.overlap(window, noEntra, noSQL, noRegistry) > 10*time.Minute || !j.consented(b.integration.UID, window) || j.gapped(ctx, b.integration.UID, window) {
+	j.counts["runners without a token"]++
+	window := span{b.held.Issue, j.now}
+	if j.weather.overlap(window, noEntra, noSQL, noRegistry) > 10*time.Minute || !j.consented(e.Integration, window) || j.gapped(e.Integration, window) {
 		return
 	}
-	rows := j.rows(ctx, `integration_uid = $1`, b.integration.UID)
-	j.w.fail("%s had no token from %s to %s; it rained: %s\n%s", b.name, b.held.ExpireTime.UTC(), now.UTC(), j.w.weather.in(window), j.table(rows))
+	j.fail("%s had no token from %s to %s; it rained: %s\n%s", e.Job, b.held.Expire.UTC(), j.now, j.weather.in(window), j.table(j.versions[e.Integration]))
 }
 
 // consented tells whether consent was there all the time of a span.
 func (j *judge) consented(uid string, in span) bool {
-	j.mu.Lock()
-	defer j.mu.Unlock()
 	given := false
 	for _, t := range j.consents[uid] {
 		if t.at.After(in.from) && t.at.Before(in.to) {
@@ -363,9 +423,7 @@ func (j *judge) consented(uid string, in span) bool {
 }
 
 // demanded are the spans in which the integration has to have a version that works.
-func (j *judge) demanded(uid string, first, now time.Time) []span {
-	j.mu.Lock()
-	defer j.mu.Unlock()
+func (j *judge) demanded(uid string, first time.Time) []span {
 	var out []span
 	from := time.Time{}
 	for _, t := range j.consents[uid] {
@@ -379,97 +437,95 @@ func (j *judge) demanded(uid string, first, now time.Time) []span {
 			from = time.Time{}
 		}
 	}
-	if !from.IsZero() && from.Before(now) {
-		out = append(out, span{from, now})
+	if !from.IsZero() && from.Before(j.now) {
+		out = append(out, span{from, j.now})
 	}
 	return out
 }
 
-// day judges what the last day has left: I1 and I4 by what all three have written down.
-func (j *judge) day() {
-	ctx := j.w.ctx
-	j.follow()
-	now := time.Now()
-	for _, i := range j.w.registry.living() {
-		j.integration(ctx, i, now)
+// happen judges what the last day has left: I1 and I4 by what all three have written down.
+func (day) happen(j *judge) {
+	for _, uid := range j.order {
+		j.integration(uid)
 	}
-	j.deletions(now)
-	j.forget(now)
-	j.w.log.mu.Lock()
-	defer j.w.log.mu.Unlock()
-	for _, line := range j.w.log.leaks {
-		j.w.fail("I7: a secret is in the log: %.200s", line)
-	}
+	j.deletions()
+	j.forget()
 }
 
-// forgetAfter is how long after its removal a secret is remembered: for longer than the vault keeps the row of its version.
-const forgetAfter = 35 * 24 * time.Hour
+const (
+	// forgetAfter is how long after its removal a secret is remembered: for longer than the vault keeps the row of its version.
+	forgetAfter = 35 * 24 * time.Hour
+	// deliversFor is how long after its record something may be received.
+	deliversFor = 2 * 24 * time.Hour
+)
 
-func (j *judge) forget(now time.Time) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	maps.DeleteFunc(j.secrets, func(_ string, s *secretLife) bool { return !s.removed.IsZero() && now.Sub(s.removed) > forgetAfter })
+func (j *judge) forget() {
+	maps.DeleteFunc(j.secrets, func(key string, s *secretLife) bool {
+		over := !s.removed.IsZero() && j.now.Sub(s.removed) > forgetAfter
+		if over {
+			delete(j.grants, key)
+		}
+		return over
+	})
+	maps.DeleteFunc(j.deliveries, func(_ generation, all []recorded) bool {
+		return j.now.Sub(sqldb.Time(all[len(all)-1].Time)) > deliversFor
+	})
 }
 
 // integration judges what has become of one up to now.
-func (j *judge) integration(ctx context.Context, i *integration, now time.Time) {
-	rows := j.rows(ctx, `integration_uid = $1`, i.UID)
-	j.rotations(i, rows)
+func (j *judge) integration(uid string) {
+	i, rows := j.integrations[uid], j.versions[uid]
+	j.countRotations(uid, rows)
 	j.oneActive(i, rows)
-	j.oneWorks(ctx, i, rows, now)
-	j.compromised(ctx, i, rows, now)
-	j.noneUnknown(i, rows, now)
-	j.untrusted(i, rows, now)
+	j.oneWorks(uid, i, rows)
+	j.replaced(uid, i, rows)
+	j.noneUnknown(uid, i, rows)
+	j.untrusted(i, rows)
 }
 
-// rotations counts the versions that others have taken the place of.
-func (j *judge) rotations(i *integration, rows []row) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
+// countRotations counts the versions that others have taken the place of.
+func (j *judge) countRotations(uid string, rows []row) {
 	for _, v := range rows {
-		if !v.retire.IsZero() && v.number > j.rotated[i.UID] {
-			j.rotated[i.UID] = v.number
+		if !v.retire.IsZero() && v.number > j.rotated[uid] {
+			j.rotated[uid] = v.number
 			j.counts["rotations"]++
 		}
 	}
 }
 
-func (j *judge) oneActive(i *integration, rows []row) {
+func (j *judge) oneActive(i *integrationKnown, rows []row) {
 	for k, a := range rows {
 		for _, b := range rows[k+1:] {
 			if a.activate.IsZero() || b.activate.IsZero() {
 				continue
 			}
 			if a.retire.IsZero() && b.retire.IsZero() || !a.retire.IsZero() && a.activate.Before(b.activate) && a.retire.After(b.activate) {
-				j.w.fail("I1: versions %d and %d of %s were ACTIVE at the same time", a.number, b.number, i.Name)
+				j.fail("I1: versions %d and %d of %s were ACTIVE at the same time", a.number, b.number, i.name)
 			}
 		}
 	}
 }
 
 // oneWorks judges that at every moment which counts a version that the vault holds works at every replica.
-func (j *judge) oneWorks(ctx context.Context, i *integration, rows []row, now time.Time) {
+func (j *judge) oneWorks(uid string, i *integrationKnown, rows []row) {
 	var first time.Time
 	var works []span
-	client := j.w.registry.reported(i.UID).ClientID
-	j.mu.Lock()
 	for _, v := range rows {
 		if !v.activate.IsZero() && (first.IsZero() || v.activate.Before(first)) {
 			first = v.activate
 		}
-		works = append(works, j.works(client, v, now)...)
+		works = append(works, j.works(i.client, v)...)
 	}
-	j.mu.Unlock()
 	if first.IsZero() {
-		if consent := j.demanded(i.UID, time.Time{}, now); len(consent) > 0 && consent[0].from.Add(6*time.Hour).Before(now) && j.w.weather.overlap(consent[0], noSQL, noEntra, noGraph, throttled, lossy, noRedis, noSecrets) < time.Hour {
-			j.w.fail("%s has no version that is ACTIVE, %s after consent", i.Name, now.Sub(consent[0].from))
+		if consent := j.demanded(uid, time.Time{}); len(consent) > 0 && consent[0].from.Add(6*time.Hour).Before(j.now) && j.weather.overlap(consent[0], noSQL, noEntra, noGraph, throttled, lossy, noRedis, noSecrets) < time.Hour {
+			j.fail("%s has no version that is ACTIVE, %s after consent", i.name, j.now.Sub(consent[0].from))
 		}
 		return
 	}
 	slices.SortFunc(works, func(a, b span) int { return a.from.Compare(b.from) })
 	var demanded []span
-	gaps := j.gaps(ctx, i.UID, now)
-	for _, d := range j.demanded(i.UID, first, now) {
+	gaps := j.gaps(uid)
+	for _, d := range j.demanded(uid, first) {
 		demanded = append(demanded, without(d, gaps)...)
 	}
 	for _, d := range demanded {
@@ -481,7 +537,7 @@ func (j *judge) oneWorks(ctx context.Context, i *integration, rows []row, now ti
 			at = later(at, s.to)
 		}
 		if at.Before(d.to) && !j.policyTook(rows, at, d.to) {
-			j.w.fail("I1: %s had no version that works everywhere from %s on\n%s", i.Name, at.UTC(), j.table(rows))
+			j.fail("I1: %s had no version that works everywhere from %s on\n%s", i.name, at.UTC(), j.table(rows))
 			return
 		}
 	}
@@ -491,41 +547,39 @@ func (j *judge) oneWorks(ctx context.Context, i *integration, rows []row, now ti
 func (j *judge) policyTook(rows []row, from, to time.Time) bool {
 	// How long it takes, at most, until it is tried again, and the new one has reached all of Entra; but for what else is in the way.
 	const recovery = 2 * time.Hour
-	other := j.w.weather.overlap(span{from, to}, noSQL, noEntra, noGraph, throttled, lossy, noRedis)
+	other := j.weather.overlap(span{from, to}, noSQL, noEntra, noGraph, throttled, lossy, noRedis)
 	ended := slices.ContainsFunc(rows, func(v row) bool { return v.end.Equal(from) })
-	took := ended && j.w.weather.near(noSecrets, from, recovery) && j.w.weather.near(noSecrets, to, recovery+other)
+	took := ended && j.weather.near(noSecrets, from, recovery) && j.weather.near(noSecrets, to, recovery+other)
 	if took {
-		j.count("integrations without a secret because of a policy")
+		j.counts["integrations without a secret because of a policy"]++
 	}
 	return took
 }
 
 // noneUnknown judges that no secret stays at Entra which the vault does not know (I4).
-func (j *judge) noneUnknown(i *integration, rows []row, now time.Time) {
-	client := j.w.registry.reported(i.UID).ClientID
+func (j *judge) noneUnknown(uid string, i *integrationKnown, rows []row) {
 	known := map[string]bool{}
 	for _, v := range rows {
 		known[v.keyID] = v.remove.IsZero() && v.state != "REVOKED"
 	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	for key, s := range j.present[client] {
+	for _, key := range slices.Sorted(maps.Keys(j.present[i.client])) {
+		s := j.present[i.client][key]
 		if known[key] {
 			continue
 		}
-		since, consented := j.consentedSince(i.UID)
+		since, consented := j.consentedSince(uid)
 		if !consented {
 			continue // a sweep waits for a sign that the ACTIVE version works
 		}
 		since = later(since, s.added)
-		allowed := 3*j.w.timing.ReconcileInterval + 3*time.Hour + j.w.weather.overlap(span{since, now}, noSQL, noEntra, noGraph, throttled, lossy, noRedis)
-		if now.Sub(since) > allowed {
-			j.w.fail("I4: %s has had a secret (%s) since %s that the vault does not know\n%s", i.Name, key, s.added.UTC(), j.tableLocked(rows))
+		allowed := 3*j.timing.ReconcileInterval + 3*time.Hour + j.weather.overlap(span{since, j.now}, noSQL, noEntra, noGraph, throttled, lossy, noRedis)
+		if j.now.Sub(since) > allowed {
+			j.fail("I4: %s has had a secret (%s) since %s that the vault does not know\n%s", i.name, key, s.added.UTC(), j.table(rows))
 		}
 	}
 }
 
-// consentedSince is when consent was last given that holds, false when none does. The lock is held.
+// consentedSince is when consent was last given that holds, false when none does.
 func (j *judge) consentedSince(uid string) (since time.Time, holds bool) {
 	for _, t := range j.consents[uid] {
 		if t.given && !holds {
@@ -538,12 +592,6 @@ func (j *judge) consentedSince(uid string) (since time.Time, holds bool) {
 
 // table shows the newest versions.
 func (j *judge) table(rows []row) string {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.tableLocked(rows)
-}
-
-func (j *judge) tableLocked(rows []row) string {
 	var out strings.Builder
 	at := func(t time.Time) string {
 		if t.IsZero() {
@@ -554,7 +602,7 @@ func (j *judge) tableLocked(rows []row) string {
 	for _, v := range rows[max(0, len(rows)-6):] {
 		fmt.Fprintf(&out, "  version %d %s%s: added %s, active %s, retired %s, revoked %s, ends %s", v.number, v.state, v.signingKey, at(v.add), at(v.activate), at(v.retire), at(v.revoke), at(v.end))
 		if s := j.secrets[v.keyID]; s != nil {
-			fmt.Fprintf(&out, "; at Entra: everywhere %s, removed %s, refused %s, %d grants", at(s.everywhere), at(s.removed), at(s.refused), s.grants)
+			fmt.Fprintf(&out, "; at Entra: everywhere %s, removed %s, refused %s, %d grants", at(s.everywhere), at(s.removed), at(s.refused), j.grants[v.keyID])
 		}
 		out.WriteString("\n")
 	}
@@ -563,8 +611,6 @@ func (j *judge) tableLocked(rows []row) string {
 
 // deaths is how many there were; at is at how many different steps.
 func (j *judge) deaths() (total, at int) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
 	for _, n := range j.kills {
 		total += n
 	}
@@ -573,8 +619,6 @@ func (j *judge) deaths() (total, at int) {
 
 // counted is how often any of these happened.
 func (j *judge) counted(what ...string) (total int) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
 	for _, w := range what {
 		total += j.counts[w]
 	}
@@ -584,8 +628,6 @@ func (j *judge) counted(what ...string) (total int) {
 // report says what the world has been through.
 func (j *judge) report() string {
 	total, at := j.deaths()
-	j.mu.Lock()
-	defer j.mu.Unlock()
 	var out strings.Builder
 	fmt.Fprintf(&out, "%d kills, at %d different steps", total, at)
 	for _, what := range slices.Sorted(maps.Keys(j.counts)) {

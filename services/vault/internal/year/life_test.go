@@ -43,6 +43,8 @@ type replica struct {
 	name string
 	link *redistest.Link
 
+	lives int // so far
+
 	mu   sync.Mutex
 	life *life // nil between two
 }
@@ -76,6 +78,7 @@ func (r *replica) run(ctx context.Context) {
 // life is one process of the vault, as far as it has a part in rotation and delivery.
 type life struct {
 	r     *replica
+	name  string
 	ctx   context.Context //nolint:containedctx // its end is the life's
 	end   context.CancelFunc
 	hub   *delivery.Hub
@@ -93,7 +96,8 @@ type life struct {
 
 func (r *replica) live(ctx context.Context) error {
 	w := r.w
-	l := &life{r: r, store: store.New(w.db, audittest.Keys(1)), silent: make(chan struct{})}
+	r.lives++
+	l := &life{r: r, name: fmt.Sprintf("%s/%d", r.name, r.lives), store: store.New(w.db, audittest.Keys(1)), silent: make(chan struct{})}
 	l.ctx, l.end = context.WithCancel(ctx)
 	defer l.end()
 	l.ctx = sqldbtest.WithHook(l.ctx, l.atSQL)
@@ -128,12 +132,12 @@ func (r *replica) live(ctx context.Context) error {
 		return err
 	}
 	elector, err := redislock.New(redislock.Config{
-		Client: r.link, Prefix: "year", Replica: r.name, Shards: shards, TTL: lockTTL, Fence: watched{fence.New(w.db, shards), w.judge}, Log: log,
+		Client: r.link, Prefix: "year", Replica: r.name, Shards: shards, TTL: lockTTL, Fence: fence.New(w.db, shards), Log: log,
 	})
 	if err != nil {
 		return err
 	}
-	w.judge.count("lives")
+	w.count("lives")
 	r.set(l)
 	var tasks sync.WaitGroup
 	tasks.Go(func() { _ = l.hub.Run(l.ctx) })
@@ -153,7 +157,7 @@ func (r *replica) live(ctx context.Context) error {
 // connections with a mutex, and a bubble's time stands still for as long.)
 func (w *world) hint(from *life) {
 	for _, r := range w.replicas {
-		if l := r.current(); l != nil && (l == from || !w.weather.is(noRedis)) {
+		if l := r.current(); l != nil && (l == from || !w.is(noRedis)) {
 			l.hub.Nudge()
 		}
 	}
@@ -181,7 +185,8 @@ func (l *life) kill(step string) {
 	if !first {
 		return
 	}
-	l.r.w.judge.killed(step)
+	l.r.w.journal.tell(killed{step})
+	l.r.w.journal.tell(silent{l.name, true})
 	l.r.link.Cut()
 	l.end()
 }
@@ -196,8 +201,9 @@ func (l *life) pause(ctx context.Context, d time.Duration) {
 	resume := make(chan struct{})
 	l.resume = resume
 	l.mu.Unlock()
-	l.r.w.weather.begin(oneAway)
-	defer l.r.w.weather.end(oneAway)
+	l.r.w.journal.tell(clouds{oneAway, true})
+	defer l.r.w.journal.tell(clouds{oneAway, false})
+	l.r.w.journal.tell(silent{l.name, true})
 	l.r.link.Stall()
 	sleep(ctx, keepalive)
 	l.mu.Lock()
@@ -211,6 +217,13 @@ func (l *life) pause(ctx context.Context, d time.Duration) {
 	if l.resume == resume {
 		close(resume)
 		l.resume = nil
+		l.r.w.journal.tell(silent{l.name, false})
+	}
+}
+
+func (e silent) happen(j *judge) {
+	if j.silent[e.Life] = e.Is; !e.Is {
+		delete(j.silent, e.Life)
 	}
 }
 
@@ -252,13 +265,13 @@ func (l *life) strike(step string) error {
 // atSQL is the life's hook in every transaction.
 func (l *life) atSQL(ctx context.Context, at sqldbtest.Point, readOnly bool) error {
 	if at == sqldbtest.Committed && !readOnly {
-		l.r.w.judge.committed(ctx, l.r.name)
+		l.committed(ctx)
 	}
 	// Only at the beginning does it not keep the one connection there is.
 	if err := l.pass(at == sqldbtest.Begin && ctx.Value(unpausedKey{}) == nil); err != nil {
 		return err
 	}
-	if at == sqldbtest.Begin && l.r.w.weather.is(noSQL) {
+	if at == sqldbtest.Begin && l.r.w.is(noSQL) {
 		return fmt.Errorf("%w: the weather", sqldb.ErrUnavailable)
 	}
 	if readOnly {
@@ -312,7 +325,7 @@ func (l *life) RoundTrip(request *http.Request) (*http.Response, error) {
 	if err := l.pass(waits); err != nil {
 		return nil, err
 	}
-	request, what, err := l.r.w.judge.showing(request)
+	request, what, err := l.r.w.showing(request)
 	if err != nil {
 		return nil, err
 	}
@@ -321,12 +334,12 @@ func (l *life) RoundTrip(request *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	chance := l.r.w.set.pauseChance
-	if isMasters(request.Context()) {
+	if _, is := mastership(request.Context()); is {
 		chance = l.r.w.set.masterPauseChance
 	}
 	if waits && l.r.w.luck.draw(l.r.name+" suspended "+step) < chance {
 		// The machine stops with the request on its lips: it is sent when it wakes, whatever happened meanwhile.
-		l.r.w.judge.count("pauses with a request on the way")
+		l.r.w.count("pauses with a request on the way")
 		l.pause(l.r.w.ctx, 2*lockTTL)
 		if err := l.pass(true); err != nil {
 			return nil, err
@@ -342,7 +355,7 @@ func (l *life) RoundTrip(request *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	l.r.w.judge.overhear(body)
+	l.r.w.overhear(body)
 	response.Body = io.NopCloser(strings.NewReader(string(body)))
 	if err := l.strike("after " + step); err != nil {
 		return nil, err
@@ -351,7 +364,7 @@ func (l *life) RoundTrip(request *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	if waits { // a customer's
-		l.r.w.judge.heard(request.Context(), l, what, sent, response.StatusCode, body)
+		l.hears(request.Context(), what, sent, response.StatusCode, body)
 	}
 	return response, nil
 }

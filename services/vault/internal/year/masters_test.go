@@ -3,79 +3,28 @@ package year_test
 import (
 	"context"
 	"strings"
-	"sync"
-	"time"
 
 	"phasekey.dev/services/vault/internal/election"
 )
 
-// masterships are what the judge knows of masters (I5): the order in which shards were taken, which is that of the commits, since there is one connection.
-type masterships struct {
-	mu sync.Mutex
-	// takes counts how often each shard was taken; nth says which of those a mastership came of, by holder.
-	takes map[int]int
-	nth   map[string]int
-}
-
-func newMasterships() masterships { return masterships{takes: map[int]int{}, nth: map[string]int{}} }
-
-type (
-	takingKey     struct{}
-	mastershipKey struct{}
-)
-
-// taking is one attempt to take a shard.
-type taking struct{ shard, nth int }
-
-// watched is a fence under the eyes of the judge.
-type watched struct {
-	election.Fence
-	judge *judge
-}
-
-// Take notes which taking of the shard the mastership came of.
-func (f watched) Take(ctx context.Context, shard int, now time.Time) (election.Mastership, error) {
-	t := &taking{shard: shard}
-	m, err := f.Fence.Take(context.WithValue(ctx, takingKey{}, t), shard, now)
-	if err == nil {
-		f.judge.masters.mu.Lock()
-		defer f.judge.masters.mu.Unlock()
-		f.judge.masters.nth[m.Holder] = t.nth
-	}
-	return m, err
-}
+type mastershipKey struct{}
 
 // as returns the context of work under a mastership.
-func (j *judge) as(ctx context.Context, m election.Mastership) context.Context {
-	ctx = election.WithFenced(ctx, func() { j.count("writes of former masters refused") })
+func (w *world) as(ctx context.Context, m election.Mastership) context.Context {
+	ctx = election.WithFenced(ctx, func() { w.count("writes of former masters refused") })
 	return context.WithValue(ctx, mastershipKey{}, m)
 }
 
-// reigns tells whether nobody has taken the shard after a mastership.
-func (j *judge) reigns(m election.Mastership) bool {
-	j.masters.mu.Lock()
-	defer j.masters.mu.Unlock()
-	return j.masters.nth[m.Holder] == j.masters.takes[m.Shard]
+// mastership is that under which something is done, false when it is done under none.
+func mastership(ctx context.Context) (election.Mastership, bool) {
+	m, ok := ctx.Value(mastershipKey{}).(election.Mastership)
+	return m, ok
 }
 
-// isMasters reports whether a request is made under a mastership.
-func isMasters(ctx context.Context) bool { return ctx.Value(mastershipKey{}) != nil }
-
-// committed judges a transaction that wrote something, at the moment of its commit: no master's may follow another's taking of the shard (I5).
-func (j *judge) committed(ctx context.Context, replica string) {
-	j.masters.mu.Lock()
-	defer j.masters.mu.Unlock()
-	if t, ok := ctx.Value(takingKey{}).(*taking); ok {
-		j.masters.takes[t.shard]++
-		t.nth = j.masters.takes[t.shard]
-		return
-	}
-	m, ok := ctx.Value(mastershipKey{}).(election.Mastership)
-	if !ok || anybodys() {
-		return
-	}
-	if n, newest := j.masters.nth[m.Holder], j.masters.takes[m.Shard]; n != newest {
-		j.w.fail("I5: %s wrote as master %d of shard %d, which master %d had taken: %s", replica, n, m.Shard, newest, caller())
+// committed tells of a master's transaction, at the moment of its commit: since there is one connection, nobody else's comes between.
+func (l *life) committed(ctx context.Context) {
+	if m, ok := mastership(ctx); ok && !anybodys() {
+		l.r.w.journal.tell(wrote{Replica: l.r.name, Step: caller(), Shard: int64(m.Shard), Holder: m.Holder})
 	}
 }
 
@@ -83,4 +32,13 @@ func (j *judge) committed(ctx context.Context, replica string) {
 func anybodys() bool {
 	step := caller()
 	return strings.HasPrefix(step, "ClaimProbe") || strings.HasPrefix(step, "RecordProbe")
+}
+
+func (e taken) happen(j *judge) { j.masters[e.Shard] = e.Holder }
+
+// happen judges a master's write: it may not follow another's taking of the shard (I5).
+func (e wrote) happen(j *judge) {
+	if newest := j.masters[e.Shard]; e.Holder != newest {
+		j.fail("I5: %s wrote as master %s of shard %d, which master %s had taken: %s", e.Replica, e.Holder, e.Shard, newest, e.Step)
+	}
 }

@@ -32,19 +32,19 @@ func (w *world) customers(ctx context.Context) {
 		all := w.registry.living()
 		i := all[dice.IntN(len(all))]
 		client := w.registry.reported(i.UID).ClientID
-		if w.judge.consent(i.UID, false); dice.IntN(2) == 0 {
-			w.judge.count("consent withdrawn")
+		if w.journal.tell(consented{i.UID, false}); dice.IntN(2) == 0 {
+			w.count("consent withdrawn")
 			_ = w.sim.RemovePrincipal(i.TenantID, client) // there may be none yet
 			until[i.UID] = time.Now().Add(time.Hour + time.Duration(dice.Int64N(int64(6*time.Hour))))
 			continue
 		} else {
-			w.judge.count("principal disabled")
+			w.count("principal disabled")
 			if w.sim.EnablePrincipal(i.TenantID, client, false) == nil {
 				sleep(ctx, time.Hour+time.Duration(dice.Int64N(int64(6*time.Hour))))
 				_ = w.sim.EnablePrincipal(i.TenantID, client, true) // it is there
 			}
 		}
-		w.judge.consent(i.UID, true)
+		w.journal.tell(consented{i.UID, true})
 	}
 }
 
@@ -74,7 +74,7 @@ func (w *world) consent(ctx context.Context, i *integration) {
 	}
 	_, err := w.sim.Consent(ctx, entrasim.Consent{Tenant: i.TenantID, ClientID: client, RedirectURI: redirectURI, UserName: i.administrator})
 	if err == nil {
-		w.judge.consent(i.UID, true)
+		w.journal.tell(consented{i.UID, true})
 	}
 }
 
@@ -101,11 +101,9 @@ type job struct {
 	slow    bool
 	// hand has one place: what is received is received one after another.
 	hand chan struct{}
-	// What it holds, as its last receipt says, and the signing key that it stands on, if it does.
 	held *delivery.Delivery
-	key  string
-	// holds are the secrets it was given; the judge's.
-	holds []*hold
+	// grant is the UID of what it has to show.
+	grant string
 }
 
 func (j *job) run(ctx context.Context) {
@@ -114,7 +112,7 @@ func (j *job) run(ctx context.Context) {
 	material, longest := lease.AccessToken, 20*time.Hour
 	if j.dice.IntN(3) == 0 {
 		material = lease.ClientSecret
-		if federated, _ := w.registry.federated(i); federated {
+		if w.registry.federated(i) {
 			material, longest = lease.FederatedToken, 2*time.Hour // it is renewed every few minutes
 		}
 	}
@@ -130,11 +128,13 @@ func (j *job) run(ctx context.Context) {
 		return
 	}
 	if _, err := w.store.CreateGrant(ctx, now, g, hash, grant.RequestKey{}, grant.Caller{}); err != nil {
-		if ctx.Err() == nil && w.judge.leftAt(i.UID).IsZero() {
+		if ctx.Err() == nil && !w.leaving(i.UID) {
 			w.fail("create grant: %v", err)
 		}
 		return
 	}
+	defer w.journal.tell(over{j.name})
+	j.grant = g.UID
 	j.request = delivery.Request{Token: token, InstanceID: j.name, Material: material}
 	j.slow = j.dice.IntN(6) == 0
 	// A job ends before its grant does, most of the time.
@@ -187,7 +187,7 @@ func (j *job) stream(ctx context.Context) (final bool) {
 			if handling.Err() != nil {
 				return errDead
 			}
-			j.w.judge.receive(ctx, j, d)
+			j.receive(d)
 			j.use(ctx, j.held)
 			j.held = &d
 			j.use(ctx, j.held)
@@ -214,6 +214,19 @@ func (j *job) stream(ctx context.Context) (final bool) {
 	return false
 }
 
+// receive tells what it was given, at the moment it has it.
+func (j *job) receive(d delivery.Delivery) {
+	e := receipt{
+		Job: j.name, Integration: j.integration.UID, Grant: j.grant, Lease: d.LeaseUID, Generation: d.Generation, Version: d.Version, Client: d.ClientID,
+		Material: d.Material, Reason: d.Reason, Issue: d.IssueTime, Expire: d.ExpireTime, GrantExpire: d.GrantExpireTime, Slow: j.slow,
+	}
+	if d.Material == lease.FederatedToken {
+		e.Key = keyOf(d.Token.Expose())
+	}
+	j.w.follow()
+	j.w.journal.tell(e)
+}
+
 // close says that the job is over.
 func (j *job) close(ctx context.Context) {
 	life := j.w.replicas[j.dice.IntN(len(j.w.replicas))].current()
@@ -221,7 +234,7 @@ func (j *job) close(ctx context.Context) {
 		return
 	}
 	// From here on nothing is claimed of what it holds, whether or not this is heard.
-	j.w.judge.release(j)
+	j.w.journal.tell(released{j.name})
 	_ = life.hub.CloseLease(life.ctx, j.request) // the grant's end does it otherwise
 	_ = ctx
 }

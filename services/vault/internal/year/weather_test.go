@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"phasekey.dev/pkg/entrasim"
@@ -34,7 +33,6 @@ type span struct{ from, to time.Time }
 
 // weather is what is wrong everywhere at once.
 type weather struct {
-	mu      sync.Mutex
 	now     map[kind]int
 	began   map[kind]time.Time // of what is now
 	history map[kind][]span
@@ -48,8 +46,6 @@ func newWeather() *weather {
 
 // near tells whether a moment lies in a time of this kind, or not longer than that after it.
 func (w *weather) near(k kind, at time.Time, after time.Duration) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
 	for _, s := range w.history[k] {
 		if !at.Before(s.from) && at.Before(s.to.Add(after)) {
 			return true
@@ -58,57 +54,48 @@ func (w *weather) near(k kind, at time.Time, after time.Duration) bool {
 	return w.now[k] > 0 && !at.Before(w.began[k])
 }
 
-// anew notes that somebody has to begin anew.
-func (w *weather) anew() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.ended = time.Now()
-}
-
-// calm tells whether since a moment every replica has gone on as before, and had all that it needs to ask tenants.
-func (w *world) calm(since time.Time) bool {
-	w.weather.mu.Lock()
-	ended := w.weather.ended
-	w.weather.mu.Unlock()
-	return ended.Before(since) && !slices.ContainsFunc([]kind{noSQL, noRedis, noEntra, oneAway}, func(k kind) bool {
-		return w.weather.is(k) || w.weather.overlap(span{since, time.Now()}, k) > 0
+// calm tells whether since a moment until now every replica has gone on as before, and had all that it needs to ask tenants.
+func (w *weather) calm(since, now time.Time) bool {
+	return w.ended.Before(since) && !slices.ContainsFunc([]kind{noSQL, noRedis, noEntra, oneAway}, func(k kind) bool {
+		return w.is(k) || w.overlap(span{since, now}, k) > 0
 	})
 }
 
 // is tells whether it is so now.
 func (w *weather) is(k kind) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
 	return w.now[k] > 0
 }
 
+func (anew) happen(j *judge) { j.weather.ended = j.now }
+
+func (e clouds) happen(j *judge) {
+	w := j.weather
+	if e.There {
+		if w.now[e.Kind]++; w.now[e.Kind] == 1 {
+			w.began[e.Kind] = j.now
+		}
+		return
+	}
+	if w.now[e.Kind]--; w.now[e.Kind] == 0 {
+		w.history[e.Kind] = append(w.history[e.Kind], span{w.began[e.Kind], j.now})
+	}
+}
+
 // during has it so for a time.
-func (w *weather) during(ctx context.Context, k kind, d time.Duration) {
-	w.begin(k)
-	defer w.end(k)
+func (w *world) during(ctx context.Context, k kind, d time.Duration) {
+	w.journal.tell(clouds{k, true})
+	defer w.journal.tell(clouds{k, false})
 	sleep(ctx, d)
 }
 
-func (w *weather) begin(k kind) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.now[k]++; w.now[k] == 1 {
-		w.began[k] = time.Now()
-	}
-}
-
-func (w *weather) end(k kind) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.now[k]--; w.now[k] == 0 {
-		w.history[k] = append(w.history[k], span{w.began[k], time.Now()})
-	}
+// is tells whether it is so now.
+func (w *world) is(k kind) (is bool) {
+	w.journal.ask(func(j *judge) { is = j.weather.is(k) })
+	return is
 }
 
 // overlap is how long any of the kinds was there in a span; what is there now counts from its beginning.
 func (w *weather) overlap(in span, kinds ...kind) time.Duration {
-	w.mu.Lock()
-	defer w.mu.Unlock()
 	var total time.Duration
 	for _, k := range kinds {
 		for _, s := range w.history[k] {
@@ -121,8 +108,6 @@ func (w *weather) overlap(in span, kinds ...kind) time.Duration {
 
 // in says what the weather was like in a span.
 func (w *weather) in(s span) string {
-	w.mu.Lock()
-	defer w.mu.Unlock()
 	var out []string
 	say := func(k kind, from, to time.Time) {
 		if from.Before(s.to) && s.from.Before(to) {
@@ -169,30 +154,30 @@ func (w *world) blow(ctx context.Context) {
 		sleep(ctx, minutes(10*60))
 		switch dice.IntN(9) {
 		case 0:
-			w.judge.count(string(noRedis))
+			w.count(string(noRedis))
 			for _, r := range w.replicas {
 				r.link.Cut()
 			}
-			w.weather.during(ctx, noRedis, minutes(60))
+			w.during(ctx, noRedis, minutes(60))
 			for _, r := range w.replicas {
 				r.link.Heal()
 			}
 		case 1:
 			// One replica alone is cut off; all it sends vanishes.
 			r := w.replicas[dice.IntN(len(w.replicas))]
-			w.judge.count("one replica cut off from Redis")
+			w.count("one replica cut off from Redis")
 			r.link.Stall()
-			w.weather.during(ctx, oneAway, minutes(60))
+			w.during(ctx, oneAway, minutes(60))
 			r.link.Heal()
 		case 2:
-			w.judge.count("Redis emptied")
-			w.weather.anew()
+			w.count("Redis emptied")
+			w.journal.tell(anew{})
 			if err := w.replicas[0].link.FlushAll(ctx).Err(); err != nil {
-				w.judge.count("Redis emptied, or not")
+				w.count("Redis emptied, or not")
 			}
 		case 3:
-			w.judge.count(string(noSQL))
-			w.weather.during(ctx, noSQL, minutes(12))
+			w.count(string(noSQL))
+			w.during(ctx, noSQL, minutes(12))
 		case 4:
 			w.trouble(ctx, noEntra, minutes(40), entrasim.Fault{Plane: entrasim.PlaneLogin, Effect: entrasim.Effect{Status: http.StatusServiceUnavailable}})
 		case 5:
@@ -206,19 +191,19 @@ func (w *world) blow(ctx context.Context) {
 				Plane: entrasim.PlaneGraph, Probability: 0.5, Effect: entrasim.Effect{Status: http.StatusGatewayTimeout, AfterCommit: true},
 			})
 		case 8:
-			w.judge.count(string(noRegistry))
-			w.weather.during(ctx, noRegistry, minutes(10))
+			w.count(string(noRegistry))
+			w.during(ctx, noRegistry, minutes(10))
 		}
 		if life := w.replicas[dice.IntN(len(w.replicas))].current(); life != nil {
 			switch dice.IntN(4) {
 			case 0:
 				life.kill("at any moment")
 			case 1:
-				w.judge.count("stopped in order")
-				w.weather.anew()
+				w.count("stopped in order")
+				w.journal.tell(anew{})
 				life.end()
 			case 2:
-				w.judge.count("paused past the lock's life")
+				w.count("paused past the lock's life")
 				life.pause(ctx, lockTTL+minutes(60))
 			}
 		}
@@ -227,13 +212,13 @@ func (w *world) blow(ctx context.Context) {
 
 // trouble has Entra in trouble for a time.
 func (w *world) trouble(ctx context.Context, k kind, d time.Duration, f entrasim.Fault) {
-	w.judge.count(string(k))
+	w.count(string(k))
 	f.ID = fmt.Sprintf("%s at %d", k, time.Now().Unix())
 	if _, err := w.sim.AddFault(f); err != nil {
 		w.fail("add fault: %v", err)
 		return
 	}
-	w.weather.during(ctx, k, d)
+	w.during(ctx, k, d)
 	if err := w.sim.RemoveFault(f.ID); err != nil {
 		w.fail("remove fault: %v", err)
 	}
@@ -258,13 +243,13 @@ func (w *world) policies(ctx context.Context) {
 
 // policy has the tenant's policy say this for a time.
 func (w *world) policy(ctx context.Context, k kind, d time.Duration, p entrasim.PasswordPolicy) {
-	w.judge.count(string(k))
+	w.count(string(k))
 	p.Tenant = w.platform.Tenant
 	if err := w.sim.SetPasswordPolicy(p); err != nil {
 		w.fail("set policy: %v", err)
 		return
 	}
-	w.weather.during(ctx, k, d)
+	w.during(ctx, k, d)
 	if err := w.sim.SetPasswordPolicy(entrasim.PasswordPolicy{Tenant: p.Tenant}); err != nil {
 		w.fail("unset policy: %v", err)
 	}

@@ -2,7 +2,9 @@ package year_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/maphash"
@@ -12,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -51,6 +54,8 @@ type settings struct {
 	// killChance is that of a death at each write and each request; pauseChance that of a pause with a request on its way, and masterPauseChance with one
 	// of a master's, who then learns an answer for which he may not be master any more.
 	killChance, pauseChance, masterPauseChance float64
+	// proofs are demanded, unless it is 0 and the vault's own number is.
+	proofs int
 }
 
 // world is one seed's.
@@ -69,25 +74,56 @@ type world struct {
 	db         *sqldb.DB
 	store      *store.Store // the harness' own
 	keyring    *keyring.Keyring
-	weather    *weather
 	registry   *registry
-	judge      *judge
+	journal    *journal
 	log        *log
 	replicas   []*replica
 
 	// days are those that were lived through.
 	days int
 
-	mu       sync.Mutex
-	failures []string
+	// followed is how far the simulator's journal was.
+	following sync.Mutex
+	followed  uint64
+
+	mu sync.Mutex
+	// keyIDs are those of secrets, by their texts.
+	keyIDs map[string]string
 }
 
-// fail notes what must not be. A world goes on for the rest of the hour, for what follows may explain it.
-func (w *world) fail(format string, args ...any) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if len(w.failures) < 20 {
-		w.failures = append(w.failures, time.Now().UTC().Format(time.RFC3339)+" "+fmt.Sprintf(format, args...))
+// fail notes what must not be.
+func (w *world) fail(format string, args ...any) { w.journal.tell(broke{fmt.Sprintf(format, args...)}) }
+
+func (w *world) count(what string) { w.journal.tell(counted{what}) }
+
+// leaving tells whether an integration is being deleted.
+func (w *world) leaving(uid string) (is bool) {
+	w.journal.ask(func(j *judge) { is = !j.left[uid].IsZero() })
+	return is
+}
+
+// overhear learns the secrets in an answer, which must never be found in the log.
+func (w *world) overhear(body []byte) {
+	if !bytes.Contains(body, []byte("secretText")) && !bytes.Contains(body, []byte("access_token")) {
+		return
+	}
+	var answer struct {
+		KeyID       string `json:"keyId"`
+		SecretText  string `json:"secretText"`
+		AccessToken string `json:"access_token"`
+	}
+	if json.Unmarshal(body, &answer) != nil {
+		return
+	}
+	if answer.SecretText != "" {
+		w.mu.Lock()
+		w.keyIDs[answer.SecretText] = answer.KeyID
+		w.mu.Unlock()
+	}
+	for _, text := range []string{answer.SecretText, answer.AccessToken} {
+		if text != "" {
+			w.log.know(text)
+		}
 	}
 }
 
@@ -99,10 +135,12 @@ func stretched() credential.Timing {
 }
 
 // newWorld is to be called in a bubble.
-func newWorld(t *testing.T, set settings) *world {
+func newWorld(t *testing.T, set settings, told *journal) *world {
 	t.Helper()
-	w := &world{t: t, set: set, luck: newLuck(set.seed), start: time.Now(), timing: stretched(), weather: newWeather(), log: newLog()}
-	w.judge = newJudge(w)
+	w := &world{t: t, set: set, luck: newLuck(set.seed), start: time.Now(), timing: stretched(), journal: told, log: newLog(), keyIDs: map[string]string{}}
+	demanded := w.timing
+	demanded.Proofs = cmp.Or(set.proofs, demanded.Proofs)
+	told.tell(begun{set.seed, demanded})
 	var err error
 	w.sim, err = entrasim.New(entrasim.Config{
 		Seed: set.seed,
@@ -124,7 +162,7 @@ func newWorld(t *testing.T, set settings) *world {
 
 	migrations, err := store.Migrations()
 	must(t, err)
-	w.db = sqldbtest.SQLite(t, migrations)
+	w.db = sqldbtest.Watch(t, migrations, watched, w.committed)
 	w.store = store.New(w.db, audittest.Keys(1))
 	must(t, w.db.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error { return fence.Configure(ctx, tx, shards) }))
 	kek := "file://" + filepath.Join(t.TempDir(), "kek")
@@ -188,22 +226,21 @@ func (w *world) run(ctx context.Context, progress func(day int)) {
 	}
 	for hour := 1; hour <= 24*w.set.days && len(w.failed()) == 0; hour++ {
 		sleep(ctx, time.Hour)
-		w.judge.follow()
+		w.follow()
 		if hour%24 == 0 {
-			w.judge.day()
+			w.log.reveal(w.fail)
+			w.journal.tell(day{})
 			w.days = hour / 24
 			progress(w.days)
 		}
 	}
 	end()
 	all.Wait()
-	w.judge.watches.Wait()
 }
 
-func (w *world) failed() []string {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.failures
+func (w *world) failed() (all []string) {
+	w.journal.ask(func(j *judge) { all = j.failures })
+	return all
 }
 
 // integration is one that the registry wants.
@@ -213,8 +250,6 @@ type integration struct {
 	administrator string
 	project       store.Project
 	attachment    store.Attachment
-	// kindTime is when its kind was last changed.
-	kindTime time.Time
 }
 
 // registry is the one service that does not run here: what it wants goes into the vault's copy as its feed would put it.
@@ -262,6 +297,7 @@ func (r *registry) add(ctx context.Context) {
 	}
 	i.attachment = store.Attachment{UID: uuid.NewString(), IntegrationUID: uid, ProjectUID: i.project.UID, Reads: true, Writes: true}
 	r.mu.Unlock()
+	r.w.journal.tell(wanted{Integration: uid, Name: i.Name, Federated: i.Federated})
 	r.publish(ctx, store.Wanted{
 		Integrations: []store.Integration{i.Integration}, Projects: []store.Project{i.project}, Attachments: []store.Attachment{i.attachment},
 	})
@@ -301,7 +337,7 @@ func (r *registry) tell(ctx context.Context, changed store.Wanted) {
 // run sends bookmarks.
 func (r *registry) run(ctx context.Context) {
 	for ctx.Err() == nil {
-		if !r.w.weather.is(noRegistry) {
+		if !r.w.is(noRegistry) {
 			r.mu.Lock()
 			gone := r.gone
 			r.gone = nil
@@ -314,12 +350,13 @@ func (r *registry) run(ctx context.Context) {
 
 // Report takes a report.
 func (r *registry) Report(_ context.Context, _ election.Mastership, report rotation.Report) error {
-	if r.w.weather.is(noRegistry) {
+	if r.w.is(noRegistry) {
 		return errors.New("the registry is away")
 	}
 	if report.Removed {
-		r.w.judge.gone(report.IntegrationUID, r.reported(report.IntegrationUID).ClientID)
+		r.w.follow()
 	}
+	r.w.journal.tell(reported{Integration: report.IntegrationUID, Client: report.ClientID, Ready: ready(report.Conditions), Removed: report.Removed})
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if report.Removed {
@@ -327,35 +364,20 @@ func (r *registry) Report(_ context.Context, _ election.Mastership, report rotat
 		return nil
 	}
 	r.conditions[report.IntegrationUID] = report
-	if !ready(report.Conditions) {
-		r.w.judge.saidUnready(report.IntegrationUID)
-	}
-	return nil
-}
-
-// of is the integration that has an application, nil when none has that is not being deleted.
-func (r *registry) of(application string) *integration {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, i := range r.all {
-		if r.conditions[i.UID].ClientID == application {
-			return i
-		}
-	}
 	return nil
 }
 
 // remove deletes an integration although it is attached.
 func (r *registry) remove(ctx context.Context, i *integration) {
-	r.w.judge.follow()
-	r.w.judge.integration(ctx, i, time.Now())
+	r.w.follow()
+	r.w.journal.tell(looked{i.UID})
 	r.mu.Lock()
 	r.all = slices.DeleteFunc(r.all, func(other *integration) bool { return other == i })
 	deleting := i.Integration
 	r.mu.Unlock()
 	deleting.Deleting = true
 	r.publish(ctx, store.Wanted{Integrations: []store.Integration{deleting}, GoneAttachments: []store.Attachment{i.attachment}})
-	r.w.judge.leaves(i.UID)
+	r.w.journal.tell(left{i.UID})
 }
 
 // living are the integrations there are.
@@ -409,6 +431,17 @@ func (l *log) knows(word []byte) bool {
 	return now || before
 }
 
+// reveal says which lines had a secret since it was last asked.
+func (l *log) reveal(say func(format string, args ...any)) {
+	l.mu.Lock()
+	leaks := l.leaks
+	l.leaks = nil
+	l.mu.Unlock()
+	for _, line := range leaks {
+		say("I7: a secret is in the log: %.200s", line)
+	}
+}
+
 // keptLines is how much of the log is shown after a failure.
 const keptLines = 400
 
@@ -420,7 +453,7 @@ func (l *log) Write(line []byte) (int, error) {
 	for _, c := range line { // which ends with a newline
 		if c == '"' || c == ' ' || c == '=' || c == '\n' || c == ',' || c == ':' {
 			if l.knows(word) {
-				l.leaks = append(l.leaks, string(line))
+				l.leaks = append(l.leaks, strings.ReplaceAll(string(line), string(word), "[a secret]"))
 			}
 			word = word[:0]
 			continue
