@@ -276,8 +276,12 @@ func scaled(limit time.Duration, n int) time.Duration { return limit * time.Dura
 // streams measures live streams: of the floor, then of a vault, each a fresh process.
 func (s *stage) streams(t *testing.T, suite *suite, name string, n, perConnection int, memory, reach bound) {
 	t.Helper()
-	type result struct{ memory, rate, p50, p99, last, push float64 }
-	measure := func(to *server, others []*server, push func() time.Time) (r result, c *crowd) {
+	type result struct {
+		memory, rate, p50, p99, last, push float64
+		// server, database and runners are what the push cost of the processors, in microseconds a stream.
+		server, database, runners float64
+	}
+	measure := func(to *server, others []*server, database func(*testing.T) time.Duration, push func() time.Time) (r result, c *crowd) {
 		base := memoryOf(t, &to.Process)
 		c = s.world.gather(t, n, perConnection, suite.holders, scaled(gatherTime, n), append([]*server{to}, others...)...)
 		r = result{
@@ -285,9 +289,17 @@ func (s *stage) streams(t *testing.T, suite *suite, name string, n, perConnectio
 		}
 		s.say("%s has %d streams: %.0f a second, %.1f KiB each", to.Name, n, r.rate, r.memory)
 		c.forget()
+		times := func() [3]time.Duration {
+			return [3]time.Duration{processorTime(t, to.PID()), database(t), processorTime(t, os.Getpid())}
+		}
+		before := times()
 		began := push()
 		last, err := c.reached(n, c.arrivals, scaled(reachTime, n))
 		rigtest.Must(t, err)
+		after := times()
+		for i, of := range []*float64{&r.server, &r.database, &r.runners} {
+			*of = float64((after[i] - before[i]).Microseconds()) / float64(n)
+		}
 		r.last = last.Sub(began).Seconds()
 		r.push = float64(n) / r.last
 		s.say("%s has reached all of them in %.3f s", to.Name, r.last)
@@ -295,7 +307,7 @@ func (s *stage) streams(t *testing.T, suite *suite, name string, n, perConnectio
 	}
 	bare := s.world.newFloor(t, "floor of "+name, s.credential, nil, false)
 	bare.Start(t)
-	floor, c := measure(bare, nil, func() time.Time {
+	floor, c := measure(bare, nil, nothing, func() time.Time {
 		now := time.Now()
 		bare.push(t)
 		return now
@@ -306,7 +318,13 @@ func (s *stage) streams(t *testing.T, suite *suite, name string, n, perConnectio
 	first, second := suite.vaults[0], suite.vaults[1]
 	first.Kill(t)
 	first.Start(t)
-	vault, c := measure(first, []*server{second}, func() time.Time { return suite.rotate(t) })
+	var end func() (map[share]float64, error)
+	vault, c := measure(first, []*server{second}, suite.databaseTime, func() time.Time {
+		end = profiled(t.Context(), first, first.Name+"-rotation-"+name)
+		return suite.rotate(t)
+	})
+	of, err := end()
+	rigtest.Must(t, err)
 	label := fmt.Sprintf("%d streams, connections %s", n, name)
 	s.report.add(label+": memory", "KiB", "", memory, vault.memory, floor.memory)
 	s.report.add(label+": opened", "1/s", "", bound{}, vault.rate, floor.rate)
@@ -314,6 +332,12 @@ func (s *stage) streams(t *testing.T, suite *suite, name string, n, perConnectio
 	s.report.add(label+": first, p99", "ms", "", bound{}, vault.p99, floor.p99)
 	s.report.add(label+": all reached after", "s", "", bound{}, vault.last, floor.last)
 	s.report.add(label+": rate of that", "1/s", "", reach, vault.push, floor.push)
+	s.report.add(label+": server, a stream", "µs CPU", "", bound{}, vault.server, floor.server)
+	for _, part := range []share{ofDatabase, ofTransport, ofOwn, ofRuntime} {
+		s.report.add(label+": – "+string(part), "µs CPU", "", bound{}, vault.server*of[part])
+	}
+	s.report.add(label+": database, a stream", "µs CPU", "", bound{}, vault.database)
+	s.report.add(label+": runners, a stream", "µs CPU", "", bound{}, vault.runners, floor.runners)
 	c.forget()
 	died := time.Now()
 	first.Kill(t)

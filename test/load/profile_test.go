@@ -86,6 +86,64 @@ func profileOf(ctx context.Context, s *server, d time.Duration) (of map[share]fl
 	return shares(taken), after - before, nil
 }
 
+// profiled has a profile taken of a server's processor time, of so many whole seconds as it takes until end is called, which waits for the last and returns the shares.
+func profiled(ctx context.Context, s *server, name string) (end func() (map[share]float64, error)) {
+	over, failed := make(chan struct{}), make(chan error, 1)
+	var taken []*profile.Profile
+	go func() {
+		for {
+			one, err := s.profileNow(ctx)
+			taken = append(taken, one)
+			select {
+			case <-over:
+				failed <- err
+				return
+			default:
+			}
+			if err != nil {
+				failed <- err
+				return
+			}
+		}
+	}()
+	return func() (map[share]float64, error) {
+		close(over)
+		if err := <-failed; err != nil {
+			return nil, err
+		}
+		whole, err := profile.Merge(taken)
+		if err != nil {
+			return nil, err
+		}
+		return shares(whole), keep(whole, name)
+	}
+}
+
+// keep writes a profile to a file where they are wanted.
+func keep(p *profile.Profile, name string) (err error) {
+	if *profiles == "" {
+		return nil
+	}
+	if err := os.MkdirAll(*profiles, 0o755); err != nil {
+		return err
+	}
+	f, err := os.Create(filepath.Join(*profiles, name+".pprof"))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	return p.Write(f)
+}
+
+// profileNow takes a profile of the server's processor time.
+func (s *server) profileNow(ctx context.Context) (*profile.Profile, error) {
+	text, err := s.profile(ctx, fmt.Sprintf("profile?seconds=%d", int(profileTime.Seconds())), profileTime)
+	if err != nil {
+		return nil, err
+	}
+	return profile.ParseData(text)
+}
+
 // allocatedBy is how many bytes the server has allocated in its life.
 func allocatedBy(ctx context.Context, s *server) (int64, error) {
 	text, err := s.profile(ctx, "allocs?debug=1", 0)

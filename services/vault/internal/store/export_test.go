@@ -1,5 +1,8 @@
 package store
 
+// Entitles are the conditions by which a grant g entitles to a delivery.
+const Entitles = entitles
+
 // Waiting is how many deliveries have been ordered and not begun.
 func (s *Store) Waiting() int {
 	s.deliveries.mu.Lock()

@@ -1,10 +1,12 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"phasekey.dev/pkg/sqldb"
@@ -65,46 +67,44 @@ func (s *Store) FanOut(ctx context.Context, now time.Time, f FanOut) ([]Reached,
 }
 
 func (s *Store) fanOut(ctx context.Context, tx sqldb.Tx, now time.Time, f FanOut) ([]Reached, error) {
-	instances := sqldb.NewValues("tt")
+	var asked []string
 	for _, r := range f.To {
-		instances.Add(r.GrantUID, r.InstanceID)
+		asked = append(asked, r.GrantUID)
 	}
 	var b sqldb.Batch
 	var locked []grant.Grant
-	var counted []lease.Lease
-	from, args := tx.Values(instances)
-	sqldb.Into(&b, &locked, grantListing.scan, lockingGrants(tx, tx.In(`uid`, `SELECT column1 FROM `+from+` i`)), args...)
+	var open []lease.Lease
+	from, args := tx.Values(listed(asked))
+	sqldb.Into(&b, &locked, grantListing.scan, lockingGrants(tx, tx.In(`uid`, `SELECT column1 FROM `+from+` v`)), args...)
+	sqldb.Into(&b, &open, scanLease, `SELECT `+leaseColumns+` FROM leases WHERE close_time = 0 AND `+tx.In(`grant_uid`, `SELECT column1 FROM `+from+` v`), args...)
 	ends := s.lockingTrail(&b)
-	terms := append([]any{sqldb.Micros(now), f.VersionID, string(f.Material)}, terms(now, f.Material, f.PolicyAudience, f.Audience)...)
-	from, args = tx.Values(instances, append(terms, MaxFanOut)...)
-	// For each instance by itself, which no join is, and behind offsets, which are none: PostgreSQL, which thinks that all of this is very little, would join
-	// all with all.
-	sqldb.Into(&b, &counted, scanLease, `UPDATE leases SET generation = generation + 1, deliver_time = $1 WHERE uid IN (SELECT x.uid FROM (SELECT (
-			SELECT l.uid FROM leases l WHERE l.grant_uid = i.column1 AND l.instance_id = i.column2 AND l.close_time = 0 AND EXISTS (
-				SELECT 1 FROM (SELECT CAST($1 AS BIGINT) AS column4, CAST($2 AS TEXT) AS column11, CAST($3 AS TEXT) AS column12, CAST($4 AS TEXT) AS column20,
-					CAST($5 AS TEXT) AS column21, CAST($6 AS TEXT) AS column22, CAST($7 AS BIGINT) AS column23, CAST($8 AS TEXT) AS column24) v, `+entitling+`
-				WHERE g.uid = l.grant_uid AND `+entitles+` LIMIT 1 OFFSET 0)
-		) AS uid FROM `+from+` i LIMIT $9 OFFSET 0) x) RETURNING `+leaseColumns, args...)
 	if err := tx.Do(ctx, &b); err != nil {
-		return nil, fmt.Errorf("count up generations: %w", err)
+		return nil, fmt.Errorf("lock grants: %w", err)
 	}
-	grants := make(map[string]grant.Grant, len(locked))
-	for _, g := range locked {
-		grants[g.UID] = g
+	entitled, err := entitledAlike(ctx, tx, now, f, locked)
+	if err != nil {
+		return nil, err
 	}
-	leases := make(map[instance]lease.Lease, len(counted))
-	for _, l := range counted {
+	leases := make(map[instance]lease.Lease, len(open))
+	for _, l := range open {
 		leases[instance{l.GrantUID, l.InstanceID}] = l
 	}
 	out := make([]Reached, len(f.To))
 	var entries []audit.Entry
+	var reached []string
 	for i, r := range f.To {
+		g, ok := entitled[r.GrantUID]
+		if !ok {
+			continue
+		}
 		l, ok := leases[instance{r.GrantUID, r.InstanceID}]
 		if !ok {
 			continue
 		}
-		g := grants[r.GrantUID]
+		l.Generation++
+		l.DeliverTime = now
 		out[i] = Reached{Lease: l, Grant: g}
+		reached = append(reached, l.UID)
 		e := leaseEvent(now, CredentialDelivered, g, l, r.Caller)
 		e.VersionID, e.Material, e.Reason, e.Audience, e.ClientRequestID, e.ExpireTime = f.VersionID, f.Material, f.Reason, f.Audience, f.ClientRequestID, f.ExpireTime
 		entries = append(entries, e.Entry())
@@ -116,10 +116,65 @@ func (s *Store) fanOut(ctx context.Context, tx sqldb.Tx, now time.Time, f FanOut
 	if err != nil {
 		return nil, err
 	}
-	return out, recordFanOut(ctx, tx, now, t, entries)
+	b = sqldb.Batch{}
+	from, args = tx.Values(listed(reached), sqldb.Micros(now))
+	b.Exec(`UPDATE leases SET generation = generation + 1, deliver_time = $1 WHERE `+tx.In(`uid`, `SELECT column1 FROM `+from+` v`), args...)
+	return out, recordFanOut(ctx, tx, &b, now, t, entries)
 }
 
-func recordFanOut(ctx context.Context, tx sqldb.Tx, now time.Time, t *trail, entries []audit.Entry) error {
+func listed(uids []string) *sqldb.Values {
+	v := sqldb.NewValues("t")
+	for _, uid := range uids {
+		v.Add(uid)
+	}
+	return v
+}
+
+// judgedBy is what grants have in common that entitles looks at, but for their ends and revisions: see TestFanOut_JudgesByAllThatEntitles.
+type judgedBy struct {
+	account, integrationUID, projectUID, incarnation string
+	phase                                            grant.Phase
+}
+
+// entitledAlike returns those of the grants, which are locked, that are entitled to what is fanned out, by their UIDs. It has one of each kind judged, as a delivery is: a live one, of those the one
+// that was resolved last. What the copy of the registry has to have reached for that one will do for the others.
+func entitledAlike(ctx context.Context, tx sqldb.Tx, now time.Time, f FanOut, locked []grant.Grant) (map[string]grant.Grant, error) {
+	kinds := map[judgedBy][]grant.Grant{}
+	for _, g := range locked {
+		if g.State(now) == grant.Active {
+			k := judgedBy{g.Account, g.IntegrationUID, g.ProjectUID, g.Incarnation, g.Phase}
+			kinds[k] = append(kinds[k], g)
+		}
+	}
+	alike := make(map[string][]grant.Grant, len(kinds))
+	var judged []string
+	for _, all := range kinds {
+		last := slices.MaxFunc(all, func(a, b grant.Grant) int { return cmp.Compare(a.Revision, b.Revision) })
+		alike[last.UID] = all
+		judged = append(judged, last.UID)
+	}
+	slices.Sort(judged)
+	args := append([]any{sqldb.Micros(now), f.VersionID, string(f.Material)}, terms(now, f.Material, f.PolicyAudience, f.Audience)...)
+	from, args := tx.Values(listed(judged), append(args, MaxFanOut)...)
+	// Of each by itself, which no join is, and behind offsets, which are none: PostgreSQL, which thinks that all of this is very little, would join all with all.
+	fit, err := sqldb.Collect(ctx, tx, scanUID, `SELECT k.column1 FROM `+from+` k WHERE EXISTS (
+			SELECT 1 FROM (SELECT CAST($1 AS BIGINT) AS column4, CAST($2 AS TEXT) AS column11, CAST($3 AS TEXT) AS column12, CAST($4 AS TEXT) AS column20,
+				CAST($5 AS TEXT) AS column21, CAST($6 AS TEXT) AS column22, CAST($7 AS BIGINT) AS column23, CAST($8 AS TEXT) AS column24) v, `+entitling+`
+			WHERE g.uid = k.column1 AND `+entitles+` LIMIT 1 OFFSET 0) LIMIT $9 OFFSET 0`, args...)
+	if err != nil {
+		return nil, fmt.Errorf("judge grants: %w", err)
+	}
+	out := make(map[string]grant.Grant, len(locked))
+	for _, uid := range fit {
+		for _, g := range alike[uid] {
+			out[g.UID] = g
+		}
+	}
+	return out, nil
+}
+
+// recordFanOut does what is to be written, and appends the record to the trail.
+func recordFanOut(ctx context.Context, tx sqldb.Tx, b *sqldb.Batch, now time.Time, t *trail, entries []audit.Entry) error {
 	content, err := audit.Content(entries)
 	if err != nil {
 		return err
@@ -129,10 +184,9 @@ func recordFanOut(ctx context.Context, tx sqldb.Tx, now time.Time, t *trail, ent
 		return err
 	}
 	hash, mac, keyID := sealOf(r, 0)
-	var b sqldb.Batch
 	b.Exec(`INSERT INTO audit_fanouts (`+fanOutColumns+`) VALUES ($1, $2, $3, $4, $5, $6)`, r.Writer, r.Seq, hash, mac, keyID, content)
-	t.end(&b, now)
-	if err := tx.Do(ctx, &b); err != nil {
+	t.end(b, now)
+	if err := tx.Do(ctx, b); err != nil {
 		return fmt.Errorf("record %s: %w", CredentialDelivered, err)
 	}
 	return nil

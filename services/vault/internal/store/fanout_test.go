@@ -1,11 +1,17 @@
 package store_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
+	"os"
+	"regexp"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -485,6 +491,54 @@ func (c *counter) fanOutAtOnce() {
 	}
 }
 
+// One grant is judged for all that are like it, and not for any that is not: whoever is over is none of them, and none of those that can go without.
+func TestFanOut_JudgesOneOfEachKind(t *testing.T) {
+	overTheCounter(t, func(c *counter) {
+		grants := c.crowd(9)
+		for uid, change := range map[string]string{
+			"g002": `project_uid = 'other'`,
+			"g003": `phase = 'APPLYING', access = 'WRITE'`,
+			"g004": `revoke_time = 1, revision = 9`,
+			"g005": `expire_time = 1, revision = 9`,
+			"g006": `incarnation = 'before', revision = 9`,
+			"g007": `account = 'other'`,
+			"g008": `integration_uid = 'other'`,
+		} {
+			c.exec(`UPDATE grants SET `+change+` WHERE uid = $1`, uid)
+		}
+		c.exec(`INSERT INTO frozen_accounts (account, reason, freeze_time) VALUES ('other', 'because', 1)`)
+		reached := func(step string, want ...string) {
+			c.t.Helper()
+			var have []string
+			for _, r := range c.fanOut(c.store, start, wide(order("", "a", "v2"), grants...)) {
+				if r != (store.Reached{}) {
+					have = append(have, r.Grant.UID)
+				}
+			}
+			if !slices.Equal(have, want) {
+				c.t.Errorf("%s: reached %q, want %q", step, have, want)
+			}
+		}
+		reached("at first", "g000", "g001", "g006")
+		c.exec(`UPDATE grants SET revision = 6 WHERE uid = 'g001'`)
+		reached("when the copy of the registry is behind one of them", "g006")
+	})
+}
+
+// What is judged of one grant for others must be the same in all of them, or made up for: whoever has entitlement depend on more has to say so in both places.
+func TestFanOut_JudgesByAllThatEntitles(t *testing.T) {
+	t.Parallel()
+	columns := map[string]bool{}
+	for _, found := range regexp.MustCompile(`\bg\.(\w+)`).FindAllStringSubmatch(store.Entitles, -1) {
+		columns[found[1]] = true
+	}
+	have := slices.Sorted(maps.Keys(columns))
+	want := []string{"access", "account", "expire_time", "incarnation", "integration_uid", "project_uid", "revision", "revoke_time"}
+	if !slices.Equal(have, want) {
+		t.Errorf("a grant's %q entitle, and %q are looked at", have, want)
+	}
+}
+
 // A fan-out costs so many statements, however many it reaches.
 func TestFanOut_IsFewStatements(t *testing.T) {
 	overTheCounter(t, func(c *counter) {
@@ -496,10 +550,33 @@ func TestFanOut_IsFewStatements(t *testing.T) {
 			}
 			return n
 		}
-		if one, all := statements(grants[:1]), statements(grants); one != all || all != 5 {
+		if one, all := statements(grants[:1]), statements(grants); one != all || all != 7 {
 			c.t.Errorf("%d statements for one, %d for all", one, all)
 		}
 	})
+}
+
+// databaseTime is what PostgreSQL's processes have had of the processors; SQLite has none.
+func (c *counter) databaseTime() (sum time.Duration) {
+	c.t.Helper()
+	if c.db.Driver() != sqldb.DriverPostgres {
+		return 0
+	}
+	for _, pid := range c.rows(1, `SELECT pid FROM pg_stat_activity`) {
+		text, err := os.ReadFile("/proc/" + pid + "/stat")
+		if err != nil {
+			continue // it is over
+		}
+		fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
+		for _, field := range fields[11:13] {
+			ticks, err := strconv.ParseInt(field, 10, 64)
+			if err != nil {
+				c.t.Fatal(err)
+			}
+			sum += time.Duration(ticks) * 10 * time.Millisecond
+		}
+	}
+	return sum
 }
 
 // BenchmarkFanOut is one credential for as many leases as one record has, of a database that has twice as many.
@@ -541,6 +618,7 @@ func BenchmarkFanOut(b *testing.B) {
 			}
 			group.Wait()
 			some := wide(order("", "a", "v2"), all...)
+			own, others := processorTime(b), c.databaseTime()
 			b.ResetTimer()
 			for i := range b.N {
 				f := some
@@ -552,6 +630,8 @@ func BenchmarkFanOut(b *testing.B) {
 			}
 			b.StopTimer()
 			b.ReportMetric(float64(b.N*store.MaxFanOut)/b.Elapsed().Seconds(), "deliveries/s")
+			b.ReportMetric(float64((processorTime(b)-own).Microseconds())/float64(b.N*store.MaxFanOut), "cpu-us/delivery")
+			b.ReportMetric(float64((c.databaseTime()-others).Microseconds())/float64(b.N*store.MaxFanOut), "db-cpu-us/delivery")
 			began := time.Now()
 			if err := c.store.ExpandFanOuts(b.Context()); err != nil {
 				b.Fatal(err)
