@@ -35,10 +35,10 @@ func (b *Batch) Exec(query string, args ...any) {
 	b.statements = append(b.statements, statement{query, args, func(cursor) error { return nil }})
 }
 
-// Into adds a statement whose rows are wanted, each read by scan. They are in to when the batch is done.
+// Into adds a statement whose rows are wanted, each read by scan. They are in to when the batch is done, in place of what was there; who knows how many there may be makes room for them.
 func Into[T any](b *Batch, to *[]T, scan func(Row) (T, error), query string, args ...any) {
 	b.statements = append(b.statements, statement{query, args, func(rows cursor) error {
-		*to = nil
+		*to = (*to)[:0]
 		for rows.Next() {
 			one, err := scan(rows)
 			if err != nil {

@@ -38,7 +38,7 @@ const (
 
 // timing has a new version live some seconds after it was asked for.
 var timing = map[string]any{
-	"proofs": 2, "proof_spacing": "100ms", "settling": "1s", "retiring": "1s", "remove_delay": "500ms", "propagation_limit": "20s", "write_spacing": "100ms",
+	"proofs": 2, "proof_spacing": "100ms", "settling": "1s", "retiring": "10s", "remove_delay": "500ms", "propagation_limit": "20s", "write_spacing": "100ms",
 	"await_interval": "500ms", "probe_spacing": "500ms", "retry_min": "250ms", "retry_max": "3s", "hold_margin": "5s",
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"phasekey.dev/pkg/secret"
@@ -106,6 +107,21 @@ type Delivery struct {
 	Secret   secret.Text
 	// Environment is what a Terraform provider wants; no value is a secret.
 	Environment map[string]string
+	// Alike is the same in deliveries of which only LeaseUID, Generation and GrantExpireTime differ; nil where there are no others.
+	Alike *Alike
+}
+
+// Alike is what many deliveries have in common, encoded by whoever sends the first of them.
+type Alike struct {
+	once    sync.Once
+	encoded []byte
+	err     error
+}
+
+// Encoded is what encode returned, which is called once.
+func (a *Alike) Encoded(encode func() ([]byte, error)) ([]byte, error) {
+	a.once.Do(func() { a.encoded, a.err = encode() })
+	return a.encoded, a.err
 }
 
 // Cloud is what the hub has to know about a cloud.

@@ -160,6 +160,39 @@ func TestHub_DrainLosesNoChange(t *testing.T) {
 	})
 }
 
+// Who still waited for its first credential when the replica began to stop is asked to leave once it has that, and told to go when it does not.
+func TestHub_DrainAsksWhoHasYetToBegin(t *testing.T) {
+	inBubble(t, func(w *world) {
+		w.store.do(func(f *fakeStore) { f.standing.Revision, f.standing.Attached = 4, false }) // the copy of the registry is behind
+		ctx, cancel := context.WithTimeout(w.t.Context(), 8*time.Second)
+		defer cancel()
+		asked := make(chan time.Duration, 1)
+		over := make(chan error, 1)
+		go func() {
+			over <- w.hub.Stream(w.t.Context(), w.request, func(delivery.Delivery) error { return nil }, func(within time.Duration) error {
+				asked <- within
+				return nil
+			})
+		}()
+		synctest.Wait()
+		var draining sync.WaitGroup
+		draining.Go(func() { w.hub.Drain(ctx, func() {}) })
+		w.after(time.Second)
+		if len(asked) > 0 {
+			t.Error("asked before it began")
+		}
+		w.store.do(func(f *fakeStore) { f.standing.Revision, f.standing.Attached = 5, true })
+		w.after(500 * time.Millisecond)
+		if len(asked) != 1 {
+			t.Error("not asked")
+		}
+		draining.Wait()
+		if err := <-over; !errors.Is(err, delivery.ErrDraining) {
+			t.Errorf("ended with %v", err)
+		}
+	})
+}
+
 func TestHub_DrainOfNothing(t *testing.T) {
 	inBubble(t, func(w *world) {
 		sentAway := false

@@ -94,9 +94,10 @@ func (h *Hub) fanOut(ctx context.Context, all []idler) (left []idler, err error)
 	if !ok {
 		return all, nil
 	}
+	like := map[same]*recorded{}
 	for len(all) > 0 {
 		some := all[:min(len(all), store.MaxFanOut)]
-		missed, err := h.giveAll(ctx, o, some)
+		missed, err := h.giveAll(ctx, o, like, some)
 		if err != nil {
 			return append(left, all...), err
 		}
@@ -125,8 +126,14 @@ func (h *Hub) newer(ctx context.Context, of idler) (*offer, bool) {
 	return o, err == nil
 }
 
-// giveAll has a delivery recorded to all of them, and gives it to those that it reached; the others are returned.
-func (h *Hub) giveAll(ctx context.Context, o *offer, all []idler) (missed []idler, err error) {
+// same is what deliveries of one offer have in common that are alike.
+type same struct {
+	phase          grant.Phase
+	subscriptionID string
+}
+
+// giveAll has a delivery recorded to all of them, and gives it to those that it reached; the others are returned. Like is what has been given of the offer, one of each.
+func (h *Hub) giveAll(ctx context.Context, o *offer, like map[same]*recorded, all []idler) (missed []idler, err error) {
 	to := make([]store.Recipient, len(all))
 	for i, s := range all {
 		to[i] = store.Recipient{GrantUID: s.lease.grantUID, InstanceID: s.lease.instanceID, Caller: s.request.Caller}
@@ -150,10 +157,19 @@ func (h *Hub) giveAll(ctx context.Context, o *offer, all []idler) (missed []idle
 			missed = append(missed, s)
 			continue
 		}
-		made := o.to(now, reached[i].Grant, reached[i].Lease)
-		made.instead = s.held.versionID
+		g, l := reached[i].Grant, reached[i].Lease
+		k := same{g.Phase, g.SubscriptionID}
+		made := like[k]
+		if made == nil {
+			made = o.to(now, g, l)
+			made.instead = s.held.versionID
+			if o.renewTime.After(now) { // or each is to come back at another moment
+				made.Alike = &Alike{}
+				like[k] = made
+			}
+		}
 		s.taken.Store(false)
-		s.give(made)
+		s.give(made.to(g, l))
 		h.count(now, o.reason, s.account)
 	}
 	return missed, nil

@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"phasekey.dev/pkg/secret"
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/services/vault/internal/delivery"
 	"phasekey.dev/services/vault/internal/grant"
@@ -165,6 +166,66 @@ func TestFanOut_GivesARotationToAllAtOnce(t *testing.T) {
 		// What it was given gets old like any other.
 		w.after(31 * time.Minute)
 		c.took("refresh", "REFRESH v4")
+	})
+}
+
+// What is the same in many deliveries is made for one of them: of those that say the same but for their lease, their generation and their grant's end.
+func TestFanOut_MakesOnceWhatIsAlike(t *testing.T) {
+	inBubble(t, func(w *world) {
+		w.store.do(func(f *fakeStore) {
+			f.fanOutBy = func(instanceID string, g *grant.Grant) {
+				switch i := instanceID[len("instance-")]; i {
+				case '1':
+					g.Phase = grant.Destroying
+				case '2':
+					g.SubscriptionID = "other"
+				}
+				g.ExpireTime = g.ExpireTime.Add(time.Duration(instanceID[len(instanceID)-1]-'0') * time.Minute)
+			}
+		})
+		c := w.gather(30, nil)
+		defer c.leave()
+		w.rotate(2)
+		c.took("rotation", "ROTATED v2")
+		alike := map[*delivery.Alike]string{}
+		for i, r := range c.readers {
+			d := r.holds()
+			if want := w.began.Add(10*time.Hour + time.Duration(i%10)*time.Minute); !d.GrantExpireTime.Equal(want) || d.Environment["ARM_SUBSCRIPTION_ID"] != d.SubscriptionID {
+				t.Errorf("stream %d has %+v", i, d)
+			}
+			same := fmt.Sprint(d.Phase, " ", d.SubscriptionID)
+			if other, ok := alike[d.Alike]; d.Alike == nil || ok && other != same {
+				t.Errorf("%q is like %q: %p", same, other, d.Alike)
+			}
+			alike[d.Alike] = same
+		}
+		if len(alike) != 3 {
+			t.Errorf("%d that are not alike: %v", len(alike), alike)
+		}
+	})
+}
+
+// Of a token that is to be renewed by now each stream says another moment to come back at, so none is like another.
+func TestFanOut_OfWhatIsOldIsNotAlike(t *testing.T) {
+	inBubble(t, func(w *world) {
+		c := w.gather(20, nil)
+		defer c.leave()
+		w.issuer.kept["v2"+arm] = issuer.Token{
+			Text: secret.New("CANARY-old"), IssueTime: w.began, RenewTime: w.began, ExpireTime: w.began.Add(time.Hour), RequestID: "asked-old", VersionID: "v2", VersionNumber: 2,
+		}
+		w.issuer.err = issuer.ErrEntra
+		w.rotate(2)
+		c.took("rotation", "ROTATED v2")
+		moments := map[time.Time]bool{}
+		for _, r := range c.readers {
+			moments[r.holds().RefreshTime] = true
+			if r.holds().Alike != nil {
+				t.Errorf("alike: %+v", r.holds())
+			}
+		}
+		if len(moments) < 10 {
+			t.Errorf("%d streams come back at %d moments", len(c.readers), len(moments))
+		}
 	})
 }
 

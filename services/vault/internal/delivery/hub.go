@@ -113,10 +113,6 @@ type Hub struct {
 	fans  sync.WaitGroup
 	turns chan struct{}
 
-	// leaving is closed when this replica stops: each stream then asks its reader to leave, within leaveWindow, which is set before.
-	leaving     chan struct{}
-	leaveWindow time.Duration
-
 	mu       sync.Mutex
 	streams  map[*stream]struct{}
 	woken    int64                  // how often wake was called
@@ -132,16 +128,19 @@ type stream struct {
 	account        string
 	access         grant.Access
 	request        *Request
-	wake           chan struct{} // holds one
+	// wake holds one. What it is woken for is all of the following that is set: there is one channel, for each that a stream waits at costs it memory, and one at which
+	// all wait costs them each other's time.
+	wake chan struct{}
 	// stale is set when it is to look; given is what it was given, the newest.
 	stale atomic.Bool
 	given atomic.Pointer[recorded]
+	// window is within what time it is to ask its reader to leave; why is why it is to end.
+	window atomic.Pointer[time.Duration]
+	why    atomic.Pointer[error]
 	// taken is set while a fan-out has it.
 	taken atomic.Bool
 	// idle is what it holds, while it waits and nobody has taken it to give it something.
 	idle atomic.Pointer[holding]
-	end  chan struct{} // closed to end it
-	why  error         // its end's reason; set before end is closed
 }
 
 // leaseKey is whose streams they are.
@@ -159,7 +158,6 @@ func New(config Config) *Hub {
 		config:  config,
 		guard:   newGuard(),
 		nudged:  make(chan struct{}, 1),
-		leaving: make(chan struct{}),
 		streams: make(map[*stream]struct{}),
 		byLease: make(map[leaseKey][]*stream),
 		empty:   make(chan struct{}),
@@ -220,20 +218,24 @@ func (h *Hub) Drain(ctx context.Context, sendAway func()) {
 	if deadline, ok := ctx.Deadline(); ok {
 		left = min(left, max(0, time.Until(deadline)))
 	}
+	var window time.Duration
 	h.mu.Lock()
 	first := !h.draining
 	h.draining = true
 	if n := len(h.streams); first && n == 0 {
 		close(h.empty)
 	} else if first {
-		h.leaveWindow = min(time.Duration(n)*drainStep, left/2)
-		close(h.leaving)
+		window = min(time.Duration(n)*drainStep, left/2)
+		for s := range h.streams {
+			s.window.Store(&window)
+			s.signal()
+		}
 	}
 	h.mu.Unlock()
 
 	sendAway()
 	if first {
-		h.dismiss(ctx, left)
+		h.dismiss(ctx, left, window)
 	}
 	select {
 	case <-h.empty:
@@ -241,11 +243,11 @@ func (h *Hub) Drain(ctx context.Context, sendAway func()) {
 	}
 }
 
-// dismiss tells the streams to go that do not leave by themselves: when none has left for a while, or three quarters of the time are over.
-func (h *Hub) dismiss(ctx context.Context, left time.Duration) {
+// dismiss tells the streams to go that do not leave by themselves within the window: when none has left for a while, or three quarters of the time are over.
+func (h *Hub) dismiss(ctx context.Context, left, window time.Duration) {
 	limit := time.NewTimer(left / 4 * 3)
 	defer limit.Stop()
-	wait := time.NewTimer(h.leaveWindow)
+	wait := time.NewTimer(window)
 	defer wait.Stop()
 	var rest []*stream
 	for over := false; !over; {
@@ -298,7 +300,7 @@ func (h *Hub) heard() int64 {
 func (h *Hub) join(g grant.Grant, r *Request, since int64) (*stream, error) {
 	s := &stream{
 		lease: leaseKey{g.UID, r.InstanceID}, integrationUID: g.IntegrationUID, account: g.Account, access: g.Access(), request: r,
-		wake: make(chan struct{}, 1), end: make(chan struct{}),
+		wake: make(chan struct{}, 1),
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -307,7 +309,7 @@ func (h *Hub) join(g grant.Grant, r *Request, since int64) (*stream, error) {
 	}
 	h.streams[s] = struct{}{}
 	if h.woken != since {
-		s.wake <- struct{}{}
+		s.look()
 	}
 	if same := h.byLease[s.lease]; len(same) >= maxStreams {
 		h.tell(same[0], ErrTooManyStreams)
@@ -318,11 +320,10 @@ func (h *Hub) join(g grant.Grant, r *Request, since int64) (*stream, error) {
 
 // tell has a stream end, unless it was told before. The lock is held.
 func (h *Hub) tell(s *stream, why error) {
-	if s.why != nil {
+	if !s.why.CompareAndSwap(nil, &why) {
 		return
 	}
-	s.why = why
-	close(s.end)
+	s.signal()
 	h.forget(s)
 }
 

@@ -58,6 +58,19 @@ type recorded struct {
 	instead string
 }
 
+// follows reports whether it is to follow what a stream holds. What is older than that, or instead of something else, was on its way while the stream found something newer by itself.
+func (d *recorded) follows(held *holding) bool {
+	return d.Generation > held.generation && d.instead == held.versionID
+}
+
+// to is the same by another grant to another lease.
+func (d *recorded) to(g grant.Grant, l lease.Lease) *recorded {
+	other := *d
+	other.LeaseUID, other.Generation, other.GrantExpireTime = l.UID, l.Generation, g.ExpireTime
+	other.held.generation, other.held.grantExpireTime, other.held.end = l.Generation, g.ExpireTime, g.ExpireTime
+	return &other
+}
+
 // pass sends it, and returns what the reader has then.
 func (d *recorded) pass(send func(Delivery) error) (*holding, error) {
 	if err := send(d.Delivery); err != nil {
@@ -105,16 +118,26 @@ func (h *Hub) Stream(ctx context.Context, r Request, send func(Delivery) error, 
 		}
 		return err
 	})
-	leaving := h.leaving
 	for err == nil {
-		err = s.wait(ctx, held, leaving)
-		switch {
-		case errors.Is(err, errLeaving):
-			leaving = nil
-			err = caught.Apart(func() error { return leave(h.leaveWindow) })
-		case err == nil:
+		var due bool
+		if due, err = s.wait(ctx, held); err != nil {
+			break
+		}
+		if window := s.window.Swap(nil); window != nil {
+			if err = caught.Apart(func() error { return leave(*window) }); err != nil {
+				break
+			}
+		}
+		if given := s.given.Swap(nil); given != nil && given.follows(held) {
+			due = false
+			// It is made, and there is room on this stack for sending it.
+			if held, err = given.pass(send); err != nil {
+				break
+			}
+		}
+		if due || s.stale.Load() {
 			err = caught.Apart(func() (err error) {
-				held, err = h.next(ctx, &r, s, held, send)
+				held, err = h.look(ctx, &r, s, held, send)
 				return err
 			})
 		}
@@ -247,10 +270,11 @@ func (h *Hub) firstDelivery(ctx context.Context, r *Request, e *store.Entitlemen
 		select {
 		case <-again.C:
 		case <-s.wake:
+			if why := s.why.Load(); why != nil {
+				return nil, *why
+			}
 		case <-patience.C:
 			return nil, err
-		case <-s.end:
-			return nil, s.why
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
@@ -262,22 +286,9 @@ func (h *Hub) firstDelivery(ctx context.Context, r *Request, e *store.Entitlemen
 	return nil, err
 }
 
-// next passes on what the stream was given, and has it look unless that is all, and returns what the reader has then.
-func (h *Hub) next(ctx context.Context, r *Request, s *stream, held *holding, send func(Delivery) error) (*holding, error) {
-	// What is older than what it holds, or instead of something else, was on its way while it found something newer by itself.
-	if given := s.given.Swap(nil); given != nil && given.Generation > held.generation && given.instead == held.versionID {
-		passed, err := given.pass(send)
-		if err != nil || !s.stale.Load() {
-			return passed, err
-		}
-		held = passed
-	}
-	s.stale.Store(false) // before it looks: what happens from here on wakes it again
-	return h.look(ctx, r, s, held, send)
-}
-
 // look has something newer delivered, if there is, and returns what the reader has then.
 func (h *Hub) look(ctx context.Context, r *Request, s *stream, held *holding, send func(Delivery) error) (*holding, error) {
+	s.stale.Store(false) // before it looks: what happens from here on wakes it again
 	newer, err := h.renew(ctx, r, s, held)
 	now := time.Now()
 	switch {
@@ -298,12 +309,8 @@ func (h *Hub) look(ctx context.Context, r *Request, s *stream, held *holding, se
 	return held, nil
 }
 
-// errLeaving is why wait returns when the reader is to be asked to leave.
-var errLeaving = errors.New("replica is about to stop")
-
-// wait returns nil when it is time to look: something changed, what is held gets old, or the grant's end has come. It returns errLeaving when leaving is
-// closed.
-func (s *stream) wait(ctx context.Context, held *holding, leaving <-chan struct{}) error {
+// wait returns when the stream was woken, or, which is due, what is held gets old or the grant's end has come; an error when it is over.
+func (s *stream) wait(ctx context.Context, held *holding) (due bool, err error) {
 	at := held.renewTime
 	if held.end.Before(at) {
 		at = held.end
@@ -312,18 +319,19 @@ func (s *stream) wait(ctx context.Context, held *holding, leaving <-chan struct{
 	defer t.Stop()
 	s.idle.Store(held)
 	defer s.idle.Store(nil)
-	select {
-	case <-s.wake:
-		return nil
-	case <-t.C:
-		return nil
-	case <-leaving:
-		return errLeaving
-	case <-s.end:
-		return s.why
-	case <-ctx.Done():
-		return ctx.Err()
+	if s.window.Load() == nil && s.why.Load() == nil { // of which it may have been told before it waited
+		select {
+		case <-s.wake:
+		case <-t.C:
+			due = true
+		case <-ctx.Done():
+			return false, ctx.Err()
+		}
 	}
+	if why := s.why.Load(); why != nil {
+		return false, *why
+	}
+	return due, nil
 }
 
 // bearable reports whether a stream that could not renew stays up on what it holds, because nobody said that it may not.

@@ -59,8 +59,10 @@ type fakeStore struct {
 	fanOutComes             chan struct{}
 	fanOutWaits             chan struct{}
 	fanOutFails, fanOutDies bool
-	consentLost             time.Time
-	probesWanted            []string // by integrations
+	// fanOutBy says by what grant it goes to an instance; nil by the standing one.
+	fanOutBy     func(instanceID string, g *grant.Grant)
+	consentLost  time.Time
+	probesWanted []string // by integrations
 }
 
 func (f *fakeStore) GrantByToken(_ context.Context, token grant.Hash) (grant.Grant, error) {
@@ -202,6 +204,9 @@ func (f *fakeStore) reach(now time.Time, o store.FanOut) []store.Reached {
 			PolicyAudience: o.PolicyAudience, ClientRequestID: o.ClientRequestID, ExpireTime: o.ExpireTime, Caller: to.Caller,
 		})
 		out[i] = store.Reached{Lease: lease.Lease{UID: first(f.leaseUID, "lease"), Generation: f.generation}, Grant: f.standing.Grant}
+		if f.fanOutBy != nil {
+			f.fanOutBy(to.InstanceID, &out[i].Grant)
+		}
 	}
 	return out
 }

@@ -6,10 +6,13 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	typev1 "phasekey.dev/gen/phasekey/type/v1"
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
+	"phasekey.dev/pkg/grpcserver"
 	"phasekey.dev/pkg/secret"
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/delivery"
@@ -114,6 +117,29 @@ func messageOfDelivery(d delivery.Delivery) *vaultv1.Credential {
 		message.Material = &vaultv1.Credential_FederatedToken{FederatedToken: &vaultv1.FederatedToken{Token: d.Token.Expose()}}
 	}
 	return message
+}
+
+// fieldCredential is the number of StreamCredentialsResponse.credential.
+const fieldCredential = 1
+
+// ownBytes is for what a delivery has alone.
+const ownBytes = 80
+
+// encodedDelivery is the stream's message of a delivery that has others alike: what it has alone, and then what it has in common with them.
+func encodedDelivery(d delivery.Delivery) (grpcserver.Encoded, error) {
+	rest, err := d.Alike.Encoded(func() ([]byte, error) {
+		alike := d
+		alike.LeaseUID, alike.Generation, alike.GrantExpireTime = "", 0, time.Time{}
+		return proto.Marshal(messageOfDelivery(alike))
+	})
+	if err != nil {
+		return nil, err
+	}
+	own := &vaultv1.Credential{Lease: d.LeaseUID, Generation: d.Generation, GrantExpireTime: timestamp(d.GrantExpireTime)}
+	head := protowire.AppendTag(make([]byte, 0, ownBytes), fieldCredential, protowire.BytesType)
+	head = protowire.AppendVarint(head, uint64(proto.Size(own)+len(rest))) //nolint:gosec // lengths
+	head, err = proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(head, own)
+	return grpcserver.Encoded{head, rest}, err
 }
 
 // messageOfVersion is a version of the integration of that resource name. Its secret is not in it.

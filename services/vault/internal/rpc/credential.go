@@ -31,7 +31,14 @@ func (s credentialService) StreamCredentials(req *vaultv1.StreamCredentialsReque
 		return err
 	}
 	return statusOf(s.hub.Stream(stream.Context(), r, func(d delivery.Delivery) error {
-		return stream.Send(&vaultv1.StreamCredentialsResponse{Credential: messageOfDelivery(d)})
+		if d.Alike == nil {
+			return stream.Send(&vaultv1.StreamCredentialsResponse{Credential: messageOfDelivery(d)})
+		}
+		encoded, err := encodedDelivery(d)
+		if err != nil {
+			return err
+		}
+		return stream.SendMsg(encoded)
 	}, func(within time.Duration) error {
 		return stream.Send(&vaultv1.StreamCredentialsResponse{LeaveWindow: durationpb.New(within)})
 	}))

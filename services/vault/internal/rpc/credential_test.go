@@ -14,12 +14,15 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/testing/protocmp"
 
 	typev1 "phasekey.dev/gen/phasekey/type/v1"
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
 	"phasekey.dev/pkg/rpcerr"
+	"phasekey.dev/pkg/secret"
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/services/vault/internal/delivery"
 	"phasekey.dev/services/vault/internal/directory"
@@ -254,6 +257,66 @@ func TestCredentials_Stream(t *testing.T) {
 			})
 		})
 	}
+}
+
+// givingHub gives each stream the same deliveries, and then ends it.
+type givingHub struct {
+	brokenHub
+	gives []delivery.Delivery
+}
+
+func (h givingHub) Stream(_ context.Context, _ delivery.Request, send func(delivery.Delivery) error, _ func(time.Duration) error) error {
+	for _, d := range h.gives {
+		if err := send(d); err != nil {
+			return err
+		}
+	}
+	return h.err
+}
+
+// Deliveries that are alike are sent as each would be alone.
+func TestCredentials_WhatIsAlikeIsWhatItIsAlone(t *testing.T) {
+	now := time.Date(2026, 3, 1, 12, 0, 0, 5, time.UTC)
+	one := delivery.Delivery{
+		LeaseUID: "lease-1", Generation: 7, Version: 3, Phase: grant.Applying, Access: grant.Write, Reason: delivery.Rotated, IssueTime: now, RefreshTime: now.Add(time.Minute),
+		ExpireTime: now.Add(time.Hour), GrantExpireTime: now.Add(2 * time.Hour), Cloud: "public", TenantID: "tenant", ClientID: "client", SubscriptionID: "subscription",
+		Material: lease.AccessToken, Audience: "https://management.azure.com", Token: secret.New("CANARY"), Environment: map[string]string{"ARM_TENANT_ID": "tenant"},
+	}
+	other, bare := one, one
+	other.LeaseUID, other.Generation, other.GrantExpireTime = strings.Repeat("l", 200), 1<<40, now.Add(3*time.Hour)
+	bare.LeaseUID, bare.Generation, bare.GrantExpireTime = "", 0, time.Time{}
+	var alone, alike []delivery.Delivery
+	same := &delivery.Alike{}
+	for _, d := range []delivery.Delivery{one, other, bare, one} {
+		alone = append(alone, d)
+		d.Alike = same
+		alike = append(alike, d)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		v := &vault{t: t}
+		v.serve(rpc.Config{Hub: givingHub{brokenHub{delivery.ErrDraining}, slices.Concat(alone, alike)}, Changed: func() {}}, slog.New(slog.DiscardHandler))
+		stream, err := v.runner.StreamCredentials(t.Context(), &vaultv1.StreamCredentialsRequest{InstanceId: "instance-1"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var taken []*vaultv1.StreamCredentialsResponse
+		for {
+			m, err := stream.Recv()
+			if err != nil {
+				break
+			}
+			taken = append(taken, m)
+		}
+		if n := len(alone); len(taken) != 2*n {
+			t.Fatalf("took %d messages", len(taken))
+		}
+		if diff := cmp.Diff(taken[:len(alone)], taken[len(alone):], protocmp.Transform()); diff != "" {
+			t.Errorf("alone, and alike: %s", diff)
+		}
+		if c := taken[len(alone)+1].GetCredential(); c.GetLease() != other.LeaseUID || c.GetAccessToken().GetToken() != "CANARY" || c.GetEnvironment()["ARM_TENANT_ID"] != "tenant" {
+			t.Errorf("took %v", c.GetLease())
+		}
+	})
 }
 
 // brokenHub ends every call with an error.

@@ -67,13 +67,12 @@ func (s *Store) FanOut(ctx context.Context, now time.Time, f FanOut) ([]Reached,
 }
 
 func (s *Store) fanOut(ctx context.Context, tx sqldb.Tx, now time.Time, f FanOut) ([]Reached, error) {
-	var asked []string
-	for _, r := range f.To {
-		asked = append(asked, r.GrantUID)
+	asked := make([]string, len(f.To))
+	for i, r := range f.To {
+		asked[i] = r.GrantUID
 	}
 	var b sqldb.Batch
-	var locked []grant.Grant
-	var open []lease.Lease
+	locked, open := make([]grant.Grant, 0, len(f.To)), make([]lease.Lease, 0, len(f.To))
 	from, args := tx.Values(listed(asked))
 	sqldb.Into(&b, &locked, grantListing.scan, lockingGrants(tx, tx.In(`uid`, `SELECT column1 FROM `+from+` v`)), args...)
 	sqldb.Into(&b, &open, scanLease, `SELECT `+leaseColumns+` FROM leases WHERE close_time = 0 AND `+tx.In(`grant_uid`, `SELECT column1 FROM `+from+` v`), args...)
@@ -85,27 +84,23 @@ func (s *Store) fanOut(ctx context.Context, tx sqldb.Tx, now time.Time, f FanOut
 	if err != nil {
 		return nil, err
 	}
-	leases := make(map[instance]lease.Lease, len(open))
-	for _, l := range open {
-		leases[instance{l.GrantUID, l.InstanceID}] = l
+	leases := make(map[instance]*lease.Lease, len(open))
+	for i := range open {
+		leases[instance{open[i].GrantUID, open[i].InstanceID}] = &open[i]
 	}
 	out := make([]Reached, len(f.To))
-	var entries []audit.Entry
-	var reached []string
+	entries := make([]audit.Entry, 0, len(f.To))
+	reached := make([]string, 0, len(f.To))
 	for i, r := range f.To {
-		g, ok := entitled[r.GrantUID]
-		if !ok {
-			continue
-		}
-		l, ok := leases[instance{r.GrantUID, r.InstanceID}]
-		if !ok {
+		g, l := entitled[r.GrantUID], leases[instance{r.GrantUID, r.InstanceID}]
+		if g == nil || l == nil {
 			continue
 		}
 		l.Generation++
 		l.DeliverTime = now
-		out[i] = Reached{Lease: l, Grant: g}
+		out[i] = Reached{Lease: *l, Grant: *g}
 		reached = append(reached, l.UID)
-		e := leaseEvent(now, CredentialDelivered, g, l, r.Caller)
+		e := leaseEvent(now, CredentialDelivered, *g, *l, r.Caller)
 		e.VersionID, e.Material, e.Reason, e.Audience, e.ClientRequestID, e.ExpireTime = f.VersionID, f.Material, f.Reason, f.Audience, f.ClientRequestID, f.ExpireTime
 		entries = append(entries, e.Entry())
 	}
@@ -138,18 +133,18 @@ type judgedBy struct {
 
 // entitledAlike returns those of the grants, which are locked, that are entitled to what is fanned out, by their UIDs. It has one of each kind judged, as a delivery is: a live one, of those the one
 // that was resolved last. What the copy of the registry has to have reached for that one will do for the others.
-func entitledAlike(ctx context.Context, tx sqldb.Tx, now time.Time, f FanOut, locked []grant.Grant) (map[string]grant.Grant, error) {
-	kinds := map[judgedBy][]grant.Grant{}
-	for _, g := range locked {
-		if g.State(now) == grant.Active {
+func entitledAlike(ctx context.Context, tx sqldb.Tx, now time.Time, f FanOut, locked []grant.Grant) (map[string]*grant.Grant, error) {
+	kinds := map[judgedBy][]*grant.Grant{}
+	for i := range locked {
+		if g := &locked[i]; g.State(now) == grant.Active {
 			k := judgedBy{g.Account, g.IntegrationUID, g.ProjectUID, g.Incarnation, g.Phase}
 			kinds[k] = append(kinds[k], g)
 		}
 	}
-	alike := make(map[string][]grant.Grant, len(kinds))
+	alike := make(map[string][]*grant.Grant, len(kinds))
 	var judged []string
 	for _, all := range kinds {
-		last := slices.MaxFunc(all, func(a, b grant.Grant) int { return cmp.Compare(a.Revision, b.Revision) })
+		last := slices.MaxFunc(all, func(a, b *grant.Grant) int { return cmp.Compare(a.Revision, b.Revision) })
 		alike[last.UID] = all
 		judged = append(judged, last.UID)
 	}
@@ -164,7 +159,7 @@ func entitledAlike(ctx context.Context, tx sqldb.Tx, now time.Time, f FanOut, lo
 	if err != nil {
 		return nil, fmt.Errorf("judge grants: %w", err)
 	}
-	out := make(map[string]grant.Grant, len(locked))
+	out := make(map[string]*grant.Grant, len(locked))
 	for _, uid := range fit {
 		for _, g := range alike[uid] {
 			out[g.UID] = g
