@@ -61,7 +61,13 @@ func format(random [randomBytes]byte) string {
 
 // checksum is over prefix and random part, as other vendors' scanners expect it: CRC-32 (IEEE) in base 62.
 func checksum(body string) string {
-	return base62(new(big.Int).SetUint64(uint64(crc32.ChecksumIEEE([]byte(body)))), checkDigits)
+	var out [checkDigits]byte
+	n := crc32.ChecksumIEEE([]byte(body))
+	for i := checkDigits - 1; i >= 0; i-- {
+		out[i] = digits[n%uint32(len(digits))]
+		n /= uint32(len(digits))
+	}
+	return string(out[:])
 }
 
 func base62(n *big.Int, width int) string {
