@@ -220,10 +220,19 @@ func (s *stage) contend(t *testing.T, c contender, n int, floor rival, leases []
 		rate, rest = bound{least: 0.5, orElse: name}, bound{most: 1.3, orElse: name}
 	}
 	s.compare(name, vault, rate, rest, floor, alone, together)
-	s.compareLeases(name, vault, c.suite.admin != nil && n > 1, leases)
+	for i, l := range leases {
+		var promised bound
+		if c.suite.admin != nil && n > 1 {
+			promised = baoStorages[i].promised
+		}
+		s.report.add(name, "calls/s", l.name, promised, vault.rate(), l.rate())
+		s.report.add(name+": server", "µs CPU", l.name, bound{}, vault.cost(vault.server), l.cost(l.server))
+	}
 	for _, r := range []rival{alone, together} {
 		s.compare(r.name+on, r.fetched, bound{}, bound{}, floor)
-		s.compareLeases(r.name+on, r.fetched, false, leases)
+		for _, l := range leases {
+			s.report.add(r.name+on, "calls/s", l.name, bound{}, r.rate(), l.rate())
+		}
 	}
 }
 
@@ -249,18 +258,11 @@ func (s *stage) compare(name string, of fetched, rate, rest bound, beside ...riv
 	if of.database > 0 {
 		rows(name+": database", "µs CPU", bound{}, func(f fetched) float64 { return f.cost(f.database) })
 	}
-}
-
-// compareLeases says how calls compare with leases of OpenBao.
-func (s *stage) compareLeases(name string, of fetched, promised bool, leases []rival) {
-	for i, r := range leases {
-		var rate bound
-		if promised {
-			rate = baoStorages[i].promised
-		}
-		s.report.add(name, "calls/s", r.name, rate, of.rate(), r.rate())
-		s.report.add(name+": server", "µs CPU", r.name, bound{}, of.cost(of.server), r.cost(r.server))
-	}
+	rows(name+": runners", "µs CPU", bound{}, func(f fetched) float64 { return f.cost(f.runners) })
+	// What nothing else on the machine takes away from, and no waiting.
+	rows(name+": as many as the processors could do", "calls/s", bound{}, func(f fetched) float64 {
+		return float64(runtime.NumCPU()) * 1e6 / f.cost(f.server+f.database+f.runners)
+	})
 }
 
 const (

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -73,8 +74,8 @@ func (h holder) shown(ctx context.Context) context.Context {
 type fetched struct {
 	calls    int
 	duration time.Duration
-	// server and database are what the calls cost of the processors, where it is known.
-	server, database time.Duration
+	// server and database are what the calls cost of the processors, where it is known, and runners what they cost those who call.
+	server, database, runners time.Duration
 	// shares are what the server's were for, allocated how many bytes it did; nothing when it takes no profiles.
 	shares    map[share]float64
 	allocated int64
@@ -176,13 +177,14 @@ func called(t *testing.T, of *rigtest.Process, callers int, come func() (caller,
 		})
 	}
 	warm.Wait()
-	out := fetched{server: -processorTime(t, of.PID()), database: -database(t)}
+	out := fetched{server: -processorTime(t, of.PID()), database: -database(t), runners: -processorTime(t, os.Getpid())}
 	began := time.Now()
 	counting.Store(true)
 	rigtest.Must(t, during(t.Context()))
 	counting.Store(false)
 	out.duration, out.calls = time.Since(began), int(calls.Load())
 	out.server += processorTime(t, of.PID())
+	out.runners += processorTime(t, os.Getpid())
 	out.database += database(t)
 	over.Store(true)
 	all.Wait()
