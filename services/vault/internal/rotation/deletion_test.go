@@ -3,6 +3,7 @@ package rotation_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -13,6 +14,7 @@ import (
 	"phasekey.dev/services/vault/internal/directory"
 	"phasekey.dev/services/vault/internal/grant"
 	"phasekey.dev/services/vault/internal/lease"
+	"phasekey.dev/services/vault/internal/rotation"
 	"phasekey.dev/services/vault/internal/store"
 )
 
@@ -61,6 +63,25 @@ func TestWorker_PurgesWhatTheBinDoesNotShowAtFirst(t *testing.T) {
 		if happened := s.entra.happened(); happened[len(happened)-1] != "purged" {
 			t.Errorf("at Entra happened %v", happened)
 		}
+	})
+}
+
+// TestWorker_GoesOnTellingThatItIsGone has the registry away when there is nothing left to do but to tell it, and then not know of what is told.
+func TestWorker_GoesOnTellingThatItIsGone(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.serve()
+		s.live()
+		s.registry.set(errors.New("away"))
+		s.want(store.Integration{Deleting: true})
+		s.until("purged", time.Hour, func(f store.Facts) bool { return !f.Application.PurgeTime.IsZero() })
+		time.Sleep(2 * time.Hour)
+		if f := s.facts(); !f.Application.ForgetTime.IsZero() {
+			t.Errorf("nobody was told, and it is forgotten since %s", f.Application.ForgetTime)
+		}
+		s.registry.set(fmt.Errorf("report: %w", rotation.ErrUnknownIntegration))
+		s.until("forgotten", 2*time.Hour, func(f store.Facts) bool { return !f.Application.ForgetTime.IsZero() })
 	})
 }
 

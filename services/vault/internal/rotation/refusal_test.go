@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -216,4 +217,61 @@ func TestWorker_ClassifiesEveryRefusal(t *testing.T) {
 			names[seen] = class
 		})
 	}
+}
+
+// awayKeyring cannot be reached when it is to open something, and counts how often that was tried.
+type awayKeyring struct {
+	fakeKeyring
+	tries atomic.Int64
+	away  atomic.Bool
+}
+
+func (k *awayKeyring) Open(ctx context.Context, identity string, sealed []byte) (secret.Text, error) {
+	if k.away.Load() {
+		k.tries.Add(1)
+		return secret.Text{}, errors.New("away")
+	}
+	return k.fakeKeyring.Open(ctx, identity, sealed)
+}
+
+// TestWorker_WhatFailsRests has a turn fail by nothing that Entra or Graph say: it is not repeated at each look at the shard, and is gone on with.
+func TestWorker_WhatFailsRests(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		keyring := &awayKeyring{}
+		keyring.away.Store(true)
+		s.config.Keyring, s.config.Poll = keyring, time.Second
+		s.serve()
+		time.Sleep(10 * time.Minute)
+		if n := keyring.tries.Load(); n < 30 || n > 61 {
+			t.Errorf("it was tried %d times in ten minutes, want once each %s", n, s.config.Timing.RetryMin)
+		}
+		keyring.away.Store(false)
+		s.live()
+	})
+}
+
+// TestWorker_TellsStreamsOfWhatTheyAreGiven has others told of each state of a version, and of consent.
+func TestWorker_TellsStreamsOfWhatTheyAreGiven(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		told := make(chan string, 1000)
+		s.config.Notify = func(uid string) { told <- uid }
+		s.serve()
+		s.live()
+		if n := len(told); n < 4 || n > 6 { // staged, consented, propagating, active
+			t.Errorf("streams were told %d times of a version that came alive", n)
+		}
+		for len(told) > 0 {
+			if got := <-told; got != uid {
+				t.Errorf("they were told of %q", got)
+			}
+		}
+		time.Sleep(12 * time.Hour)
+		if n := len(told); n != 0 {
+			t.Errorf("streams were told %d times while nothing happened", n)
+		}
+	})
 }

@@ -177,7 +177,7 @@ func (t *turn) learn(ctx context.Context, change credential.Change) error {
 func (t *turn) next(now time.Time, after credential.Facts) (next time.Time, over bool) {
 	next = now
 	if wait, ok := credential.Decide(now, after, t.w.config.Timing).(credential.Wait); ok {
-		next, over = wait.Until, wait.Reason == ""
+		next, over = wait.Until, true
 	}
 	switch {
 	case !after.Wanted.Present || t.reportOf(now, after).digest(t.facts.Incarnation) == after.Application.ReportDigest:
