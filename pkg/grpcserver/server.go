@@ -48,10 +48,12 @@ const (
 	maxStrangerStreams = 1000
 	strangerIdle       = time.Minute
 	readBufferBytes    = 4 << 10
-	handshakeTime      = 20 * time.Second
-	keepaliveTime      = time.Minute
-	keepaliveTimeout   = 20 * time.Second
-	minClientPing      = 10 * time.Second
+	// windowBytes is what a client may send ahead, of each stream and of all of a connection. Requests are small; to measure what the network could take costs a ping for nearly each of them.
+	windowBytes      = 64 << 10
+	handshakeTime    = 20 * time.Second
+	keepaliveTime    = time.Minute
+	keepaliveTimeout = 20 * time.Second
+	minClientPing    = 10 * time.Second
 	// connectionAge makes clients resolve and authenticate again; streams on an older connection go on.
 	connectionAge = 30 * time.Minute
 	// cutoff is how long handlers may take to return once they have been cut off.
@@ -228,6 +230,8 @@ func (s *Server) options() []grpc.ServerOption {
 		grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.MaxConcurrentStreams(streams),
 		grpc.ReadBufferSize(readBufferBytes),
+		grpc.StaticStreamWindowSize(windowBytes),
+		grpc.StaticConnWindowSize(windowBytes),
 		grpc.KeepaliveParams(alive),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minClientPing, PermitWithoutStream: true}),
 		// Stopping means that handlers have returned, since stores are closed next.

@@ -113,7 +113,7 @@ func serveFloor(file string) error {
 			MinVersion: tls.VersionTLS13, SessionTicketsDisabled: true, NextProtos: []string{"h2"},
 			Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: roots,
 		})),
-		grpc.MaxConcurrentStreams(c.StreamsPerClient), grpc.ReadBufferSize(4<<10),
+		grpc.MaxConcurrentStreams(c.StreamsPerClient), grpc.ReadBufferSize(4<<10), grpc.StaticStreamWindowSize(64<<10), grpc.StaticConnWindowSize(64<<10),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
 	)
 	vaultv1.RegisterCredentialServiceServer(server, f)
