@@ -160,7 +160,7 @@ func (j *judge) notReady(e heard, since time.Time, shaken bool) {
 		j.counts["credentials said to be of no use within a minute"]++
 		return
 	}
-	if !shaken && !j.silent[e.Life] && j.masters[e.Shard] == e.Holder && j.weather.overlap(span{since.Add(-time.Minute), j.now}, noSQL, noRedis, noRegistry) == 0 {
+	if !shaken && j.answering[e.Life] && j.masters[e.Shard] == e.Holder && j.weather.overlap(span{since.Add(-time.Minute), j.now}, noSQL, noRedis, noRegistry) == 0 {
 		j.fail("the tenant of %s has refused it since %s, and nobody says so", application, since)
 		return
 	}

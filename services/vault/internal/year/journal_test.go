@@ -131,9 +131,9 @@ type (
 	released struct{ Job string }
 	over     struct{ Job string }
 
-	// Of lives and the weather: anew is that somebody has to begin anew; silent that a life does not answer, or does again.
-	killed struct{ Step string }
-	silent struct {
+	// Of lives and the weather: anew is that somebody has to begin anew; answers that a life answers from now on, or does not.
+	killed  struct{ Step string }
+	answers struct {
 		Life string
 		Is   bool
 	}
@@ -149,7 +149,7 @@ var kinds = func() map[string]reflect.Type { //nolint:gochecknoglobals // a tabl
 	out := map[string]reflect.Type{}
 	for _, e := range []event{
 		begun{}, day{}, broke{}, counted{}, wanted{}, looked{}, left{}, reported{}, consented{}, compromised{}, dropped{}, changed{}, issuerRead{}, version{}, asked{}, recorded{}, taken{},
-		wrote{}, heard{}, receipt{}, exchange{}, released{}, over{}, killed{}, silent{}, anew{}, clouds{},
+		wrote{}, heard{}, receipt{}, exchange{}, released{}, over{}, killed{}, answers{}, anew{}, clouds{},
 	} {
 		out[reflect.TypeOf(e).Name()] = reflect.TypeOf(e)
 	}

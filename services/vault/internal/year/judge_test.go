@@ -40,8 +40,8 @@ type judge struct {
 	deliveries map[generation][]recorded
 	// masters are who has taken shards last: their holders.
 	masters map[int64]string
-	// silent are the lives that do not answer.
-	silent map[string]bool
+	// answering are the lives that do.
+	answering map[string]bool
 	// runs are what runners have, by job.
 	runs    map[string]*run
 	secrets map[string]*secretLife // by key ID
@@ -122,7 +122,7 @@ type turn struct {
 func newJudge() *judge {
 	return &judge{
 		federation: newFederation(), weather: newWeather(), counts: map[string]int{}, kills: map[string]int{}, integrations: map[string]*integrationKnown{}, versions: map[string][]row{},
-		rotations: map[string]asked{}, deliveries: map[generation][]recorded{}, masters: map[int64]string{}, silent: map[string]bool{}, runs: map[string]*run{}, secrets: map[string]*secretLife{},
+		rotations: map[string]asked{}, deliveries: map[generation][]recorded{}, masters: map[int64]string{}, answering: map[string]bool{}, runs: map[string]*run{}, secrets: map[string]*secretLife{},
 		present: map[string]map[string]*secretLife{}, consents: map[string][]turn{}, compromises: map[string][]compromise{},
 		rotated: map[string]int64{}, left: map[string]time.Time{}, removed: map[string]bool{}, purged: map[string]bool{}, grants: map[string]int{},
 		answers: map[shown][]answer{}, hearings: map[string]*hearing{}, heardOf: map[string]time.Time{}, waiting: map[string]bool{}, unready: map[string]time.Time{},
@@ -167,7 +167,11 @@ func (j *judge) fail(format string, args ...any) {
 	}
 }
 
-func (e begun) happen(j *judge)   { j.timing = e.Timing }
+func (e begun) happen(j *judge) {
+	j.timing = e.Timing
+	clouds{nobody, true}.happen(j)
+}
+
 func (e broke) happen(j *judge)   { j.fail("%s", e.What) }
 func (e counted) happen(j *judge) { j.counts[e.What]++ }
 
@@ -402,7 +406,7 @@ func (j *judge) gap(b *run, e receipt) {
 	}
 	j.counts["runners without a token"]++
 	window := span{b.held.Issue, j.now}
-	if j.weather.overlap(window, noEntra, noSQL, noRegistry) > 10*time.Minute || !j.consented(e.Integration, window) || j.gapped(e.Integration, window) {
+	if j.weather.overlap(window, noEntra, noSQL, noRegistry, nobody) > 10*time.Minute || !j.consented(e.Integration, window) || j.gapped(e.Integration, window) {
 		return
 	}
 	j.fail("%s had no token from %s to %s; it rained: %s\n%s", e.Job, b.held.Expire.UTC(), j.now, j.weather.in(window), j.table(j.versions[e.Integration]))

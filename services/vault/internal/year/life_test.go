@@ -138,6 +138,7 @@ func (r *replica) live(ctx context.Context) error {
 		return err
 	}
 	w.count("lives")
+	w.journal.tell(answers{l.name, true})
 	r.set(l)
 	var tasks sync.WaitGroup
 	tasks.Go(func() { _ = l.hub.Run(l.ctx) })
@@ -150,6 +151,10 @@ func (r *replica) live(ctx context.Context) error {
 	})
 	tasks.Wait()
 	r.set(nil)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.dead = true
+	w.journal.tell(answers{l.name, false})
 	return nil
 }
 
@@ -186,7 +191,7 @@ func (l *life) kill(step string) {
 		return
 	}
 	l.r.w.journal.tell(killed{step})
-	l.r.w.journal.tell(silent{l.name, true})
+	l.r.w.journal.tell(answers{l.name, false})
 	l.r.link.Cut()
 	l.end()
 }
@@ -203,7 +208,7 @@ func (l *life) pause(ctx context.Context, d time.Duration) {
 	l.mu.Unlock()
 	l.r.w.journal.tell(clouds{oneAway, true})
 	defer l.r.w.journal.tell(clouds{oneAway, false})
-	l.r.w.journal.tell(silent{l.name, true})
+	l.r.w.journal.tell(answers{l.name, false})
 	l.r.link.Stall()
 	sleep(ctx, keepalive)
 	l.mu.Lock()
@@ -217,13 +222,9 @@ func (l *life) pause(ctx context.Context, d time.Duration) {
 	if l.resume == resume {
 		close(resume)
 		l.resume = nil
-		l.r.w.journal.tell(silent{l.name, false})
-	}
-}
-
-func (e silent) happen(j *judge) {
-	if j.silent[e.Life] = e.Is; !e.Is {
-		delete(j.silent, e.Life)
+		if !l.dead {
+			l.r.w.journal.tell(answers{l.name, true})
+		}
 	}
 }
 

@@ -5,14 +5,19 @@ import (
 	"compress/gzip"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"phasekey.dev/services/vault/internal/lease"
 )
 
 // secretLike finds the simulator's secrets, tokens and assertions.
@@ -94,5 +99,47 @@ func TestLog_TellsOfASecretWithoutIt(t *testing.T) {
 	l.reveal(func(format string, args ...any) { told = append(told, fmt.Sprintf(format, args...)) })
 	if want := []string{"I7: a secret is in the log: level=INFO msg=\"sent [a secret]\" to=somebody\n"}; !slices.Equal(told, want) {
 		t.Errorf("told %q", told)
+	}
+}
+
+// A runner may be without a token only as long as nobody was there to give it one.
+func TestJudge_ARunnerWithoutAToken(t *testing.T) {
+	t.Parallel()
+	start := time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
+	for _, c := range []struct {
+		name    string
+		between map[time.Duration]event
+		want    string
+	}{
+		{name: "a replica answers all the time", want: "had no token from 2000-01-01 01:00:00 +0000 UTC to 2000-01-01 01:15:00 +0000 UTC"},
+		{name: "no replica answers", between: map[time.Duration]event{30 * time.Minute: answers{"vault-0/1", false}, 70 * time.Minute: answers{"vault-0/2", true}}},
+		{name: "another replica does", between: map[time.Duration]event{
+			20 * time.Minute: answers{"vault-1/1", true}, 30 * time.Minute: answers{"vault-0/1", false}, 70 * time.Minute: answers{"vault-0/2", true},
+		}, want: "had no token"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			j := newJudge()
+			take := func(after time.Duration, events ...event) {
+				for _, e := range events {
+					j.take(start.Add(after).UnixNano(), e)
+				}
+			}
+			given := func(after time.Duration, generation int64) {
+				take(after, recorded{Record: fmt.Sprint(generation), Lease: "lease", Grant: "grant", Generation: generation, Time: start.Add(after).UnixMicro()}, receipt{
+					Job: "job", Integration: "uid", Grant: "grant", Lease: "lease", Generation: generation, Material: lease.AccessToken,
+					Issue: start.Add(after), Expire: start.Add(after + time.Hour),
+				})
+			}
+			take(-time.Hour, begun{Timing: stretched()}, answers{"vault-0/1", true}, wanted{Integration: "uid", Name: "i"}, consented{"uid", true})
+			given(0, 1)
+			for _, after := range slices.Sorted(maps.Keys(c.between)) {
+				take(after, c.between[after])
+			}
+			given(75*time.Minute, 2)
+			if c.want == "" && len(j.failures) > 0 || c.want != "" && (len(j.failures) != 1 || !strings.Contains(j.failures[0], c.want)) {
+				t.Errorf("violated are %q, and it should be %q", j.failures, c.want)
+			}
+		})
 	}
 }

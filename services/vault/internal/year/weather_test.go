@@ -26,6 +26,7 @@ const (
 	noSecrets  kind = "policy forbids secrets"
 	shortLives kind = "policy shortens secrets' lives"
 	oneAway    kind = "one replica is paused, or cut off from Redis"
+	nobody     kind = "no replica answers"
 )
 
 // span is a time of something.
@@ -78,6 +79,18 @@ func (e clouds) happen(j *judge) {
 	}
 	if w.now[e.Kind]--; w.now[e.Kind] == 0 {
 		w.history[e.Kind] = append(w.history[e.Kind], span{w.began[e.Kind], j.now})
+	}
+}
+
+func (e answers) happen(j *judge) {
+	before := len(j.answering)
+	if e.Is {
+		j.answering[e.Life] = true
+	} else {
+		delete(j.answering, e.Life)
+	}
+	if there := len(j.answering) == 0; there != (before == 0) {
+		clouds{nobody, there}.happen(j)
 	}
 }
 
