@@ -276,9 +276,8 @@ var watched = map[string][]string{ //nolint:gochecknoglobals // a table
 	"shards":        {"shard", "holder"},
 }
 
-// committed tells what a transaction has changed.
-func (w *world) committed(changes []sqldbtest.Change) {
-	var all []event
+// eventsOf are what a transaction has changed.
+func eventsOf(changes []sqldbtest.Change) (all []event) {
 	for _, c := range changes {
 		before, is := rowsOf(c.Table, c.Old), rowsOf(c.Table, c.New)
 		if c.New == nil {
@@ -291,7 +290,7 @@ func (w *world) committed(changes []sqldbtest.Change) {
 			}
 		}
 	}
-	w.journal.tell(all...)
+	return all
 }
 
 // rowsOf is what a row says, as events; nothing of what is not judged by.

@@ -162,7 +162,7 @@ func newWorld(t *testing.T, set settings, told *journal) *world {
 
 	migrations, err := store.Migrations()
 	must(t, err)
-	w.db = sqldbtest.Watch(t, migrations, watched, w.committed)
+	w.db = sqldbtest.Watch(t, migrations, watched, func(changes []sqldbtest.Change) { w.journal.tell(eventsOf(changes)...) })
 	w.store = store.New(w.db, audittest.Keys(1))
 	must(t, w.db.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error { return fence.Configure(ctx, tx, shards) }))
 	kek := "file://" + filepath.Join(t.TempDir(), "kek")

@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"phasekey.dev/pkg/sqldbtest"
 	"phasekey.dev/services/vault/internal/lease"
 )
 
@@ -137,6 +138,43 @@ func TestJudge_ARunnerWithoutAToken(t *testing.T) {
 				take(after, c.between[after])
 			}
 			given(75*time.Minute, 2)
+			if c.want == "" && len(j.failures) > 0 || c.want != "" && (len(j.failures) != 1 || !strings.Contains(j.failures[0], c.want)) {
+				t.Errorf("violated are %q, and it should be %q", j.failures, c.want)
+			}
+		})
+	}
+}
+
+// A delivery to many at once is on record once, by the record of all and by its own, which takes that one's place.
+func TestJudge_ADeliveryToManyIsRecordedOnce(t *testing.T) {
+	t.Parallel()
+	together := []any{"writer", int64(7), []byte(`[{"kind":"CredentialDelivered","lease_uid":"lease","grant_uid":"grant","generation":1,"time":1},{"kind":"CredentialDelivered","lease_uid":"other","grant_uid":"grant","generation":1,"time":1}]`)}
+	alone := []any{"writer", int64(7), "CredentialDelivered", "lease", "grant", int64(1), int64(1)}
+	twice := []any{"writer", int64(8), "CredentialDelivered", "lease", "grant", int64(1), int64(1)}
+	recorded := sqldbtest.Change{Table: "audit_fanouts", New: together}
+	expanded := []sqldbtest.Change{{Table: "audit_fanouts", Old: together}, {Table: "audit_events", New: alone}}
+	for _, c := range []struct {
+		name    string
+		commits [][]sqldbtest.Change
+		want    string
+	}{
+		{name: "with others", commits: [][]sqldbtest.Change{{recorded}}},
+		{name: "with others, and then by itself", commits: [][]sqldbtest.Change{{recorded}, expanded}},
+		{name: "with others, and once more", commits: [][]sqldbtest.Change{{recorded}, {{Table: "audit_events", New: twice}}}, want: "there are 2 records"},
+		{name: "not at all", want: "there are 0 records"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			j := newJudge()
+			for _, e := range []event{begun{Timing: stretched()}, wanted{Integration: "uid", Name: "i"}} {
+				j.take(0, e)
+			}
+			for _, changes := range c.commits {
+				for _, e := range eventsOf(changes) {
+					j.take(1, e)
+				}
+			}
+			j.take(2, receipt{Job: "job", Integration: "uid", Grant: "grant", Lease: "lease", Generation: 1, Material: lease.AccessToken})
 			if c.want == "" && len(j.failures) > 0 || c.want != "" && (len(j.failures) != 1 || !strings.Contains(j.failures[0], c.want)) {
 				t.Errorf("violated are %q, and it should be %q", j.failures, c.want)
 			}
