@@ -34,8 +34,10 @@ const (
 	defaultTimeout  = 30 * time.Second
 	maxRecvBytes    = 8 << 20
 	readBufferBytes = 4 << 10
-	// windowBytes is what a server may send ahead, of each stream and of all of a connection: a page's worth. To measure what the network could take costs a ping for nearly each answer.
-	windowBytes      = 1 << 20
+	// streamWindow and connWindow are what a server may send ahead of each stream, which whoever reads slowly finds stale, and of all of a connection, a page's worth. To measure what the network
+	// could take costs a ping for nearly each answer.
+	streamWindow     = 64 << 10
+	connWindow       = 1 << 20
 	keepaliveTime    = 30 * time.Second
 	keepaliveTimeout = 10 * time.Second
 	connectTimeout   = 5 * time.Second
@@ -95,8 +97,8 @@ func Dial(cfg Config) (*grpc.ClientConn, error) {
 		grpc.WithChainUnaryInterceptor(unary(timeout)),
 		grpc.WithChainStreamInterceptor(stream),
 		grpc.WithReadBufferSize(readBufferBytes),
-		grpc.WithStaticStreamWindowSize(windowBytes),
-		grpc.WithStaticConnWindowSize(windowBytes),
+		grpc.WithStaticStreamWindowSize(streamWindow),
+		grpc.WithStaticConnWindowSize(connWindow),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxRecvBytes)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.WithConnectParams(grpc.ConnectParams{

@@ -61,7 +61,7 @@ func (w *world) connect(servers ...*server) (*grpc.ClientConn, error) {
 	return grpc.NewClient("all:///"+strings.Join(addresses, ","),
 		grpc.WithResolvers(listed{}), grpc.WithDisableServiceConfig(), grpc.WithTransportCredentials(credentials.NewTLS(w.runner)),
 		// As pkg/grpcclient's.
-		grpc.WithReadBufferSize(4<<10), grpc.WithStaticStreamWindowSize(1<<20), grpc.WithStaticConnWindowSize(1<<20),
+		grpc.WithReadBufferSize(4<<10), grpc.WithStaticStreamWindowSize(64<<10), grpc.WithStaticConnWindowSize(1<<20),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff: backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second}, MinConnectTimeout: 5 * time.Second,
 		}))
