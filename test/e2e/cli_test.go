@@ -79,6 +79,7 @@ func transcriptOf(block string) (steps [][2]string) {
 
 // Every command that docs/cli.md shows does what it shows there.
 func TestCLIGuide_IsATranscript(t *testing.T) {
+	t.Parallel()
 	path, err := binary("phasekey")
 	if err != nil {
 		t.Fatal(err)

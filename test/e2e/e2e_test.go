@@ -22,7 +22,10 @@ import (
 
 	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
 	"phasekey.dev/pkg/devca"
+	"phasekey.dev/test/internal/rigtest"
 )
+
+func TestMain(m *testing.M) { rigtest.RunAbreast(m, 3) }
 
 // start runs phasekey-dev for the test, and stops it afterwards by Ctrl-C, which must succeed in time and with nothing leaked.
 func start(t *testing.T, dir string) *dev {
@@ -231,6 +234,7 @@ func TestServicesListeners_RefuseStrangers(t *testing.T) {
 }
 
 func TestHints_WorkWhenPasted(t *testing.T) {
+	t.Parallel()
 	grpcurl, err := binary("grpcurl")
 	if err != nil {
 		t.Fatal(err)

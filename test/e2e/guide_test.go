@@ -20,6 +20,7 @@ func blocks(text string) [][2]string {
 
 // What docs/registry.md has its reader paste works in that order, and says what it says.
 func TestRegistryGuide_WorksWhenPasted(t *testing.T) {
+	t.Parallel()
 	grpcurl, err := binary("grpcurl")
 	if err != nil {
 		t.Fatal(err)

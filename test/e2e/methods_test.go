@@ -97,6 +97,7 @@ func httpsClient(t *testing.T, d *dev) *http.Client {
 }
 
 func TestEveryMethod_TakesTheValidAndNamesTheBroken(t *testing.T) {
+	t.Parallel()
 	d := start(t, t.TempDir())
 	tour := &tour{d: d, consents: httpsClient(t, d), world: worldOf(t, d)}
 	listeners := map[string]string{"registry": d.at.Registry, "broker": d.at.Broker, "vault": d.at.Vault}

@@ -17,10 +17,12 @@ import (
 	"phasekey.dev/test/internal/rigtest"
 )
 
+func TestMain(m *testing.M) { rigtest.RunAbreast(m, 4) }
+
 // again is how long after a fault every integration has rotated: longer than a period, what a lock lives, and the back-off of whoever was refused.
 const again = 40 * time.Second
 
-// TestFaults is one long story: each fault meets a suite that has come over the ones before.
+// TestFaults is one long story: each fault meets a suite that has come over the ones before. It runs beside none of the others, since it measures how long a failover takes.
 func TestFaults(t *testing.T) {
 	began := time.Now()
 	w := newWorld(t)

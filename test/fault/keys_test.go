@@ -29,6 +29,7 @@ import (
 
 // TestKeys does what docs/operations.md says of keys that are replaced, may have been seen, or are lost, while runners use what they are given.
 func TestKeys(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.onboard(t)
 	trail := w.beginTrail(t)

@@ -94,6 +94,7 @@ func (w *projectWriter) write(ctx context.Context, stop <-chan struct{}) error {
 // left behind, and what it acknowledged is there, once. It shows that nothing is acknowledged before it is committed; that a commit waits for the disk it
 // does not, since a killed process leaves its writes to the kernel.
 func TestRegistry_KilledUnderLoad(t *testing.T) {
+	t.Parallel()
 	w := rigtest.New(t)
 	address := w.At(7441)
 	registry := &rigtest.Process{Name: "registryd", Answers: []string{address}, Command: []string{rigtest.Binary(t, "registryd"), "--config", w.Configure(t, "registry", map[string]any{

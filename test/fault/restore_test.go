@@ -33,6 +33,7 @@ func execute(t *testing.T, name string, arguments ...string) {
 // TestRestore_OfEverythingFromDumps does what docs/operations.md says of a restore, with what PostgreSQL has for it. The backup knows neither the passwords that are in
 // use by then, nor the integration that was made since.
 func TestRestore_OfEverythingFromDumps(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.onboard(t)
 	dumps := make([]string, len(w.databases))

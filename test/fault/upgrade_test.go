@@ -15,6 +15,7 @@ var from = flag.String("from", "", "folder with the registryd and the vaultd of 
 // TestUpgrade does what docs/operations.md says of upgrades, and of going back, while runners work: each replica is stopped, and started as the other release. Everybody keeps what
 // they hold, and their leases.
 func TestUpgrade(t *testing.T) {
+	t.Parallel()
 	newer := filepath.Dir(rigtest.Binary(t, "vaultd"))
 	older := cmp.Or(*from, newer)
 	w := newWorldOf(t, older)

@@ -4,11 +4,13 @@ package rigtest
 import (
 	"bytes"
 	"context"
+	"flag"
 	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -31,6 +33,12 @@ func Binary(t *testing.T, name string) string {
 		t.Fatalf("%s is not built: run 'make build': %v", name, err)
 	}
 	return path
+}
+
+// RunAbreast runs a package's tests, as many at once as it says unless -parallel says otherwise: they wait more than they work, whatever the number of cores.
+func RunAbreast(m *testing.M, tests int) {
+	_ = flag.Set("test.parallel", strconv.Itoa(tests)) // which there is in every test
+	m.Run()
 }
 
 // Process is a program that may be started more than once.
