@@ -2,6 +2,8 @@ package grpcclient_test
 
 import (
 	"context"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -11,6 +13,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/dynamicpb"
 
@@ -116,6 +119,25 @@ func TestTimeout(t *testing.T) {
 			_ = stream.RecvMsg(notetest.Note(""))
 		}
 	})
+}
+
+// Windows are not measured, and are smaller than what may be sent.
+func TestDial_TakesMessagesThatAreLargerThanTheWindows(t *testing.T) {
+	t.Parallel()
+	const sent, answered = 256 << 10, 3 << 20
+	answer := notetest.Note(`text: "` + strings.Repeat("a", answered) + `"`)
+	conn := start(t, notetest.Service{Create: func(context.Context, *dynamicpb.Message) (*dynamicpb.Message, error) { return answer, nil }}).Dial(t, operator)
+	request := notetest.Request(`note { name: "` + strings.Repeat("a", sent) + `" }`)
+	var calls sync.WaitGroup
+	for range 3 {
+		calls.Go(func() {
+			got := notetest.Note("")
+			if err := conn.Invoke(t.Context(), notetest.Method("Create"), request, got); err != nil || !proto.Equal(got, answer) {
+				t.Errorf("%d bytes, %v", proto.Size(got), err)
+			}
+		})
+	}
+	calls.Wait()
 }
 
 func TestDial_RefusesPlaintext(t *testing.T) {
