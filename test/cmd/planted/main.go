@@ -115,7 +115,9 @@ func (m mistake) plant(ctx context.Context) (by string, err error) {
 	); err != nil {
 		return "", err
 	}
-	out, err := exec.CommandContext(ctx, "go", append([]string{"test", "-count=1", "-failfast", "-timeout=" + limit.String(), "-overlay=" + overlay}, m.test...)...).CombinedOutput() //nolint:gosec // what the list says
+	test := exec.CommandContext(ctx, "go", append([]string{"test", "-count=1", "-failfast", "-timeout=" + limit.String(), "-overlay=" + overlay}, m.test...)...) //nolint:gosec // what the list says
+	test.Env = append(os.Environ(), "TMPDIR="+dir)                                                                                                               // what a test that fails keeps to be looked at, nobody looks at
+	out, err := test.CombinedOutput()
 	failed := failure.FindStringSubmatch(string(out))
 	switch {
 	case err == nil:
