@@ -419,6 +419,10 @@ func TestDue_ListsTheLongestDueOfOneShard(t *testing.T) {
 				b.t.Errorf("due are %v, next at %s", got, next)
 			}
 		}
+		// At that moment it is due, or whoever waits for it misses it.
+		if got, next, err := b.store.Due(b.t.Context(), 0, start.Add(time.Hour), 10); err != nil || !slices.Equal(got, []string{"second", "uid", "third"}) || !next.IsZero() {
+			b.t.Errorf("when the last is due, these are: %v, next at %s, %v", got, next, err)
+		}
 		if _, err := b.store.Facts(b.t.Context(), "b"); !errors.Is(err, sqldb.ErrNoRows) {
 			b.t.Errorf("another shard's integration was adopted: %v", err)
 		}
@@ -485,7 +489,13 @@ func TestAdopt_TakesInWhatIsNewAndForgetsWhatIsGone(t *testing.T) {
 func TestCommit_DropsVersionsThatEndedLongAgo(t *testing.T) {
 	onBoth(t, func(b *bench) {
 		b.insert("old", 1, credential.Revoked)
-		b.insert("newest", 3, credential.Revoked)
+		b.insert("old too", 3, credential.Revoked)
+		for number, v := range map[int64]credential.Version{4: {}, 5: {KeyID: "removed", RemoveTime: start}, 6: {KeyID: "there"}} {
+			given := b.insert(fmt.Sprint("given up ", number), number, credential.Intended)
+			given.State, given.KeyID, given.RemoveTime = credential.Abandoned, v.KeyID, v.RemoveTime
+			b.mustCommit(credential.Change{Moves: []credential.Move{{From: credential.Intended, Version: given}}})
+		}
+		b.insert("latest", 7, credential.Revoked)
 		b.insert("live", 2, credential.Active)
 		step := store.Step{IntegrationUID: "uid", Now: start.Add(31 * 24 * time.Hour), Change: credential.Change{ReplaceStrays: true}}
 		if err := b.store.Commit(b.t.Context(), b.master, step); err != nil {
@@ -499,7 +509,8 @@ func TestCommit_DropsVersionsThatEndedLongAgo(t *testing.T) {
 			}, `SELECT id FROM credential_versions ORDER BY number`)
 			return err
 		})
-		if !slices.Equal(left, []string{"live", "newest"}) || b.facts().LastNumber != 3 {
+		// What is at Entra is to be removed still; and numbers go on from the latest.
+		if !slices.Equal(left, []string{"live", "given up 6", "latest"}) || b.facts().LastNumber != 7 {
 			b.t.Errorf("left are %v", left)
 		}
 	})
