@@ -468,7 +468,7 @@ func newStage(t *testing.T) *stage {
 		t.Fatal(err)
 	}
 	s := &stage{
-		t: t, db: sqldbtest.SQLite(t, migrations), entra: newFakeDirectory(), registry: &fakeRegistry{}, log: &syncBuffer{}, look: 15 * time.Second,
+		t: t, db: sqldbtest.SQLite(t, migrations), entra: newFakeDirectory(), registry: &fakeRegistry{}, log: &syncBuffer{}, look: time.Minute,
 	}
 	s.store = store.New(s.db, audittest.Keys(1))
 	s.tx(func(ctx context.Context, tx sqldb.Tx) error { return fence.Configure(ctx, tx, 1) })

@@ -294,6 +294,7 @@ func TestFederated_ANewKeyIsProvenBeforeTheOldOneGoesAndGraphIsNotAsked(t *testi
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
+		s.look = 15 * time.Second // for what must be so at every look
 		s.want(store.Integration{Federated: true})
 		s.serveFederated()
 		first, _ := s.live().ByState(credential.Active)
@@ -417,6 +418,7 @@ func TestFederated_TheKindChangesWithoutAGap(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
+		s.look = 15 * time.Second // for what must be so at every look
 		s.entra.lag = time.Minute
 		s.serveFederated()
 		f := s.live()
