@@ -41,12 +41,10 @@ func (c *collection) over() {
 	runtime.SetFinalizer(c, (*collection).over)
 }
 
-// growthFor is by how many percent the heap may grow that has so many bytes in use, until it is as large as leastHeap. Go counts the growth in percent of what it has to look through, which is roots besides, and of
-// leastInUse where that is less.
+// growthFor is by how many percent the heap may grow that has so many bytes in use: by as much as that, or until it is as large as leastHeap. Go counts the growth in percent of what it has to look
+// through, which is roots besides, and of leastInUse where that is less. The roots are goroutines' stacks, above all: where ten thousand streams wait they are more than the heap, and garbage would have
+// the room of the stacks once more.
 func growthFor(live, roots uint64) int {
 	const leastInUse = 4 << 20
-	if live >= leastHeap {
-		return usualGrowth
-	}
-	return int(max(usualGrowth, (leastHeap-live)*100/max(live+roots, leastInUse))) //nolint:gosec // at most 1600
+	return int((max(leastHeap, live+live*usualGrowth/100) - live) * 100 / max(live+roots, leastInUse)) //nolint:gosec // at most 1600
 }

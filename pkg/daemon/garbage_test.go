@@ -5,6 +5,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
+	"sync"
 	"testing"
 	"time"
 )
@@ -19,7 +20,9 @@ func TestGrowthFor(t *testing.T) {
 		{"roots are counted", 8 << 20, 6 << 20, 400},
 		{"half of it", 32 << 20, 0, 100},
 		{"more than half", 48 << 20, 0, 100},
-		{"more than all", 1 << 30, 1 << 20, 100},
+		{"more than all", 1 << 30, 0, 100},
+		{"many stacks", 64 << 20, 64 << 20, 50},
+		{"more stacks than anything", 100 << 20, 300 << 20, 25},
 		{"next to nothing", 1 << 10, 0, 1599},
 	} {
 		if got := growthFor(tt.live, tt.roots); got != tt.want {
@@ -52,7 +55,31 @@ func TestCollectLater(t *testing.T) {
 		return growth > usualGrowth && goal > leastHeap/2 && goal < 2*leastHeap
 	})
 	much := make([]byte, 2*leastHeap)
-	await("much is in use", func(growth, _ uint64) bool { return growth == usualGrowth })
+	await("much is in use", func(growth, _ uint64) bool { return growth > usualGrowth*9/10 && growth <= usualGrowth })
+	leave := park(2000)
+	await("many wait", func(growth, goal uint64) bool { return growth < usualGrowth*8/10 && goal < 5*leastHeap })
+	leave()
 	runtime.KeepAlive(much)
 	await("little again", func(growth, goal uint64) bool { return growth > usualGrowth && goal < 2*leastHeap })
+}
+
+// park has so many goroutines wait, each with a stack of 32 KiB at least, until leave is called.
+func park(n int) (leave func()) {
+	var all sync.WaitGroup
+	over := make(chan struct{})
+	for range n {
+		all.Go(func() { deep(over) })
+	}
+	return func() {
+		close(over)
+		all.Wait()
+	}
+}
+
+//go:noinline
+func deep(over <-chan struct{}) byte {
+	var frame [20 << 10]byte
+	frame[len(over)] = 1
+	<-over
+	return frame[cap(over)]
 }
