@@ -86,18 +86,22 @@ func lookAll(all []idler) {
 	}
 }
 
-// fanOut gives streams that hold the same what is newer, as far as it is recorded, and returns those that were given nothing.
+// fanOut gives streams that hold the same what is newer, as far as it is recorded, or lets them wait on where nothing is, and returns those that have to look.
 func (h *Hub) fanOut(ctx context.Context, all []idler) (left []idler, err error) {
 	ctx, cancel := context.WithTimeout(ctx, fanOutTimeout)
 	defer cancel()
-	o, ok := h.newer(ctx, all[0])
+	o, ok := h.newest(ctx, all[0])
 	if !ok {
 		return all, nil
 	}
 	like := map[same]*recorded{}
+	do := func(some []idler) ([]idler, error) { return h.giveAll(ctx, o, like, some) }
+	if o.versionID == all[0].held.versionID {
+		do = func(some []idler) ([]idler, error) { return h.keepAll(ctx, o, some) }
+	}
 	for len(all) > 0 {
 		some := all[:min(len(all), store.MaxFanOut)]
-		missed, err := h.giveAll(ctx, o, like, some)
+		missed, err := do(some)
 		if err != nil {
 			return append(left, all...), err
 		}
@@ -106,8 +110,8 @@ func (h *Hub) fanOut(ctx context.Context, all []idler) (left []idler, err error)
 	return left, nil
 }
 
-// newer makes what streams that hold the same are to be given; false when each has to look what there is for it.
-func (h *Hub) newer(ctx context.Context, of idler) (*offer, bool) {
+// newest makes what streams that hold the same are to hold now; false when each has to look what there is for it.
+func (h *Hub) newest(ctx context.Context, of idler) (*offer, bool) {
 	e, err := h.config.Store.Entitlement(ctx, of.lease.grantUID, of.lease.instanceID)
 	if err != nil || !e.ConsentLostTime.IsZero() {
 		return nil, false
@@ -117,7 +121,7 @@ func (h *Hub) newer(ctx context.Context, of idler) (*offer, bool) {
 	}
 	o, err := h.offer(ctx, of.request, e, Rotated)
 	if err != nil || o.versionID == of.held.versionID {
-		return nil, false
+		return o, err == nil
 	}
 	compromised, err := h.compromised(ctx, of.held, e)
 	if compromised {
@@ -132,22 +136,44 @@ type same struct {
 	subscriptionID string
 }
 
+// toAll is its fan-out to streams.
+func (o *offer) toAll(all []idler) store.FanOut {
+	f := store.FanOut{
+		VersionID: o.versionID, Material: o.material, Reason: string(o.reason), Audience: o.audience, PolicyAudience: o.policyAudience,
+		ClientRequestID: o.requestID, ExpireTime: o.expireTime, To: make([]store.Recipient, len(all)),
+	}
+	for i, s := range all {
+		f.To[i] = store.Recipient{GrantUID: s.lease.grantUID, InstanceID: s.lease.instanceID, Caller: s.request.Caller}
+	}
+	return f
+}
+
+// keepAll lets those wait on that are entitled to what they hold, which is the newest; the others are returned.
+func (h *Hub) keepAll(ctx context.Context, o *offer, all []idler) (missed []idler, err error) {
+	entitled, err := h.config.Store.Entitled(ctx, time.Now(), o.toAll(all))
+	if err != nil {
+		return nil, err
+	}
+	for i, s := range all {
+		if !entitled[i].Grant.ExpireTime.Equal(s.held.grantExpireTime) { // there is none where it is not entitled
+			missed = append(missed, s)
+			continue
+		}
+		s.taken.Store(false)
+		s.signal()
+	}
+	return missed, nil
+}
+
 // giveAll has a delivery recorded to all of them, and gives it to those that it reached; the others are returned. Like is what has been given of the offer, one of each.
 func (h *Hub) giveAll(ctx context.Context, o *offer, like map[same]*recorded, all []idler) (missed []idler, err error) {
-	to := make([]store.Recipient, len(all))
-	for i, s := range all {
-		to[i] = store.Recipient{GrantUID: s.lease.grantUID, InstanceID: s.lease.instanceID, Caller: s.request.Caller}
-	}
 	select {
 	case h.turns <- struct{}{}:
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
 	now := time.Now()
-	reached, err := h.config.Store.FanOut(ctx, now, store.FanOut{
-		VersionID: o.versionID, Material: o.material, Reason: string(o.reason), Audience: o.audience, PolicyAudience: o.policyAudience,
-		ClientRequestID: o.requestID, ExpireTime: o.expireTime, To: to,
-	})
+	reached, err := h.config.Store.FanOut(ctx, now, o.toAll(all))
 	<-h.turns
 	if err != nil {
 		return nil, err

@@ -313,6 +313,48 @@ func TestFanOut_OfWhatIsNoRotation(t *testing.T) {
 	}
 }
 
+// Where nothing is newer, as when a version is gone that nobody holds any more, it is one look whether all are entitled still; who is not, or was to have something else, looks.
+func TestFanOut_OfNothingNewer(t *testing.T) {
+	inBubble(t, func(w *world) {
+		c := w.gather(20, nil)
+		defer c.leave()
+		w.rotate(2)
+		c.took("rotation", "ROTATED v2")
+		w.fanned("rotation", 1, 1)
+		change := func(step string, reads int, change func(f *fakeStore)) {
+			t.Helper()
+			w.store.change("uid", "", change)
+			w.hub.Nudge()
+			synctest.Wait()
+			w.fanned(step, 0, reads)
+			w.store.do(func(f *fakeStore) {
+				if f.judged != 1 {
+					t.Errorf("%s: judged %d times", step, f.judged)
+				}
+				f.judged = 0
+			})
+		}
+		change("a version that is gone", 1, func(f *fakeStore) { f.versions = []store.Live{live(2)} })
+		c.took("a version that is gone", "")
+		change("one that has to see for itself", 2, func(f *fakeStore) { f.missed = "instance-07" })
+		change("one whose grant has another end", 2, func(f *fakeStore) {
+			f.missed = ""
+			f.fanOutBy = func(instanceID string, g *grant.Grant) {
+				if instanceID == "instance-03" {
+					g.ExpireTime = g.ExpireTime.Add(time.Hour)
+				}
+			}
+		})
+		c.took("nothing newer", "")
+		w.store.do(func(f *fakeStore) { f.fanOutBy = nil })
+		w.rotate(3)
+		c.took("rotation", "ROTATED v3")
+		// What they were left to wait for still comes.
+		w.after(31 * time.Minute)
+		c.took("refresh", "REFRESH v3")
+	})
+}
+
 // A stream that a fan-out does not reach looks for itself; and one that reads slowly is not part of it, and gets the newest when it has read.
 func TestFanOut_WhoIsMissedAndWhoIsSlow(t *testing.T) {
 	inBubble(t, func(w *world) {

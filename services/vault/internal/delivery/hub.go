@@ -62,6 +62,7 @@ type database interface {
 	WantProbe(ctx context.Context, integrationUID string, now time.Time) error
 	Deliver(ctx context.Context, now time.Time, d store.Delivery) (lease.Lease, error)
 	FanOut(ctx context.Context, now time.Time, f store.FanOut) ([]store.Reached, error)
+	Entitled(ctx context.Context, now time.Time, f store.FanOut) ([]store.Reached, error)
 	Acknowledge(ctx context.Context, now time.Time, grantUID, instanceID string, generation int64, caller grant.Caller) (released []int64, err error)
 	CloseLease(ctx context.Context, now time.Time, grantUID, instanceID string, caller grant.Caller) error
 	Changes(ctx context.Context, after int64, limit int) (changes []store.Change, newest int64, err error)

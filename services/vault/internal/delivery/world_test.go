@@ -59,6 +59,7 @@ type fakeStore struct {
 	fanOutComes             chan struct{}
 	fanOutWaits             chan struct{}
 	fanOutFails, fanOutDies bool
+	judged                  int // how often Entitled was asked
 	// fanOutBy says by what grant it goes to an instance; nil by the standing one.
 	fanOutBy     func(instanceID string, g *grant.Grant)
 	consentLost  time.Time
@@ -186,6 +187,25 @@ func (f *fakeStore) FanOut(ctx context.Context, now time.Time, o store.FanOut) (
 		case <-wait:
 		case <-ctx.Done():
 			return nil, ctx.Err()
+		}
+	}
+	return out, nil
+}
+
+func (f *fakeStore) Entitled(_ context.Context, now time.Time, o store.FanOut) ([]store.Reached, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.judged++
+	if f.down {
+		return nil, sqldb.ErrUnavailable
+	}
+	out := make([]store.Reached, len(o.To))
+	for i, to := range o.To {
+		if f.standing.Check(now) == nil && to.InstanceID != f.missed {
+			out[i] = store.Reached{Lease: lease.Lease{UID: first(f.leaseUID, "lease")}, Grant: f.standing.Grant}
+		}
+		if f.fanOutBy != nil {
+			f.fanOutBy(to.InstanceID, &out[i].Grant)
 		}
 	}
 	return out, nil

@@ -67,38 +67,20 @@ func (s *Store) FanOut(ctx context.Context, now time.Time, f FanOut) ([]Reached,
 }
 
 func (s *Store) fanOut(ctx context.Context, tx sqldb.Tx, now time.Time, f FanOut) ([]Reached, error) {
-	asked := make([]string, len(f.To))
-	for i, r := range f.To {
-		asked[i] = r.GrantUID
-	}
-	var b sqldb.Batch
-	locked, open := make([]grant.Grant, 0, len(f.To)), make([]lease.Lease, 0, len(f.To))
-	from, args := tx.Values(listed(asked))
-	sqldb.Into(&b, &locked, grantListing.scan, lockingGrants(tx, tx.In(`uid`, `SELECT column1 FROM `+from+` v`)), args...)
-	sqldb.Into(&b, &open, scanLease, `SELECT `+leaseColumns+` FROM leases WHERE close_time = 0 AND `+tx.In(`grant_uid`, `SELECT column1 FROM `+from+` v`), args...)
-	ends := s.lockingTrail(&b)
-	if err := tx.Do(ctx, &b); err != nil {
-		return nil, fmt.Errorf("lock grants: %w", err)
-	}
-	entitled, err := entitledAlike(ctx, tx, now, f, locked)
+	var ends *[]trail
+	out, err := entitledLeases(ctx, tx, now, f, tx.ForUpdate(), func(b *sqldb.Batch) { ends = s.lockingTrail(b) })
 	if err != nil {
 		return nil, err
 	}
-	leases := make(map[instance]*lease.Lease, len(open))
-	for i := range open {
-		leases[instance{open[i].GrantUID, open[i].InstanceID}] = &open[i]
-	}
-	out := make([]Reached, len(f.To))
 	entries := make([]audit.Entry, 0, len(f.To))
 	reached := make([]string, 0, len(f.To))
 	for i, r := range f.To {
-		g, l := entitled[r.GrantUID], leases[instance{r.GrantUID, r.InstanceID}]
-		if g == nil || l == nil {
+		g, l := &out[i].Grant, &out[i].Lease
+		if l.UID == "" {
 			continue
 		}
 		l.Generation++
 		l.DeliverTime = now
-		out[i] = Reached{Lease: *l, Grant: *g}
 		reached = append(reached, l.UID)
 		e := leaseEvent(now, CredentialDelivered, *g, *l, r.Caller)
 		e.VersionID, e.Material, e.Reason, e.Audience, e.ClientRequestID, e.ExpireTime = f.VersionID, f.Material, f.Reason, f.Audience, f.ClientRequestID, f.ExpireTime
@@ -111,10 +93,56 @@ func (s *Store) fanOut(ctx context.Context, tx sqldb.Tx, now time.Time, f FanOut
 	if err != nil {
 		return nil, err
 	}
-	b = sqldb.Batch{}
-	from, args = tx.Values(listed(reached), sqldb.Micros(now))
+	var b sqldb.Batch
+	from, args := tx.Values(listed(reached), sqldb.Micros(now))
 	b.Exec(`UPDATE leases SET generation = generation + 1, deliver_time = $1 WHERE `+tx.In(`uid`, `SELECT column1 FROM `+from+` v`), args...)
 	return out, recordFanOut(ctx, tx, &b, now, t, entries)
+}
+
+// Entitled returns whom a fan-out would reach at this moment, with the leases and the grants as they are. Nothing is written.
+func (s *Store) Entitled(ctx context.Context, now time.Time, f FanOut) ([]Reached, error) {
+	var out []Reached
+	err := s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
+		out, err = entitledLeases(ctx, tx, now, f, "", func(*sqldb.Batch) {})
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("find who is entitled to %s of %d leases: %w", f.VersionID, len(f.To), err)
+	}
+	return out, nil
+}
+
+// entitledLeases finds the leases of a fan-out and their grants: those for which it finds everything that entitles them. The grants are read, or locked, first, then the leases, and last,
+// after what more is to be done, it is judged.
+func entitledLeases(ctx context.Context, tx sqldb.Tx, now time.Time, f FanOut, lock string, more func(b *sqldb.Batch)) ([]Reached, error) {
+	asked := make([]string, len(f.To))
+	for i, r := range f.To {
+		asked[i] = r.GrantUID
+	}
+	var b sqldb.Batch
+	grants, open := make([]grant.Grant, 0, len(f.To)), make([]lease.Lease, 0, len(f.To))
+	from, args := tx.Values(listed(asked))
+	sqldb.Into(&b, &grants, grantListing.scan, orderedGrants(tx.In(`uid`, `SELECT column1 FROM `+from+` v`))+lock, args...)
+	sqldb.Into(&b, &open, scanLease, `SELECT `+leaseColumns+` FROM leases WHERE close_time = 0 AND `+tx.In(`grant_uid`, `SELECT column1 FROM `+from+` v`), args...)
+	more(&b)
+	if err := tx.Do(ctx, &b); err != nil {
+		return nil, fmt.Errorf("read grants: %w", err)
+	}
+	entitled, err := entitledAlike(ctx, tx, now, f, grants)
+	if err != nil {
+		return nil, err
+	}
+	leases := make(map[instance]*lease.Lease, len(open))
+	for i := range open {
+		leases[instance{open[i].GrantUID, open[i].InstanceID}] = &open[i]
+	}
+	out := make([]Reached, len(f.To))
+	for i, r := range f.To {
+		if g, l := entitled[r.GrantUID], leases[instance{r.GrantUID, r.InstanceID}]; g != nil && l != nil {
+			out[i] = Reached{Lease: *l, Grant: *g}
+		}
+	}
+	return out, nil
 }
 
 func listed(uids []string) *sqldb.Values {
@@ -131,12 +159,12 @@ type judgedBy struct {
 	phase                                            grant.Phase
 }
 
-// entitledAlike returns those of the grants, which are locked, that are entitled to what is fanned out, by their UIDs. It has one of each kind judged, as a delivery is: a live one, of those the one
+// entitledAlike returns those of the grants that are entitled to what is fanned out, by their UIDs. It has one of each kind judged, as a delivery is: a live one, of those the one
 // that was resolved last. What the copy of the registry has to have reached for that one will do for the others.
-func entitledAlike(ctx context.Context, tx sqldb.Tx, now time.Time, f FanOut, locked []grant.Grant) (map[string]*grant.Grant, error) {
+func entitledAlike(ctx context.Context, tx sqldb.Tx, now time.Time, f FanOut, grants []grant.Grant) (map[string]*grant.Grant, error) {
 	kinds := map[judgedBy][]*grant.Grant{}
-	for i := range locked {
-		if g := &locked[i]; g.State(now) == grant.Active {
+	for i := range grants {
+		if g := &grants[i]; g.State(now) == grant.Active {
 			k := judgedBy{g.Account, g.IntegrationUID, g.ProjectUID, g.Incarnation, g.Phase}
 			kinds[k] = append(kinds[k], g)
 		}
@@ -159,7 +187,7 @@ func entitledAlike(ctx context.Context, tx sqldb.Tx, now time.Time, f FanOut, lo
 	if err != nil {
 		return nil, fmt.Errorf("judge grants: %w", err)
 	}
-	out := make(map[string]*grant.Grant, len(locked))
+	out := make(map[string]*grant.Grant, len(grants))
 	for _, uid := range fit {
 		for _, g := range alike[uid] {
 			out[g.UID] = g

@@ -509,10 +509,20 @@ func TestFanOut_JudgesOneOfEachKind(t *testing.T) {
 		c.exec(`INSERT INTO frozen_accounts (account, reason, freeze_time) VALUES ('other', 'because', 1)`)
 		reached := func(step string, want ...string) {
 			c.t.Helper()
+			f := wide(order("", "a", "v2"), grants...)
+			entitled, err := c.store.Entitled(c.t.Context(), start, f)
+			if err != nil {
+				c.t.Fatal(err)
+			}
 			var have []string
-			for _, r := range c.fanOut(c.store, start, wide(order("", "a", "v2"), grants...)) {
+			for i, r := range c.fanOut(c.store, start, f) {
 				if r != (store.Reached{}) {
 					have = append(have, r.Grant.UID)
+					r.Lease.Generation-- // nothing else has been written in between
+					entitled[i].Lease.DeliverTime = r.Lease.DeliverTime
+				}
+				if r != entitled[i] {
+					c.t.Errorf("%s: %+v was entitled, and reached was %+v", step, entitled[i], r)
 				}
 			}
 			if !slices.Equal(have, want) {

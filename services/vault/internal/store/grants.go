@@ -209,7 +209,11 @@ func lockGrants(ctx context.Context, tx sqldb.Tx, which string, args ...any) ([]
 }
 
 func lockingGrants(tx sqldb.Tx, where string) string {
-	return `SELECT ` + grantColumns + ` FROM grants WHERE ` + where + ` ORDER BY uid` + tx.ForUpdate()
+	return orderedGrants(where) + tx.ForUpdate()
+}
+
+func orderedGrants(where string) string {
+	return `SELECT ` + grantColumns + ` FROM grants WHERE ` + where + ` ORDER BY uid`
 }
 
 func (s *Store) findGrant(ctx context.Context, where string, key ...any) (grant.Grant, error) {
