@@ -169,6 +169,27 @@ func TestFanOut_GivesARotationToAllAtOnce(t *testing.T) {
 	})
 }
 
+// Streams are given what is new in the order in which they came.
+func TestFanOut_GoesByTheirComing(t *testing.T) {
+	inBubble(t, func(w *world) {
+		var want []string
+		for i := range 20 {
+			name := fmt.Sprint("instance-", (i*7)%20)
+			want = append(want, name)
+			defer w.gather(1, func(_ int, r *delivery.Request) { r.InstanceID = name }).leave()
+		}
+		before := len(w.recorded())
+		w.rotate(2)
+		var have []string
+		for _, d := range w.recorded()[before:] {
+			have = append(have, d.InstanceID)
+		}
+		if !slices.Equal(have, want) {
+			t.Errorf("recorded for %q, want %q", have, want)
+		}
+	})
+}
+
 // What is the same in many deliveries is made for one of them: of those that say the same but for their lease, their generation and their grant's end.
 func TestFanOut_MakesOnceWhatIsAlike(t *testing.T) {
 	inBubble(t, func(w *world) {

@@ -116,6 +116,7 @@ type Hub struct {
 
 	mu       sync.Mutex
 	streams  map[*stream]struct{}
+	joined   uint64                 // how many ever have
 	woken    int64                  // how often wake was called
 	byLease  map[leaseKey][]*stream // those that were not told to go, the oldest first
 	draining bool
@@ -124,6 +125,8 @@ type Hub struct {
 
 // stream is one live stream. Its handler's goroutine is the only one it has.
 type stream struct {
+	// number is one more than that of the stream that joined before.
+	number         uint64
 	lease          leaseKey
 	integrationUID string
 	account        string
@@ -308,6 +311,8 @@ func (h *Hub) join(g grant.Grant, r *Request, since int64) (*stream, error) {
 	if h.draining {
 		return nil, ErrDraining
 	}
+	h.joined++
+	s.number = h.joined
 	h.streams[s] = struct{}{}
 	if h.woken != since {
 		s.look()
