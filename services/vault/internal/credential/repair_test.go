@@ -156,3 +156,37 @@ func TestDecide_NothingThatIsRefusedForGoodKeepsTheRestAway(t *testing.T) {
 		}
 	}
 }
+
+// TestDecide_WhenTheTenantIsAskedNext has questions go unanswered for as long as they are put off, and not a moment longer.
+func TestDecide_WhenTheTenantIsAskedNext(t *testing.T) {
+	timing := credential.Production()
+	for name, tt := range map[string]struct {
+		facts credential.Facts
+		op    string
+		in    time.Duration
+	}{
+		"while refusals add up to the loss of consent": {func() credential.Facts {
+			f := facts(version("a", 1, credential.Active, func(v *credential.Version) { v.ActivateTime = epoch }))
+			f.Application.ConsentRefusals, f.Application.ObserveTime = 1, epoch
+			return f
+		}(), "ask_tenant", timing.ConsentWindow / 4},
+		"once consent is lost": {func() credential.Facts {
+			f := facts(version("a", 1, credential.Active, func(v *credential.Version) { v.ActivateTime = epoch }))
+			f.Application.Consented, f.Application.ConsentTime, f.Application.ObserveTime = false, epoch, epoch
+			return f
+		}(), "ask_tenant", timing.AwaitInterval},
+		"at home, when it did not answer": {func() credential.Facts {
+			f := facts(version("a", 1, credential.Staged, func(v *credential.Version) { v.NextTime = epoch.Add(40*time.Second + 1) }))
+			f.Application.Consented, f.Application.ReadyTime, f.Application.ActivateTime = false, time.Time{}, time.Time{}
+			return f
+		}(), "ask_home_tenant", 40*time.Second + time.Microsecond}, // as the store has times
+	} {
+		wait, ok := credential.Decide(epoch, tt.facts, timing).(credential.Wait)
+		if !ok || !wait.Until.Equal(epoch.Add(tt.in)) {
+			t.Errorf("%s: it waits (%t) until %s, want %s", name, ok, wait.Until, epoch.Add(tt.in))
+		}
+		if op := credential.Decide(epoch.Add(tt.in), tt.facts, timing).Op(); op != tt.op {
+			t.Errorf("%s: then it is %s, want %s", name, op, tt.op)
+		}
+	}
+}
