@@ -585,12 +585,12 @@ func (s *stage) facts() store.Facts {
 // until waits in fake time for something to be so.
 func (s *stage) until(what string, limit time.Duration, so func(f store.Facts) bool) store.Facts {
 	s.t.Helper()
-	for end := time.Now().Add(limit); ; time.Sleep(s.look) {
+	for end := time.Now().Add(limit); ; time.Sleep(min(s.look, time.Until(end))) {
 		f := s.facts()
 		if so(f) {
 			return f
 		}
-		if time.Now().After(end) {
+		if !time.Now().Before(end) {
 			_, conditions := s.registry.last()
 			s.t.Log(s.log.String())
 			s.t.Fatalf("%s: not within %s; conditions %s; versions %v", what, limit, conditions, f.Versions)
