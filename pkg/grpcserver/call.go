@@ -28,11 +28,11 @@ type call struct {
 	caller Identity
 	known  bool // caller is set: the configuration knows the peer
 
-	arrival *arrival       // of its first message
-	handle  func() error   // what the chain ends in
-	touch   func()         // called with each message of a stream, for the idle limit; may be nil
-	checks  []messageCheck // on each received message
-	ends    []func(err error) error
+	patience *patience
+	handle   func() error   // what the chain ends in
+	touch    func()         // called with each message of a stream, for the idle limit; may be nil
+	checks   []messageCheck // on each received message
+	ends     []func(err error) error
 
 	mu sync.Mutex // for streams: RecvMsg and SendMsg may run at once
 	// first is the first message received.
@@ -155,7 +155,7 @@ func (s *Server) begin(ctx context.Context, full string) (*call, error) {
 	if m == nil {
 		return nil, rpcerr.New(codes.PermissionDenied, rpcerr.ReasonCallerNotAllowed, "nobody may call this method")
 	}
-	return &call{ctx: ctx, method: m, began: time.Now(), arrival: arrivalOf(ctx)}, nil
+	return &call{ctx: ctx, method: m, began: time.Now(), patience: patienceOf(ctx)}, nil
 }
 
 // room is how much of its stack a unary call is likely to need.
@@ -179,7 +179,7 @@ func (s *Server) unary(
 	if err != nil {
 		return nil, err
 	}
-	c.arrival.done()
+	c.patience.arrived()
 	makeRoom(0)
 	msg, ok := req.(proto.Message)
 	if !ok {
@@ -226,7 +226,7 @@ func (s *checkedStream) RecvMsg(m any) error {
 	if err := s.ServerStream.RecvMsg(m); err != nil {
 		return err
 	}
-	s.c.arrival.done()
+	s.c.patience.arrived()
 	if s.c.touch != nil {
 		s.c.touch()
 	}

@@ -268,20 +268,15 @@ func (s *Server) limitTime(c *call) error {
 		}
 		return nil
 	}
-	ctx, cancel := context.WithCancelCause(c.ctx)
-	stop := context.AfterFunc(s.streams, func() { cancel(context.Cause(s.streams)) })
-	c.ctx = ctx
-	var idle *time.Timer
+	p := c.patience
+	stop := context.AfterFunc(s.streams, func() { p.cancel(context.Cause(s.streams)) })
 	if s.cfg.StreamIdle > 0 {
-		idle = time.AfterFunc(s.cfg.StreamIdle, func() { cancel(errIdle) })
-		c.touch = func() { idle.Reset(s.cfg.StreamIdle) }
+		c.touch = func() { p.timer.Reset(s.cfg.StreamIdle) }
 	}
 	c.after(func(err error) error {
-		if idle != nil {
-			idle.Stop()
-		}
+		p.timer.Stop()
 		stop()
-		cancel(nil)
+		p.cancel(nil)
 		return err
 	})
 	return nil
