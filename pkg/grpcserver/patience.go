@@ -2,6 +2,7 @@ package grpcserver
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc/tap"
@@ -42,4 +43,39 @@ func (p *patience) arrived() {
 		p.unwatch = nil
 	}
 	p.timer.Stop()
+}
+
+// streams are the streams that have not ended.
+type streams struct {
+	mu   sync.Mutex
+	open map[*patience]struct{}
+	// ended is why all of them were ended; nil before.
+	ended error
+}
+
+// add adds a stream. After end it is ended at once.
+func (s *streams) add(p *patience) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended != nil {
+		p.cancel(s.ended)
+		return
+	}
+	s.open[p] = struct{}{}
+}
+
+func (s *streams) remove(p *patience) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.open, p)
+}
+
+// end ends all streams, now and from now on.
+func (s *streams) end(why error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ended = why
+	for p := range s.open {
+		p.cancel(why)
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"slices"
 	"strings"
@@ -160,6 +161,9 @@ func TestRequestID(t *testing.T) {
 	srv := grpctest.Start(t, config(notetest.Service{Get: func(ctx context.Context, _ *dynamicpb.Message) (*dynamicpb.Message, error) {
 		seen = grpcserver.RequestID(ctx)
 		return notetest.Note(""), nil
+	}, Watch: func(_ *dynamicpb.Message, stream grpc.ServerStream) error {
+		seen = grpcserver.RequestID(stream.Context())
+		return nil
 	}}))
 	conn := srv.Dial(t, operator)
 	for _, tt := range []struct {
@@ -186,6 +190,15 @@ func TestRequestID(t *testing.T) {
 			}
 		})
 	}
+	t.Run("of a stream it is told at its end", func(t *testing.T) {
+		stream := open(t.Context(), t, conn, "Watch", "")
+		if err := stream.RecvMsg(notetest.Note("")); !errors.Is(err, io.EOF) {
+			t.Fatal(err)
+		}
+		if got := stream.Trailer().Get("x-request-id"); len(got) != 1 || got[0] != seen || seen == "" {
+			t.Errorf("handler saw %q, trailer %q", seen, got)
+		}
+	})
 	t.Run("travels on by our client", func(t *testing.T) {
 		if err := conn.Invoke(obs.WithRequestID(t.Context(), "from-upstream"), notetest.Method("Get"), notetest.Request(""), notetest.Note("")); err != nil {
 			t.Fatal(err)

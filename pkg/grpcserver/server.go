@@ -147,9 +147,8 @@ type Server struct {
 	health     *healthState
 	steps      []step
 	// streams is the ancestor of every stream's life; its cause says why they had to end.
-	streams    context.Context
-	endStreams context.CancelCauseFunc
-	ran        atomic.Bool
+	streams streams
+	ran     atomic.Bool
 }
 
 // New checks that every method which Register registers declares its callers, and builds the server. It accepts no
@@ -163,8 +162,7 @@ func New(cfg Config) (*Server, error) {
 	cfg.Drain = orDefault(cfg.Drain, defaultDrain)
 	cfg.Log = cfg.Log.With(slog.String(obs.KeyListener, cfg.Name))
 
-	s := &Server{cfg: cfg, identities: map[string]Identity{}, limits: newLimits(cfg.Limits)}
-	s.streams, s.endStreams = context.WithCancelCause(context.Background())
+	s := &Server{cfg: cfg, identities: map[string]Identity{}, limits: newLimits(cfg.Limits), streams: streams{open: map[*patience]struct{}{}}}
 	for _, id := range cfg.Identities {
 		s.identities[id.ID] = id
 	}
@@ -255,7 +253,7 @@ func (s *Server) Run(ctx context.Context) error {
 
 	select {
 	case err := <-served:
-		s.endStreams(errDraining)
+		s.streams.end(errDraining)
 		s.grpc.Stop()
 		return fmt.Errorf("grpc server %s: serve: %w", s.cfg.Name, err)
 	case <-ctx.Done():
@@ -288,7 +286,7 @@ func (s *Server) drain(ctx context.Context) error {
 		s.cfg.OnDrain(hook, sendAway)
 		done()
 	}
-	s.endStreams(errDraining)
+	s.streams.end(errDraining)
 	sendAway()
 	select {
 	case <-stopped:

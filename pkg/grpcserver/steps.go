@@ -54,8 +54,9 @@ func (s *Server) protect(f func() error) error {
 	return err
 }
 
-// requestID believes the caller's request ID or makes one, and sends it back. A unary call that fails carries it in the
-// trailer: a header would make the response more than trailers, and clients repeat nothing that has begun to be answered.
+// requestID believes the caller's request ID or makes one, and sends it back. A call that fails carries it in the
+// trailer: a header would make the response more than trailers, and clients repeat nothing that has begun to be answered. So does a
+// stream, since gRPC keeps headers until it ends.
 func (s *Server) requestID(c *call) error {
 	if got := metadata.ValueFromIncomingContext(c.ctx, requestIDHeader); len(got) == 1 && saneRequestID.MatchString(got[0]) {
 		c.id = got[0]
@@ -64,20 +65,13 @@ func (s *Server) requestID(c *call) error {
 	}
 	transport := c.ctx
 	c.ctx = obs.WithRequestID(c.ctx, c.id)
-	md := metadata.Pairs(requestIDHeader, c.id)
-	if c.method.class == classStream {
-		if err := grpc.SetHeader(transport, md); err != nil {
-			return fmt.Errorf("send request id: %w", err)
-		}
-		return nil
-	}
 	c.after(func(err error) error {
 		set := grpc.SetHeader
-		if err != nil {
+		if err != nil || c.method.class == classStream {
 			set = grpc.SetTrailer
 		}
 		// It can only fail when the caller is gone.
-		_ = set(transport, md)
+		_ = set(transport, metadata.Pairs(requestIDHeader, c.id))
 		return err
 	})
 	return nil
@@ -269,13 +263,13 @@ func (s *Server) limitTime(c *call) error {
 		return nil
 	}
 	p := c.patience
-	stop := context.AfterFunc(s.streams, func() { p.cancel(context.Cause(s.streams)) })
+	s.streams.add(p)
 	if s.cfg.StreamIdle > 0 {
 		c.touch = func() { p.timer.Reset(s.cfg.StreamIdle) }
 	}
 	c.after(func(err error) error {
+		s.streams.remove(p)
 		p.timer.Stop()
-		stop()
 		p.cancel(nil)
 		return err
 	})

@@ -315,15 +315,13 @@ func (s *stream) wait(ctx context.Context, held *holding) (due bool, err error) 
 	if held.end.Before(at) {
 		at = held.end
 	}
-	t := time.NewTimer(time.Until(at))
+	t := time.AfterFunc(time.Until(at), s.signal)
 	defer t.Stop()
 	s.idle.Store(held)
 	defer s.idle.Store(nil)
 	if s.window.Load() == nil && s.why.Load() == nil { // of which it may have been told before it waited
 		select {
 		case <-s.wake:
-		case <-t.C:
-			due = true
 		case <-ctx.Done():
 			return false, ctx.Err()
 		}
@@ -331,7 +329,7 @@ func (s *stream) wait(ctx context.Context, held *holding) (due bool, err error) 
 	if why := s.why.Load(); why != nil {
 		return false, *why
 	}
-	return due, nil
+	return !time.Now().Before(at), nil
 }
 
 // bearable reports whether a stream that could not renew stays up on what it holds, because nobody said that it may not.
