@@ -19,10 +19,10 @@ func TestGrowthFor(t *testing.T) {
 		{"little is in use", 8 << 20, 0, 700},
 		{"roots are counted", 8 << 20, 6 << 20, 400},
 		{"half of it", 32 << 20, 0, 100},
-		{"more than half", 48 << 20, 0, 75},
-		{"more than all", 1 << 30, 0, 75},
-		{"many stacks", 64 << 20, 64 << 20, 37},
-		{"more stacks than anything", 100 << 20, 300 << 20, 18},
+		{"more than half", 48 << 20, 0, 50},
+		{"more than all", 1 << 30, 0, 50},
+		{"many stacks", 64 << 20, 64 << 20, 25},
+		{"more stacks than anything", 100 << 20, 300 << 20, 12},
 		{"next to nothing", 1 << 10, 0, 1599},
 	} {
 		if got := growthFor(tt.live, tt.roots); got != tt.want {
