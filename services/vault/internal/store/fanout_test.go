@@ -1,17 +1,13 @@
 package store_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"math"
-	"os"
 	"regexp"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -19,7 +15,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"phasekey.dev/pkg/chain"
-	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/pkg/sqldbtest"
 	"phasekey.dev/services/vault/internal/audit"
 	"phasekey.dev/services/vault/internal/audit/audittest"
@@ -564,91 +559,6 @@ func TestFanOut_IsFewStatements(t *testing.T) {
 			c.t.Errorf("%d statements for one, %d for all", one, all)
 		}
 	})
-}
-
-// databaseTime is what PostgreSQL's processes have had of the processors; SQLite has none.
-func (c *counter) databaseTime() (sum time.Duration) {
-	c.t.Helper()
-	if c.db.Driver() != sqldb.DriverPostgres {
-		return 0
-	}
-	for _, pid := range c.rows(1, `SELECT pid FROM pg_stat_activity`) {
-		text, err := os.ReadFile("/proc/" + pid + "/stat")
-		if err != nil {
-			continue // it is over
-		}
-		fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
-		for _, field := range fields[11:13] {
-			ticks, err := strconv.ParseInt(field, 10, 64)
-			if err != nil {
-				c.t.Fatal(err)
-			}
-			sum += time.Duration(ticks) * 10 * time.Millisecond
-		}
-	}
-	return sum
-}
-
-// BenchmarkFanOut is one credential for as many leases as one record has, of a database that has twice as many.
-func BenchmarkFanOut(b *testing.B) {
-	migrations, err := store.Migrations()
-	if err != nil {
-		b.Fatal(err)
-	}
-	lite := sqldbtest.SQLiteConfig(b)
-	lite.Volatile = false
-	for name, config := range map[string]sqldb.Config{"sqlite": lite, "postgres": sqldbtest.MigratedPostgresConfig(b, migrations)} {
-		b.Run(name, func(b *testing.B) {
-			db, err := sqldb.Open(b.Context(), config, migrations)
-			if err != nil {
-				b.Fatal(err)
-			}
-			defer func() { _ = db.Close() }()
-			c := &counter{t: b, db: db, store: store.New(db, audittest.Keys(1))}
-			for _, table := range []string{"leases", "grants", "credential_versions", "applications", "audit_events", "audit_fanouts"} {
-				c.exec(`DELETE FROM ` + table)
-			}
-			divide(b, db, 1)
-			c.furnish()
-			var all []string
-			var group sync.WaitGroup
-			for i := range 2 * store.MaxFanOut {
-				all = append(all, fmt.Sprintf("g%05d", i))
-			}
-			for some := range slices.Chunk(all, 100) {
-				group.Go(func() {
-					for _, uid := range some {
-						c.grant(uid)
-						if _, err := c.store.Deliver(b.Context(), start, order(uid, "a", "v2")); err != nil {
-							b.Error(err)
-							return
-						}
-					}
-				})
-			}
-			group.Wait()
-			some := wide(order("", "a", "v2"), all...)
-			own, others := processorTime(b), c.databaseTime()
-			b.ResetTimer()
-			for i := range b.N {
-				f := some
-				f.To = some.To[i%2*store.MaxFanOut:][:store.MaxFanOut]
-				got, err := c.store.FanOut(b.Context(), start, f)
-				if err != nil || got[0] == (store.Reached{}) {
-					b.Fatal(err)
-				}
-			}
-			b.StopTimer()
-			b.ReportMetric(float64(b.N*store.MaxFanOut)/b.Elapsed().Seconds(), "deliveries/s")
-			b.ReportMetric(float64((processorTime(b)-own).Microseconds())/float64(b.N*store.MaxFanOut), "cpu-us/delivery")
-			b.ReportMetric(float64((c.databaseTime()-others).Microseconds())/float64(b.N*store.MaxFanOut), "db-cpu-us/delivery")
-			began := time.Now()
-			if err := c.store.ExpandFanOuts(b.Context()); err != nil {
-				b.Fatal(err)
-			}
-			b.ReportMetric(float64(b.N*store.MaxFanOut)/time.Since(began).Seconds(), "expanded/s")
-		})
-	}
 }
 
 // Whoever waited for another that was writing the same fan-out goes on with those behind it: what a lease was given last is among the events by then.

@@ -13,9 +13,7 @@ import (
 	"time"
 
 	"phasekey.dev/pkg/sqldb"
-	"phasekey.dev/pkg/sqldbtest"
 	"phasekey.dev/services/vault/internal/audit"
-	"phasekey.dev/services/vault/internal/audit/audittest"
 	"phasekey.dev/services/vault/internal/store"
 	"phasekey.dev/services/vault/internal/tail"
 )
@@ -29,50 +27,35 @@ func BenchmarkDeliver_UnderTails(b *testing.B) {
 		rounds  = 5
 		round   = time.Second
 	)
-	migrations, err := store.Migrations()
-	if err != nil {
-		b.Fatal(err)
-	}
-	lite := sqldbtest.SQLiteConfig(b)
-	lite.Volatile = false
-	for name, config := range map[string]sqldb.Config{"sqlite": lite, "postgres": sqldbtest.MigratedPostgresConfig(b, migrations)} {
-		b.Run(name, func(b *testing.B) {
-			db, err := sqldb.Open(b.Context(), config, migrations)
-			if err != nil {
-				b.Fatal(err)
-			}
-			defer func() { _ = db.Close() }()
-			c := &counter{t: b, db: db, store: store.New(db, audittest.Keys(1))}
-			divide(b, db, 1)
-			c.furnish()
-			for i := range callers {
-				c.grant(fmt.Sprint("g", i))
-			}
-			crowds := []int{0, 1, tail.PerCaller, 100}
-			rates, costs, told := map[int][]float64{}, map[int][]float64{}, map[int]int64{}
-			for b.Loop() {
-				for range rounds {
-					for _, tails := range crowds {
-						stop := follow(b, c.store, tails)
-						before := processorTime(b)
-						n := float64(deliverFor(b, c.store, callers, round))
-						rates[tails] = append(rates[tails], n)
-						costs[tails] = append(costs[tails], float64((processorTime(b)-before).Microseconds())/n)
-						told[tails] += stop()
-					}
+	onBothEngines(b, func(b *testing.B, db *sqldb.DB) {
+		c := anew(b, db)
+		for i := range callers {
+			c.grant(fmt.Sprint("g", i))
+		}
+		crowds := []int{0, 1, tail.PerCaller, 100}
+		rates, costs, told := map[int][]float64{}, map[int][]float64{}, map[int]int64{}
+		for b.Loop() {
+			for range rounds {
+				for _, tails := range crowds {
+					stop := follow(b, c.store, tails)
+					before := processorTime(b)
+					n := float64(deliverFor(b, c.store, callers, round))
+					rates[tails] = append(rates[tails], n)
+					costs[tails] = append(costs[tails], float64((processorTime(b)-before).Microseconds())/n)
+					told[tails] += stop()
 				}
 			}
-			b.ReportMetric(median(rates[0])/round.Seconds(), "deliveries/s")
-			b.ReportMetric(median(costs[0]), "cpu-us/delivery")
-			for _, tails := range crowds[1:] {
-				if told[tails] == 0 {
-					b.Errorf("%d tails were told nothing", tails)
-				}
-				b.ReportMetric(medianOf(rates[tails], rates[0]), fmt.Sprintf("rate_x_%d_tails", tails))
-				b.ReportMetric(medianOf(costs[tails], costs[0]), fmt.Sprintf("cpu_x_%d_tails", tails))
+		}
+		b.ReportMetric(median(rates[0])/round.Seconds(), "deliveries/s")
+		b.ReportMetric(median(costs[0]), "cpu-us/delivery")
+		for _, tails := range crowds[1:] {
+			if told[tails] == 0 {
+				b.Errorf("%d tails were told nothing", tails)
 			}
-		})
-	}
+			b.ReportMetric(medianOf(rates[tails], rates[0]), fmt.Sprintf("rate_x_%d_tails", tails))
+			b.ReportMetric(medianOf(costs[tails], costs[0]), fmt.Sprintf("cpu_x_%d_tails", tails))
+		}
+	})
 }
 
 // processorTime is what this process has used.
