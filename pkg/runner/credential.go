@@ -52,6 +52,14 @@ type Credential struct {
 // valid reports whether what is held works at now, by this machine's clock.
 func (c Credential) valid(now time.Time) bool { return now.Before(c.ExpireTime) }
 
+// lasting is c with the token that is held, if that is as good and ends later. Each replica of the vault keeps tokens of its own: while Entra ID is away, the next one may have an older one.
+func (c Credential) lasting(held Credential) Credential {
+	if alike := held.Lease == c.Lease && held.Version == c.Version && held.Audience == c.Audience; alike && !c.Token.IsZero() && held.ExpireTime.After(c.ExpireTime) {
+		c.Token, c.IssueTime, c.ExpireTime = held.Token, held.IssueTime, held.ExpireTime
+	}
+	return c
+}
+
 // newCredential takes a message of the vault apart. It is errUnusable if the material that was asked for is not in it, or
 // does not work at now.
 func newCredential(now time.Time, material typev1.Material, m *vaultv1.Credential) (Credential, error) {

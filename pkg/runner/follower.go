@@ -244,6 +244,9 @@ func (f *follower) take(ctx context.Context, now time.Time, id int, s *stream, m
 	}
 	f.warned = ""
 	if !late {
+		if m.GetReason() != vaultv1.Credential_REASON_COMPROMISED {
+			c = c.lasting(held)
+		}
 		f.r.state.put(c)
 	}
 	for older, o := range f.live {

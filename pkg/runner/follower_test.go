@@ -170,6 +170,20 @@ func TestRunner_Stream(t *testing.T) {
 		{"one that owes nothing before the grant's end is not overdue", []step{accept(),
 			sendThis("until the grant's end", func(c *vaultv1.Credential) { c.GrantExpireTime = c.GetRefreshTime() }), noStream(3 * time.Hour)}},
 		{"the first message of a new stream may be older", []step{accept(), send(5), pass(time.Minute), end(unavailable), accept(), send(4), holds(5), send(6), holds(6)}},
+		{"a token that ends sooner leaves the one that is held", []step{accept(), send(1), pass(30 * time.Minute), end(unavailable), accept(),
+			sendThis("the token of a replica that cannot ask for a newer one", func(c *vaultv1.Credential) {
+				c.Generation, c.ExpireTime, c.RefreshTime = 2, timestamppb.New(time.Now().Add(10*time.Minute)), timestamppb.New(time.Now().Add(9*time.Minute))
+			}), pass(20 * time.Minute), {"holds the first token, by the second delivery", func(w *world) {
+				if c, err := w.now(); err != nil || c.Generation != 2 || c.Token.Expose() != tokenCanary+"1" {
+					w.t.Errorf("holds %s of %d, %v", c.Token.Expose(), c.Generation, err)
+				}
+			}}, pass(11 * time.Minute), holdsNothing()}},
+		{"a token that ends sooner, for the one before is in other hands", []step{accept(), send(1), sendThis("compromised", func(c *vaultv1.Credential) {
+			c.Generation, c.Reason, c.ExpireTime = 2, vaultv1.Credential_REASON_COMPROMISED, timestamppb.New(time.Now().Add(10*time.Minute))
+		}), pass(11 * time.Minute), holdsNothing()}},
+		{"a token that ends sooner, of another version", []step{accept(), send(1), sendThis("rotated", func(c *vaultv1.Credential) {
+			c.Generation, c.CredentialVersion, c.ExpireTime = 2, 2, timestamppb.New(time.Now().Add(10*time.Minute))
+		}), pass(11 * time.Minute), holdsNothing()}},
 		{"another lease starts counting anew", []step{accept(), send(5), pass(time.Minute), end(unavailable), accept(),
 			{"send 1 of another lease", func(w *world) { w.s.Send(with(credential(1), func(c *vaultv1.Credential) { c.Lease = "lease-2" })) }}, holds(1)}},
 	}

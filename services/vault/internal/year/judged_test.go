@@ -114,6 +114,8 @@ func TestJudge_ARunnerWithoutAToken(t *testing.T) {
 	}{
 		{name: "a replica answers all the time", want: "had no token from 2000-01-01 01:00:00 +0000 UTC to 2000-01-01 01:15:00 +0000 UTC"},
 		{name: "no replica answers", between: map[time.Duration]event{30 * time.Minute: answers{"vault-0/1", false}, 70 * time.Minute: answers{"vault-0/2", true}}},
+		{name: "Entra is away, and still is", between: map[time.Duration]event{30 * time.Minute: clouds{noEntra, true}}},
+		{name: "Entra was away for a moment", between: map[time.Duration]event{30 * time.Minute: clouds{noEntra, true}, 31 * time.Minute: clouds{noEntra, false}}, want: "had no token"},
 		{name: "another replica does", between: map[time.Duration]event{
 			20 * time.Minute: answers{"vault-1/1", true}, 30 * time.Minute: answers{"vault-0/1", false}, 70 * time.Minute: answers{"vault-0/2", true},
 		}, want: "had no token"},

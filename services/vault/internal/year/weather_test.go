@@ -111,7 +111,11 @@ func (w *world) is(k kind) (is bool) {
 func (w *weather) overlap(in span, kinds ...kind) time.Duration {
 	var total time.Duration
 	for _, k := range kinds {
-		for _, s := range w.history[k] {
+		all := w.history[k]
+		if w.is(k) {
+			all = append(slices.Clip(all), span{w.began[k], in.to})
+		}
+		for _, s := range all {
 			from, to := later(s.from, in.from), earlier(s.to, in.to)
 			total += max(0, to.Sub(from))
 		}
