@@ -297,9 +297,12 @@ func (j *judge) stood(application string) (out []span) {
 	return out
 }
 
-// works are the spans in which a version of the application works everywhere and is the vault's.
+// works are the spans in which a version of the application that was ACTIVE once works everywhere and is the vault's.
 func (j *judge) works(application string, v row) (out []span) {
-	whole := span{v.add, j.now}
+	if v.activate.IsZero() {
+		return nil
+	}
+	whole := span{later(v.add, v.activate), j.now}
 	limit := func(end time.Time) {
 		if !end.IsZero() {
 			whole.to = earlier(whole.to, end)

@@ -298,6 +298,7 @@ func (e changed) happen(j *judge) {
 	case "password.removed":
 		s := j.secrets[e.Key]
 		s.removed, s.refused = e.Time, anywhere
+		j.wasKnown(e.Key, s)
 		delete(j.present[s.application], e.Key)
 		j.counts["passwords removed"]++
 		for _, h := range s.holds {
@@ -365,6 +366,9 @@ func (e receipt) happen(j *judge) {
 		j.fail("I2: %s was given an assertion of version %d of %s by a key that it was not proven with", e.Job, e.Version, name)
 	}
 	if e.Material == lease.ClientSecret {
+		if !s.removed.IsZero() && !j.excused(e.Integration, e.Version, j.now) && j.left[e.Integration].IsZero() {
+			j.fail("I3: %s was given the secret of version %d of %s, which was removed at %s", e.Job, e.Version, name, s.removed.UTC())
+		}
 		h := &hold{job: e.Job, integration: e.Integration, until: e.GrantExpire, number: e.Version}
 		s.holds, b.holds = append(s.holds, h), append(b.holds, h)
 	}
@@ -390,23 +394,43 @@ func (j *judge) replacesWorking(application string, all []row, v row) bool {
 
 // happen ends what is claimed for a job.
 func (e released) happen(j *judge) {
-	if b := j.runs[e.Job]; b != nil {
-		for _, h := range b.holds {
-			h.until = earlier(h.until, j.now)
-		}
+	b := j.runs[e.Job]
+	if b == nil {
+		return
+	}
+	j.reads(b)
+	for _, h := range b.holds {
+		h.until = earlier(h.until, j.now)
 	}
 }
 
-func (e over) happen(j *judge) { delete(j.runs, e.Job) }
+func (e over) happen(j *judge) {
+	if b := j.runs[e.Job]; b != nil {
+		j.reads(b)
+	}
+	delete(j.runs, e.Job)
+}
 
-// gap judges that a runner which reads, and whose job goes on, always has a token that is valid.
+// reads judges what a runner has that reads no longer.
+func (j *judge) reads(b *run) {
+	if b.held != nil && j.now.Sub(b.held.Expire) > onItsWay {
+		j.gap(b, *b.held)
+	}
+	b.held = nil
+}
+
+// onItsWay is how long after its token a runner may be given the next one.
+const onItsWay = 3 * time.Minute
+
+// gap judges that a runner which reads, and whose job goes on, always has a token that is valid, but for as long as there was nobody to ask for one, or to give it, and ten minutes.
 func (j *judge) gap(b *run, e receipt) {
 	if b.held == nil || e.Slow || !j.left[e.Integration].IsZero() || e.Material != lease.AccessToken || !b.held.Expire.Before(j.now) {
 		return
 	}
 	j.counts["runners without a token"]++
 	window := span{b.held.Issue, j.now}
-	if j.weather.overlap(window, noEntra, noSQL, noRegistry, nobody) > 10*time.Minute || !j.consented(e.Integration, window) || j.gapped(e.Integration, window) {
+	rain := j.weather.overlap(window, noEntra, noSQL, noRegistry, nobody)
+	if rain > 10*time.Minute && j.now.Sub(b.held.Expire) <= rain+10*time.Minute || !j.consented(e.Integration, window) || j.gapped(e.Integration, window) {
 		return
 	}
 	j.fail("%s had no token from %s to %s; it rained: %s\n%s", e.Job, b.held.Expire.UTC(), j.now, j.weather.in(window), j.table(j.versions[e.Integration]))
@@ -468,6 +492,7 @@ func (j *judge) forget() {
 		over := !s.removed.IsZero() && j.now.Sub(s.removed) > forgetAfter
 		if over {
 			delete(j.grants, key)
+			delete(j.answers, shown{s.application, key})
 		}
 		return over
 	})
@@ -568,19 +593,30 @@ func (j *judge) noneUnknown(uid string, i *integrationKnown, rows []row) {
 	}
 	for _, key := range slices.Sorted(maps.Keys(j.present[i.client])) {
 		s := j.present[i.client][key]
-		if known[key] {
-			continue
-		}
-		since, consented := j.consentedSince(uid)
-		if !consented {
-			continue // a sweep waits for a sign that the ACTIVE version works
-		}
-		since = later(since, s.added)
-		allowed := 3*j.timing.ReconcileInterval + 3*time.Hour + j.weather.overlap(span{since, j.now}, noSQL, noEntra, noGraph, throttled, lossy, noRedis)
-		if j.now.Sub(since) > allowed {
+		if !known[key] && j.tooLong(uid, s) {
 			j.fail("I4: %s has had a secret (%s) since %s that the vault does not know\n%s", i.name, key, s.added.UTC(), j.table(rows))
 		}
 	}
+}
+
+// wasKnown judges a secret that is removed, if no version of the vault's ever had it: a look may have missed it.
+func (j *judge) wasKnown(key string, s *secretLife) {
+	for uid, i := range j.integrations {
+		theirs := i.client == s.application && j.left[uid].IsZero()
+		if theirs && !slices.ContainsFunc(j.versions[uid], func(v row) bool { return v.keyID == key }) && j.tooLong(uid, s) {
+			j.fail("I4: %s had a secret (%s) from %s to %s that the vault did not know", i.name, key, s.added.UTC(), s.removed.UTC())
+		}
+	}
+}
+
+// tooLong tells whether a secret that nobody knows has been at Entra for longer than it may.
+func (j *judge) tooLong(uid string, s *secretLife) bool {
+	since, consented := j.consentedSince(uid)
+	if !consented {
+		return false // a sweep waits for a sign that the ACTIVE version works
+	}
+	since = later(since, s.added)
+	return j.now.Sub(since) > 3*j.timing.ReconcileInterval+3*time.Hour+j.weather.overlap(span{since, j.now}, noSQL, noEntra, noGraph, throttled, lossy, noRedis)
 }
 
 // consentedSince is when consent was last given that holds, false when none does.

@@ -183,3 +183,78 @@ func TestJudge_ADeliveryToManyIsRecordedOnce(t *testing.T) {
 		})
 	}
 }
+
+// What the vault may not do, told as plain events of one integration: its secret, and a job that is given something.
+func TestJudge_Finds(t *testing.T) {
+	t.Parallel()
+	start := time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
+	for _, c := range []struct {
+		name string
+		tell func(take func(time.Duration, ...event), given func(time.Duration, int64, lease.Material))
+		want string
+	}{
+		{name: "a stream by which nothing comes any more", tell: func(take func(time.Duration, ...event), given func(time.Duration, int64, lease.Material)) {
+			given(0, 1, lease.AccessToken)
+			take(20*time.Hour, over{"job"})
+		}, want: "had no token"},
+		{name: "one that is read no longer in time", tell: func(take func(time.Duration, ...event), given func(time.Duration, int64, lease.Material)) {
+			given(0, 1, lease.AccessToken)
+			take(time.Hour+time.Minute, released{"job"})
+			take(20*time.Hour, over{"job"})
+		}},
+		{name: "half a day without a token for ten minutes of rain", tell: func(take func(time.Duration, ...event), given func(time.Duration, int64, lease.Material)) {
+			given(0, 1, lease.AccessToken)
+			take(5*time.Minute, clouds{noEntra, true})
+			take(16*time.Minute, clouds{noEntra, false})
+			given(13*time.Hour, 2, lease.AccessToken)
+		}, want: "had no token"},
+		{name: "a secret that is given after its removal", tell: func(take func(time.Duration, ...event), given func(time.Duration, int64, lease.Material)) {
+			take(0, added("known", start), versionOf("known", "ACTIVE", start))
+			take(time.Hour, changed{Kind: "password.removed", Application: "client", Key: "known", Time: start.Add(time.Hour)})
+			given(2*time.Hour, 1, lease.ClientSecret)
+		}, want: "I3: "},
+		{name: "a secret that nobody knows, between two looks", tell: func(take func(time.Duration, ...event), _ func(time.Duration, int64, lease.Material)) {
+			take(0, day{}, added("stray", start))
+			take(23*time.Hour, changed{Kind: "password.removed", Application: "client", Key: "stray", Time: start.Add(23 * time.Hour)})
+		}, want: "I4: "},
+		{name: "an ACTIVE secret that has ended, and another that was given up", tell: func(take func(time.Duration, ...event), _ func(time.Duration, int64, lease.Material)) {
+			other := versionOf("other", "ABANDONED", start.Add(20*time.Hour))
+			other.ID, other.Number, other.Activate = "other", 2, 0
+			take(0, added("known", start), versionOf("known", "ACTIVE", start))
+			take(20*time.Hour, added("other", start.Add(20*time.Hour)), other)
+			take(72*time.Hour, day{})
+		}, want: "I1: "},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			j := newJudge()
+			take := func(after time.Duration, events ...event) {
+				for _, e := range events {
+					j.take(start.Add(after).UnixNano(), e)
+				}
+			}
+			timing := stretched()
+			timing.Proofs = 0
+			take(-time.Hour, begun{Timing: timing}, answers{"vault-0/1", true}, wanted{Integration: "uid", Name: "i"}, consented{"uid", true},
+				reported{Integration: "uid", Client: "client", Ready: true})
+			c.tell(take, func(after time.Duration, generation int64, material lease.Material) {
+				take(after, recorded{Record: fmt.Sprint(generation), Lease: "lease", Grant: "grant", Generation: generation, Time: start.Add(after).UnixMicro()}, receipt{
+					Job: "job", Integration: "uid", Grant: "grant", Lease: "lease", Generation: generation, Version: 1, Client: "client", Material: material,
+					Issue: start.Add(after), Expire: start.Add(after + time.Hour), GrantExpire: start.Add(after + 10*time.Hour),
+				})
+			})
+			found := slices.ContainsFunc(j.failures, func(f string) bool { return strings.Contains(f, c.want) })
+			if c.want == "" && len(j.failures) > 0 || c.want != "" && !found {
+				t.Errorf("violated are %q, and it should be %q", j.failures, c.want)
+			}
+		})
+	}
+}
+
+func added(key string, at time.Time) changed {
+	return changed{Kind: "password.added", Application: "client", Key: key, Time: at}
+}
+
+func versionOf(key, state string, at time.Time) version {
+	return version{Integration: "uid", ID: key, Key: key, State: state, Number: 1, Add: at.UnixMicro(), Activate: at.UnixMicro(), End: at.Add(36 * time.Hour).UnixMicro()}
+}
