@@ -188,19 +188,29 @@ func (p *plan) unneeded(v Version) bool {
 }
 
 // lookFirst has the application looked up before what failed is tried again: that may fail for good, and puts everything about the application off each
-// time. Its properties and its federated credentials fail each by themselves, so they take turns.
+// time. Its properties and its federated credentials fail each by themselves, so they take turns; and with looking, where that is what fails.
 func (p *plan) lookFirst() Action {
 	a := p.facts.Application
 	if a.ObjectID == "" || a.Failures == 0 {
 		return nil
 	}
-	if act := p.read(); act != nil || a.Failures%2 == 0 {
+	var act Action
+	if a.Failures%3 == 0 || !p.looksFail() {
+		act = p.read()
+	}
+	if act != nil || a.Failures%2 == 0 {
 		return act
 	}
 	if act := p.trust(); act != nil {
 		return act
 	}
 	return p.untrust()
+}
+
+// looksFail reports whether looking the application up has failed since that was due: it is later than whatever else failed before then could have put it off.
+func (p *plan) looksFail() bool {
+	a := p.facts.Application
+	return !p.lookTime().Add(p.t.ReconcileInterval + p.t.backoff(a.Failures, 0)).After(p.now)
 }
 
 // ensure has the application made, and its properties repaired.
@@ -384,15 +394,20 @@ func (p *plan) answersAgain(v Version) bool {
 
 // read has the application looked up.
 func (p *plan) read() Action {
-	a := p.facts.Application
-	last := a.ReadTime
-	if a.MissingTime.After(last) {
-		last = a.MissingTime
-	}
-	if p.due(a.NextTime) && (p.missed(last) || last.IsZero() || p.due(last.Add(p.t.ReconcileInterval))) {
+	last := p.lookTime()
+	if p.due(p.facts.Application.NextTime) && (p.missed(last) || last.IsZero() || p.due(last.Add(p.t.ReconcileInterval))) {
 		return Read{}
 	}
 	return nil
+}
+
+// lookTime is when the application was last looked up, whether or not it was found.
+func (p *plan) lookTime() time.Time {
+	a := p.facts.Application
+	if a.MissingTime.After(a.ReadTime) {
+		return a.MissingTime
+	}
+	return a.ReadTime
 }
 
 // sweep has a password removed that two reads found, an interval apart, and that is nobody's.

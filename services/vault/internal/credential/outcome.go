@@ -107,7 +107,8 @@ func (f Facts) ApplicationFailed(now time.Time, t Timing, failure Failure) Chang
 
 // reached notes in a that Graph answered about the application, which is not mended by that: whatever it lacks is put off as before.
 func (f Facts) reached(a *Application) {
-	trusts := a.TrustSendTime.IsZero() // has none to be removed
+	// None are to be removed, or not before what stands on them.
+	trusts := a.TrustSendTime.IsZero() || slices.ContainsFunc(f.Versions, Version.Federated)
 	if f.Wanted.Federated {
 		trusts = a.TrustDigest == f.Trust.Digest
 	}
@@ -227,9 +228,14 @@ func (f Facts) AddFailed(now time.Time, t Timing, v Version, failure Failure) Ch
 	return f.With(Change{Application: &a}).abandoned(now, t, v, a.AddRefusal)
 }
 
-// lost gives up a version whose password may exist and whose text is not known. Reading will find it, if it does.
+// lost gives up a version whose password may exist and whose text is not known. Reading will find it, if it does; but it stays for as long as no version works, and
+// Entra lets an application have only so many. So then there is no hurry: the next one waits as long as after any failure.
 func (f Facts) lost(now time.Time, t Timing, v Version) Change {
-	return f.abandoned(now, t, v, "AnswerLost")
+	c := f.abandoned(now, t, v, "AnswerLost")
+	if active, ok := f.ByState(Active); !ok || !active.Works(now, t) {
+		c.Application.AddNextTime = now.Add(t.backoff(c.Application.AddFailures, 0))
+	}
+	return c
 }
 
 // retry is how long to wait after so many failures in a row of what the next version needs: backoff, but the less the sooner it has to be ACTIVE, unless the service
@@ -238,7 +244,7 @@ func (f Facts) retry(now time.Time, t Timing, failures int, asked time.Duration)
 	return max(min(t.backoff(failures, 0), f.longestWait(now, t)), t.backoff(1, asked))
 }
 
-// longestWait is an eighth of the time that is left to make and prove another version before the ACTIVE one ends, RetryMax/12 at least, also once nothing works any more.
+// longestWait is an eighth of the time that is left to make and prove another version before the ACTIVE one ends, RetryMax/12 at least, also once nothing works any more (but see lost).
 // Before there ever was one, without consent, while the integration is being deleted, and where only people can mend what is in the way and nothing is left to lose, it is RetryMax.
 func (f Facts) longestWait(now time.Time, t Timing) time.Duration {
 	a := f.Application

@@ -1,6 +1,7 @@
 package credential_test
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -153,23 +154,26 @@ func TestFailures_AreNotWaitedForWhileTheLastSecretEnds(t *testing.T) {
 		left time.Duration
 		edit func(f *credential.Facts)
 		want time.Duration
+		lost time.Duration // with a password that may have been made, if that is not the same
 	}{
 		{name: "with much time", left: 20 * time.Hour, want: time.Hour},
 		{name: "with little", left: 2*time.Hour + reserve, want: 15 * time.Minute},
 		{name: "with too little", left: reserve, want: 5 * time.Minute},
-		{name: "with none", left: -time.Hour, want: 5 * time.Minute},
+		{name: "with none", left: -time.Hour, want: 5 * time.Minute, lost: time.Hour},
 		{name: "with none, as long as people do not mend what forbids one", left: -time.Hour, want: time.Hour, edit: func(f *credential.Facts) {
 			f.Application.AddRefusal = "CredentialTypeNotAllowedAsPerAppPolicy"
 		}},
 		{name: "with little, whatever forbids one", left: 2*time.Hour + reserve, want: 15 * time.Minute, edit: func(f *credential.Facts) {
 			f.Application.AddRefusal = "CredentialTypeNotAllowedAsPerAppPolicy"
 		}},
-		{name: "of what is refused", left: 20 * time.Hour, want: 5 * time.Minute, edit: func(f *credential.Facts) { f.Versions[0].Refusals = timing.RefusalLimit }},
+		{name: "of what is refused", left: 20 * time.Hour, want: 5 * time.Minute, lost: time.Hour, edit: func(f *credential.Facts) {
+			f.Versions[0].Refusals = timing.RefusalLimit
+		}},
 		{name: "of what has no end", want: time.Hour, edit: func(f *credential.Facts) { f.Versions[0].EndTime, f.Versions[0].SigningKey = time.Time{}, "key" }},
 		{name: "without consent", left: reserve, want: time.Hour, edit: func(f *credential.Facts) { f.Application.Consented = false }},
 		{name: "while it is being deleted", want: time.Hour, edit: func(f *credential.Facts) { f.Wanted.Deleting, f.Versions = true, f.Versions[1:] }},
 		{name: "before there was one", want: time.Hour, edit: func(f *credential.Facts) { f.Application.ActivateTime, f.Versions = time.Time{}, f.Versions[1:] }},
-		{name: "after one was taken away", want: 5 * time.Minute, edit: func(f *credential.Facts) { f.Versions = f.Versions[1:] }},
+		{name: "after one was taken away", want: 5 * time.Minute, lost: time.Hour, edit: func(f *credential.Facts) { f.Versions = f.Versions[1:] }},
 	} {
 		f := facts(version("a", 1, credential.Active, func(v *credential.Version) { v.EndTime = epoch.Add(tt.left) }),
 			version("b", 2, credential.Propagating, func(v *credential.Version) { v.Attempts = 20 }), version("c", 3, credential.Intended, func(v *credential.Version) { v.Attempts = 20 }))
@@ -181,7 +185,6 @@ func TestFailures_AreNotWaitedForWhileTheLastSecretEnds(t *testing.T) {
 		for what, next := range map[string]time.Time{
 			"the application": f.ApplicationFailed(epoch, timing, again).Application.NextTime,
 			"a password":      f.AddFailed(epoch, timing, intended, again).Moves[0].Version.NextTime,
-			"another one":     f.AddFailed(epoch, timing, intended, credential.Failure{Kind: credential.Lost}).Application.AddNextTime,
 			"a proof":         f.Postponed(epoch, timing, proven, 0).Moves[0].Version.NextTime,
 			"an unknown code": f.Unproven(epoch, timing, proven, 0).Moves[0].Version.NextTime,
 			"a lost key":      f.Unreadable(epoch, timing, proven).Application.AddNextTime,
@@ -190,12 +193,90 @@ func TestFailures_AreNotWaitedForWhileTheLastSecretEnds(t *testing.T) {
 				t.Errorf("%s: %s is tried again after %s, want %s", tt.name, what, got, tt.want)
 			}
 		}
+		lost := f.AddFailed(epoch, timing, intended, credential.Failure{Kind: credential.Lost}).Application.AddNextTime
+		if got, want := lost.Sub(epoch), cmp.Or(tt.lost, tt.want); got != want {
+			t.Errorf("%s: another one is made %s after an answer was lost, want %s", tt.name, got, want)
+		}
 		if got := f.ApplicationFailed(epoch, timing, credential.Failure{RetryAfter: 30 * time.Minute}).Application.NextTime.Sub(epoch); got < 30*time.Minute {
 			t.Errorf("%s: asked for half an hour, it waits %s", tt.name, got)
 		}
 		revoking := version("d", 4, credential.Revoking, func(v *credential.Version) { v.Attempts = 20 })
 		if got := f.RemoveFailed(epoch, timing, revoking, again).Moves[0].Version.NextTime.Sub(epoch); got != time.Hour {
 			t.Errorf("%s: a removal is tried again after %s, want an hour", tt.name, got)
+		}
+	}
+}
+
+// TestAddFailed_LeavesFewPasswordsBehind has the answers of a day be lost, each of whose passwords was made: nothing of its own works for the vault to know by that
+// what it finds is nobody's.
+func TestAddFailed_LeavesFewPasswordsBehind(t *testing.T) {
+	timing := credential.Production()
+	f := facts(version("a", 1, credential.Active, func(v *credential.Version) { v.EndTime = epoch }))
+	var made []credential.MadePassword
+	for now := epoch; now.Before(epoch.Add(24 * time.Hour)); {
+		switch a := credential.Decide(now, f, timing).(type) {
+		case credential.Wait:
+			now = a.Until
+		case credential.Add:
+			id := fmt.Sprint("lost ", len(made))
+			c, v := f.Intending(now, "test", id)
+			f = f.With(c)
+			made = append(made, credential.MadePassword{KeyID: id, Name: v.Name, StartTime: now, EndTime: a.End})
+			f = f.With(f.AddFailed(now, timing, v, credential.Failure{Kind: credential.Lost}))
+		case credential.Ensure:
+			f = f.With(f.Ensured(now, credential.MadeApplication{ObjectID: "object", ClientID: "client"}))
+		case credential.Read:
+			f = f.With(f.ReadFound(now, "test", credential.MadeApplication{ObjectID: "object", Passwords: made}))
+		case credential.Ask:
+			f.Probe = credential.Probe{Time: now, VersionID: "a", Finding: credential.SecretExpired}
+		case credential.Apply:
+			f = f.With(a.Change)
+		default:
+			t.Fatalf("at %s: %s", now, a.Op())
+		}
+	}
+	// Nine while the wait doubles, then one an hour.
+	if n := len(made); n < 24 || n > 33 {
+		t.Errorf("%d passwords were made in a day whose text is not known", n)
+	}
+}
+
+// TestDecide_WhatIsNeverProvenIsReplacedSoon has it leave no password behind: that one's text is known, and it is removed.
+func TestDecide_WhatIsNeverProvenIsReplacedSoon(t *testing.T) {
+	timing := credential.Production()
+	f := facts(version("a", 1, credential.Active, func(v *credential.Version) { v.EndTime = epoch }),
+		version("b", 2, credential.Propagating, func(v *credential.Version) { v.Refusals = 1 }))
+	f.Application.AddFailures = 20
+	a, ok := credential.Decide(epoch, f, timing).(credential.Apply)
+	if !ok || a.Why != "NeverProven" || !a.Change.Application.AddNextTime.Equal(epoch.Add(5*time.Minute)) {
+		t.Errorf("it is %+v, want another one in five minutes", a)
+	}
+}
+
+// TestReadFound_ForgetsFailuresThatItMends has nothing be lacking but what cannot be done yet.
+func TestReadFound_ForgetsFailuresThatItMends(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		edit func(f *credential.Facts)
+		want int
+	}{
+		{name: "of an application that is as it shall be"},
+		{name: "of one without the properties it shall have", want: 8, edit: func(f *credential.Facts) { f.Wanted.SpecDigest = "other" }},
+		{name: "of one with federated credentials that nothing stands on", want: 8, edit: func(f *credential.Facts) {
+			f.Application.TrustSendTime = epoch.Add(-24 * time.Hour)
+		}},
+		{name: "of one whose federated credentials are still in use", edit: func(f *credential.Facts) {
+			f.Application.TrustSendTime = epoch.Add(-24 * time.Hour)
+			f.Versions = append(f.Versions, version("b", 2, credential.Retiring, func(v *credential.Version) { v.SigningKey = "key" }))
+		}},
+	} {
+		f := facts(version("a", 1, credential.Active))
+		f.Application.Failures = 8
+		if tt.edit != nil {
+			tt.edit(&f)
+		}
+		if got := f.ReadFound(epoch, "test", credential.MadeApplication{ObjectID: "object"}).Application.Failures; got != tt.want {
+			t.Errorf("%s: %d failures are remembered, want %d", tt.name, got, tt.want)
 		}
 	}
 }
