@@ -228,6 +228,31 @@ var mistakes = []mistake{
 		test: []string{"./services/vault/internal/delivery"},
 	},
 	{
+		name: "nobody looks for another token before the one that is held has ended",
+		file: vault + "delivery/stream.go",
+		from: `	at := held.renewTime
+`,
+		to: `	at := held.end
+`,
+		test: year(), says: "had no token",
+	},
+	{
+		name: "who is given a secret does not count",
+		file: vault + "store/holdings.go",
+		from: `SET holders = holders + $3 WHERE`,
+		to:   `SET holders = holders + 0 * $3 WHERE`,
+		test: year("-year.leases=24"), says: "I3:",
+	},
+	{
+		name: "a password that nobody knows is never removed",
+		file: vault + "credential/decide.go",
+		from: `	for _, s := range p.facts.Strays {
+		if p.nobodys(s)`,
+		to: `	for _, s := range p.facts.Strays[:0] {
+		if p.nobodys(s)`,
+		test: year("-year.days=12", "-year.integrations=12"), says: "I4:",
+	},
+	{
 		name: "the SDK repeats what it is not told about",
 		file: vault + "entra/directory.go",
 		from: `MaxRetries: -1`,
