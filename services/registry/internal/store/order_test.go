@@ -5,6 +5,7 @@ import (
 	"errors"
 	"sync"
 	"testing"
+	"time"
 
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/pkg/sqldbtest"
@@ -14,6 +15,23 @@ import (
 	"phasekey.dev/services/registry/internal/resource"
 	"phasekey.dev/services/registry/internal/store"
 )
+
+// unhurried is a PostgreSQL in which whoever holds locks, and waits for them, may do so for as long as a busy machine takes to have another come and wait.
+func unhurried(t *testing.T) *sqldb.DB {
+	t.Helper()
+	config := sqldbtest.MigratedPostgresConfig(t, store.Migrations())
+	config.LockTimeout, config.IdleInTransactionTimeout = time.Minute, time.Minute
+	db, err := sqldb.Open(t.Context(), config, store.Migrations())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return db
+}
 
 // waitForLocks waits until so many transactions wait for others, and none of those that say so when they are done has ended.
 func waitForLocks(ctx context.Context, t *testing.T, db *sqldb.DB, want int, done <-chan error) {
@@ -36,7 +54,7 @@ func waitForLocks(ctx context.Context, t *testing.T, db *sqldb.DB, want int, don
 // TestStore_NoRevisionBeforeItsPredecessor holds up a write between its revision and its commit, by a row of the same key that is not committed: a write
 // that comes later must not become visible first. SQLite's transactions take turns anyway.
 func TestStore_NoRevisionBeforeItsPredecessor(t *testing.T) {
-	db := sqldbtest.Postgres(t, store.Migrations())
+	db := unhurried(t)
 	first, second := open(t, db), open(t, db) // two replicas
 	makeProject(t, first, "before")
 
@@ -109,7 +127,7 @@ func TestStore_DeletionWaitsForWhoAttaches(t *testing.T) {
 		{"a project is attached to while it is deleted", deletesProject, attaches, resource.ErrNotFound},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			db := sqldbtest.Postgres(t, store.Migrations()) // SQLite's transactions take turns anyway
+			db := unhurried(t) // SQLite's transactions take turns anyway
 			one, other := open(t, db), open(t, db)
 			makeProject(t, one, "stack")
 			makeIntegration(t, one, "net")
