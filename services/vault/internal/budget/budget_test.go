@@ -256,89 +256,100 @@ func counted(t *testing.T, metrics *prometheus.Registry, whose string) bool {
 // Two thousand new integrations at three replicas, while others rotate: nobody asks often, whoever comes first is served about first, in
 // no window is more spent than may be, and rotations hardly notice.
 func TestBudget_WorksOffABacklog(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := redistest.Mini(t)
-		const each = 700
-		start := time.Now()
-		var (
-			all  sync.WaitGroup
-			mu   sync.Mutex
-			when []time.Duration // of all permits
-			wait time.Duration   // the longest of a rotation
-			done [3][]int        // the order in which each replica's were served
-		)
-		asked := 0
-		ask := func(b *budget.Budget, class budget.Class, uid string) time.Duration {
-			came := time.Now()
-			for {
-				at := b.Take(t.Context(), home, budget.Write, class, uid)
-				mu.Lock()
-				asked++
-				if at.IsZero() {
-					defer mu.Unlock()
-					when = append(when, time.Since(start))
-					return time.Since(came)
-				}
-				mu.Unlock()
-				time.Sleep(time.Until(at))
+	// In which order those ask who may at the same moment is the scheduler's, and how often they are told to come again depends on that.
+	const lives = 3
+	asked, permits := 0, 0
+	for range lives {
+		synctest.Test(t, func(t *testing.T) {
+			a, p := worksOffABacklog(t)
+			asked, permits = asked+a, permits+p
+		})
+	}
+	if asked > 6*permits {
+		t.Errorf("asked %d times for %d permits", asked, permits)
+	}
+}
+
+// worksOffABacklog returns how often was asked for how many permits.
+func worksOffABacklog(t *testing.T) (asked, permits int) {
+	t.Helper()
+	r := redistest.Mini(t)
+	const each = 700
+	start := time.Now()
+	var (
+		all  sync.WaitGroup
+		mu   sync.Mutex
+		when []time.Duration // of all permits
+		wait time.Duration   // the longest of a rotation
+		done [3][]int        // the order in which each replica's were served
+	)
+	ask := func(b *budget.Budget, class budget.Class, uid string) time.Duration {
+		came := time.Now()
+		for {
+			at := b.Take(t.Context(), home, budget.Write, class, uid)
+			mu.Lock()
+			asked++
+			if at.IsZero() {
+				defer mu.Unlock()
+				when = append(when, time.Since(start))
+				return time.Since(came)
 			}
+			mu.Unlock()
+			time.Sleep(time.Until(at))
 		}
-		for i := range done {
-			b, _ := replica(t, r.Link(t))
-			for n := range each {
-				all.Go(func() {
-					time.Sleep(time.Duration(n) * time.Millisecond)
-					ask(b, budget.Change, fmt.Sprintf("new-%d-%d", i, n))
-					mu.Lock()
-					defer mu.Unlock()
-					done[i] = append(done[i], n)
-				})
-			}
+	}
+	for i := range done {
+		b, _ := replica(t, r.Link(t))
+		for n := range each {
 			all.Go(func() {
-				for n := range 200 {
-					d := ask(b, budget.Upkeep, fmt.Sprintf("old-%d-%d", i, n))
-					mu.Lock()
-					wait = max(wait, d)
-					mu.Unlock()
-					time.Sleep(time.Second)
-				}
+				time.Sleep(time.Duration(n) * time.Millisecond)
+				ask(b, budget.Change, fmt.Sprintf("new-%d-%d", i, n))
+				mu.Lock()
+				defer mu.Unlock()
+				done[i] = append(done[i], n)
 			})
 		}
-		all.Wait()
-		total := 3*each + 600
-		if len(when) != total {
-			t.Fatalf("%d permits", len(when))
-		}
-		if took := time.Since(start); took > 5*time.Minute {
-			t.Errorf("took %v", took)
-		}
-		// Who asks when is the scheduler's: three and a half to seven times a permit were seen.
-		if asked > 10*total {
-			t.Errorf("asked %d times for %d permits", asked, total)
-		}
-		if wait > 2*time.Second {
-			t.Errorf("a rotation waited for %v", wait)
-		}
-		for i, j := 0, 0; i < len(when); i++ {
-			for when[i]-when[j] >= 150*time.Second {
-				j++
+		all.Go(func() {
+			for n := range 200 {
+				d := ask(b, budget.Upkeep, fmt.Sprintf("old-%d-%d", i, n))
+				mu.Lock()
+				wait = max(wait, d)
+				mu.Unlock()
+				time.Sleep(time.Second)
 			}
-			if n := i - j + 1; n > limits().Writes {
-				t.Fatalf("%d writes in a window", n)
+		})
+	}
+	all.Wait()
+	total := 3*each + 600
+	if len(when) != total {
+		t.Fatalf("%d permits", len(when))
+	}
+	if took := time.Since(start); took > 5*time.Minute {
+		t.Errorf("took %v", took)
+	}
+	if wait > 2*time.Second {
+		t.Errorf("a rotation waited for %v", wait)
+	}
+	for i, j := 0, 0; i < len(when); i++ {
+		for when[i]-when[j] >= 150*time.Second {
+			j++
+		}
+		if n := i - j + 1; n > limits().Writes {
+			t.Fatalf("%d writes in a window", n)
+		}
+	}
+	for i, order := range done {
+		late := 0
+		for at, n := range order {
+			if at-n > each/4 || n-at > each/4 {
+				late++
 			}
 		}
-		for i, order := range done {
-			late := 0
-			for at, n := range order {
-				if at-n > each/4 || n-at > each/4 {
-					late++
-				}
-			}
-			if late > each/10 {
-				t.Errorf("replica %d served %d of %d far out of order", i, late, each)
-			}
+		if late > each/10 {
+			t.Errorf("replica %d served %d of %d far out of order", i, late, each)
 		}
-	})
+	}
+	return asked, total
 }
 
 func TestLimits_Validate(t *testing.T) {
