@@ -44,7 +44,7 @@ var mistakes = []mistake{
 	},
 	{
 		name: "a refusal does not begin the proofs anew",
-		file: vault + "credential/outcome.go",
+		file: vault + "credential/proof.go",
 		from: `	v.Refusals++
 	v.Proofs = 0
 `,
@@ -455,7 +455,7 @@ var mistakes = []mistake{
 	},
 	{
 		name: "a back-off goes on while the last secret ends",
-		file: vault + "credential/outcome.go",
+		file: vault + "credential/backoff.go",
 		from: `max(min(t.backoff(failures, 0), f.longestWait(now, t)), t.backoff(1, asked))`,
 		to:   `max(min(t.backoff(failures, 0), f.longestWait(now, t)), t.backoff(failures, asked))`,
 		test: []string{"./services/vault/internal/credential"},

@@ -392,62 +392,6 @@ func deleting(f credential.Facts) credential.Facts {
 	return f
 }
 
-func TestObserved_LosesConsentOnlyAfterRefusalsOverTheWindow(t *testing.T) {
-	timing := credential.Production()
-	f := facts(version("a", 1, credential.Active))
-	hear := func(at time.Time, finding credential.Finding) {
-		f.Probe = credential.Probe{Time: at, VersionID: "a", Finding: finding, Code: "AADSTS700016"}
-		f = f.With(f.Observed(at, timing))
-	}
-	for i := range 9 {
-		hear(epoch.Add(time.Duration(i)*time.Minute), credential.ConsentMissing)
-	}
-	if !f.Application.Consented {
-		t.Fatal("consent is lost after nine refusals in eight minutes")
-	}
-	hear(epoch.Add(9*time.Minute), credential.Works)
-	hear(epoch.Add(11*time.Minute), credential.ConsentMissing)
-	if !f.Application.Consented {
-		t.Fatal("a grant in between does not count")
-	}
-	for i := range 3 {
-		hear(epoch.Add(time.Duration(13+4*i)*time.Minute), credential.ConsentMissing)
-	}
-	if !f.Application.Consented {
-		t.Fatal("consent is lost after four refusals in ten minutes")
-	}
-	hear(epoch.Add(22*time.Minute), credential.ConsentMissing)
-	if f.Application.Consented {
-		t.Fatal("consent is not lost after five refusals in eleven minutes")
-	}
-	for _, c := range credential.Conditions(epoch.Add(23*time.Minute), f, timing) {
-		switch {
-		case c.Type == credential.Consented && (c.True || c.Reason != "AADSTS700016"):
-			t.Errorf("Consented is %v", c)
-		case c.Type == credential.CredentialReady && (c.True || c.Reason != "ConsentLost"):
-			t.Errorf("CredentialReady is %v", c)
-		}
-	}
-	hear(epoch.Add(30*time.Minute), credential.Works)
-	if !f.Application.Consented {
-		t.Error("it does not heal")
-	}
-}
-
-func TestProved_CountsInARow(t *testing.T) {
-	f := facts(version("a", 1, credential.Propagating, func(v *credential.Version) { v.Proofs = 6 }))
-	c := f.Proved(epoch, credential.Production(), f.Versions[0], credential.Works, "", "principal")
-	if got := c.Moves[0].Version.Proofs; got != 7 {
-		t.Errorf("%d proofs after a grant, want 7", got)
-	}
-	for _, finding := range []credential.Finding{credential.SecretRefused, credential.ConsentMissing, credential.PrincipalMissing, credential.SecretExpired} {
-		c := f.Proved(epoch, credential.Production(), f.Versions[0], finding, "AADSTS1", "")
-		if got := c.Moves[0].Version.Proofs; got != 0 {
-			t.Errorf("%d proofs after %s, want 0", got, finding)
-		}
-	}
-}
-
 func TestVersion_RotateTimeIsSpreadByATenth(t *testing.T) {
 	timing := credential.Production()
 	var early, late bool
@@ -570,35 +514,6 @@ func TestReadFound_KnowsItsOwn(t *testing.T) {
 		f = f.With(f.ReadFound(epoch.Add(time.Hour), "test", credential.MadeApplication{ObjectID: "object", ForeignTrusts: trusts}))
 		if a := f.Application; a.ForeignPasswords != 0 || a.ForeignTrusts != trusts {
 			t.Errorf("of %d foreign trusts and nothing else, %d and %d passwords are counted", trusts, a.ForeignTrusts, a.ForeignPasswords)
-		}
-	}
-}
-
-func TestDeleteFailedAndPurgeFailed_TakeItForGoneOnlyWhenNotFoundTwice(t *testing.T) {
-	timing := credential.Production()
-	missing := credential.Failure{Kind: credential.Missing, Code: "Request_ResourceNotFound"}
-	f := deleting(facts())
-	for _, step := range []struct {
-		name             string
-		do               func(f credential.Facts, now time.Time) credential.Change
-		deleted, purged  bool
-		absences, failed int
-	}{
-		{name: "deletion does not find it", do: func(f credential.Facts, now time.Time) credential.Change { return f.DeleteFailed(now, timing, missing) }, absences: 1},
-		{name: "deletion fails", do: func(f credential.Facts, now time.Time) credential.Change {
-			return f.DeleteFailed(now, timing, credential.Failure{Kind: credential.Again})
-		}, absences: 1, failed: 1},
-		{name: "deletion does not find it again", do: func(f credential.Facts, now time.Time) credential.Change { return f.DeleteFailed(now, timing, missing) }, deleted: true},
-		{name: "purge does not find it", do: func(f credential.Facts, now time.Time) credential.Change { return f.PurgeFailed(now, timing, missing) }, deleted: true, absences: 1},
-		{name: "purge fails", do: func(f credential.Facts, now time.Time) credential.Change {
-			return f.PurgeFailed(now, timing, credential.Failure{Kind: credential.Lost})
-		}, deleted: true, absences: 1, failed: 1},
-		{name: "purge does not find it again", do: func(f credential.Facts, now time.Time) credential.Change { return f.PurgeFailed(now, timing, missing) }, deleted: true, purged: true, absences: 1},
-	} {
-		f = f.With(step.do(f, epoch))
-		a := f.Application
-		if deleted, purged := !a.DeleteTime.IsZero(), !a.PurgeTime.IsZero(); deleted != step.deleted || purged != step.purged || a.Absences != step.absences || a.Failures != step.failed {
-			t.Errorf("%s: deleted %t, purged %t, %d absences, %d failures", step.name, deleted, purged, a.Absences, a.Failures)
 		}
 	}
 }

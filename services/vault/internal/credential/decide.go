@@ -5,9 +5,6 @@ import (
 	"time"
 )
 
-// leaseEndPoll is how long after leases of what is being deleted were ended it is looked for more of them.
-const leaseEndPoll = time.Minute
-
 // plan collects when the things that cannot be done yet can be.
 type plan struct {
 	now   time.Time
@@ -111,17 +108,6 @@ func (p *plan) transition() Action {
 		}
 	}
 	return nil
-}
-
-// wantedAgain forgets how far an integration was taken apart that the registry no longer deletes: it was restored from a backup. Should
-// it be deleted again, that begins anew.
-func (p *plan) wantedAgain() Action {
-	a := p.facts.Application
-	if a.LeaseEndTime.IsZero() && a.DeleteTime.IsZero() && a.AbsenceTime.IsZero() {
-		return nil
-	}
-	a.LeaseEndTime, a.DeleteTime, a.PurgeTime, a.Absences, a.AbsenceTime = time.Time{}, time.Time{}, time.Time{}, 0, time.Time{}
-	return Apply{Change: Change{Application: &a}, Why: "WantedAgain"}
 }
 
 // pending finds what follows for a version that is not ACTIVE yet.
@@ -440,78 +426,4 @@ func (p *plan) sweepSafe() bool {
 // sweepWaits reports whether a sweep only waits for a sign that the ACTIVE version works.
 func (p *plan) sweepWaits() bool {
 	return !p.sweepSafe() && slices.ContainsFunc(p.facts.Strays, p.nobodys)
-}
-
-// dismantle takes an integration that is being deleted apart, in order: the leases end, so that what is handed out comes back, the
-// passwords go, then the application, then its remains, then the registry is told.
-func (p *plan) dismantle() Action {
-	f, a := p.facts, p.facts.Application
-	if a.LeaseEndTime.IsZero() {
-		return EndLeases{}
-	}
-	waiting := false
-	for _, v := range f.Versions {
-		next := v
-		next.Reason = "Deleting"
-		switch v.State {
-		case Intended:
-			next.State = Abandoned
-			return Apply{Change: Change{Moves: []Move{{From: Intended, Version: next}}}, Why: "Deleting"}
-		case Staged, Propagating:
-			return Apply{Change: revoke(p.now, v, "Deleting"), Why: "Deleting"}
-		case Active:
-			next.State, next.RetireTime = Retiring, p.now
-			return Apply{Change: Change{Moves: []Move{{From: Active, Version: next}}}, Why: "Deleting"}
-		case Retiring:
-			if v.Holders == 0 {
-				return Apply{Change: revoke(p.now, v, "Deleting"), Why: "Deleting"}
-			}
-			// By the clock of the replica that gave it away a grant was live that was over by the one of who ended the leases.
-			if p.due(a.LeaseEndTime.Add(min(leaseEndPoll, p.t.Retiring))) {
-				return EndLeases{}
-			}
-			waiting = true
-		case Revoking:
-			waiting = true
-		case Revoked, Abandoned: // the application takes what is left with it
-		}
-	}
-	if act := p.remove(); act != nil || waiting {
-		return act
-	}
-	switch {
-	case !a.PurgeTime.IsZero(), a.ObjectID == "" && p.neverMade():
-		if p.due(a.NextTime) {
-			return Forget{}
-		}
-	case a.ObjectID == "":
-		if p.due(a.NextTime) && (a.MissingTime.IsZero() || p.due(a.MissingTime.Add(p.t.PropagationLimit))) {
-			return Read{}
-		}
-	case a.DeleteTime.IsZero():
-		if p.due(a.NextTime) && p.seek() && p.writable() {
-			return Delete{}
-		}
-	default:
-		if p.due(a.NextTime) && p.due(a.DeleteTime.Add(p.t.RemoveDelay)) && p.seek() && p.writable() {
-			return Purge{}
-		}
-	}
-	return nil
-}
-
-// seek reports whether an application that was not found when it was to go may be looked for again.
-func (p *plan) seek() bool {
-	a := p.facts.Application
-	return a.AbsenceTime.IsZero() || p.due(a.AbsenceTime.Add(min(p.t.ReconcileInterval, p.t.PropagationLimit)))
-}
-
-// neverMade reports whether it is certain enough that there is no application: it was looked for, twice if making it was ever
-// tried.
-func (p *plan) neverMade() bool {
-	a := p.facts.Application
-	if a.EnsureSendTime.IsZero() {
-		return a.MissingReads >= 1
-	}
-	return a.MissingReads >= 2
 }

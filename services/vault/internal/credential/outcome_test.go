@@ -1,7 +1,6 @@
 package credential_test
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -38,35 +37,6 @@ func TestRemoveFailed_TakesItForGoneOnlyWhereItsApplicationIs(t *testing.T) {
 			}
 			if v.State == credential.Revoking && (v.Attempts != tt.attempts+1 || !v.NextTime.After(epoch)) {
 				t.Errorf("after attempt %d the next is at %s", v.Attempts, v.NextTime)
-			}
-		})
-	}
-}
-
-func TestObserved_ARefusalIsHeldAgainstAVersionThatHasSettled(t *testing.T) {
-	timing := credential.Production()
-	for _, tt := range []struct {
-		name    string
-		age     time.Duration // of the ACTIVE version
-		finding credential.Finding
-		answers int
-		works   bool
-	}{
-		{name: "while it settles", age: timing.Settling - time.Minute, finding: credential.SecretRefused, answers: 10, works: true},
-		{name: "once it has, it may be chance", age: timing.Settling, finding: credential.SecretRefused, answers: timing.RefusalLimit - 1, works: true},
-		{name: "or not", age: timing.Settling, finding: credential.SecretRefused, answers: timing.RefusalLimit},
-		{name: "that it is over is told once", age: timing.Settling, finding: credential.SecretExpired, answers: 1},
-		{name: "nothing is told by no answer", age: timing.Settling, finding: credential.Unsure, answers: 10, works: true},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			f := facts(version("a", 1, credential.Active, func(v *credential.Version) { v.AddTime = epoch.Add(-tt.age) }))
-			for i := range tt.answers {
-				now := epoch.Add(time.Duration(i) * time.Second)
-				f.Probe = credential.Probe{Time: now, VersionID: "a", Finding: tt.finding, Code: "AADSTS7000215"}
-				f = f.With(f.Observed(now, timing))
-			}
-			if v := f.Versions[0]; v.Works(epoch, timing) != tt.works {
-				t.Errorf("after %d refusals it works: %t", v.Refusals, !tt.works)
 			}
 		})
 	}
@@ -112,97 +82,6 @@ func TestReplaced_GivesUpWhatWentWithTheApplication(t *testing.T) {
 		want := []string{"a REVOKING false", "b RETIRING false", "c RETIRING false", "d REVOKING false", "e REVOKING false", "f INTENDED false"}
 		if !slices.Equal(got, want) {
 			t.Errorf("%s, versions are %q, want %q", how, got, want)
-		}
-	}
-}
-
-// TestFailures_ArePutOffForAsLongAsTheServiceAsks looks at whatever one integration may try again.
-func TestFailures_ArePutOffForAsLongAsTheServiceAsks(t *testing.T) {
-	timing := credential.Production()
-	f := facts(version("a", 1, credential.Revoking), version("b", 2, credential.Intended))
-	for name, next := range map[string]func(failure credential.Failure) time.Time{
-		"the application": func(failure credential.Failure) time.Time {
-			return f.ApplicationFailed(epoch, timing, failure).Application.NextTime
-		},
-		"a password to be made": func(failure credential.Failure) time.Time {
-			return f.AddFailed(epoch, timing, f.Versions[1], failure).Moves[0].Version.NextTime
-		},
-		"one to be removed": func(failure credential.Failure) time.Time {
-			return f.RemoveFailed(epoch, timing, f.Versions[0], failure).Moves[0].Version.NextTime
-		},
-		"a question": func(failure credential.Failure) time.Time {
-			return f.Postponed(epoch, timing, f.Versions[0], failure.RetryAfter).Moves[0].Version.NextTime
-		},
-	} {
-		for _, tt := range []struct{ asked, want time.Duration }{
-			{0, timing.RetryMin}, {timing.RetryMin / 2, timing.RetryMin}, {7 * time.Minute, 7 * time.Minute}, {30 * time.Hour, timing.RetryMax},
-		} {
-			if got := next(credential.Failure{Kind: credential.Again, RetryAfter: tt.asked}).Sub(epoch); got != tt.want {
-				t.Errorf("asked for %s, %s is tried again after %s, want %s", tt.asked, name, got, tt.want)
-			}
-		}
-	}
-}
-
-// TestFailures_AreNotWaitedForWhileTheLastSecretEnds looks at whatever the next version needs, which has failed for so long that the wait is an hour.
-func TestFailures_AreNotWaitedForWhileTheLastSecretEnds(t *testing.T) {
-	timing := credential.Production()
-	const reserve = 20*time.Minute + 56*time.Second // for the next one to settle and be proven
-	again := credential.Failure{Kind: credential.Again}
-	for _, tt := range []struct {
-		name string
-		left time.Duration
-		edit func(f *credential.Facts)
-		want time.Duration
-		lost time.Duration // with a password that may have been made, if that is not the same
-	}{
-		{name: "with much time", left: 20 * time.Hour, want: time.Hour},
-		{name: "with little", left: 2*time.Hour + reserve, want: 15 * time.Minute},
-		{name: "with too little", left: reserve, want: 5 * time.Minute},
-		{name: "with none", left: -time.Hour, want: 5 * time.Minute, lost: time.Hour},
-		{name: "with none, as long as people do not mend what forbids one", left: -time.Hour, want: time.Hour, edit: func(f *credential.Facts) {
-			f.Application.AddRefusal = "CredentialTypeNotAllowedAsPerAppPolicy"
-		}},
-		{name: "with little, whatever forbids one", left: 2*time.Hour + reserve, want: 15 * time.Minute, edit: func(f *credential.Facts) {
-			f.Application.AddRefusal = "CredentialTypeNotAllowedAsPerAppPolicy"
-		}},
-		{name: "of what is refused", left: 20 * time.Hour, want: 5 * time.Minute, lost: time.Hour, edit: func(f *credential.Facts) {
-			f.Versions[0].Refusals = timing.RefusalLimit
-		}},
-		{name: "of what has no end", want: time.Hour, edit: func(f *credential.Facts) { f.Versions[0].EndTime, f.Versions[0].SigningKey = time.Time{}, "key" }},
-		{name: "without consent", left: reserve, want: time.Hour, edit: func(f *credential.Facts) { f.Application.Consented = false }},
-		{name: "while it is being deleted", want: time.Hour, edit: func(f *credential.Facts) { f.Wanted.Deleting, f.Versions = true, f.Versions[1:] }},
-		{name: "before there was one", want: time.Hour, edit: func(f *credential.Facts) { f.Application.ActivateTime, f.Versions = time.Time{}, f.Versions[1:] }},
-		{name: "after one was taken away", want: 5 * time.Minute, lost: time.Hour, edit: func(f *credential.Facts) { f.Versions = f.Versions[1:] }},
-	} {
-		f := facts(version("a", 1, credential.Active, func(v *credential.Version) { v.EndTime = epoch.Add(tt.left) }),
-			version("b", 2, credential.Propagating, func(v *credential.Version) { v.Attempts = 20 }), version("c", 3, credential.Intended, func(v *credential.Version) { v.Attempts = 20 }))
-		f.Application.Failures, f.Application.AddFailures = 20, 20
-		if tt.edit != nil {
-			tt.edit(&f)
-		}
-		proven, intended := f.Versions[len(f.Versions)-2], f.Versions[len(f.Versions)-1]
-		for what, next := range map[string]time.Time{
-			"the application": f.ApplicationFailed(epoch, timing, again).Application.NextTime,
-			"a password":      f.AddFailed(epoch, timing, intended, again).Moves[0].Version.NextTime,
-			"a proof":         f.Postponed(epoch, timing, proven, 0).Moves[0].Version.NextTime,
-			"an unknown code": f.Unproven(epoch, timing, proven, 0).Moves[0].Version.NextTime,
-			"a lost key":      f.Unreadable(epoch, timing, proven).Application.AddNextTime,
-		} {
-			if got := next.Sub(epoch); got != tt.want {
-				t.Errorf("%s: %s is tried again after %s, want %s", tt.name, what, got, tt.want)
-			}
-		}
-		lost := f.AddFailed(epoch, timing, intended, credential.Failure{Kind: credential.Lost}).Application.AddNextTime
-		if got, want := lost.Sub(epoch), cmp.Or(tt.lost, tt.want); got != want {
-			t.Errorf("%s: another one is made %s after an answer was lost, want %s", tt.name, got, want)
-		}
-		if got := f.ApplicationFailed(epoch, timing, credential.Failure{RetryAfter: 30 * time.Minute}).Application.NextTime.Sub(epoch); got < 30*time.Minute {
-			t.Errorf("%s: asked for half an hour, it waits %s", tt.name, got)
-		}
-		revoking := version("d", 4, credential.Revoking, func(v *credential.Version) { v.Attempts = 20 })
-		if got := f.RemoveFailed(epoch, timing, revoking, again).Moves[0].Version.NextTime.Sub(epoch); got != time.Hour {
-			t.Errorf("%s: a removal is tried again after %s, want an hour", tt.name, got)
 		}
 	}
 }
@@ -297,40 +176,6 @@ func TestTiming_ALifeOutlastsEveryHold(t *testing.T) {
 	}
 }
 
-// TestAskedHome_IsPatientUntilItIsKnown has the home tenant not know an application for ten minutes, then know it: the longer it did not, the longer it is left alone, and
-// from then on it is asked as a version is proven.
-func TestAskedHome_IsPatientUntilItIsKnown(t *testing.T) {
-	timing := credential.Production()
-	f := facts(version("a", 1, credential.Staged, func(v *credential.Version) { v.AddTime, v.EndTime = epoch, epoch.Add(72*time.Hour) }))
-	f.Application.Consented, f.Application.ReadyTime, f.Application.ActivateTime = false, time.Time{}, time.Time{}
-	var last time.Time
-	for now := epoch; f.Application.ReadyTime.IsZero(); {
-		switch a := credential.Decide(now, f, timing).(type) {
-		case credential.AskHome:
-			want := timing.ProofSpacing
-			if f.Application.HomeProofs == 0 {
-				want = max(want, min(last.Sub(epoch)/10, time.Minute))
-			}
-			if waited := now.Sub(last); !last.IsZero() && (waited < want || waited > want+time.Second) {
-				t.Errorf("after %s, with %d proofs, it was asked again after %s, want %s", now.Sub(epoch), f.Application.HomeProofs, waited, want)
-			}
-			last = now
-			finding := credential.ConsentMissing
-			if now.Sub(epoch) > 10*time.Minute {
-				finding = credential.PrincipalMissing
-			}
-			f = f.With(f.AskedHome(now, timing, a.Version, finding))
-		case credential.Wait:
-			now = a.Until
-		default:
-			t.Fatalf("after %s: %s", now.Sub(epoch), a.Op())
-		}
-	}
-	if n := f.Application.HomeProofs; n != timing.Proofs {
-		t.Errorf("it is ready after %d proofs", n)
-	}
-}
-
 func TestReadMissed_CountsInARow(t *testing.T) {
 	f := facts(version("a", 1, credential.Active))
 	for n := 1; n <= 3; n++ {
@@ -344,43 +189,6 @@ func TestReadMissed_CountsInARow(t *testing.T) {
 	f = f.With(f.ReadFound(epoch.Add(4*time.Hour), "test", credential.MadeApplication{ObjectID: "object"}))
 	if a := f.Application; a.MissingReads != 0 || !a.MissingTime.IsZero() {
 		t.Errorf("once it is found: %+v", a)
-	}
-}
-
-func TestProved_RefusalsAreSinceTheFirst(t *testing.T) {
-	timing := credential.Production()
-	f := facts(version("a", 1, credential.Propagating))
-	for n, step := range []struct {
-		finding credential.Finding
-		since   time.Duration // -1: not refused
-	}{{credential.SecretRefused, 0}, {credential.SecretRefused, 0}, {credential.Works, -1}, {credential.SecretRefused, 3}, {credential.SecretExpired, 3}} {
-		now := epoch.Add(time.Duration(n) * time.Minute)
-		f = f.With(f.Proved(now, timing, f.Versions[0], step.finding, "AADSTS7000215", "principal"))
-		want := epoch.Add(step.since * time.Minute)
-		if step.since < 0 {
-			want = time.Time{}
-		}
-		if got := f.Versions[0].RefusedSince; !got.Equal(want) {
-			t.Errorf("after answer %d, %s, it is refused since %s, want %s", n, step.finding, got, want)
-		}
-	}
-}
-
-func TestUnreadable_IsAsGoodAsExpired(t *testing.T) {
-	timing := credential.Production()
-	for _, state := range []credential.State{credential.Propagating, credential.Active, credential.Retiring} {
-		f := facts(version("a", 1, state))
-		f = f.With(f.Unreadable(epoch, timing, f.Versions[0]))
-		v := f.Versions[0]
-		if v.Works(epoch, timing) || v.Refusals < timing.RefusalLimit || v.Reason != "SecretUnreadable" || !v.ProbeTime.Equal(epoch) || !v.NextTime.After(epoch) {
-			t.Errorf("%s: %+v", state, v)
-		}
-		if failed := f.Application.AddFailures; failed != map[credential.State]int{credential.Propagating: 1}[state] {
-			t.Errorf("%s: %d versions came to nothing", state, failed)
-		}
-		if again := f.With(f.Unreadable(epoch.Add(time.Hour), timing, v)); again.Application.AddFailures != f.Application.AddFailures {
-			t.Errorf("%s: it came to nothing twice", state)
-		}
 	}
 }
 

@@ -179,13 +179,3 @@ func (t Timing) Life(period, limit time.Duration) time.Duration {
 // shortestLife is the life below which rotation could not keep up; a policy that wants less needs another kind of
 // credential.
 func (t Timing) shortestLife() time.Duration { return 3 * (t.Settling + 2*t.proving()) }
-
-// backoff is how long to wait after so many failures in a row: RetryMin, doubled each time, RetryMax at most, and at
-// least what the service asked for, which is capped too.
-func (t Timing) backoff(failures int, asked time.Duration) time.Duration {
-	d := t.RetryMin
-	for i := 1; i < failures && d < t.RetryMax; i++ {
-		d *= 2
-	}
-	return max(min(d, t.RetryMax), min(asked, t.RetryMax))
-}
