@@ -1,132 +1,34 @@
 package year_test
 
 import (
-	"cmp"
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"phasekey.dev/pkg/sqldb"
-	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/lease"
 )
 
 // grace is how long after an integration's first activation, and after every renewed consent, nothing is demanded.
 const grace = 20 * time.Minute
 
-// judge watches the invariants. All that it knows are the events that it takes: of Entra what the simulator's journal has, of the vault its rows, of runners their receipts.
-// It is not for several at once.
+// judge watches the invariants. It is not for several at once.
 type judge struct {
-	federation
-	weather *weather
+	knowledge
 
 	// now is when the last event was.
 	now      time.Time
-	timing   credential.Timing
 	failures []string
 	// due are what is to be judged later, in that order.
 	due []due
 
 	counts map[string]int
 	kills  map[string]int
-	// integrations are by UID; order has the UIDs of those that are wanted, as they came.
-	integrations map[string]*integrationKnown
-	order        []string
-	// versions are the vault's rows by integration UID, by number; rotations those that were asked for, by ID; deliveries what the audit has of them.
-	versions   map[string][]row
-	rotations  map[string]asked
-	deliveries map[generation][]recorded
-	// masters are who has taken shards last: their holders.
-	masters map[int64]string
-	// answering are the lives that do.
-	answering map[string]bool
-	// runs are what runners have, by job.
-	runs    map[string]*run
-	secrets map[string]*secretLife // by key ID
-	// present are those that were not removed, by application and key ID.
-	present  map[string]map[string]*secretLife
-	consents map[string][]turn // by integration UID
-	// compromises are by integration UID.
-	compromises map[string][]compromise
-	// left is since when integrations are being deleted, by UID; removed are those that the vault says are gone for good.
-	left    map[string]time.Time
-	removed map[string]bool
-	// rotated are the numbers of the newest versions that others have taken the place of, by integration UID.
-	rotated map[string]int64
-	// answers are what masters were told about each credential, hearings about each application.
-	answers  map[shown][]answer
-	hearings map[string]*hearing
-	// heardOf is when masters last had an answer about an application; waiting are those about which others had a refusal, for which a master shall ask.
-	heardOf map[string]time.Time
-	waiting map[string]bool
-	// unready is when a credential was last said not to be, by integration UID.
-	unready map[string]time.Time
-	// purged are the applications that Entra has deleted for good, by client ID.
-	purged map[string]bool
-	// grants are the token requests that were granted to lives, by secrets' key IDs, and those of keys.
-	grants map[string]int
-}
-
-// secretLife is what Entra made of a secret.
-type secretLife struct {
-	application string
-	added       time.Time
-	// everywhere is from when on every replica of the token service takes it; refused is when the first one stops to.
-	everywhere, refused time.Time
-	removed             time.Time
-	// holds are those who were given its text.
-	holds []*hold
-}
-
-// hold is that a job has a secret, and may use it until then.
-type hold struct {
-	job, integration string
-	until            time.Time
-	// number is the version's.
-	number int64
-}
-
-// run is what is known of a job.
-type run struct {
-	// held is its last receipt, and key the signing key that it stands on, if it does.
-	held  *receipt
-	key   string
-	holds []*hold
-}
-
-// generation is one of a lease's.
-type generation struct {
-	lease  string
-	number int64
-}
-
-// integrationKnown is what the registry knows of one.
-type integrationKnown struct {
-	name      string
-	federated bool
-	// kindTime is when its kind was last changed.
-	kindTime time.Time
-	// client and ready are of the last report.
-	client string
-	ready  bool
-}
-
-// turn is a change of a customer's mind.
-type turn struct {
-	at    time.Time
-	given bool
 }
 
 func newJudge() *judge {
-	return &judge{
-		federation: newFederation(), weather: newWeather(), counts: map[string]int{}, kills: map[string]int{}, integrations: map[string]*integrationKnown{}, versions: map[string][]row{},
-		rotations: map[string]asked{}, deliveries: map[generation][]recorded{}, masters: map[int64]string{}, answering: map[string]bool{}, runs: map[string]*run{}, secrets: map[string]*secretLife{},
-		present: map[string]map[string]*secretLife{}, consents: map[string][]turn{}, compromises: map[string][]compromise{},
-		rotated: map[string]int64{}, left: map[string]time.Time{}, removed: map[string]bool{}, purged: map[string]bool{}, grants: map[string]int{},
-		answers: map[shown][]answer{}, hearings: map[string]*hearing{}, heardOf: map[string]time.Time{}, waiting: map[string]bool{}, unready: map[string]time.Time{},
-	}
+	return &judge{knowledge: newKnowledge(), counts: map[string]int{}, kills: map[string]int{}}
 }
 
 // take judges what happened at a time, in nanoseconds of Unix time; before that, what was due before.
@@ -167,36 +69,9 @@ func (j *judge) fail(format string, args ...any) {
 	}
 }
 
-func (e begun) happen(j *judge) {
-	j.timing = e.Timing
-	clouds{nobody, true}.happen(j)
-}
-
-func (e broke) happen(j *judge)   { j.fail("%s", e.What) }
-func (e counted) happen(j *judge) { j.counts[e.What]++ }
-
-func (e killed) happen(j *judge) {
-	j.weather.ended = j.now
-	j.kills[e.Step]++
-}
-
-func (e wanted) happen(j *judge) {
-	i := j.integrations[e.Integration]
-	if i == nil {
-		j.integrations[e.Integration] = &integrationKnown{name: e.Name, federated: e.Federated}
-		j.order = append(j.order, e.Integration)
-		return
-	}
-	i.federated, i.kindTime = e.Federated, j.now
-}
+func (e broke) happen(j *judge) { j.fail("%s", e.What) }
 
 func (e looked) happen(j *judge) { j.integration(e.Integration) }
-
-func (e left) happen(j *judge) {
-	j.counts["integrations deleted"]++
-	j.left[e.Integration] = j.now
-	j.order = slices.DeleteFunc(j.order, func(uid string) bool { return uid == e.Integration })
-}
 
 func (e reported) happen(j *judge) {
 	i := j.integrations[e.Integration]
@@ -207,49 +82,6 @@ func (e reported) happen(j *judge) {
 	if i.client, i.ready = e.Client, e.Ready; !e.Ready {
 		j.unready[e.Integration] = j.now
 	}
-}
-
-func (e consented) happen(j *judge) {
-	j.consents[e.Integration] = append(j.consents[e.Integration], turn{j.now, e.Given})
-}
-
-func (e version) happen(j *judge) {
-	all := j.versions[e.Integration]
-	n, known := slices.BinarySearchFunc(all, e.Number, func(v row, number int64) int { return cmp.Compare(v.number, number) })
-	switch {
-	case e.Gone && known:
-		all = slices.Delete(all, n, n+1)
-	case e.Gone:
-	case known:
-		all[n] = e.row()
-	default:
-		all = slices.Insert(all, n, e.row())
-	}
-	if j.versions[e.Integration] = all; len(all) == 0 {
-		delete(j.versions, e.Integration)
-	}
-}
-
-func (e asked) happen(j *judge) {
-	if j.rotations[e.ID] = e; e.Gone {
-		delete(j.rotations, e.ID)
-	}
-}
-
-func (e recorded) happen(j *judge) {
-	g := generation{e.Lease, e.Generation}
-	all := slices.DeleteFunc(j.deliveries[g], func(r recorded) bool { return r.Record == e.Record }) // it was one with others
-	j.deliveries[g] = append(all, e)
-}
-
-// of is the UID of the integration that has an application, empty when none has that is not being deleted.
-func (j *judge) of(application string) string {
-	for _, uid := range j.order {
-		if j.integrations[uid].client == application {
-			return uid
-		}
-	}
-	return ""
 }
 
 // gone judges that an integration which the vault says is gone is so.
@@ -374,15 +206,6 @@ func (e receipt) happen(j *judge) {
 	}
 }
 
-// version is the vault's row of one.
-func (j *judge) version(uid string, number int64) (row, bool) {
-	n := slices.IndexFunc(j.versions[uid], func(v row) bool { return v.number == number })
-	if n < 0 {
-		return row{}, false
-	}
-	return j.versions[uid][n], true
-}
-
 // replacesWorking tells whether a version took the place of one that worked everywhere.
 func (j *judge) replacesWorking(application string, all []row, v row) bool {
 	return slices.ContainsFunc(all, func(before row) bool {
@@ -436,20 +259,6 @@ func (j *judge) gap(b *run, e receipt) {
 	j.fail("%s had no token from %s to %s; it rained: %s\n%s", e.Job, b.held.Expire.UTC(), j.now, j.weather.in(window), j.table(j.versions[e.Integration]))
 }
 
-// consented tells whether consent was there all the time of a span.
-func (j *judge) consented(uid string, in span) bool {
-	given := false
-	for _, t := range j.consents[uid] {
-		if t.at.After(in.from) && t.at.Before(in.to) {
-			return false
-		}
-		if !t.at.After(in.from) {
-			given = t.given
-		}
-	}
-	return given
-}
-
 // demanded are the spans in which the integration has to have a version that works.
 func (j *judge) demanded(uid string, first time.Time) []span {
 	var out []span
@@ -478,27 +287,6 @@ func (day) happen(j *judge) {
 	}
 	j.deletions()
 	j.forget()
-}
-
-const (
-	// forgetAfter is how long after its removal a secret is remembered: for longer than the vault keeps the row of its version.
-	forgetAfter = 35 * 24 * time.Hour
-	// deliversFor is how long after its record something may be received.
-	deliversFor = 2 * 24 * time.Hour
-)
-
-func (j *judge) forget() {
-	maps.DeleteFunc(j.secrets, func(key string, s *secretLife) bool {
-		over := !s.removed.IsZero() && j.now.Sub(s.removed) > forgetAfter
-		if over {
-			delete(j.grants, key)
-			delete(j.answers, shown{s.application, key})
-		}
-		return over
-	})
-	maps.DeleteFunc(j.deliveries, func(_ generation, all []recorded) bool {
-		return j.now.Sub(sqldb.Time(all[len(all)-1].Time)) > deliversFor
-	})
 }
 
 // integration judges what has become of one up to now.
@@ -617,65 +405,4 @@ func (j *judge) tooLong(uid string, s *secretLife) bool {
 	}
 	since = later(since, s.added)
 	return j.now.Sub(since) > 3*j.timing.ReconcileInterval+3*time.Hour+j.weather.overlap(span{since, j.now}, noSQL, noEntra, noGraph, throttled, lossy, noRedis)
-}
-
-// consentedSince is when consent was last given that holds, false when none does.
-func (j *judge) consentedSince(uid string) (since time.Time, holds bool) {
-	for _, t := range j.consents[uid] {
-		if t.given && !holds {
-			since = t.at
-		}
-		holds = t.given
-	}
-	return since, holds
-}
-
-// table shows the newest versions.
-func (j *judge) table(rows []row) string {
-	var out strings.Builder
-	at := func(t time.Time) string {
-		if t.IsZero() {
-			return "-"
-		}
-		return t.UTC().Format("01-02T15:04:05")
-	}
-	for _, v := range rows[max(0, len(rows)-6):] {
-		fmt.Fprintf(&out, "  version %d %s%s: added %s, active %s, retired %s, revoked %s, ends %s", v.number, v.state, v.signingKey, at(v.add), at(v.activate), at(v.retire), at(v.revoke), at(v.end))
-		if s := j.secrets[v.keyID]; s != nil {
-			fmt.Fprintf(&out, "; at Entra: everywhere %s, removed %s, refused %s, %d grants", at(s.everywhere), at(s.removed), at(s.refused), j.grants[v.keyID])
-		}
-		out.WriteString("\n")
-	}
-	return out.String()
-}
-
-// deaths is how many there were; at is at how many different steps.
-func (j *judge) deaths() (total, at int) {
-	for _, n := range j.kills {
-		total += n
-	}
-	return total, len(j.kills)
-}
-
-// counted is how often any of these happened.
-func (j *judge) counted(what ...string) (total int) {
-	for _, w := range what {
-		total += j.counts[w]
-	}
-	return total
-}
-
-// report says what the world has been through.
-func (j *judge) report() string {
-	total, at := j.deaths()
-	var out strings.Builder
-	fmt.Fprintf(&out, "%d kills, at %d different steps", total, at)
-	for _, what := range slices.Sorted(maps.Keys(j.counts)) {
-		fmt.Fprintf(&out, "\n  %-40s %d", what, j.counts[what])
-	}
-	out.WriteString("\n  kills by step:")
-	for _, step := range slices.Sorted(maps.Keys(j.kills)) {
-		fmt.Fprintf(&out, "\n    %-60s %d", step, j.kills[step])
-	}
-	return out.String()
 }
