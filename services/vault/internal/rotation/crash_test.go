@@ -220,7 +220,7 @@ func dies(t *testing.T, where string, n int) (places int) {
 			t.Errorf("place %d: %d applications were made", n, made)
 		}
 		s.want(store.Integration{Deleting: true})
-		s.until("forgotten", 10*time.Minute, func(f store.Facts) bool { return !f.Application.ForgetTime.IsZero() })
+		s.until("forgotten", 10*time.Minute, forgotten)
 		if got := s.entra.keys(); len(got) != 0 {
 			t.Errorf("place %d: passwords %v are left", n, got)
 		}

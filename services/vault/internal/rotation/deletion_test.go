@@ -21,12 +21,10 @@ import (
 func TestWorker_DeletesInOrder(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newStage(t)
-		s.serve()
-		s.live()
+		s, _ := alive(t)
 		s.entra.set(func(d *fakeDirectory) { d.journal = nil })
 		s.want(store.Integration{Deleting: true})
-		s.until("forgotten", time.Hour, func(f store.Facts) bool { return !f.Application.ForgetTime.IsZero() })
+		s.until("forgotten", time.Hour, forgotten)
 		if want := []string{"removed", "deleted", "purged"}; !slices.Equal(s.entra.happened(), want) {
 			t.Errorf("at Entra happened %v, want %v", s.entra.happened(), want)
 		}
@@ -59,7 +57,7 @@ func TestWorker_PurgesWhatTheBinDoesNotShowAtFirst(t *testing.T) {
 		if f := s.facts(); !f.Application.PurgeTime.IsZero() || s.entra.count("purge") != 1 {
 			t.Errorf("after an hour it was asked for %d times, and is gone since %s", s.entra.count("purge"), f.Application.PurgeTime)
 		}
-		s.until("forgotten", 20*time.Minute, func(f store.Facts) bool { return !f.Application.ForgetTime.IsZero() })
+		s.until("forgotten", 20*time.Minute, forgotten)
 		if happened := s.entra.happened(); happened[len(happened)-1] != "purged" {
 			t.Errorf("at Entra happened %v", happened)
 		}
@@ -70,9 +68,7 @@ func TestWorker_PurgesWhatTheBinDoesNotShowAtFirst(t *testing.T) {
 func TestWorker_GoesOnTellingThatItIsGone(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newStage(t)
-		s.serve()
-		s.live()
+		s, _ := alive(t)
 		s.registry.set(errors.New("away"))
 		s.want(store.Integration{Deleting: true})
 		s.until("purged", time.Hour, func(f store.Facts) bool { return !f.Application.PurgeTime.IsZero() })
@@ -81,7 +77,7 @@ func TestWorker_GoesOnTellingThatItIsGone(t *testing.T) {
 			t.Errorf("nobody was told, and it is forgotten since %s", f.Application.ForgetTime)
 		}
 		s.registry.set(fmt.Errorf("report: %w", rotation.ErrUnknownIntegration))
-		s.until("forgotten", 2*time.Hour, func(f store.Facts) bool { return !f.Application.ForgetTime.IsZero() })
+		s.until("forgotten", 2*time.Hour, forgotten)
 	})
 }
 
@@ -89,10 +85,7 @@ func TestWorker_GoesOnTellingThatItIsGone(t *testing.T) {
 func TestWorker_EndsLeasesBeforeItTakesBackWhatTheyHold(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newStage(t)
-		s.config.Poll = time.Minute
-		s.serve()
-		held := s.live().Versions[0]
+		s, held := alive(t, func(s *stage) { s.config.Poll = time.Minute })
 		deliver := s.runner()
 		if err := deliver("before"); err != nil {
 			t.Fatal(err)
@@ -112,7 +105,7 @@ func TestWorker_EndsLeasesBeforeItTakesBackWhatTheyHold(t *testing.T) {
 		if err := deliver("before"); !errors.Is(err, grant.ErrIntegrationDeleted) && !errors.Is(err, lease.ErrClosed) {
 			t.Errorf("delivery afterwards: %v", err)
 		}
-		s.until("forgotten", time.Hour, func(f store.Facts) bool { return !f.Application.ForgetTime.IsZero() })
+		s.until("forgotten", time.Hour, forgotten)
 		if !strings.Contains(s.log.String(), "leases of an integration that is being deleted were ended") {
 			t.Error("the end of the leases is not logged")
 		}
@@ -123,9 +116,8 @@ func TestWorker_EndsLeasesBeforeItTakesBackWhatTheyHold(t *testing.T) {
 func TestWorker_MakesNoDeletedApplicationAnew(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newStage(t)
-		s.serve()
-		made := s.live().Application
+		s, _ := alive(t)
+		made := s.facts().Application
 		var deleted *fakeApp
 		s.entra.set(func(d *fakeDirectory) {
 			for _, deleted = range d.apps {
@@ -159,9 +151,8 @@ func TestWorker_MakesNoDeletedApplicationAnew(t *testing.T) {
 func TestWorker_RepairsAnotherApplicationOfTheName(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newStage(t)
-		s.serve()
-		before := s.live()
+		s, _ := alive(t)
+		before := s.facts()
 		if err := s.runner()("holds the secret"); err != nil {
 			t.Fatal(err)
 		}
@@ -200,7 +191,7 @@ func TestWorker_DeletesWhatWasNeverMade(t *testing.T) {
 		s := newStage(t)
 		s.want(store.Integration{Deleting: true})
 		s.serve()
-		s.until("forgotten", time.Hour, func(f store.Facts) bool { return !f.Application.ForgetTime.IsZero() })
+		s.until("forgotten", time.Hour, forgotten)
 		if happened := s.entra.happened(); len(happened) != 0 {
 			t.Errorf("at Entra happened %v", happened)
 		}

@@ -50,6 +50,19 @@ func (s *stage) serveFederated() {
 	go func() { served <- s.serveAs(ctx, m) }()
 }
 
+// aliveFederated is as alive, of an integration without a secret.
+func aliveFederated(t *testing.T, edit ...func(s *stage)) (s *stage, first credential.Version) {
+	t.Helper()
+	s = newStage(t)
+	for _, e := range edit {
+		e(s)
+	}
+	s.want(store.Integration{Federated: true})
+	s.serveFederated()
+	first, _ = s.live().ByState(credential.Active)
+	return s, first
+}
+
 // Whoever may write to our application can let themselves in. That is said, and left to people.
 func TestForeign_CredentialsAreReportedAndLeftAlone(t *testing.T) {
 	for name, plant := range map[string]func(app *fakeApp){
@@ -62,10 +75,7 @@ func TestForeign_CredentialsAreReportedAndLeftAlone(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := newStage(t)
-				s.want(store.Integration{Federated: true})
-				s.serveFederated()
-				s.live()
+				s, _ := aliveFederated(t)
 				stands := func(step, reason string, count float64) {
 					t.Helper()
 					time.Sleep(2 * time.Hour)
@@ -110,7 +120,7 @@ func TestFederated_ComesAliveWithoutASecret(t *testing.T) {
 		s.want(store.Integration{Federated: true})
 		s.entra.lag = 5 * time.Minute
 		s.serveFederated()
-		s.until("replicated", time.Hour, func(f store.Facts) bool { return !f.Application.ReadyTime.IsZero() })
+		s.until("replicated", time.Hour, ready)
 		time.Sleep(time.Hour)
 		if _, conditions := s.registry.last(); conditions != "Replicated+ AwaitingConsent AwaitingConsent" {
 			t.Errorf("before consent conditions are %s", conditions)
@@ -154,11 +164,7 @@ func TestFederated_ComesAliveWithoutASecret(t *testing.T) {
 func TestFederated_ANewKeyIsProvenBeforeTheOldOneGoesAndGraphIsNotAsked(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newStage(t)
-		s.look = 15 * time.Second // for what must be so at every look
-		s.want(store.Integration{Federated: true})
-		s.serveFederated()
-		first, _ := s.live().ByState(credential.Active)
+		s, first := aliveFederated(t, func(s *stage) { s.look = 15 * time.Second }) // for what must be so at every look
 		time.Sleep(48 * time.Hour)
 		trusts := s.entra.count("trust")
 		if err := s.store.WantSigningKey(t.Context(), time.Now(), grant.Caller{}); err != nil {
@@ -199,10 +205,7 @@ func TestFederated_ANewKeyIsProvenBeforeTheOldOneGoesAndGraphIsNotAsked(t *testi
 func TestFederated_ADroppedKeyIsOverAtOnce(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newStage(t)
-		s.want(store.Integration{Federated: true})
-		s.serveFederated()
-		first, _ := s.live().ByState(credential.Active)
+		s, first := aliveFederated(t)
 		time.Sleep(48 * time.Hour)
 		if err := s.store.DropSigningKey(t.Context(), time.Now(), first.SigningKey, grant.Caller{}); err != nil {
 			t.Fatal(err)
@@ -231,11 +234,7 @@ func TestFederated_ADroppedKeyIsOverAtOnce(t *testing.T) {
 func TestFederated_ADroppedKeyThatIsNotTheNewestIsOverAtOnceToo(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newStage(t)
-		s.config.Poll = time.Minute
-		s.want(store.Integration{Federated: true})
-		s.serveFederated()
-		first, _ := s.live().ByState(credential.Active)
+		s, first := aliveFederated(t, func(s *stage) { s.config.Poll = time.Minute })
 		time.Sleep(48 * time.Hour)
 		if err := s.store.WantSigningKey(t.Context(), time.Now(), grant.Caller{}); err != nil {
 			t.Fatal(err)
@@ -319,10 +318,7 @@ func TestFederated_TheKindChangesWithoutAGap(t *testing.T) {
 func TestFederated_RepairsWhatSomebodyRemoved(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newStage(t)
-		s.want(store.Integration{Federated: true})
-		s.serveFederated()
-		s.live()
+		s, _ := aliveFederated(t)
 		time.Sleep(30 * time.Minute)
 		s.entra.set(func(d *fakeDirectory) {
 			for _, app := range d.apps {
@@ -363,12 +359,9 @@ func TestFederated_WithoutAnIssuerItSaysSo(t *testing.T) {
 func TestFederated_IsTakenApartWithItsApplication(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newStage(t)
-		s.want(store.Integration{Federated: true})
-		s.serveFederated()
-		s.live()
+		s, _ := aliveFederated(t)
 		s.want(store.Integration{Federated: true, Deleting: true})
-		s.until("gone", 2*time.Hour, func(f store.Facts) bool { return !f.Application.ForgetTime.IsZero() })
+		s.until("gone", 2*time.Hour, forgotten)
 		s.entra.set(func(d *fakeDirectory) {
 			for app := range maps.Values(d.apps) {
 				if !app.purged {

@@ -141,7 +141,7 @@ func TestWorker_PaysForEachRequestToGraph(t *testing.T) {
 		})
 		paid("one of a batch", 1, 1)
 		s.want(store.Integration{Deleting: true})
-		s.until("forgotten", 2*time.Hour, func(f store.Facts) bool { return !f.Application.ForgetTime.IsZero() })
+		s.until("forgotten", 2*time.Hour, forgotten)
 		paid("taking it apart", 0, 3)
 	})
 }

@@ -26,7 +26,7 @@ func replicated(t *testing.T) *stage {
 	t.Helper()
 	s := newStage(t)
 	s.serve()
-	s.until("replicated", time.Hour, func(f store.Facts) bool { return !f.Application.ReadyTime.IsZero() })
+	s.until("replicated", time.Hour, ready)
 	if err := s.end(); err != nil {
 		t.Fatal(err)
 	}

@@ -46,9 +46,7 @@ func TestWorker_AChangedRedirectURIReachesTheApplication(t *testing.T) {
 func TestWorker_ARefusedRepairIsNoLoss(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newStage(t)
-		s.serve()
-		first, _ := s.live().ByState(credential.Active)
+		s, first := alive(t)
 		if err := s.end(); err != nil {
 			t.Fatal(err)
 		}
@@ -82,9 +80,7 @@ func TestWorker_ARefusedRepairIsNoLoss(t *testing.T) {
 func TestWorker_WhatIsNotListedIsAnAlarm(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newStage(t)
-		s.serve()
-		before := s.live()
+		s, first := alive(t)
 		time.Sleep(time.Hour)
 		at := store.Projection{Incarnation: "registry", Revision: 99, Cursor: "c", BookmarkTime: time.Now()}
 		if err := s.store.ReplaceProjection(t.Context(), time.Now(), at, store.Wanted{}); err != nil {
@@ -92,8 +88,8 @@ func TestWorker_WhatIsNotListedIsAnAlarm(t *testing.T) {
 		}
 		time.Sleep(30 * time.Hour)
 		after := s.facts()
-		if len(after.Versions) != 1 || after.Versions[0].ID != before.Versions[0].ID || after.Versions[0].State != credential.Active {
-			t.Errorf("versions are %v, were %v", after.Versions, before.Versions)
+		if len(after.Versions) != 1 || after.Versions[0].ID != first.ID || after.Versions[0].State != credential.Active {
+			t.Errorf("versions are %v, was %v", after.Versions, first)
 		}
 		if happened := s.entra.happened(); slices.Contains(happened, "removed") || slices.Contains(happened, "deleted") {
 			t.Errorf("at Entra happened %v", happened)

@@ -83,9 +83,7 @@ func TestWorker_SaysThatNoPasswordMayBeMade(t *testing.T) {
 	} {
 		t.Run(code, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := newStage(t)
-				s.serve()
-				s.live()
+				s, _ := alive(t)
 				asked := 0
 				forbid := func(_ context.Context, op string) error {
 					if op != "add" {
@@ -129,9 +127,7 @@ func TestWorker_GivesUpWhatIsAlwaysRefused(t *testing.T) {
 		t.Run(class.String(), func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				s := newStage(t)
-				s.serve()
-				first, _ := s.live().ByState(credential.Active)
+				s, first := alive(t)
 				s.refuseSecond(first.Number+1, refuse(class, "AADSTS999"))
 				f := s.until("another one is proven", 30*time.Hour, func(f store.Facts) bool {
 					v, ok := f.ByState(credential.Active)
@@ -152,9 +148,7 @@ func TestWorker_GivesNothingUpWhileEntraIsAway(t *testing.T) {
 		t.Run(class.String(), func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				s := newStage(t)
-				s.serve()
-				first, _ := s.live().ByState(credential.Active)
+				s, first := alive(t)
 				s.refuseSecond(first.Number+1, refuse(class, "AADSTS90033"))
 				f := s.until("propagating", 30*time.Hour, func(f store.Facts) bool {
 					_, ok := f.ByState(credential.Propagating)
@@ -177,7 +171,7 @@ func TestWorker_ClassifiesEveryRefusal(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			s := newStage(t)
 			s.serve()
-			s.until("replicated", time.Hour, func(f store.Facts) bool { return !f.Application.ReadyTime.IsZero() })
+			s.until("replicated", time.Hour, ready)
 			s.entra.set(func(d *fakeDirectory) { d.consented = true })
 			s.until("propagating", time.Hour, func(f store.Facts) bool {
 				_, ok := f.ByState(credential.Propagating)

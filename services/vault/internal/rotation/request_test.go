@@ -47,13 +47,9 @@ func (s *stage) untilRotation(id string, state credential.RotationState, limit t
 
 // settled brings an integration to an ACTIVE version that all of Entra knows.
 func settled(t *testing.T, poll time.Duration) (s *stage, first credential.Version) {
-	s = newStage(t)
-	s.config.Poll = poll
-	s.entra.lag = 10 * time.Minute
-	s.serve()
-	f := s.live()
+	s, first = alive(t, func(s *stage) { s.config.Poll, s.entra.lag = poll, 10*time.Minute })
 	time.Sleep(20 * time.Minute)
-	return s, f.Versions[0]
+	return s, first
 }
 
 func TestWorker_RotatesOnRequest(t *testing.T) {

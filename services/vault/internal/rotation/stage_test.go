@@ -211,11 +211,27 @@ func active(f store.Facts) bool {
 	return ok
 }
 
+func ready(f store.Facts) bool { return !f.Application.ReadyTime.IsZero() }
+
+func forgotten(f store.Facts) bool { return !f.Application.ForgetTime.IsZero() }
+
 // live brings the integration to an ACTIVE version.
 func (s *stage) live() store.Facts {
 	s.t.Helper()
 	s.entra.set(func(d *fakeDirectory) { d.consented = true })
 	return s.until("active", 2*time.Hour, active)
+}
+
+// alive is a stage, as edited, on which a worker has brought the integration to an ACTIVE version, and works on.
+func alive(t *testing.T, edit ...func(s *stage)) (s *stage, first credential.Version) {
+	t.Helper()
+	s = newStage(t)
+	for _, e := range edit {
+		e(s)
+	}
+	s.serve()
+	first, _ = s.live().ByState(credential.Active)
+	return s, first
 }
 
 // runner makes a grant of two days, and returns what delivers the ACTIVE version's secret to one of its instances.

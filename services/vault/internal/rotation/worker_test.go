@@ -25,7 +25,7 @@ func TestWorker_BringsAnIntegrationToLife(t *testing.T) {
 		s := newStage(t)
 		s.entra.lag = 5 * time.Minute
 		s.serve()
-		s.until("replicated", time.Hour, func(f store.Facts) bool { return !f.Application.ReadyTime.IsZero() })
+		s.until("replicated", time.Hour, ready)
 		time.Sleep(time.Hour)
 		f := s.facts()
 		if len(f.Versions) != 1 || f.Versions[0].State != credential.Staged {
@@ -57,11 +57,9 @@ func TestWorker_BringsAnIntegrationToLife(t *testing.T) {
 func TestWorker_ProvesByOneRequestEach(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newStage(t)
-		s.serve()
-		f := s.live()
+		s, first := alive(t)
 		// One request found the consent, eight were proofs.
-		if got := s.entra.granted(f.Versions[0].KeyID); got != 1+8 {
+		if got := s.entra.granted(first.KeyID); got != 1+8 {
 			t.Errorf("%d tokens were granted before it was ACTIVE, want 9", got)
 		}
 		if slices.Contains(s.entra.happened(), "request ID used again") {
@@ -87,7 +85,7 @@ func TestWorker_DoesNotPromoteWhatFlaps(t *testing.T) {
 			return ctx.Err()
 		}
 		s.serve()
-		s.until("replicated", time.Hour, func(f store.Facts) bool { return !f.Application.ReadyTime.IsZero() })
+		s.until("replicated", time.Hour, ready)
 		replicated.Store(true)
 		s.entra.set(func(d *fakeDirectory) { d.consented = true })
 		time.Sleep(20 * time.Minute)
@@ -100,13 +98,10 @@ func TestWorker_DoesNotPromoteWhatFlaps(t *testing.T) {
 func TestWorker_RotatesWithOverlap(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newStage(t)
-		s.entra.lag = 15 * time.Minute
-		s.serve()
-		first := s.live()
+		s, first := alive(t, func(s *stage) { s.entra.lag = 15 * time.Minute })
 		time.Sleep(20 * time.Minute)
 		rotated, overlap := 0, time.Duration(0)
-		last := first.Versions[0].ID
+		last := first.ID
 		const look = 10 * time.Minute
 		for range 3 * 24 * time.Hour / look {
 			time.Sleep(look)
@@ -141,10 +136,7 @@ func TestWorker_RotatesWithOverlap(t *testing.T) {
 func TestWorker_KeepsWhatIsHeld(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newStage(t)
-		s.config.Poll = time.Minute
-		s.serve()
-		held := s.live().Versions[0]
+		s, held := alive(t, func(s *stage) { s.config.Poll = time.Minute })
 		if err := s.runner()("holds"); err != nil {
 			t.Fatal(err)
 		}
@@ -162,9 +154,7 @@ func TestWorker_KeepsWhatIsHeld(t *testing.T) {
 func TestWorker_LosesConsentAndHeals(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newStage(t)
-		s.serve()
-		s.live()
+		s, _ := alive(t)
 		s.entra.set(func(d *fakeDirectory) { d.consented = false })
 		if err := s.store.WantProbe(t.Context(), uid, time.Now()); err != nil {
 			t.Fatal(err)
