@@ -104,6 +104,16 @@ func (w *world) gather(n int, change func(i int, r *delivery.Request)) *crowd {
 	return c
 }
 
+// inCrowd runs a case in a bubble on a world with so many streams.
+func inCrowd(t *testing.T, n int, test func(w *world, c *crowd)) {
+	t.Helper()
+	inBubble(t, func(w *world) {
+		c := w.gather(n, nil)
+		defer c.leave()
+		test(w, c)
+	})
+}
+
 // took checks what the readers took since the last call; all of them, or those that are named.
 func (c *crowd) took(step, want string, which ...int) {
 	c.w.t.Helper()
@@ -120,10 +130,22 @@ func (c *crowd) took(step, want string, which ...int) {
 	}
 }
 
-func (w *world) rotate(number int64) {
-	w.store.change("uid", "", func(f *fakeStore) { f.versions = []store.Live{live(number), retiring(number - 1)} })
+// change changes the store, and the hub hears of it at once.
+func (w *world) change(integrationUID, grantUID string, change func(f *fakeStore)) {
+	w.store.change(integrationUID, grantUID, change)
 	w.hub.Nudge()
 	synctest.Wait()
+}
+
+// holdFanOuts has those that begin from now on wait until what is returned is called.
+func (w *world) holdFanOuts() (release func()) {
+	held := make(chan struct{})
+	w.store.do(func(f *fakeStore) { f.fanOutWaits = held })
+	return func() { close(held) }
+}
+
+func (w *world) rotate(number int64) {
+	w.change("uid", "", func(f *fakeStore) { f.versions = []store.Live{live(number), retiring(number - 1)} })
 }
 
 // fanned checks how many fan-outs and reads there have been since the last call.
@@ -139,9 +161,7 @@ func (w *world) fanned(step string, fanOuts, reads int) {
 
 // A rotation is one look, one token and one record for all who hold the same; each is given it as by itself, and as often as there is a rotation.
 func TestFanOut_GivesARotationToAllAtOnce(t *testing.T) {
-	inBubble(t, func(w *world) {
-		c := w.gather(20, nil)
-		defer c.leave()
+	inCrowd(t, 20, func(w *world, c *crowd) {
 		for number := int64(2); number < 5; number++ {
 			before := len(w.recorded())
 			w.rotate(number)
@@ -228,9 +248,7 @@ func TestFanOut_MakesOnceWhatIsAlike(t *testing.T) {
 
 // Of a token that is to be renewed by now each stream says another moment to come back at, so none is like another.
 func TestFanOut_OfWhatIsOldIsNotAlike(t *testing.T) {
-	inBubble(t, func(w *world) {
-		c := w.gather(20, nil)
-		defer c.leave()
+	inCrowd(t, 20, func(w *world, c *crowd) {
 		w.issuer.kept["v2"+arm] = issuer.Token{
 			Text: secret.New("CANARY-old"), IssueTime: w.began, RenewTime: w.began, ExpireTime: w.began.Add(time.Hour), RequestID: "asked-old", VersionID: "v2", VersionNumber: 2,
 		}
@@ -278,9 +296,7 @@ func TestFanOut_IsOfWhoHoldsTheSame(t *testing.T) {
 
 // Fewer are not worth it.
 func TestFanOut_IsOfMany(t *testing.T) {
-	inBubble(t, func(w *world) {
-		c := w.gather(15, nil)
-		defer c.leave()
+	inCrowd(t, 15, func(w *world, c *crowd) {
 		w.rotate(2)
 		c.took("rotation", "ROTATED v2")
 		w.fanned("rotation", 0, 15)
@@ -308,12 +324,8 @@ func TestFanOut_OfWhatIsNoRotation(t *testing.T) {
 		"a fan-out that dies": {change: func(f *fakeStore) { f.fanOutDies = true; f.versions = []store.Live{live(2)} }, took: "ROTATED v2", fanOuts: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			inBubble(t, func(w *world) {
-				c := w.gather(20, nil)
-				defer c.leave()
-				w.store.change("uid", "", tt.change)
-				w.hub.Nudge()
-				synctest.Wait()
+			inCrowd(t, 20, func(w *world, c *crowd) {
+				w.change("uid", "", tt.change)
 				if tt.want == nil {
 					c.took("change", tt.took)
 				}
@@ -336,17 +348,13 @@ func TestFanOut_OfWhatIsNoRotation(t *testing.T) {
 
 // Where nothing is newer, as when a version is gone that nobody holds any more, it is one look whether all are entitled still; who is not, or was to have something else, looks.
 func TestFanOut_OfNothingNewer(t *testing.T) {
-	inBubble(t, func(w *world) {
-		c := w.gather(20, nil)
-		defer c.leave()
+	inCrowd(t, 20, func(w *world, c *crowd) {
 		w.rotate(2)
 		c.took("rotation", "ROTATED v2")
 		w.fanned("rotation", 1, 1)
 		change := func(step string, reads int, change func(f *fakeStore)) {
 			t.Helper()
-			w.store.change("uid", "", change)
-			w.hub.Nudge()
-			synctest.Wait()
+			w.change("uid", "", change)
 			w.fanned(step, 0, reads)
 			w.store.do(func(f *fakeStore) {
 				if f.judged != 1 {
@@ -378,9 +386,7 @@ func TestFanOut_OfNothingNewer(t *testing.T) {
 
 // A stream that a fan-out does not reach looks for itself; and one that reads slowly is not part of it, and gets the newest when it has read.
 func TestFanOut_WhoIsMissedAndWhoIsSlow(t *testing.T) {
-	inBubble(t, func(w *world) {
-		c := w.gather(20, nil)
-		defer c.leave()
+	inCrowd(t, 20, func(w *world, c *crowd) {
 		w.store.do(func(f *fakeStore) { f.missed = "instance-05" })
 		again := c.readers[3].slow()
 		w.rotate(2)
@@ -395,9 +401,7 @@ func TestFanOut_WhoIsMissedAndWhoIsSlow(t *testing.T) {
 
 		// Nor does one miss a rotation that is slow with what it found by itself.
 		agains := []func(){c.readers[3].slow(), c.readers[5].slow()}
-		w.store.change("", "g1", func(f *fakeStore) { f.standing.Grant.ExpireTime = w.began.Add(11 * time.Hour) })
-		w.hub.Nudge()
-		synctest.Wait()
+		w.change("", "g1", func(f *fakeStore) { f.standing.Grant.ExpireTime = w.began.Add(11 * time.Hour) })
 		w.rotate(5)
 		for _, again := range agains {
 			again()
@@ -409,21 +413,16 @@ func TestFanOut_WhoIsMissedAndWhoIsSlow(t *testing.T) {
 
 // A revocation that comes while a fan-out is under way ends its stream at once, and what the fan-out brings finds nobody.
 func TestFanOut_DoesNotKeepAnybody(t *testing.T) {
-	inBubble(t, func(w *world) {
-		c := w.gather(20, nil)
-		defer c.leave()
-		release := make(chan struct{})
-		w.store.do(func(f *fakeStore) { f.fanOutWaits = release })
+	inCrowd(t, 20, func(w *world, c *crowd) {
+		release := w.holdFanOuts()
 		w.rotate(2)
-		w.store.change("", "g1", func(f *fakeStore) { f.standing.Grant.RevokeTime = time.Now() })
-		w.hub.Nudge()
-		synctest.Wait()
+		w.change("", "g1", func(f *fakeStore) { f.standing.Grant.RevokeTime = time.Now() })
 		for i, r := range c.readers {
 			if _, err := r.ended(); err == nil {
 				t.Errorf("stream %d is up", i)
 			}
 		}
-		close(release)
+		release()
 		synctest.Wait()
 	})
 }
@@ -431,29 +430,21 @@ func TestFanOut_DoesNotKeepAnybody(t *testing.T) {
 // What happens to the integration while a fan-out is under way is looked for after it: it is no reason for all to look by themselves at once. What a stream finds
 // by itself meanwhile, for another reason, is not replaced by what is older.
 func TestFanOut_AndWhatComesMeanwhile(t *testing.T) {
-	inBubble(t, func(w *world) {
-		c := w.gather(20, nil)
-		defer c.leave()
-		release := make(chan struct{})
-		w.store.do(func(f *fakeStore) { f.fanOutWaits = release })
+	inCrowd(t, 20, func(w *world, c *crowd) {
+		release := w.holdFanOuts()
 		w.rotate(2)
-		w.store.change("uid", "", func(f *fakeStore) { f.fanOutWaits, f.versions = nil, []store.Live{live(3), retiring(2)} })
-		w.hub.Nudge()
-		synctest.Wait()
+		w.change("uid", "", func(f *fakeStore) { f.fanOutWaits, f.versions = nil, []store.Live{live(3), retiring(2)} })
 		c.took("while it is under way", "")
 		w.fanned("while it is under way", 1, 1)
-		close(release)
+		release()
 		synctest.Wait()
 		c.took("after it", "ROTATED v2, ROTATED v3")
 
-		release = make(chan struct{})
-		w.store.do(func(f *fakeStore) { f.fanOutWaits = release })
+		release = w.holdFanOuts()
 		w.rotate(4)
-		w.store.change("", "g1", func(f *fakeStore) { f.fanOutWaits, f.versions = nil, []store.Live{live(5), retiring(4)} })
-		w.hub.Nudge()
-		synctest.Wait()
+		w.change("", "g1", func(f *fakeStore) { f.fanOutWaits, f.versions = nil, []store.Live{live(5), retiring(4)} })
 		c.took("by itself", "ROTATED v5")
-		close(release)
+		release()
 		synctest.Wait()
 		c.took("what is older", "")
 	})
@@ -461,10 +452,8 @@ func TestFanOut_AndWhatComesMeanwhile(t *testing.T) {
 
 // A fan-out that takes too long keeps nobody: all look for themselves.
 func TestFanOut_ThatHangs(t *testing.T) {
-	inBubble(t, func(w *world) {
-		c := w.gather(20, nil)
-		defer c.leave()
-		w.store.do(func(f *fakeStore) { f.fanOutWaits = make(chan struct{}) })
+	inCrowd(t, 20, func(w *world, c *crowd) {
+		w.holdFanOuts()
 		w.rotate(2)
 		w.store.change("uid", "", func(f *fakeStore) { f.standing.Attached = false })
 		w.hub.Nudge()
@@ -479,15 +468,12 @@ func TestFanOut_ThatHangs(t *testing.T) {
 
 // A stream that is told to look at the very moment at which it is given something does both.
 func TestFanOut_AndSomethingElseAtOnce(t *testing.T) {
-	inBubble(t, func(w *world) {
-		c := w.gather(40, nil)
-		defer c.leave()
+	inCrowd(t, 40, func(w *world, c *crowd) {
 		for number := int64(2); number < 30; number++ {
-			release, end := make(chan struct{}), w.began.Add(10*time.Hour+time.Duration(number)*time.Minute)
-			w.store.do(func(f *fakeStore) { f.fanOutWaits = release })
+			release, end := w.holdFanOuts(), w.began.Add(10*time.Hour+time.Duration(number)*time.Minute)
 			w.rotate(number) // what the fan-out brings has the grant's former end
 			w.store.change("", "g1", func(f *fakeStore) { f.standing.Grant.ExpireTime = end })
-			close(release)
+			release()
 			w.hub.Nudge()
 			synctest.Wait()
 			for i, r := range c.readers {
@@ -545,15 +531,11 @@ func TestFanOut_ReachesAllOnEveryReplica(t *testing.T) {
 
 // A fan-out that is recorded after its streams found a newer version by themselves does not take them back to the older one.
 func TestFanOut_OfAVersionThatIsNoLongerTheNewest(t *testing.T) {
-	inBubble(t, func(w *world) {
-		c := w.gather(20, nil)
-		defer c.leave()
+	inCrowd(t, 20, func(w *world, c *crowd) {
 		release := make(chan struct{})
 		w.store.do(func(f *fakeStore) { f.fanOutComes = release })
 		w.rotate(2)
-		w.store.change("", "g1", func(f *fakeStore) { f.versions = []store.Live{live(3), retiring(2)} }) // each looks
-		w.hub.Nudge()
-		synctest.Wait()
+		w.change("", "g1", func(f *fakeStore) { f.versions = []store.Live{live(3), retiring(2)} }) // each looks
 		c.took("by itself", "ROTATED v3")
 		close(release)
 		synctest.Wait()
@@ -576,16 +558,12 @@ func TestFanOut_IsOfWhoHasTheSameAccess(t *testing.T) {
 
 // The token of a version that was replaced is kept for who still has use of it, and forgotten once the version is gone.
 func TestFanOut_ForgetsTheTokenOfAVersionThatIsGone(t *testing.T) {
-	inBubble(t, func(w *world) {
-		c := w.gather(20, nil)
-		defer c.leave()
+	inCrowd(t, 20, func(w *world, c *crowd) {
 		w.rotate(2)
 		if len(w.issuer.dropped) > 0 {
 			t.Errorf("dropped %v", w.issuer.dropped)
 		}
-		w.store.change("uid", "", func(f *fakeStore) { f.versions = []store.Live{live(3)} })
-		w.hub.Nudge()
-		synctest.Wait()
+		w.change("uid", "", func(f *fakeStore) { f.versions = []store.Live{live(3)} })
 		c.took("two rotations", "ROTATED v2, ROTATED v3")
 		w.fanned("two rotations", 2, 2)
 		if !slices.Equal(w.issuer.dropped, []string{"v2"}) {
