@@ -18,7 +18,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -27,6 +26,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 
+	"phasekey.dev/pkg/internal/reread"
 	"phasekey.dev/pkg/obs"
 )
 
@@ -106,7 +106,7 @@ type Source struct {
 	cfg     Config
 	log     *slog.Logger
 	current atomic.Pointer[material] // from files
-	read    [3][]byte                // the files' contents, as last tried; only Open and Run touch it
+	files   *reread.Files            // only Open and Run touch them
 	spire   *workloadapi.X509Source  // or from the Workload API
 }
 
@@ -126,7 +126,8 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Source, error) {
 		s.spire = src
 		return s, nil
 	}
-	if _, err := s.reload(); err != nil {
+	s.files = reread.New(s.use, cfg.CertFile, cfg.KeyFile, cfg.CAFile)
+	if _, err := s.files.Read(); err != nil {
 		return nil, fmt.Errorf("open tls: %w", err)
 	}
 	return s, nil
@@ -151,22 +152,14 @@ func (s *Source) Run(ctx context.Context) error {
 	if every == 0 {
 		every = defaultReload
 	}
-	tick := time.NewTicker(every)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-		changed, err := s.reload()
-		switch {
-		case err != nil:
+	s.files.Follow(ctx, every, func(err error) {
+		if err != nil {
 			s.log.ErrorContext(ctx, "certificate files cannot be used, keeping the previous ones", slog.Any(obs.KeyError, err))
-		case changed:
-			s.log.InfoContext(ctx, "certificate files reloaded", slog.String(obs.KeyFile, s.cfg.CertFile))
+			return
 		}
-	}
+		s.log.InfoContext(ctx, "certificate files reloaded", slog.String(obs.KeyFile, s.cfg.CertFile))
+	})
+	return nil
 }
 
 // followSPIRE logs updates; the source itself takes them in.
@@ -182,41 +175,25 @@ func (s *Source) followSPIRE(ctx context.Context) {
 	}
 }
 
-// reload reads the files and, if their contents differ from what was tried last, uses them. Contents, not times: a
-// mounted secret changes behind a symbolic link.
-func (s *Source) reload() (changed bool, err error) {
-	var got [3][]byte
-	for i, name := range []string{s.cfg.CertFile, s.cfg.KeyFile, s.cfg.CAFile} {
-		if name == "" {
-			continue
-		}
-		if got[i], err = os.ReadFile(name); err != nil { //nolint:gosec // the file that the configuration names
-			// Try again next time, even if the contents come back as they were.
-			s.read = [3][]byte{}
-			return false, err
-		}
-	}
-	if s.current.Load() != nil && slices.EqualFunc(got[:], s.read[:], slices.Equal[[]byte]) {
-		return false, nil
-	}
-	s.read = got
+// use takes the contents of certificate and key, if there are any, and of the CAs.
+func (s *Source) use(contents [][]byte) error {
 	m := &material{roots: x509.NewCertPool()}
-	if !m.roots.AppendCertsFromPEM(got[2]) {
-		return false, fmt.Errorf("%s: no certificate in it", s.cfg.CAFile)
+	if !m.roots.AppendCertsFromPEM(contents[2]) {
+		return fmt.Errorf("%s: no certificate in it", s.cfg.CAFile)
 	}
 	if s.cfg.CertFile != "" {
-		cert, err := tls.X509KeyPair(got[0], got[1])
+		cert, err := tls.X509KeyPair(contents[0], contents[1])
 		if err != nil {
-			return false, fmt.Errorf("%s: %w", s.cfg.CertFile, err)
+			return fmt.Errorf("%s: %w", s.cfg.CertFile, err)
 		}
 		id, err := identity(cert.Leaf)
 		if err != nil {
-			return false, fmt.Errorf("%s: %w", s.cfg.CertFile, err)
+			return fmt.Errorf("%s: %w", s.cfg.CertFile, err)
 		}
 		m.cert, m.domain = &cert, id.TrustDomain()
 	}
 	s.current.Store(m)
-	return true, nil
+	return nil
 }
 
 // material returns what the next handshake uses.

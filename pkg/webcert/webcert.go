@@ -6,16 +6,15 @@
 package webcert
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"sync/atomic"
 	"time"
 
+	"phasekey.dev/pkg/internal/reread"
 	"phasekey.dev/pkg/obs"
 )
 
@@ -40,8 +39,7 @@ type Source struct {
 	cfg     Config
 	log     *slog.Logger
 	current atomic.Pointer[tls.Certificate]
-	// read are the files' contents, as last tried; only Open and Run touch it.
-	read [2][]byte
+	files   *reread.Files // only Open and Run touch them
 }
 
 // Open reads the files once, and fails if they cannot be used.
@@ -53,7 +51,8 @@ func Open(cfg Config, log *slog.Logger) (*Source, error) {
 		cfg.Reload = defaultReload
 	}
 	s := &Source{cfg: cfg, log: log}
-	if _, err := s.reload(); err != nil {
+	s.files = reread.New(s.use, cfg.CertFile, cfg.KeyFile)
+	if _, err := s.files.Read(); err != nil {
 		return nil, fmt.Errorf("open web certificate: %w", err)
 	}
 	return s, nil
@@ -61,45 +60,24 @@ func Open(cfg Config, log *slog.Logger) (*Source, error) {
 
 // Run follows changes until ctx ends. It returns nil.
 func (s *Source) Run(ctx context.Context) error {
-	tick := time.NewTicker(s.cfg.Reload)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-		changed, err := s.reload()
-		switch {
-		case err != nil:
+	s.files.Follow(ctx, s.cfg.Reload, func(err error) {
+		if err != nil {
 			s.log.ErrorContext(ctx, "web certificate cannot be used, keeping the previous one", slog.Any(obs.KeyError, err))
-		case changed:
-			s.log.InfoContext(ctx, "web certificate reloaded", slog.String(obs.KeyFile, s.cfg.CertFile))
+			return
 		}
-	}
+		s.log.InfoContext(ctx, "web certificate reloaded", slog.String(obs.KeyFile, s.cfg.CertFile))
+	})
+	return nil
 }
 
-// reload reads the files and, if their contents differ from what was tried last, uses them. Contents, not times: a mounted secret
-// changes behind a symbolic link.
-func (s *Source) reload() (changed bool, err error) {
-	var got [2][]byte
-	for i, name := range []string{s.cfg.CertFile, s.cfg.KeyFile} {
-		if got[i], err = os.ReadFile(name); err != nil { //nolint:gosec // the file that the configuration names
-			// Try again next time, even if the contents come back as they were.
-			s.read = [2][]byte{}
-			return false, err
-		}
-	}
-	if bytes.Equal(got[0], s.read[0]) && bytes.Equal(got[1], s.read[1]) {
-		return false, nil
-	}
-	s.read = got
-	cert, err := tls.X509KeyPair(got[0], got[1])
+// use takes the contents of certificate and key.
+func (s *Source) use(contents [][]byte) error {
+	cert, err := tls.X509KeyPair(contents[0], contents[1])
 	if err != nil {
-		return false, fmt.Errorf("%s: %w", s.cfg.CertFile, err)
+		return fmt.Errorf("%s: %w", s.cfg.CertFile, err)
 	}
 	s.current.Store(&cert)
-	return true, nil
+	return nil
 }
 
 // TLSConfig is the configuration of an HTTPS server.

@@ -99,6 +99,18 @@ func TestOpen_FailsOnWhatCannotBeUsed(t *testing.T) {
 	}
 }
 
+func TestOpen_RefusesEmptyFiles(t *testing.T) {
+	f := newFolder(t)
+	for _, name := range []string{f.CertFile, f.KeyFile} {
+		if err := os.WriteFile(name, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := webcert.Open(f.Config, slog.New(slog.DiscardHandler)); err == nil {
+		t.Error("there is no certificate, and nobody says so")
+	}
+}
+
 // safeBuffer is a buffer that a logger and a test share.
 type safeBuffer struct {
 	mu sync.Mutex
