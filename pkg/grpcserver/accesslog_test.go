@@ -1,13 +1,11 @@
 package grpcserver_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
-	"sync"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -17,6 +15,7 @@ import (
 
 	"phasekey.dev/pkg/grpctest"
 	"phasekey.dev/pkg/internal/notetest"
+	"phasekey.dev/pkg/logtest"
 	"phasekey.dev/pkg/obs"
 )
 
@@ -27,7 +26,7 @@ func TestAccessLog_Canaries(t *testing.T) {
 	for _, format := range []obs.Format{obs.FormatJSON, obs.FormatText} {
 		t.Run(string(format), func(t *testing.T) {
 			t.Parallel()
-			var log syncBuffer
+			var log logtest.Transcript
 			cfg := config(notetest.Service{Get: func(context.Context, *dynamicpb.Message) (*dynamicpb.Message, error) {
 				return nil, errors.New("a bug")
 			}})
@@ -64,7 +63,7 @@ func TestAccessLog_LevelByCode(t *testing.T) {
 	} {
 		t.Run(code.String(), func(t *testing.T) {
 			t.Parallel()
-			var log syncBuffer
+			var log logtest.Transcript
 			cfg := config(notetest.Service{Get: func(context.Context, *dynamicpb.Message) (*dynamicpb.Message, error) {
 				return notetest.Note(""), status.Error(code, "x")
 			}})
@@ -87,22 +86,4 @@ func TestAccessLog_LevelByCode(t *testing.T) {
 			t.Errorf("no access log:\n%s", log.String())
 		})
 	}
-}
-
-// syncBuffer is a buffer for a log that several goroutines write.
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *syncBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *syncBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
 }

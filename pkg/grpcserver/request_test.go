@@ -24,6 +24,7 @@ import (
 	"phasekey.dev/pkg/grpcserver"
 	"phasekey.dev/pkg/grpctest"
 	"phasekey.dev/pkg/internal/notetest"
+	"phasekey.dev/pkg/logtest"
 	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/rpcerr"
 )
@@ -101,7 +102,7 @@ func TestErrors_Masked(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			var log syncBuffer
+			var log logtest.Transcript
 			reg := prometheus.NewRegistry()
 			cfg := config(notetest.Service{
 				Get: func(ctx context.Context, _ *dynamicpb.Message) (*dynamicpb.Message, error) {

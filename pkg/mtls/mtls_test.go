@@ -1,7 +1,6 @@
 package mtls_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -24,6 +23,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"phasekey.dev/pkg/devca"
+	"phasekey.dev/pkg/logtest"
 	"phasekey.dev/pkg/mtls"
 )
 
@@ -218,7 +218,7 @@ func TestRun_Reloads(t *testing.T) {
 	firstServer, secondServer := files(t, first, "vault", serverID), files(t, second, "vault", serverID)
 	put(firstServer)
 
-	var log syncBuffer
+	var log logtest.Transcript
 	s, err := mtls.Open(t.Context(), cfg, slog.New(slog.NewTextHandler(&log, nil)))
 	if err != nil {
 		t.Fatal(err)
@@ -239,19 +239,19 @@ func TestRun_Reloads(t *testing.T) {
 
 	// Half a change: the new certificate beside the old key. The old pair stays.
 	put(secondServer, cfg.CertFile)
-	log.await(t, "cannot be used")
+	await(t, &log, "cannot be used")
 	if !works(firstClient) {
 		t.Error("a bad file was used")
 	}
 	put(secondServer)
-	log.await(t, "reloaded")
+	await(t, &log, "reloaded")
 	if works(firstClient) || !works(secondClient) {
 		t.Error("the second certificate is not in use")
 	}
 	if err := os.Remove(cfg.KeyFile); err != nil {
 		t.Fatal(err)
 	}
-	log.await(t, "no such file")
+	await(t, &log, "no such file")
 	if !works(secondClient) {
 		t.Error("a missing file ended service")
 	}
@@ -361,7 +361,7 @@ func TestWorkloadAPI(t *testing.T) {
 	served := make(chan error)
 	go func() { served <- srv.Serve(listener) }()
 
-	var log syncBuffer
+	var log logtest.Transcript
 	s, err := mtls.Open(t.Context(), mtls.Config{WorkloadAPI: "unix://" + socket}, slog.New(slog.NewTextHandler(&log, nil)))
 	if err != nil {
 		t.Fatal(err)
@@ -379,7 +379,7 @@ func TestWorkloadAPI(t *testing.T) {
 		t.Error(serverErr, clientErr)
 	}
 	agent.set(svid(t, files(t, second, "vault", serverID), serverID))
-	log.await(t, "renewed")
+	await(t, &log, "renewed")
 	if _, serverErr, clientErr := handshake(t, server, secondClient); serverErr != nil || clientErr != nil {
 		t.Error(serverErr, clientErr)
 	}
@@ -396,35 +396,17 @@ func TestWorkloadAPI(t *testing.T) {
 	}
 }
 
-// syncBuffer is a log that a test waits for.
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *syncBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *syncBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
-}
-
 // await waits until the log says so.
-func (s *syncBuffer) await(t *testing.T, text string) {
+func await(t *testing.T, log *logtest.Transcript, text string) {
 	t.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	limit := time.After(20 * time.Second)
-	for !strings.Contains(s.String(), text) {
+	for !strings.Contains(log.String(), text) {
 		select {
 		case <-tick.C:
 		case <-limit:
-			t.Fatalf("the log never says %q:\n%s", text, s.String())
+			t.Fatalf("the log never says %q:\n%s", text, log)
 		}
 	}
 }

@@ -17,6 +17,7 @@ import (
 
 	typev1 "phasekey.dev/gen/phasekey/type/v1"
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
+	"phasekey.dev/pkg/logtest"
 	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/runner"
 	"phasekey.dev/pkg/runner/runnertest"
@@ -36,7 +37,7 @@ func assertion(n int64) *vaultv1.Credential {
 
 func federatedWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, vault: runnertest.New(grantCanary), log: &syncBuffer{}, ran: make(chan error, 1), material: typev1.Material_MATERIAL_FEDERATED_TOKEN}
+	w := &world{t: t, vault: runnertest.New(grantCanary), log: &logtest.Transcript{}, ran: make(chan error, 1), material: typev1.Material_MATERIAL_FEDERATED_TOKEN}
 	w.start(grantCanary)
 	return w
 }

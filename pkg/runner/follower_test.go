@@ -19,6 +19,7 @@ import (
 
 	errorv1 "phasekey.dev/gen/phasekey/error/v1"
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
+	"phasekey.dev/pkg/logtest"
 	"phasekey.dev/pkg/rpcerr"
 	"phasekey.dev/pkg/runner/runnertest"
 )
@@ -212,7 +213,7 @@ func TestRunner_Stream(t *testing.T) {
 // Two servers, one vault behind them: the first is told to stop, which asks the runner to leave while its stream still lives.
 func TestRunner_OpensTheNewStreamBeforeLettingGoOfTheOld(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := &world{t: t, vault: runnertest.New(grantCanary), log: &syncBuffer{}, ran: make(chan error, 1)}
+		w := &world{t: t, vault: runnertest.New(grantCanary), log: &logtest.Transcript{}, ran: make(chan error, 1)}
 		cert, pool := runnertest.Certificate(t)
 		first, second := bufconn.Listen(64<<10), bufconn.Listen(64<<10)
 		leaving := w.vault.Serve(t, first, cert)
@@ -278,7 +279,7 @@ func TestRunner_LeavesAtAMomentOfItsOwn(t *testing.T) {
 // Servers that all want the runner to leave as soon as they have delivered: each stream lives on, so none ends with an error.
 func TestRunner_ServersThatAllSendItAwayAreNotHammered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := &world{t: t, vault: runnertest.New(grantCanary), log: &syncBuffer{}, ran: make(chan error, 1)}
+		w := &world{t: t, vault: runnertest.New(grantCanary), log: &logtest.Transcript{}, ran: make(chan error, 1)}
 		cert, pool := runnertest.Certificate(t)
 		var serving atomic.Pointer[grpc.Server]
 		w.run(grantCanary, runnertest.Dial(t, pool, func(ctx context.Context) (net.Conn, error) {

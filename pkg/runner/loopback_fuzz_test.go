@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"phasekey.dev/pkg/logtest"
 	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/runner"
 	"phasekey.dev/pkg/runner/runnertest"
@@ -34,7 +35,7 @@ func FuzzLoopback(f *testing.F) {
 	} {
 		f.Add([]byte(seed))
 	}
-	log := &syncBuffer{}
+	log := &logtest.Transcript{}
 	vault := runnertest.New(grantCanary)
 	vault.Always(credential(1))
 	w := &world{vault: vault, log: log}

@@ -26,6 +26,7 @@ import (
 	errorv1 "phasekey.dev/gen/phasekey/error/v1"
 	typev1 "phasekey.dev/gen/phasekey/type/v1"
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
+	"phasekey.dev/pkg/logtest"
 	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/runner"
 	"phasekey.dev/pkg/runner/runnertest"
@@ -450,7 +451,7 @@ func checkEnvironment(t *testing.T, w *world, own map[string]string, tests []env
 // newSecretHolder is a world whose runner holds the client secret of version 1 for a client ID.
 func newSecretHolder(t *testing.T, client string) *world {
 	t.Helper()
-	w := &world{t: t, vault: runnertest.New(grantCanary), log: &syncBuffer{}, ran: make(chan error, 1), material: typev1.Material_MATERIAL_CLIENT_SECRET}
+	w := &world{t: t, vault: runnertest.New(grantCanary), log: &logtest.Transcript{}, ran: make(chan error, 1), material: typev1.Material_MATERIAL_CLIENT_SECRET}
 	w.start(grantCanary)
 	t.Cleanup(w.stop)
 	w.vault.Accept(t).Send(with(secretCredential(1, 1), func(c *vaultv1.Credential) { c.ClientId = client }))

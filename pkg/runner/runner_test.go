@@ -19,6 +19,7 @@ import (
 	errorv1 "phasekey.dev/gen/phasekey/error/v1"
 	typev1 "phasekey.dev/gen/phasekey/type/v1"
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
+	"phasekey.dev/pkg/logtest"
 	"phasekey.dev/pkg/rpcerr"
 	"phasekey.dev/pkg/runner"
 	"phasekey.dev/pkg/runner/runnertest"
@@ -26,7 +27,7 @@ import (
 
 func TestRunner_UnknownGrantIsFinal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := &world{t: t, vault: runnertest.New("another grant"), log: &syncBuffer{}, ran: make(chan error, 1)}
+		w := &world{t: t, vault: runnertest.New("another grant"), log: &logtest.Transcript{}, ran: make(chan error, 1)}
 		w.start(grantCanary)
 		defer w.stop()
 		synctest.Wait()
@@ -272,7 +273,7 @@ func TestRunner_ShowsTheGrantOnlyInPrivate(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer func() { _ = conn.Close() }()
-		w := &world{t: t, vault: vault, log: &syncBuffer{}, ran: make(chan error, 1)}
+		w := &world{t: t, vault: vault, log: &logtest.Transcript{}, ran: make(chan error, 1)}
 		w.run(grantCanary, conn)
 		defer w.stop()
 		noStream(time.Minute).do(w)

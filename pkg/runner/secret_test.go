@@ -14,6 +14,7 @@ import (
 	errorv1 "phasekey.dev/gen/phasekey/error/v1"
 	typev1 "phasekey.dev/gen/phasekey/type/v1"
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
+	"phasekey.dev/pkg/logtest"
 	"phasekey.dev/pkg/runner"
 	"phasekey.dev/pkg/runner/runnertest"
 )
@@ -84,7 +85,7 @@ func TestRunner_ClientSecret(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := &world{t: t, vault: runnertest.New(grantCanary), log: &syncBuffer{}, ran: make(chan error, 1), material: typev1.Material_MATERIAL_CLIENT_SECRET}
+				w := &world{t: t, vault: runnertest.New(grantCanary), log: &logtest.Transcript{}, ran: make(chan error, 1), material: typev1.Material_MATERIAL_CLIENT_SECRET}
 				w.start(grantCanary)
 				defer w.stop()
 				w.walk(tt.steps)

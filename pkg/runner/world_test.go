@@ -1,13 +1,11 @@
 package runner_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,6 +18,7 @@ import (
 	errorv1 "phasekey.dev/gen/phasekey/error/v1"
 	typev1 "phasekey.dev/gen/phasekey/type/v1"
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
+	"phasekey.dev/pkg/logtest"
 	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/runner"
 	"phasekey.dev/pkg/runner/runnertest"
@@ -68,30 +67,12 @@ func with(c *vaultv1.Credential, change func(*vaultv1.Credential)) *vaultv1.Cred
 	return c
 }
 
-// syncBuffer is a log that may be read while it is written.
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
-
 // world is a runner and its vault.
 type world struct {
 	t      *testing.T
 	vault  *runnertest.Vault
 	runner *runner.Runner
-	log    *syncBuffer
+	log    *logtest.Transcript
 	cancel context.CancelFunc
 	ran    chan error
 	s      *runnertest.Stream // accepted last
@@ -103,7 +84,7 @@ type world struct {
 // newWorld starts a runner.
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, vault: runnertest.New(grantCanary), log: &syncBuffer{}, ran: make(chan error, 1)}
+	w := &world{t: t, vault: runnertest.New(grantCanary), log: &logtest.Transcript{}, ran: make(chan error, 1)}
 	w.start(grantCanary)
 	return w
 }

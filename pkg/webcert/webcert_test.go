@@ -1,7 +1,6 @@
 package webcert_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -10,12 +9,12 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"phasekey.dev/pkg/devca"
+	"phasekey.dev/pkg/logtest"
 	"phasekey.dev/pkg/webcert"
 )
 
@@ -111,27 +110,9 @@ func TestOpen_RefusesEmptyFiles(t *testing.T) {
 	}
 }
 
-// safeBuffer is a buffer that a logger and a test share.
-type safeBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *safeBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *safeBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
-}
-
 func TestSource_FollowsTheFilesAndKeepsWhatWorks(t *testing.T) {
 	f := newFolder(t)
-	var log safeBuffer
+	var log logtest.Transcript
 	synctest.Test(t, func(t *testing.T) {
 		s, err := webcert.Open(f.Config, slog.New(slog.NewTextHandler(&log, nil)))
 		if err != nil {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
+	"phasekey.dev/pkg/logtest"
 )
 
 // What the registry says reaches the runs that rest on it, through everything in between: a run whose project loses the label that attached
@@ -58,7 +59,7 @@ func TestAttachments_EndRunsThatRestOnThem(t *testing.T) {
 		phasekey("grants", "create", tt.project, "--run", tt.project, "--phase", "planning", "--token-file", filepath.Join(d.dir, tt.project))
 		run := command("exec", "--vault", d.at.VaultRunners, "--ca", filepath.Join(d.dir, "tls", "ca.pem"), "--grant-file", tt.project,
 			"--on-revoke", "terminate", "--", "sleep", "60")
-		out := &transcript{}
+		out := &logtest.Transcript{}
 		run.Stdout, run.Stderr = out, out
 		if err := run.Start(); err != nil {
 			t.Fatal(err)

@@ -3,7 +3,6 @@ package e2e
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -17,6 +16,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"phasekey.dev/pkg/logtest"
 )
 
 // binary is the path of a built command.
@@ -29,24 +30,6 @@ func binary(name string) (string, error) {
 		return "", fmt.Errorf("%s is not built: run 'make build setup': %w", name, err)
 	}
 	return path, nil
-}
-
-// transcript collects what processes print.
-type transcript struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (t *transcript) Write(p []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.text.Write(p)
-}
-
-func (t *transcript) String() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.text.String()
 }
 
 // leaks are the shapes of everything that must never be printed: client secrets, tokens and assertions, grants, private keys,
@@ -89,7 +72,7 @@ type dev struct {
 	dir     string
 	at      endpoints
 	command *exec.Cmd
-	out     *transcript
+	out     *logtest.Transcript
 	ended   chan error
 	// interrupt is Ctrl-C. The second call returns what the first did.
 	interrupt func() error
@@ -101,7 +84,7 @@ func startDev(ctx context.Context, dir string) (*dev, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &dev{dir: dir, out: &transcript{}, ended: make(chan error, 1)}
+	d := &dev{dir: dir, out: &logtest.Transcript{}, ended: make(chan error, 1)}
 	d.interrupt = sync.OnceValue(d.stop)
 	d.command = exec.Command(path, "--dir", dir, "--log-level", "debug")
 	d.command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

@@ -22,6 +22,7 @@ import (
 
 	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
 	"phasekey.dev/pkg/devca"
+	"phasekey.dev/pkg/logtest"
 	"phasekey.dev/test/internal/rigtest"
 )
 
@@ -96,7 +97,7 @@ func TestDemo_TellsTheWholeStoryAndNoSecret(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
 	command := exec.CommandContext(ctx, path, "demo", "--dir", dir, "--log-level", "debug")
-	out := &transcript{}
+	out := &logtest.Transcript{}
 	command.Stdout, command.Stderr = out, out
 	if err := command.Run(); err != nil {
 		t.Fatalf("%v\n%s", err, tail(out.String()))

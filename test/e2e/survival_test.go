@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"phasekey.dev/pkg/entrasim"
+	"phasekey.dev/pkg/logtest"
 )
 
 // seed decides the moments.
@@ -152,7 +153,7 @@ func disturb(t *testing.T, dir string, out io.Writer, signal syscall.Signal, lef
 
 func TestDemo_SurvivesKills(t *testing.T) {
 	t.Parallel()
-	dir, out := t.TempDir(), &transcript{}
+	dir, out := t.TempDir(), &logtest.Transcript{}
 	defer func() {
 		if t.Failed() {
 			t.Log(tail(out.String()))
@@ -177,7 +178,7 @@ func TestDemo_SurvivesKills(t *testing.T) {
 
 func TestDemo_StopsInOrderAtAnyMoment(t *testing.T) {
 	t.Parallel()
-	dir, out := t.TempDir(), &transcript{}
+	dir, out := t.TempDir(), &logtest.Transcript{}
 	defer func() {
 		if t.Failed() {
 			t.Log(tail(out.String()))

@@ -28,6 +28,7 @@ import (
 	"phasekey.dev/pkg/devca"
 	"phasekey.dev/pkg/entrasim"
 	"phasekey.dev/pkg/grpcclient"
+	"phasekey.dev/pkg/logtest"
 	"phasekey.dev/pkg/mtls"
 	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/redisconn"
@@ -124,29 +125,11 @@ func (r *fakeRegistry) reported(t *testing.T, want registryv1.Condition_Type) *r
 	}
 }
 
-// transcript is a log that outlives its test, as the Redis library's goroutines do.
-type transcript struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *transcript) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *transcript) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
-}
-
 // place is where vaults run: certificates, an initialized database, and the addresses of what they need.
 type place struct {
 	ca     *devca.Authority
 	config app.Config
-	log    *transcript
+	log    *logtest.Transcript
 }
 
 func newPlace(t *testing.T) *place {
@@ -156,7 +139,7 @@ func newPlace(t *testing.T) *place {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &place{ca: ca, config: complete(), log: &transcript{}}
+	p := &place{ca: ca, config: complete(), log: &logtest.Transcript{}}
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(p.log)

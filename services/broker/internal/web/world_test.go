@@ -1,7 +1,6 @@
 package web_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"log/slog"
@@ -18,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 
+	"phasekey.dev/pkg/logtest"
 	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/pkg/sqldbtest"
@@ -40,24 +40,6 @@ const (
 	uid          = "uid-1"
 )
 
-// transcript is a log that tests read.
-type transcript struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *transcript) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *transcript) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 // world is a served site, with a database, and a simulated Entra to which it sends browsers.
 type world struct {
 	t       testing.TB
@@ -66,7 +48,7 @@ type world struct {
 	stands  *fakeStanding
 	store   *store.Store
 	config  web.Config
-	log     *transcript
+	log     *logtest.Transcript
 	metrics *prometheus.Registry
 	// entra is where the login pages are. It sends a browser back with what a test has it say.
 	entra *httptest.Server
@@ -141,7 +123,7 @@ func newWorldOn(t testing.TB, db *sqldb.DB, interval time.Duration, change func(
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, db: db, store: store.New(db), roles: &fakeRoles{store: store.New(db)}, stands: &fakeStanding{}, log: &transcript{}, metrics: prometheus.NewRegistry()}
+	w := &world{t: t, db: db, store: store.New(db), roles: &fakeRoles{store: store.New(db)}, stands: &fakeStanding{}, log: &logtest.Transcript{}, metrics: prometheus.NewRegistry()}
 	hub := follow.New(follow.Config{Store: w.store, Interval: interval, Log: slog.New(slog.DiscardHandler)})
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	ended := make(chan error, 1)

@@ -1,19 +1,18 @@
 package rotation_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"log/slog"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"phasekey.dev/pkg/logtest"
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/pkg/sqldbtest"
 	"phasekey.dev/services/vault/internal/audit/audittest"
@@ -40,7 +39,7 @@ type stage struct {
 	store    *store.Store
 	entra    *fakeDirectory
 	registry *fakeRegistry
-	log      *syncBuffer
+	log      *logtest.Transcript
 	config   rotation.Config
 	// metrics are the latest worker's.
 	metrics  atomic.Pointer[prometheus.Registry]
@@ -51,23 +50,6 @@ type stage struct {
 	look time.Duration
 }
 
-type syncBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
-}
-
 // newStage is to be called in a bubble; nobody is master yet.
 func newStage(t *testing.T) *stage {
 	t.Helper()
@@ -76,7 +58,7 @@ func newStage(t *testing.T) *stage {
 		t.Fatal(err)
 	}
 	s := &stage{
-		t: t, db: sqldbtest.SQLite(t, migrations), entra: newFakeDirectory(), registry: &fakeRegistry{}, log: &syncBuffer{}, look: time.Minute,
+		t: t, db: sqldbtest.SQLite(t, migrations), entra: newFakeDirectory(), registry: &fakeRegistry{}, log: &logtest.Transcript{}, look: time.Minute,
 	}
 	s.store = store.New(s.db, audittest.Keys(1))
 	s.tx(func(ctx context.Context, tx sqldb.Tx) error { return fence.Configure(ctx, tx, 1) })

@@ -1,7 +1,6 @@
 package rpc_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -26,6 +25,7 @@ import (
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
 	"phasekey.dev/pkg/grpcserver"
 	"phasekey.dev/pkg/grpctest"
+	"phasekey.dev/pkg/logtest"
 	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/rpcerr"
 	"phasekey.dev/pkg/secret"
@@ -122,31 +122,13 @@ type vault struct {
 	hub      *delivery.Hub
 	services *grpctest.Server
 	runners  *grpctest.Server
-	log      *syncBuffer
+	log      *logtest.Transcript
 	stop     func()
 
 	platform, operator vaultv1.GrantServiceClient
 	broker             vaultv1.AccessServiceClient
 	rotation           vaultv1.RotationServiceClient // as the platform
 	runner, other      vaultv1.CredentialServiceClient
-}
-
-// syncBuffer is a log that many write and the test reads.
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *syncBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *syncBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
 }
 
 // inBubble runs a case in a bubble on a vault whose integration "uid" has version v1, which ends after a day, is attached for READ
@@ -159,7 +141,7 @@ func inBubble(t *testing.T, test func(v *vault)) {
 			t.Fatal(err)
 		}
 		v := &vault{
-			t: t, db: sqldbtest.SQLite(t, migrations), minter: &fakeMinter{}, prober: &fakeProber{}, checker: &fakeChecker{}, log: &syncBuffer{},
+			t: t, db: sqldbtest.SQLite(t, migrations), minter: &fakeMinter{}, prober: &fakeProber{}, checker: &fakeChecker{}, log: &logtest.Transcript{},
 			resolver: &fakeResolver{answer: &registryv1.ResolveAccessResponse{
 				Integration: "accounts/acme/integrations/read", IntegrationUid: "uid", ProjectUid: "network-uid", SubscriptionId: "sub",
 				Incarnation: "registry", Revision: 5,
