@@ -5,13 +5,13 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
-	"net/url"
 	"slices"
 	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
 
+	"phasekey.dev/pkg/confload"
 	"phasekey.dev/pkg/displayname"
 	"phasekey.dev/pkg/grpcserver"
 	"phasekey.dev/pkg/mtls"
@@ -132,36 +132,18 @@ func DefaultConfig() Config {
 
 // Validate returns all problems at once, each naming its key.
 func (c Config) Validate() error {
-	var problems []error
-	var add func(key string, err error)
-	add = func(key string, err error) {
-		var several interface{ Unwrap() []error }
-		switch {
-		case err == nil:
-		case errors.As(err, &several):
-			// Each problem is a line of its own, with its key.
-			for _, one := range several.Unwrap() {
-				add(key, one)
-			}
-		default:
-			problems = append(problems, fmt.Errorf("%s: %w", key, err))
-		}
-	}
-	required := func(key, value string) {
-		if value == "" {
-			add(key, errRequired)
-		}
-	}
+	var problems confload.Problems
+	add, required := problems.Add, problems.Require
 	required("listen", c.Listen)
 	required("https_listen", c.HTTPSListen)
 	if (c.HTTPSCertFile == "") != (c.HTTPSKeyFile == "") {
 		add("https_cert_file", errors.New("goes together with https_key_file"))
 	}
 	required("state_key_file", c.StateKeyFile)
-	add("public_url", checkOrigin(c.PublicURL))
+	add("public_url", confload.CheckOrigin(c.PublicURL))
 	add("platform_name", checkName(c.PlatformName))
 	for i, origin := range c.ReturnOrigins {
-		add(fmt.Sprintf("return_origins[%d]", i), checkOrigin(origin))
+		add(fmt.Sprintf("return_origins[%d]", i), confload.CheckOrigin(origin))
 	}
 	brand := c.Pages.Problems()
 	for _, key := range slices.Sorted(maps.Keys(brand)) {
@@ -171,35 +153,35 @@ func (c Config) Validate() error {
 		_, err := parseNetwork(network)
 		add(fmt.Sprintf("trusted_proxies[%d]", i), err)
 	}
-	add("attempt_life", checkSpan(c.AttemptLife, minAttemptLife, maxAttemptLife))
+	add("attempt_life", confload.CheckSpan(c.AttemptLife, minAttemptLife, maxAttemptLife))
 	add("database", c.Database.Validate())
 	add("tls", c.checkTLS())
 	required("registry.target", c.Registry.Target)
-	add("registry.id", checkID(c.Registry.ID))
+	add("registry.id", confload.CheckSPIFFEID(c.Registry.ID))
 	required("vault.target", c.Vault.Target)
-	add("vault.id", checkID(c.Vault.ID))
+	add("vault.id", confload.CheckSPIFFEID(c.Vault.ID))
 	if len(c.Identities) == 0 {
-		add("identities", errRequired)
+		add("identities", confload.ErrRequired)
 	}
 	if err := grpcserver.ValidateIdentities(c.Identities); err != nil {
 		problems = append(problems, err) // names its key itself
 	}
 	add("limits", c.Limits.Validate())
 	if len(c.Clouds) == 0 {
-		add("clouds", errRequired)
+		add("clouds", confload.ErrRequired)
 	}
 	for name, cloud := range c.Clouds {
-		add("clouds."+name+".login_url", checkOrigin(cloud.LoginURL))
-		add("clouds."+name+".graph_url", checkOrigin(cloud.GraphURL))
+		add("clouds."+name+".login_url", confload.CheckOrigin(cloud.LoginURL))
+		add("clouds."+name+".graph_url", confload.CheckOrigin(cloud.GraphURL))
 	}
 	least := minProbeInterval
 	if c.Development {
 		least = minProbeIntervalDevelopment
 	}
-	add("probe_interval", checkSpan(c.ProbeInterval, least, maxInterval))
-	add("poll_interval", checkSpan(c.PollInterval, minInterval, maxInterval))
-	add("watch_interval", checkSpan(c.WatchInterval, minInterval, time.Minute))
-	add("drain", checkSpan(c.Drain, time.Millisecond, maxInterval))
+	add("probe_interval", confload.CheckSpan(c.ProbeInterval, least, maxInterval))
+	add("poll_interval", confload.CheckSpan(c.PollInterval, minInterval, maxInterval))
+	add("watch_interval", confload.CheckSpan(c.WatchInterval, minInterval, time.Minute))
+	add("drain", confload.CheckSpan(c.Drain, time.Millisecond, maxInterval))
 	if c.Retention < minRetention {
 		add("retention", fmt.Errorf("%s is less than %s", c.Retention, minRetention))
 	}
@@ -208,12 +190,6 @@ func (c Config) Validate() error {
 	}
 	return errors.Join(problems...)
 }
-
-var (
-	errRequired = errors.New("required")
-	errOrigin   = errors.New("must be an https origin without a path, such as https://consent.example.com")
-	errSPIFFE   = errors.New("must be a SPIFFE ID, such as spiffe://example.org/vault")
-)
 
 // checkTLS adds to the certificates' own rules that a server has one.
 func (c Config) checkTLS() error {
@@ -224,20 +200,11 @@ func (c Config) checkTLS() error {
 	return err
 }
 
-// checkOrigin refuses what cannot stand before a path in a link.
-func checkOrigin(text string) error {
-	u, err := url.Parse(text)
-	if err != nil || u.Scheme != "https" || u.Hostname() == "" || text != "https://"+u.Host {
-		return errOrigin
-	}
-	return nil
-}
-
 // checkName refuses what would not read well on a page.
 func checkName(text string) error {
 	switch n := utf8.RuneCountInString(text); {
 	case text == "":
-		return errRequired
+		return confload.ErrRequired
 	case n > maxPlatformName:
 		return fmt.Errorf("has %d characters, at most %d", n, maxPlatformName)
 	case strings.TrimSpace(text) != text, strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }):
@@ -258,19 +225,4 @@ func parseNetwork(text string) (netip.Prefix, error) {
 		return netip.Prefix{}, errors.New("must not be everybody")
 	}
 	return network, nil
-}
-
-func checkID(text string) error {
-	u, err := url.Parse(text)
-	if err != nil || u.Scheme != "spiffe" || u.Host == "" || strings.Trim(u.Path, "/") == "" {
-		return errSPIFFE
-	}
-	return nil
-}
-
-func checkSpan(d, least, most time.Duration) error {
-	if d < least || d > most {
-		return fmt.Errorf("%s is not from %s to %s", d, least, most)
-	}
-	return nil
 }

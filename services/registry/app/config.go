@@ -4,11 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
 
+	"phasekey.dev/pkg/confload"
 	"phasekey.dev/pkg/grpcserver"
 	"phasekey.dev/pkg/mtls"
 	"phasekey.dev/pkg/obs"
@@ -73,27 +73,16 @@ func DefaultConfig() Config {
 	}
 }
 
-var errRequired = errors.New("required")
-
 // cloudName is what the proto lets a cloud be called.
 var cloudName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,29}$`)
 
 // Validate returns all problems at once, each naming its key.
 func (c Config) Validate() error {
-	var problems []error
-	add := func(key string, err error) {
-		if err == nil {
-			return
-		}
-		for line := range strings.SplitSeq(err.Error(), "\n") {
-			problems = append(problems, fmt.Errorf("%s: %s", key, line))
-		}
-	}
-	if c.Listen == "" {
-		add("listen", errRequired)
-	}
+	var problems confload.Problems
+	add := problems.Add
+	problems.Require("listen", c.Listen)
 	if len(c.HomeTenants) == 0 {
-		add("home_tenants", errRequired)
+		add("home_tenants", confload.ErrRequired)
 	}
 	for i, tenant := range c.HomeTenants {
 		if _, err := uuid.Parse(tenant); err != nil || len(tenant) != 36 {
@@ -101,7 +90,7 @@ func (c Config) Validate() error {
 		}
 	}
 	if len(c.Clouds) == 0 {
-		add("clouds", errRequired)
+		add("clouds", confload.ErrRequired)
 	}
 	for i, cloud := range c.Clouds {
 		if !cloudName.MatchString(cloud) {
@@ -114,25 +103,18 @@ func (c Config) Validate() error {
 		add("tls.cert_file", errors.New("required without workload_api"))
 	}
 	if len(c.Identities) == 0 {
-		add("identities", errRequired)
+		add("identities", confload.ErrRequired)
 	}
 	if err := grpcserver.ValidateIdentities(c.Identities); err != nil {
 		problems = append(problems, err) // names its keys itself
 	}
 	add("limits", c.Limits.Validate())
 	add("quotas", c.Quotas.Validate())
-	add("poll_interval", checkSpan(c.PollInterval, minPollInterval, maxPollInterval))
-	add("bookmark_interval", checkSpan(c.BookmarkInterval, bookmarkPolls*c.PollInterval, maxBookmarkInterval))
-	add("drain", checkSpan(c.Drain, time.Millisecond, maxDrain))
+	add("poll_interval", confload.CheckSpan(c.PollInterval, minPollInterval, maxPollInterval))
+	add("bookmark_interval", confload.CheckSpan(c.BookmarkInterval, bookmarkPolls*c.PollInterval, maxBookmarkInterval))
+	add("drain", confload.CheckSpan(c.Drain, time.Millisecond, maxDrain))
 	if c.ChangeRetention < minChangeRetention {
 		add("change_retention", fmt.Errorf("%s is less than %s", c.ChangeRetention, minChangeRetention))
 	}
 	return errors.Join(problems...)
-}
-
-func checkSpan(d, least, most time.Duration) error {
-	if d < least || d > most {
-		return fmt.Errorf("%s is not from %s to %s", d, least, most)
-	}
-	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"time"
 
+	"phasekey.dev/pkg/confload"
 	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/services/vault/internal/fence"
@@ -59,7 +60,7 @@ func Reshard(ctx context.Context, cfg Config, log *slog.Logger) error {
 // Rewrap has the key-encryption key NextKEK wrap the data keys. Afterwards KEK is of no use any more, but for older backups.
 func Rewrap(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if cfg.NextKEK == "" {
-		return fmt.Errorf("next_kek: %w", errRequired)
+		return fmt.Errorf("next_kek: %w", confload.ErrRequired)
 	}
 	return cfg.withDatabase(ctx, func(db *sqldb.DB) error {
 		n, err := keyring.Rewrap(ctx, keystore.New(db), cfg.KEK, cfg.NextKEK)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"phasekey.dev/pkg/confload"
 	"phasekey.dev/pkg/grpcserver"
 	"phasekey.dev/pkg/mtls"
 	"phasekey.dev/pkg/obs"
@@ -166,10 +167,7 @@ func DefaultConfig() Config {
 func DevelopmentTiming() credential.Timing { return credential.Development() }
 
 var (
-	errRequired = errors.New("required")
-	errOrigin   = errors.New("must be an https origin without a path, such as https://login.microsoftonline.com")
-	errSPIFFE   = errors.New("must be a SPIFFE ID, such as spiffe://example.org/registry")
-	errUUID     = errors.New("must be a UUID")
+	errUUID = errors.New("must be a UUID")
 
 	deploymentID = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,18}[a-z0-9])?$`)
 )
@@ -185,31 +183,13 @@ const (
 
 // Validate returns all problems at once, each naming its key.
 func (c Config) Validate() error {
-	var problems []error
-	var add func(key string, err error)
-	add = func(key string, err error) {
-		var several interface{ Unwrap() []error }
-		switch {
-		case err == nil:
-		case errors.As(err, &several):
-			// Each problem is a line of its own, with its key.
-			for _, one := range several.Unwrap() {
-				add(key, one)
-			}
-		default:
-			problems = append(problems, fmt.Errorf("%s: %w", key, err))
-		}
-	}
-	required := func(key, value string) {
-		if value == "" {
-			add(key, errRequired)
-		}
-	}
+	var problems confload.Problems
+	add, required := problems.Add, problems.Require
 	required("listen", c.Listen)
 	required("runners_listen", c.RunnersListen)
 	required("kek", c.KEK)
 	required("registry.target", c.Registry.Target)
-	add("registry.id", checkID(c.Registry.ID))
+	add("registry.id", confload.CheckSPIFFEID(c.Registry.ID))
 	if !deploymentID.MatchString(c.DeploymentID) {
 		add("deployment_id", errors.New("must be 1 to 20 of a-z, 0-9 and -, not beginning or ending with -"))
 	}
@@ -233,14 +213,14 @@ func (c Config) Validate() error {
 		add("tls.cert_file", errors.New("required without workload_api"))
 	}
 	if len(c.Identities) == 0 {
-		add("identities", errRequired)
+		add("identities", confload.ErrRequired)
 	}
 	if err := grpcserver.ValidateIdentities(c.Identities); err != nil {
 		problems = append(problems, err) // names its key itself
 	}
 	add("limits", c.Limits.Validate())
 	if len(c.Clouds) == 0 {
-		add("clouds", errRequired)
+		add("clouds", confload.ErrRequired)
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Clouds)) {
 		problems := c.Clouds[name].problems()
@@ -296,9 +276,9 @@ func (c Config) database() sqldb.Config {
 
 func (c Cloud) problems() map[string]error {
 	out := map[string]error{
-		"login_url":            checkOrigin(c.LoginURL),
-		"graph_url":            checkOrigin(c.GraphURL),
-		"resource_manager_url": checkOrigin(c.ResourceManagerURL),
+		"login_url":            confload.CheckOrigin(c.LoginURL),
+		"graph_url":            confload.CheckOrigin(c.GraphURL),
+		"resource_manager_url": confload.CheckOrigin(c.ResourceManagerURL),
 	}
 	for key, id := range map[string]string{"home_tenant_id": c.HomeTenantID, "client_id": c.ClientID} {
 		if uuid.Validate(id) != nil {
@@ -307,7 +287,7 @@ func (c Cloud) problems() map[string]error {
 	}
 	switch identity := entra.ManagedIdentity(c.Credential.ManagedIdentity); {
 	case c.Credential == (CloudCredential{}):
-		out["credential"] = errRequired
+		out["credential"] = confload.ErrRequired
 	case identity != entra.NoIdentity && identity != entra.UserAssigned && identity != entra.SystemAssigned:
 		out["credential.managed_identity"] = fmt.Errorf("must be %s or %s", entra.UserAssigned, entra.SystemAssigned)
 	}
@@ -377,20 +357,3 @@ func (c Cloud) roles() (rolecheck.Cloud, error) {
 }
 
 func notPrintable(r rune) bool { return r < ' ' || r == 0x7f || r > 0x7f }
-
-// checkOrigin refuses what cannot stand before a path.
-func checkOrigin(text string) error {
-	u, err := url.Parse(text)
-	if err != nil || u.Scheme != "https" || u.Hostname() == "" || text != "https://"+u.Host {
-		return errOrigin
-	}
-	return nil
-}
-
-func checkID(text string) error {
-	u, err := url.Parse(text)
-	if err != nil || u.Scheme != "spiffe" || u.Host == "" || strings.Trim(u.Path, "/") == "" {
-		return errSPIFFE
-	}
-	return nil
-}

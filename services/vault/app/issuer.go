@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"phasekey.dev/pkg/confload"
 	"phasekey.dev/pkg/task"
 	"phasekey.dev/pkg/webcert"
 	"phasekey.dev/services/vault/internal/election"
@@ -46,7 +47,7 @@ var errIssuerURL = errors.New("must be an https URL of at most 600 characters, w
 func (i Issuer) problems(development bool) map[string]error {
 	if i.URL == "" {
 		if i.Listen+i.CertFile+i.KeyFile != "" {
-			return map[string]error{"url": errRequired}
+			return map[string]error{"url": confload.ErrRequired}
 		}
 		return nil
 	}
@@ -57,7 +58,7 @@ func (i Issuer) problems(development bool) map[string]error {
 		out["url"] = errIssuerURL
 	}
 	if i.Listen == "" {
-		out["listen"] = errRequired
+		out["listen"] = confload.ErrRequired
 	}
 	if (i.CertFile == "") != (i.KeyFile == "") {
 		out["cert_file"] = webcert.ErrIncomplete
