@@ -108,6 +108,8 @@ func credentialReady(now time.Time, f Facts, t Timing) Condition {
 	switch {
 	case ok && !a.Consented:
 		c.Reason, c.Message = "ConsentLost", "The credential is of no use until the customer's tenant takes the application again."
+	case ok && f.mute(active), !ok && f.Wanted.Federated && f.Trust.Digest == "":
+		c.Reason, c.Message = "IssuerMissing", "The vault is not an issuer: its configuration names none. Until then use a client secret."
 	case a.AddRefusal != "" && !f.Wanted.Federated:
 		c.True, c.Reason = ok && active.Works(now, t), a.AddRefusal
 		c.Message = "No other client secret can be made until people mend what the reason names. Where a policy forbids it: exempt the application from the policy, or make the integration FEDERATED, which needs no secret."
@@ -126,8 +128,6 @@ func credentialReady(now time.Time, f Facts, t Timing) Condition {
 		c.True, c.Reason = true, "Proven"
 	case f.upTo(Rotation.compromisingAtOnce) > 0:
 		c.Reason, c.Message = reasonCompromised, "The credential was removed because it was compromised; a new one is being proven."
-	case f.Wanted.Federated && f.Trust.Digest == "":
-		c.Reason, c.Message = "IssuerMissing", "The vault is not an issuer: its configuration names none. Until then use a client secret."
 	case f.Wanted.Federated && !f.trusted() && a.Failures > 0:
 		c.Reason, c.Message = reasonOf(a.FailureCode), "The federated credentials could not be made; it is tried again."
 	case a.AddCode != "":

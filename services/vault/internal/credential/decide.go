@@ -307,7 +307,7 @@ func (p *plan) askHome() Action {
 		return nil
 	}
 	v, ok := p.facts.ByState(Staged, Propagating)
-	if !ok || v.unreadable() || !p.due(v.NextTime) {
+	if !ok || v.unreadable() || p.facts.mute(v) || !p.due(v.NextTime) {
 		return nil
 	}
 	spacing := p.t.ProofSpacing
@@ -324,7 +324,7 @@ func (p *plan) askHome() Action {
 // proof, the more it says.
 func (p *plan) prove() Action {
 	v, ok := p.facts.ByState(Propagating)
-	if !ok || v.unreadable() || v.Proofs >= p.t.Proofs {
+	if !ok || v.unreadable() || p.facts.mute(v) || v.Proofs >= p.t.Proofs {
 		return nil
 	}
 	spacing := p.t.ProofSpacing
@@ -350,6 +350,9 @@ func (p *plan) ask() Action {
 	v, ok := f.ProbeVersion(p.now, p.t)
 	if !ok || v.State == Propagating || a.ReadyTime.IsZero() {
 		return nil // a version that is PROPAGATING is being asked with already
+	}
+	if f.mute(v) {
+		return nil
 	}
 	var interval time.Duration
 	switch {

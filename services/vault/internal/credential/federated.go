@@ -35,6 +35,10 @@ func (f Facts) trusted() bool {
 	return f.Trust.Digest != "" && f.Application.TrustDigest == f.Trust.Digest
 }
 
+// mute reports whether nobody can be asked with the version: it is federated, and the vault is no issuer. It is not tried, so that nothing is put off once the
+// vault is one.
+func (f Facts) mute(v Version) bool { return v.Federated() && f.Trust.Digest == "" }
+
 // spread is how long after a new key began to sign a version is begun under it: not all integrations at once.
 func (v Version) spread(period time.Duration) time.Duration {
 	return time.Duration((1 + v.jitter()) * float64(period) / 20)

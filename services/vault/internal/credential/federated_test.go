@@ -49,6 +49,15 @@ func TestDecide_Federated(t *testing.T) {
 		{"first its trust is made", with(trusting(), func(f *credential.Facts) { f.Application.TrustDigest = "" }), "ensure_federated_credentials", nil},
 		{"then it begins", trusting(), "begin_federated", nil},
 		{"without an issuer it waits", with(trusting(), func(f *credential.Facts) { f.Trust.Digest = "" }), "wait", nil},
+		{"without an issuer nobody is asked with it", with(trusting(federated("a", 1, credential.Active, "k2")), func(f *credential.Facts) {
+			f.Trust.Digest, f.Application.ObserveTime = "", ago(5*time.Hour)
+		}), "wait", nil},
+		{"without an issuer it is not proven", with(trusting(federated("a", 1, credential.Propagating, "k2", func(v *credential.Version) {
+			v.Proofs, v.ProbeTime = 1, ago(time.Hour)
+		})), func(f *credential.Facts) { f.Trust.Digest = "" }), "wait", nil},
+		{"without an issuer the home tenant is not asked with it", with(trusting(federated("a", 1, credential.Staged, "k2")), func(f *credential.Facts) {
+			f.Trust.Digest, f.Application.Consented, f.Application.ReadyTime = "", false, time.Time{}
+		}), "wait", nil},
 		{"without a key that signs it waits", with(trusting(), func(f *credential.Facts) { f.Trust.Key = "" }), "wait", nil},
 		{"trust is repaired now and then", with(trusting(federated("a", 1, credential.Active, "k2")), func(f *credential.Facts) {
 			f.Application.TrustTime = ago(24 * time.Hour)
@@ -163,8 +172,13 @@ func TestConditions_Federated(t *testing.T) {
 		want  string
 		holds bool
 	}{
-		"works":                     {trusting(federated("a", 1, credential.Active, "k2")), "Proven", true},
-		"the vault is no issuer":    {unproven, "IssuerMissing", false},
+		"works":                  {trusting(federated("a", 1, credential.Active, "k2")), "Proven", true},
+		"the vault is no issuer": {unproven, "IssuerMissing", false},
+		"the vault is none any more": {func() credential.Facts {
+			f := unproven
+			f.Versions = []credential.Version{federated("a", 1, credential.Active, "k2")}
+			return f
+		}(), "IssuerMissing", false},
 		"the issuer is not allowed": {refused, "InvalidFederatedIdentityCredentialValue", false},
 		"a secret works meanwhile": {func() credential.Facts {
 			f := unproven

@@ -110,7 +110,7 @@ func (f Facts) reached(a *Application) {
 	// None are to be removed, or not before what stands on them.
 	trusts := a.TrustSendTime.IsZero() || slices.ContainsFunc(f.Versions, Version.Federated)
 	if f.Wanted.Federated {
-		trusts = a.TrustDigest == f.Trust.Digest
+		trusts = f.Trust.Digest == "" || f.trusted()
 	}
 	if trusts && a.SpecDigest == f.Wanted.SpecDigest {
 		a.succeeded()

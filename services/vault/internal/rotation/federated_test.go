@@ -356,6 +356,76 @@ func TestFederated_WithoutAnIssuerItSaysSo(t *testing.T) {
 	})
 }
 
+// TestFederated_AnIssuerThatIsBackIsWorkedWithAtOnce has the configuration name no issuer for 30 hours, while Graph answers each third time.
+func TestFederated_AnIssuerThatIsBackIsWorkedWithAtOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := aliveFederated(t)
+		sign := s.config.Signer
+		if err := s.end(); err != nil {
+			t.Fatal(err)
+		}
+
+		s.config.Signer = nil
+		found, asked := 0, s.entra.count("token")
+		s.entra.set(func(d *fakeDirectory) {
+			d.before = func(_ context.Context, op string) error {
+				if op != "find" && op != "ensure" {
+					return nil
+				}
+				if found++; found%3 == 0 {
+					return nil
+				}
+				return refuse(directory.Transient, "ServiceUnavailable")
+			}
+		})
+		s.serve()
+		time.Sleep(30 * time.Hour)
+		if _, conditions := s.registry.last(); !strings.HasSuffix(conditions, " IssuerMissing") {
+			t.Errorf("without an issuer conditions are %s", conditions)
+		}
+		f := s.facts()
+		if f.Application.Failures > 2 || f.Versions[0].Attempts > 0 || s.entra.count("token") != asked {
+			t.Errorf("without an issuer it failed %d times in a row, and was asked with %d times", f.Application.Failures, f.Versions[0].Attempts)
+		}
+		if found < 60 {
+			t.Errorf("without an issuer it was looked at %d times", found)
+		}
+		if err := s.end(); err != nil {
+			t.Fatal(err)
+		}
+
+		s.config.Signer = sign
+		trusted := 0
+		s.entra.set(func(d *fakeDirectory) {
+			for _, app := range d.apps {
+				clear(app.trusts)
+			}
+			d.before = func(_ context.Context, op string) error {
+				if op != "trust" {
+					return nil
+				}
+				if trusted++; trusted > 1 {
+					return nil
+				}
+				return refuse(directory.Transient, "ServiceUnavailable")
+			}
+		})
+		s.serve()
+		s.until("trusted again", 2*time.Minute, func(store.Facts) bool { return len(s.entra.trusts()) == 2 })
+		if s.entra.count("token") == asked {
+			t.Error("nobody is asked with it though there is an issuer")
+		}
+		s.until("told", time.Hour, func(store.Facts) bool {
+			_, conditions := s.registry.last()
+			return strings.HasSuffix(conditions, " Proven+")
+		})
+		if err := s.end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestFederated_IsTakenApartWithItsApplication(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
