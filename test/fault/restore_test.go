@@ -9,6 +9,7 @@ import (
 	"time"
 
 	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
+	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
 	"phasekey.dev/test/internal/rigtest"
 )
 
@@ -80,6 +81,11 @@ func TestRestore_OfEverythingFromDumps(t *testing.T) {
 		t.Errorf("every integration has rotated, and vaultd recover: %v\n%s", err, recovery.Output.Tail())
 	}
 	t.Logf("every integration has rotated %s after the start", time.Since(began).Round(time.Second))
+	events, err := w.vaults[0].audit.ListAuditEvents(t.Context(), &vaultv1.ListAuditEventsRequest{Parent: "accounts/-", Filter: "kind = RecoveryBegun"})
+	rigtest.Must(t, err)
+	if n := len(events.GetAuditEvents()); n != 1 {
+		t.Errorf("the audit has %d recoveries: %v", n, events)
+	}
 	// By then a vault that did not know of the restore would have found what it does not know, and removed it.
 	w.rotated(t, again)
 	w.rotated(t, again)

@@ -104,7 +104,11 @@ func Rekey(ctx context.Context, cfg Config, log *slog.Logger) error {
 // from before. It tells how far that is until all have rotated, or ctx ends, which stops the telling alone: the replicas do the work.
 func Recover(ctx context.Context, cfg Config, log *slog.Logger) error {
 	return cfg.withDatabase(ctx, func(db *sqldb.DB) error {
-		s := store.New(db, nil)
+		ring, err := keyring.Open(ctx, keystore.New(db), cfg.keks()...)
+		if err != nil {
+			return err
+		}
+		s := store.New(db, ring)
 		r, err := s.BeginRecovery(ctx, time.Now())
 		if err != nil {
 			return err

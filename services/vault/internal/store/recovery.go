@@ -10,6 +10,9 @@ import (
 	"phasekey.dev/services/vault/internal/credential"
 )
 
+// RecoveryBegun: somebody said that the database was restored from a backup; Reason says which recovery it is.
+const RecoveryBegun AuditKind = "RecoveryBegun"
+
 // RecoveryProgress says how far the last recovery is.
 type RecoveryProgress struct {
 	// Recovery is zero when there never was one.
@@ -33,8 +36,11 @@ func (s *Store) BeginRecovery(ctx context.Context, now time.Time) (credential.Re
 		if err := touchAll(ctx, tx, now); err != nil {
 			return err
 		}
-		return tx.QueryRow(ctx, `INSERT INTO recoveries (number, time) SELECT COALESCE(MAX(number), 0) + 1, $1 FROM recoveries RETURNING number`,
-			sqldb.Micros(now)).Scan(&r.Number)
+		if err := tx.QueryRow(ctx, `INSERT INTO recoveries (number, time) SELECT COALESCE(MAX(number), 0) + 1, $1 FROM recoveries RETURNING number`,
+			sqldb.Micros(now)).Scan(&r.Number); err != nil {
+			return err
+		}
+		return s.audit(ctx, tx, AuditEvent{Time: now, Kind: RecoveryBegun, Reason: fmt.Sprintf("recovery %d", r.Number)})
 	})
 	if err != nil {
 		return credential.Recovery{}, fmt.Errorf("begin recovery: %w", err)

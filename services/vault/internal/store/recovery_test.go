@@ -2,11 +2,13 @@ package store_test
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"phasekey.dev/services/vault/internal/audit"
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/election"
 	"phasekey.dev/services/vault/internal/store"
@@ -27,6 +29,10 @@ func TestBeginRecovery_EndsMasterships(t *testing.T) {
 			}
 			if diff := cmp.Diff(want, b.facts().Recovery); diff != "" {
 				b.t.Error(diff)
+			}
+			events, err := b.store.AuditEvents(b.t.Context(), audit.Query{From: now, Limit: 10})
+			if err != nil || int64(len(events)) != number || events[0].Kind != store.RecoveryBegun || events[0].Reason != fmt.Sprint("recovery ", number) {
+				b.t.Errorf("recorded are %+v, %v", events, err)
 			}
 			if err := b.commit(credential.Change{}); !errors.Is(err, election.ErrFenced) {
 				b.t.Errorf("a master that may not know of it wrote: %v", err)
