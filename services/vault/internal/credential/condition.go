@@ -1,6 +1,7 @@
 package credential
 
 import (
+	"slices"
 	"time"
 
 	"phasekey.dev/services/vault/internal/permission"
@@ -77,6 +78,9 @@ func applicationReady(f Facts) Condition {
 	case a.ForeignPasswords+a.ForeignTrusts > 0:
 		c.True, c.Reason = true, "ForeignCredentials"
 		c.Message = "The application has client secrets or federated credentials that Phasekey did not make, and leaves alone: whoever made them can act as it. Look who did, and remove them."
+	case slices.ContainsFunc(f.Strays, Stray.stuck):
+		c.True, c.Reason = true, "StrayCredentials"
+		c.Message = "The application has a client secret, made by a request whose answer was lost, that nobody can use and that Entra ID does not let Phasekey remove. Remove it by hand: its key ID is in the vault's log."
 	default:
 		c.True, c.Reason = true, "Replicated"
 	}

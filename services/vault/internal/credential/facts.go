@@ -185,6 +185,11 @@ type Stray struct {
 	NextTime time.Time
 }
 
+// StuckAttempts is how many removals of a stray must have failed in a row for people to be told: by Production's back-off that is well over an hour.
+const StuckAttempts = 10
+
+func (s Stray) stuck() bool { return s.Attempts >= StuckAttempts }
+
 // ByState returns the newest version in one of the states.
 func (f Facts) ByState(states ...State) (Version, bool) {
 	var found Version

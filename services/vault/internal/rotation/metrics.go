@@ -20,7 +20,7 @@ type metrics struct {
 	transitions *prometheus.CounterVec
 	reports     *prometheus.CounterVec
 	// By shard, while this replica is its master.
-	lag, age, expiring, foreign, open *prometheus.GaugeVec
+	lag, age, expiring, foreign, stray, open *prometheus.GaugeVec
 }
 
 func newMetrics(r prometheus.Registerer) (*metrics, error) {
@@ -69,6 +69,10 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			Name: "phasekey_vault_applications_with_foreign_credentials",
 			Help: "Applications of the shard that have passwords or federated credentials which the vault did not make. Above 0: somebody else can act as them.",
 		}, []string{"shard"}),
+		stray: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "phasekey_vault_applications_with_stray_passwords",
+			Help: "Applications of the shard with a password that nobody can use and that could not be removed for more than an hour. Above 0: remove it by hand.",
+		}, []string{"shard"}),
 		open: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "phasekey_vault_rotations_open",
 			Help: "Rotations in the shard that somebody asked for and that have not ended, by reason.",
@@ -78,7 +82,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		return m, nil
 	}
 	var problems []error
-	for _, c := range []prometheus.Collector{m.calls, m.proofs, m.rotations, m.unreadable, m.failOvers, m.transitions, m.reports, m.lag, m.age, m.expiring, m.foreign, m.open} {
+	for _, c := range []prometheus.Collector{m.calls, m.proofs, m.rotations, m.unreadable, m.failOvers, m.transitions, m.reports, m.lag, m.age, m.expiring, m.foreign, m.stray, m.open} {
 		problems = append(problems, r.Register(c))
 	}
 	if err := errors.Join(problems...); err != nil {
@@ -93,6 +97,7 @@ func (m *metrics) measured(shard int, now time.Time, s store.Schedule) {
 	m.lag.WithLabelValues(label).Set(s.Lag.Seconds())
 	m.expiring.WithLabelValues(label).Set(float64(s.Expiring))
 	m.foreign.WithLabelValues(label).Set(float64(s.Foreign))
+	m.stray.WithLabelValues(label).Set(float64(s.Stray))
 	age := 0.0
 	if !s.OldestActive.IsZero() {
 		age = now.Sub(s.OldestActive).Seconds()
@@ -106,7 +111,7 @@ func (m *metrics) measured(shard int, now time.Time, s store.Schedule) {
 // forget removes the gauges of a shard that another replica may be master of from now on.
 func (m *metrics) forget(shard int) {
 	label := prometheus.Labels{"shard": strconv.Itoa(shard)}
-	for _, gauge := range []*prometheus.GaugeVec{m.lag, m.age, m.expiring, m.foreign, m.open} {
+	for _, gauge := range []*prometheus.GaugeVec{m.lag, m.age, m.expiring, m.foreign, m.stray, m.open} {
 		gauge.DeletePartialMatch(label)
 	}
 }

@@ -121,6 +121,53 @@ func TestWorker_SaysThatNoPasswordMayBeMade(t *testing.T) {
 	}
 }
 
+// TestWorker_SaysThatAPasswordCannotBeRemoved loses the answer to a request for a password, and refuses ever after to have any removed.
+func TestWorker_SaysThatAPasswordCannotBeRemoved(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := alive(t, func(s *stage) {
+			s.entra.after = func(_ context.Context, op string) error {
+				if op == "add" && s.entra.count("add") == 1 {
+					return refuse(directory.OutcomeUnknown, "")
+				}
+				return nil
+			}
+			s.entra.before = func(_ context.Context, op string) error {
+				if op == "remove" {
+					return refuse(directory.Denied, "Authorization_RequestDenied")
+				}
+				return nil
+			}
+		})
+		stands := func(step, reason string, count float64) {
+			t.Helper()
+			time.Sleep(time.Hour) // until it is measured, which is once in a poll
+			if _, conditions := s.registry.last(); conditions != reason+"+ PrincipalFound+ Proven+" {
+				t.Errorf("%s: conditions are %s", step, conditions)
+			}
+			if got := s.measured()["phasekey_vault_applications_with_stray_passwords 0"]; got != count {
+				t.Errorf("%s: %v applications have stray passwords", step, got)
+			}
+		}
+		s.until("refused a few times", 4*time.Hour, func(f store.Facts) bool { return len(f.Strays) == 1 && f.Strays[0].Attempts == 4 })
+		if _, conditions := s.registry.last(); !strings.HasPrefix(conditions, "Replicated+ ") {
+			t.Errorf("of what may pass people are told %s", conditions)
+		}
+		f := s.until("refused time and again", 4*time.Hour, func(f store.Facts) bool { return f.Strays[0].Attempts >= credential.StuckAttempts })
+		stands("refused", "StrayCredentials", 1)
+		s.entra.set(func(d *fakeDirectory) {
+			for _, app := range d.apps {
+				delete(app.passwords, f.Strays[0].KeyID)
+			}
+		})
+		time.Sleep(time.Hour) // until it is looked at
+		stands("removed by hand", "Replicated", 0)
+		if err := s.end(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
 // TestWorker_GivesUpWhatIsAlwaysRefused refuses one version for days, by a code that says nothing about secret or consent.
 func TestWorker_GivesUpWhatIsAlwaysRefused(t *testing.T) {
 	for _, class := range []directory.Class{directory.Unclassified, directory.Malformed, directory.IssuerUnread, directory.Denied} {

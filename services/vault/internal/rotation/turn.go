@@ -255,6 +255,7 @@ func (t *turn) do(ctx context.Context, action credential.Action) error {
 		}, func(now time.Time) credential.Change {
 			return t.facts.Swept(now, a.Stray)
 		}, func(now time.Time, f credential.Failure) credential.Change {
+			t.log.WarnContext(ctx, "password that nobody can use could not be removed", slog.String("key_id", a.Stray.KeyID), slog.String("name", a.Stray.Name), slog.String(keyCode, f.Code))
 			return t.facts.SweepFailed(now, t.w.config.Timing, a.Stray, f)
 		})
 	case credential.EndLeases:

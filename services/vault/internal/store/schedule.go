@@ -20,6 +20,8 @@ type Schedule struct {
 	Expiring int
 	// Foreign counts applications that have passwords or federated credentials which nobody here made.
 	Foreign int
+	// Stray counts applications with a password that nobody can use and that could not be removed, credential.StuckAttempts times.
+	Stray int
 	// Open counts rotations that were asked for and have not ended, by reason.
 	Open map[credential.RotationReason]int
 }
@@ -35,6 +37,11 @@ func (s *Store) Schedule(ctx context.Context, shard int, now time.Time) (Schedul
 		}
 		if err := tx.QueryRow(ctx, `SELECT COUNT(*) FROM applications WHERE shard = $1 AND foreign_passwords + foreign_trusts > 0 AND delete_time = 0`, shard).
 			Scan(&out.Foreign); err != nil {
+			return err
+		}
+		if err := tx.QueryRow(ctx, `SELECT COUNT(DISTINCT s.integration_uid) FROM stray_passwords s CROSS JOIN applications a
+			WHERE s.attempts >= $2 AND a.integration_uid = s.integration_uid AND a.shard = $1 AND a.delete_time = 0`, shard, credential.StuckAttempts).
+			Scan(&out.Stray); err != nil {
 			return err
 		}
 		if due := sqldb.Time(first); first != never && due.Before(now) {

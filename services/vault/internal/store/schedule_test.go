@@ -40,6 +40,23 @@ func TestSchedule(t *testing.T) {
 			_, err := tx.Exec(ctx, `UPDATE applications SET next_time = $1 WHERE integration_uid = $2`, sqldb.Micros(start.Add(-time.Minute)), uids[0])
 			return err
 		})
+		b.tx(func(ctx context.Context, tx sqldb.Tx) error {
+			_, err := tx.Exec(ctx, `INSERT INTO applications (integration_uid, shard, next_time) VALUES ($1, 1, $2)`, elsewhere, sqldb.Micros(start.Add(time.Hour)))
+			return err
+		})
+		for _, stray := range []struct {
+			uid, key string
+			attempts int
+		}{
+			{uids[0], "a", credential.StuckAttempts}, {uids[0], "b", credential.StuckAttempts + 1}, {uids[1], "c", credential.StuckAttempts - 1},
+			{uids[2], "d", credential.StuckAttempts}, {elsewhere, "e", credential.StuckAttempts},
+		} {
+			b.tx(func(ctx context.Context, tx sqldb.Tx) error {
+				_, err := tx.Exec(ctx, `INSERT INTO stray_passwords (integration_uid, key_id, name, first_time, last_time, attempts) VALUES ($1, $2, '', 0, 0, $3)`,
+					stray.uid, stray.key, stray.attempts)
+				return err
+			})
+		}
 		read := func(shard int, at time.Time) store.Schedule {
 			b.t.Helper()
 			s, err := b.store.Schedule(b.t.Context(), shard, at)
@@ -49,11 +66,11 @@ func TestSchedule(t *testing.T) {
 			return s
 		}
 		none := map[credential.RotationReason]int{credential.Scheduled: 0, credential.Compromised: 0}
-		want := store.Schedule{Lag: time.Minute, OldestActive: start.Add(-30 * time.Hour), Expiring: 2, Open: none}
+		want := store.Schedule{Lag: time.Minute, OldestActive: start.Add(-30 * time.Hour), Expiring: 2, Stray: 2, Open: none}
 		if diff := cmp.Diff(want, read(0, start)); diff != "" {
 			b.t.Errorf("shard 0 (-want +have):\n%s", diff)
 		}
-		if diff := cmp.Diff(store.Schedule{OldestActive: start.Add(-99 * time.Hour), Expiring: 1, Open: none}, read(1, start)); diff != "" {
+		if diff := cmp.Diff(store.Schedule{OldestActive: start.Add(-99 * time.Hour), Expiring: 1, Stray: 1, Open: none}, read(1, start)); diff != "" {
 			b.t.Errorf("shard 1 (-want +have):\n%s", diff)
 		}
 		if diff := cmp.Diff(store.Schedule{Open: none}, read(2, start)); diff != "" {
