@@ -228,6 +228,24 @@ var mistakes = []mistake{
 		test: []string{"./services/vault/internal/delivery"},
 	},
 	{
+		name: "what is renewed leaves while it is being recorded",
+		file: vault + "delivery/stream.go",
+		from: `	l, err := h.config.Store.Deliver(ctx, now, store.Delivery{
+`,
+		to: `	record := h.config.Store.Deliver
+	if e.Lease.UID != "" {
+		record = func(ctx context.Context, now time.Time, d store.Delivery) (lease.Lease, error) {
+			go func() { _, _ = h.config.Store.Deliver(context.WithoutCancel(ctx), now, d) }()
+			l := e.Lease
+			l.Generation++
+			return l, nil
+		}
+	}
+	l, err := record(ctx, now, store.Delivery{
+`,
+		test: year(), says: "I6:",
+	},
+	{
 		name: "nobody looks for another token before the one that is held has ended",
 		file: vault + "delivery/stream.go",
 		from: `	at := held.renewTime
