@@ -122,6 +122,10 @@ replay: ## Live through the simulated year of one SEED up to twenty times, until
 	go test -c -o $(BUILD)/year.test ./services/vault/internal/year
 	cd services/vault/internal/year && GOMAXPROCS=1 $(YEAR) -year.seed=$(SEED) -year.replay=20
 
+.PHONY: faults
+faults: build setup ## Run the tests under faults alone, and show what they measure; RUN=pattern selects
+	go test -count=1 -timeout 20m -v -run '$(RUN)' ./test/fault
+
 .PHONY: planted
 planted: setup ## Break the rotator in one way after another, and see that the tests find each; RUN=pattern selects
 	go run ./test/cmd/planted -run '$(RUN)'
