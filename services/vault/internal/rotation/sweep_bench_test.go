@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -32,7 +33,7 @@ import (
 const (
 	manyIntegrations = 100_000
 	manyShards       = 16
-	// idleTime is for how long nothing is due, swept how long the integrations are then worked on as they come due.
+	// idleTime is for how long nothing is due, sweptTime how long the integrations are then worked on as they come due. A rotation takes longer: each step of it is seen of others.
 	idleTime, sweptTime = 10 * time.Minute, 20 * time.Minute
 	// latency is a request's.
 	latency = 150 * time.Millisecond
@@ -50,7 +51,6 @@ type manyDirectory struct {
 	apps map[string]*manyApp // by object ID, and by unique name
 	// late is the longest that a password was asked for after it was due.
 	late          time.Duration
-	added, asked  int
 	writes, reads map[int64]int // by the windows of Graph's limits
 }
 
@@ -99,17 +99,23 @@ func (d *manyDirectory) AddPassword(_ context.Context, objectID, name string, en
 	app := d.apps[objectID]
 	p := directory.Password{KeyID: uuid.NewString(), DisplayName: name, StartTime: time.Now(), EndTime: end}
 	app.Passwords = append(app.Passwords, p)
-	d.added++
 	d.late = max(d.late, time.Since(app.due))
 	return p, secret.New(canary), nil
+}
+
+// RemovePassword removes one.
+func (d *manyDirectory) RemovePassword(_ context.Context, objectID, keyID string) error {
+	d.request(1, 0)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	app := d.apps[objectID]
+	app.Passwords = slices.DeleteFunc(app.Passwords, func(p directory.Password) bool { return p.KeyID == keyID })
+	return nil
 }
 
 // Token gives one.
 func (d *manyDirectory) Token(context.Context, directory.TokenRequest) (directory.Token, error) {
 	time.Sleep(latency)
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.asked++
 	return directory.Token{Text: secret.New(canary), IssueTime: time.Now(), ExpireTime: time.Now().Add(time.Hour), PrincipalObjectID: "principal"}, nil
 }
 
@@ -129,14 +135,14 @@ func sum(v any) string {
 }
 
 // populate makes of the one integration there is a hundred thousand, in the middle of their lives: what is done to each once in a while (an hour, a day) was done
-// last at any moment of that while. Until idle is over nothing is due.
+// last at any moment of that while, and of those whose rotation takes place just then each is at some point of it. Until idle is over nothing is due.
 func (s *stage) populate(d *manyDirectory, idle time.Duration) {
 	s.t.Helper()
-	template := s.facts()
+	template, timing := s.facts(), s.config.Timing
 	now := time.Now()
 	after := now.Add(idle)
 	ago := func(while time.Duration) time.Time { return after.Add(-time.Duration(rand.Int64N(int64(while)))) }
-	conditions := credential.Conditions(now, template.Facts, s.config.Timing)
+	conditions := credential.Conditions(now, template.Facts, timing)
 	period := template.Integration.RotationPeriod
 	s.tx(func(ctx context.Context, tx sqldb.Tx) error {
 		columns := map[string][]string{}
@@ -163,45 +169,67 @@ func (s *stage) populate(d *manyDirectory, idle time.Duration) {
 				` FROM `+table+` WHERE `+columnOfUID(table)+` = $1`, args...)
 			return err
 		}
+		// version stores one, with its password.
+		version := func(app *manyApp, v credential.Version) error {
+			v.KeyID, v.Name = uuid.NewString(), credential.PasswordName("test", v.ID)
+			v.EndTime = v.AddTime.Add(timing.Life(period, 0))
+			sealed, err := s.config.Keyring.Seal(credential.SealedAs(v.ID), secret.New(canary))
+			if err != nil {
+				return err
+			}
+			app.Passwords = append(app.Passwords, directory.Password{KeyID: v.KeyID, DisplayName: v.Name, StartTime: v.AddTime, EndTime: v.EndTime})
+			return copied("credential_versions", map[string]any{
+				"id": v.ID, "integration_uid": v.IntegrationUID, "number": v.Number, "state": string(v.State), "key_id": v.KeyID, "name": v.Name, "sealed": sealed, "proofs": v.Proofs,
+				"add_time": sqldb.Micros(v.AddTime), "start_time": sqldb.Micros(v.AddTime), "end_time": sqldb.Micros(v.EndTime), "propagate_time": sqldb.Micros(v.AddTime),
+				"probe_time": sqldb.Micros(v.ActivateTime), "prove_time": sqldb.Micros(v.ActivateTime), "activate_time": sqldb.Micros(v.ActivateTime), "retire_time": sqldb.Micros(v.RetireTime),
+			})
+		}
 		for range manyIntegrations {
 			id := uuid.NewString()
 			spec := directory.Spec{
 				UniqueName: "phasekey-test-" + id, DisplayName: fmt.Sprintf("Phasekey %s (%s)", template.Integration.DisplayName, id[:8]), RedirectURI: s.config.RedirectURI,
 			}
 			app := &manyApp{Application: directory.Application{ObjectID: uuid.NewString(), ClientID: uuid.NewString(), DisplayName: spec.DisplayName}}
-			v := template.Versions[0]
-			v.ID, v.KeyID, v.ActivateTime = uuid.NewString(), uuid.NewString(), now
-			app.due = after.Add(time.Duration(rand.Int64N(int64(period))))
-			v.ActivateTime = now.Add(app.due.Sub(v.RotateTime(period, s.config.Timing)))
-			v.AddTime = v.ActivateTime.Add(-s.config.Timing.Settling)
-			v.EndTime = v.AddTime.Add(s.config.Timing.Life(period, 0))
-			v.Name = credential.PasswordName("test", v.ID)
-			sealed, err := s.config.Keyring.Seal(credential.SealedAs(v.ID), secret.New(canary))
-			if err != nil {
-				return err
-			}
-			app.Passwords = []directory.Password{{KeyID: v.KeyID, DisplayName: v.Name, StartTime: v.AddTime, EndTime: v.EndTime}}
 			d.apps[spec.UniqueName], d.apps[app.ObjectID] = app, app
-			ensured, read, observed := ago(s.config.Timing.EnsureInterval), ago(s.config.Timing.ReconcileInterval), ago(s.config.Timing.ConsentInterval)
-			next := earliest(ensured.Add(s.config.Timing.EnsureInterval), read.Add(s.config.Timing.ReconcileInterval), observed.Add(s.config.Timing.ConsentInterval*9/10), app.due)
+			first := template.Versions[0]
+			first.ID, first.IntegrationUID, first.ActivateTime = uuid.NewString(), id, now
+			active := first.RotateTime(period, timing).Sub(now)
+			first.ActivateTime = ago(active + timing.Settling).Add(-timing.Retiring)
+			app.due = first.ActivateTime.Add(active)
+			first.AddTime = first.ActivateTime.Add(-timing.Settling)
+			second := credential.Version{ID: uuid.NewString(), IntegrationUID: id, Number: first.Number + 1, State: credential.Propagating, AddTime: app.due}
+			next := app.due
+			switch settled := app.due.Add(timing.Settling); {
+			case settled.Before(after):
+				first.State, first.RetireTime = credential.Retiring, settled
+				second.State, second.Proofs, second.ActivateTime = credential.Active, timing.Proofs, settled
+				next = settled.Add(timing.Retiring)
+			case app.due.Before(after):
+				next = settled.Add(-time.Duration(timing.Proofs) * timing.ProofSpacing)
+			default:
+				second = credential.Version{}
+			}
+			ensured, read, observed := ago(timing.EnsureInterval), ago(timing.ReconcileInterval), ago(timing.ConsentInterval*9/10)
+			next = earliest(ensured.Add(timing.EnsureInterval), read.Add(timing.ReconcileInterval), observed.Add(timing.ConsentInterval*9/10), next)
 			if next.Before(after) {
 				next = after
 			}
 			report := rotation.Report{
 				IntegrationUID: id, Conditions: conditions, ApplicationDisplayName: spec.DisplayName, ClientID: app.ClientID, PrincipalObjectID: template.Application.PrincipalObjectID,
 			}
-			if err := errors.Join(
+			err := errors.Join(
 				copied("integrations", map[string]any{"uid": id, "name": "accounts/acme/integrations/" + id}),
 				copied("applications", map[string]any{
 					"integration_uid": id, "object_id": app.ObjectID, "client_id": app.ClientID, "display_name": spec.DisplayName, "spec_digest": sum(spec),
 					"ensure_time": sqldb.Micros(ensured), "read_time": sqldb.Micros(read), "observe_time": sqldb.Micros(observed), "next_time": sqldb.Micros(next),
 					"report_digest": sum([]any{template.Incarnation, report}),
 				}),
-				copied("credential_versions", map[string]any{
-					"id": v.ID, "integration_uid": id, "key_id": v.KeyID, "name": v.Name, "sealed": sealed, "add_time": sqldb.Micros(v.AddTime),
-					"start_time": sqldb.Micros(v.AddTime), "prove_time": sqldb.Micros(v.ActivateTime), "activate_time": sqldb.Micros(v.ActivateTime), "end_time": sqldb.Micros(v.EndTime),
-				}),
-			); err != nil {
+				version(app, first),
+			)
+			if err == nil && second.ID != "" {
+				err = version(app, second)
+			}
+			if err != nil {
 				return err
 			}
 		}
@@ -307,11 +335,13 @@ func sweep(t *testing.T, metrics map[string]float64) {
 	idle := (used(t) - at).Seconds() / (idleTime - 2*time.Minute).Seconds()
 	gauge := s.measuring(t)
 	time.Sleep(time.Minute)
+	began := time.Now()
 	at = used(t)
 	time.Sleep(sweptTime)
 	all := (used(t) - at).Seconds() / sweptTime.Seconds()
 	memory := heap() - before
 	late := s.overdue()
+	done := s.since(began)
 	stop()
 	shards.Wait()
 
@@ -325,7 +355,7 @@ func sweep(t *testing.T, metrics map[string]float64) {
 	}
 	writes, reads := most(d.writes), most(d.reads)
 	metrics["%-of-a-core-idle"], metrics["%-of-a-core-gauges"], metrics["%-of-a-core-rotating"] = 100*idle, 100*gauge, 100*(all-idle)
-	metrics["MiB-heap"], metrics["s-late"], metrics["rotations/h"] = memory, d.late.Seconds(), float64(d.added)/sweptTime.Hours()
+	metrics["MiB-heap"], metrics["s-late"], metrics["rotations/h"] = memory, d.late.Seconds(), float64(done.removed)/sweptTime.Hours()
 	metrics["writes/150s"], metrics["reads/10s"] = float64(writes), float64(reads)
 	if idle > maxSweep {
 		t.Errorf("finding that nothing is due takes %.1f %% of a core", 100*idle)
@@ -339,8 +369,8 @@ func sweep(t *testing.T, metrics map[string]float64) {
 	if writes > limits.Writes || reads > limits.Reads {
 		t.Errorf("%d writes in a window, %d reads: more than Graph's share", writes, reads)
 	}
-	if want := sweptTime.Hours() / 24 * manyIntegrations; float64(d.added) < 0.9*want {
-		t.Errorf("%d versions were begun, of about %.0f", d.added, want)
+	if want := sweptTime.Hours() / 24 * manyIntegrations; float64(min(done.added, done.activated, done.removed)) < 0.9*want {
+		t.Errorf("%d versions were begun, %d proven and %d removed, of about %.0f", done.added, done.activated, done.removed, want)
 	}
 }
 
@@ -357,6 +387,19 @@ func (s *stage) measuring(t *testing.T) float64 {
 		}
 	}
 	return (used(t) - at).Seconds() / (rounds * time.Minute).Seconds()
+}
+
+// done counts what was done to versions.
+type done struct{ added, activated, removed int }
+
+// since is what was done since then.
+func (s *stage) since(then time.Time) (d done) {
+	s.t.Helper()
+	s.tx(func(ctx context.Context, tx sqldb.Tx) error {
+		return tx.QueryRow(ctx, `SELECT SUM(CASE WHEN add_time >= $1 THEN 1 ELSE 0 END), SUM(CASE WHEN activate_time >= $1 THEN 1 ELSE 0 END), SUM(CASE WHEN remove_time >= $1 THEN 1 ELSE 0 END)
+			FROM credential_versions`, sqldb.Micros(then)).Scan(&d.added, &d.activated, &d.removed)
+	})
+	return d
 }
 
 // overdue is for how long the integration that is due longest has been.
