@@ -31,6 +31,7 @@ import (
 	"phasekey.dev/pkg/devca"
 	"phasekey.dev/pkg/grpcclient"
 	"phasekey.dev/pkg/grpcserver"
+	"phasekey.dev/pkg/grpctest"
 	"phasekey.dev/pkg/mtls"
 	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/rpcerr"
@@ -190,24 +191,9 @@ func (p *place) dial(t *testing.T, broker *app.App, name string) *grpc.ClientCon
 	return conn
 }
 
-// awaitHealth watches the service's health until it is as wanted.
 func awaitHealth(t *testing.T, conn *grpc.ClientConn, want grpc_health_v1.HealthCheckResponse_ServingStatus) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	stream, err := grpc_health_v1.NewHealthClient(conn).Watch(ctx, &grpc_health_v1.HealthCheckRequest{Service: service})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for {
-		got, err := stream.Recv()
-		if err != nil {
-			t.Fatalf("health never became %s: %v", want, err)
-		}
-		if got.GetStatus() == want {
-			return
-		}
-	}
+	grpctest.AwaitHealth(t, conn, service, want, 30*time.Second)
 }
 
 func TestApp_FromSessionToProofAcrossARestart(t *testing.T) {

@@ -21,6 +21,7 @@ import (
 	"phasekey.dev/pkg/devca"
 	"phasekey.dev/pkg/grpcclient"
 	"phasekey.dev/pkg/grpcserver"
+	"phasekey.dev/pkg/grpctest"
 	"phasekey.dev/pkg/mtls"
 	"phasekey.dev/pkg/rpcerr"
 	"phasekey.dev/pkg/sqldb"
@@ -155,24 +156,9 @@ func (f *fixture) run(t *testing.T) (a *app.App, stop func()) {
 	return a, stop
 }
 
-// awaitHealth waits until the service's health is what it should be, as its own Watch tells.
 func awaitHealth(t *testing.T, conn *grpc.ClientConn, service string, want grpc_health_v1.HealthCheckResponse_ServingStatus) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	stream, err := grpc_health_v1.NewHealthClient(conn).Watch(ctx, &grpc_health_v1.HealthCheckRequest{Service: service})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for {
-		got, err := stream.Recv()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got.GetStatus() == want {
-			return
-		}
-	}
+	grpctest.AwaitHealth(t, conn, service, want, 30*time.Second)
 }
 
 func TestApp_ServesAndKeeps(t *testing.T) {

@@ -28,6 +28,7 @@ import (
 	"phasekey.dev/pkg/devca"
 	"phasekey.dev/pkg/entrasim"
 	"phasekey.dev/pkg/grpcclient"
+	"phasekey.dev/pkg/grpctest"
 	"phasekey.dev/pkg/logtest"
 	"phasekey.dev/pkg/mtls"
 	"phasekey.dev/pkg/obs"
@@ -307,30 +308,9 @@ func (p *place) dial(t *testing.T, addr net.Addr, name string) *grpc.ClientConn 
 	return conn
 }
 
-// awaitHealth watches a service's health until it serves.
 func awaitHealth(t *testing.T, conn *grpc.ClientConn, service string) {
 	t.Helper()
-	awaitStatus(t, conn, service, grpc_health_v1.HealthCheckResponse_SERVING)
-}
-
-// awaitStatus watches a service's health until it is so.
-func awaitStatus(t *testing.T, conn *grpc.ClientConn, service string, want grpc_health_v1.HealthCheckResponse_ServingStatus) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	stream, err := grpc_health_v1.NewHealthClient(conn).Watch(ctx, &grpc_health_v1.HealthCheckRequest{Service: service})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for {
-		got, err := stream.Recv()
-		if err != nil {
-			t.Fatalf("%s was never %s: %v", service, want, err)
-		}
-		if got.GetStatus() == want {
-			return
-		}
-	}
+	grpctest.AwaitHealth(t, conn, service, grpc_health_v1.HealthCheckResponse_SERVING, patience)
 }
 
 // consent has the customer consent to an application.
@@ -463,8 +443,8 @@ func TestApp_IsNotServingWhileClocksDiffer(t *testing.T) {
 		{-3 * time.Minute, grpc_health_v1.HealthCheckResponse_NOT_SERVING},
 	} {
 		sqldbtest.ClockBehind(t, p.config.Database, step.behind)
-		awaitStatus(t, platform, service, step.want)
-		awaitStatus(t, runner, service, step.want)
+		grpctest.AwaitHealth(t, platform, service, step.want, patience)
+		grpctest.AwaitHealth(t, runner, service, step.want, patience)
 	}
 }
 
