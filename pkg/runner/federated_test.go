@@ -1,9 +1,7 @@
 package runner_test
 
 import (
-	"context"
 	"io"
-	"log/slog"
 	"net/http"
 	"net/url"
 	"slices"
@@ -18,8 +16,6 @@ import (
 	typev1 "phasekey.dev/gen/phasekey/type/v1"
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
 	"phasekey.dev/pkg/logtest"
-	"phasekey.dev/pkg/obs"
-	"phasekey.dev/pkg/runner"
 	"phasekey.dev/pkg/runner/runnertest"
 )
 
@@ -75,38 +71,9 @@ func TestRunner_Assertions(t *testing.T) {
 }
 
 // federatedEndpoint serves assertions, and holds one.
-func federatedEndpoint(t *testing.T) (e *endpoint) {
+func federatedEndpoint(t *testing.T) *endpoint {
 	t.Helper()
-	e = &endpoint{world: federatedWorld(t)}
-	var err error
-	e.loopback, err = runner.Listen(t.Context(), runner.LoopbackConfig{
-		Runner: e.runner, Wait: 200 * time.Millisecond, Log: obs.NewLogger(e.log, slog.LevelDebug, obs.FormatText),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	served := make(chan error, 1)
-	go func() { served <- e.loopback.Run(ctx) }()
-	t.Cleanup(func() {
-		e.stop()
-		cancel()
-		if err := <-served; err != nil {
-			t.Errorf("serve: %v", err)
-		}
-	})
-	e.s = e.vault.Accept(t)
-	e.s.Send(assertion(1))
-	held, err := e.runner.Credential(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	e.env = map[string]string{}
-	for _, entry := range e.loopback.Environment(nil, held) {
-		name, value, _ := strings.Cut(entry, "=")
-		e.env[name] = value
-	}
-	return e
+	return federatedWorld(t).serve(assertion(1))
 }
 
 func TestLoopback_Assertions(t *testing.T) {

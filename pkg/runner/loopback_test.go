@@ -42,31 +42,35 @@ type endpoint struct {
 // newEndpoint starts one whose runner holds generation 1 for a client ID.
 func newEndpoint(t *testing.T, client string, access typev1.Access) *endpoint {
 	t.Helper()
-	e := &endpoint{world: newWorld(t)}
+	return newWorld(t).serve(with(credential(1), func(c *vaultv1.Credential) { c.ClientId, c.Access = client, access }))
+}
+
+// serve has the world's runner, which gets that credential first, serve its endpoint.
+func (w *world) serve(first *vaultv1.Credential) *endpoint {
+	w.t.Helper()
+	e := &endpoint{world: w}
 	var err error
-	e.loopback, err = runner.Listen(t.Context(), runner.LoopbackConfig{
-		Runner: e.runner,
-		Wait:   200 * time.Millisecond,
-		Log:    obs.NewLogger(e.log, slog.LevelDebug, obs.FormatText),
+	e.loopback, err = runner.Listen(w.t.Context(), runner.LoopbackConfig{
+		Runner: e.runner, Wait: 200 * time.Millisecond, Log: obs.NewLogger(e.log, slog.LevelDebug, obs.FormatText),
 	})
 	if err != nil {
-		t.Fatal(err)
+		w.t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithCancel(w.t.Context())
 	served := make(chan error, 1)
 	go func() { served <- e.loopback.Run(ctx) }()
-	t.Cleanup(func() {
+	w.t.Cleanup(func() {
 		e.stop()
 		cancel()
 		if err := <-served; err != nil {
-			t.Errorf("serve: %v", err)
+			w.t.Errorf("serve: %v", err)
 		}
 	})
-	e.s = e.vault.Accept(t)
-	e.s.Send(with(credential(1), func(c *vaultv1.Credential) { c.ClientId, c.Access = client, access }))
-	held, err := e.runner.Credential(t.Context())
+	e.s = e.vault.Accept(w.t)
+	e.s.Send(first)
+	held, err := e.runner.Credential(w.t.Context())
 	if err != nil {
-		t.Fatal(err)
+		w.t.Fatal(err)
 	}
 	e.env = map[string]string{}
 	for _, entry := range e.loopback.Environment(nil, held) {
