@@ -192,17 +192,55 @@ func (r *reader) state() (reasons []string, err error) {
 	return reasons, r.err
 }
 
+// streamCase is what happens to a stream after its first credential, and what comes of it.
+type streamCase struct {
+	name   string
+	step   func(v *vault, g *vaultv1.Grant)
+	wait   time.Duration
+	taken  []string
+	code   codes.Code
+	reason string
+	audit  []string
+	// holders are the version's after it.
+	holders int32
+}
+
+// run has it happen to a stream of that material, by a vault that gives secrets only where that is one.
+func (c streamCase) run(t *testing.T, material typev1.Material) {
+	t.Run(c.name, func(t *testing.T) {
+		inBubble(t, func(v *vault) {
+			if material == typev1.Material_MATERIAL_CLIENT_SECRET {
+				v.gives(both)
+			}
+			g, shown := v.grant()
+			ctx, cancel := context.WithCancel(shown)
+			r := v.stream(ctx, &vaultv1.StreamCredentialsRequest{InstanceId: "instance-1", Material: material})
+			if c.step != nil {
+				c.step(v, g)
+			}
+			time.Sleep(c.wait)
+			synctest.Wait()
+			taken, err := r.state()
+			if !slices.Equal(taken, c.taken) {
+				v.t.Errorf("took %v, want %v", taken, c.taken)
+			}
+			if c.code != codes.OK || err != nil {
+				refused(v.t, "end", err, c.code, c.reason)
+			}
+			v.audit(c.audit...)
+			resp, err := v.rotation.ListCredentialVersions(v.t.Context(), &vaultv1.ListCredentialVersionsRequest{Parent: "accounts/acme/integrations/read"})
+			if err != nil || resp.GetCredentialVersions()[0].GetHolders() != c.holders {
+				v.t.Errorf("versions %v, %v", resp, err)
+			}
+			cancel()
+			synctest.Wait()
+		})
+	})
+}
+
 func TestCredentials_Stream(t *testing.T) {
 	created, opened, sent := "GrantCreated platform", "LeaseOpened  instance-1", "CredentialDelivered  instance-1"
-	for _, tt := range []struct {
-		name   string
-		step   func(v *vault, g *vaultv1.Grant)
-		wait   time.Duration
-		taken  []string
-		code   codes.Code
-		reason string
-		audit  []string
-	}{
+	for _, tt := range []streamCase{
 		{name: "first", taken: []string{"INITIAL"}, audit: []string{created, opened, sent}},
 		{name: "revoked, at once", step: func(v *vault, g *vaultv1.Grant) {
 			if _, err := v.platform.RevokeGrant(v.t.Context(), &vaultv1.RevokeGrantRequest{Name: g.GetName()}); err != nil {
@@ -234,28 +272,7 @@ func TestCredentials_Stream(t *testing.T) {
 			}
 		}, taken: []string{"INITIAL", "leave within 20ms"}, code: codes.Unavailable, reason: "DRAINING", audit: []string{created, opened, sent}},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			inBubble(t, func(v *vault) {
-				g, shown := v.grant()
-				ctx, cancel := context.WithCancel(shown)
-				r := v.read(ctx, "instance-1")
-				if tt.step != nil {
-					tt.step(v, g)
-				}
-				time.Sleep(tt.wait)
-				synctest.Wait()
-				taken, err := r.state()
-				if !slices.Equal(taken, tt.taken) {
-					v.t.Errorf("took %v, want %v", taken, tt.taken)
-				}
-				if tt.code != codes.OK || err != nil {
-					refused(v.t, "end", err, tt.code, tt.reason)
-				}
-				v.audit(tt.audit...)
-				cancel()
-				synctest.Wait()
-			})
-		})
+		tt.run(t, typev1.Material_MATERIAL_UNSPECIFIED)
 	}
 }
 

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -139,17 +138,7 @@ func TestCredentials_ASecretIsHeldForADay(t *testing.T) {
 
 func TestCredentials_StreamOfASecret(t *testing.T) {
 	created, opened, sent := "GrantCreated platform", "LeaseOpened  instance-1", "CredentialDelivered  instance-1"
-	for _, tt := range []struct {
-		name   string
-		step   func(v *vault, g *vaultv1.Grant)
-		wait   time.Duration
-		taken  []string
-		code   codes.Code
-		reason string
-		audit  []string
-		// holders are the version's after it.
-		holders int32
-	}{
+	for _, tt := range []streamCase{
 		{name: "first", taken: []string{"INITIAL"}, audit: []string{created, opened, sent}, holders: 1},
 		{name: "policy withdrawn", step: func(v *vault, _ *vaultv1.Grant) { v.gives("[]") }, wait: time.Second, taken: []string{"INITIAL"},
 			code: codes.PermissionDenied, reason: "MATERIAL_NOT_ALLOWED", audit: []string{created, opened, sent}, holders: 1},
@@ -176,33 +165,7 @@ func TestCredentials_StreamOfASecret(t *testing.T) {
 			}
 		}, taken: []string{"INITIAL"}, code: codes.PermissionDenied, reason: "GRANT_REVOKED", audit: []string{created, opened, sent, "GrantRevoked platform"}},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			inBubble(t, func(v *vault) {
-				v.gives(both)
-				g, shown := v.grant()
-				ctx, cancel := context.WithCancel(shown)
-				r := v.stream(ctx, &vaultv1.StreamCredentialsRequest{InstanceId: "instance-1", Material: typev1.Material_MATERIAL_CLIENT_SECRET})
-				if tt.step != nil {
-					tt.step(v, g)
-				}
-				time.Sleep(tt.wait)
-				synctest.Wait()
-				taken, err := r.state()
-				if !slices.Equal(taken, tt.taken) {
-					v.t.Errorf("took %v, want %v", taken, tt.taken)
-				}
-				if tt.code != codes.OK || err != nil {
-					refused(v.t, "end", err, tt.code, tt.reason)
-				}
-				v.audit(tt.audit...)
-				resp, err := v.rotation.ListCredentialVersions(v.t.Context(), &vaultv1.ListCredentialVersionsRequest{Parent: "accounts/acme/integrations/read"})
-				if err != nil || resp.GetCredentialVersions()[0].GetHolders() != tt.holders {
-					v.t.Errorf("versions %v, %v", resp, err)
-				}
-				cancel()
-				synctest.Wait()
-			})
-		})
+		tt.run(t, typev1.Material_MATERIAL_CLIENT_SECRET)
 	}
 	inBubble(t, func(v *vault) {
 		_, ctx := v.grant()
