@@ -60,20 +60,26 @@ func (s slow) Read([]byte) (int, error) {
 }
 
 func TestSite_WhoeverSendsSlowlyTakesNoPlace(t *testing.T) {
+	takesNoPlace(t, func(site *web.Site, source int, held chan<- struct{}, release <-chan struct{}) {
+		answer := httptest.NewRecorder()
+		site.Handler().ServeHTTP(answer, request(t, http.MethodPost, source, slow{held, release}))
+		if answer.Code != http.StatusBadRequest {
+			t.Errorf("a body that breaks off: %d", answer.Code)
+		}
+	})
+}
+
+// takesNoPlace has as many requests as are served at once be held until they are released, and sees that another one is answered.
+func takesNoPlace(t *testing.T, send func(site *web.Site, source int, held chan<- struct{}, release <-chan struct{})) {
+	t.Helper()
 	site := emptySite(t, nil)
-	asked, release := make(chan struct{}), make(chan struct{})
+	held, release := make(chan struct{}), make(chan struct{})
 	var sending sync.WaitGroup
 	for i := range most {
-		sending.Go(func() {
-			answer := httptest.NewRecorder()
-			site.Handler().ServeHTTP(answer, request(t, http.MethodPost, i, slow{asked, release}))
-			if answer.Code != http.StatusBadRequest {
-				t.Errorf("a body that breaks off: %d", answer.Code)
-			}
-		})
+		sending.Go(func() { send(site, i, held, release) })
 	}
 	for range most {
-		<-asked
+		<-held
 	}
 	answer := httptest.NewRecorder()
 	site.Handler().ServeHTTP(answer, request(t, http.MethodGet, 0, nil))
@@ -98,28 +104,13 @@ func (r reluctant) Write(b []byte) (int, error) {
 }
 
 func TestSite_WhoeverReadsSlowlyTakesNoPlace(t *testing.T) {
-	site := emptySite(t, nil)
-	offered, release := make(chan struct{}), make(chan struct{})
-	var reading sync.WaitGroup
-	for i := range most {
-		reading.Go(func() {
-			answer := reluctant{httptest.NewRecorder(), offered, release}
-			site.Handler().ServeHTTP(answer, request(t, http.MethodGet, i, nil))
-			if answer.Code != http.StatusNotFound {
-				t.Errorf("one that reads slowly: %d", answer.Code)
-			}
-		})
-	}
-	for range most {
-		<-offered
-	}
-	answer := httptest.NewRecorder()
-	site.Handler().ServeHTTP(answer, request(t, http.MethodGet, 0, nil))
-	if answer.Code != http.StatusNotFound {
-		t.Errorf("another request: %d", answer.Code)
-	}
-	close(release)
-	reading.Wait()
+	takesNoPlace(t, func(site *web.Site, source int, held chan<- struct{}, release <-chan struct{}) {
+		answer := reluctant{httptest.NewRecorder(), held, release}
+		site.Handler().ServeHTTP(answer, request(t, http.MethodGet, source, nil))
+		if answer.Code != http.StatusNotFound {
+			t.Errorf("one that reads slowly: %d", answer.Code)
+		}
+	})
 }
 
 // addressed is a listener whose connections come from where a test says.

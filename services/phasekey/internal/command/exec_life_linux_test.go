@@ -328,13 +328,7 @@ func TestExec_IsStoppedAndContinuedByKill(t *testing.T) {
 func TestExec_PassesDescriptorsOn(t *testing.T) {
 	s := newSetting(t)
 	s.vault.Always(credential())
-	from, to, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = from.Close() }()
-	_, _ = io.WriteString(to, grantCanary)
-	_ = to.Close()
+	from := grantPipe(t)
 	other, err := os.Open(os.DevNull)
 	if err != nil {
 		t.Fatal(err)
@@ -416,13 +410,7 @@ func ordinary(t *testing.T, args ...string) string {
 	t.Helper()
 	s := newSetting(t)
 	s.vault.Always(credential())
-	from, to, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = from.Close() }()
-	_, _ = io.WriteString(to, grantCanary)
-	_ = to.Close()
+	from := grantPipe(t)
 
 	dir := t.TempDir()
 	program := filepath.Join(dir, "program")

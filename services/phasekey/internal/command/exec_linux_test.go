@@ -396,16 +396,23 @@ func TestExec_Child(t *testing.T) {
 	})
 }
 
-func TestExec_GrantFromADescriptor(t *testing.T) {
-	s := newSetting(t)
-	s.vault.Always(credential())
+// grantPipe is a pipe from which the grant is read.
+func grantPipe(t *testing.T) *os.File {
+	t.Helper()
 	from, to, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = from.Close() }()
+	t.Cleanup(func() { _ = from.Close() })
 	_, _ = io.WriteString(to, grantCanary)
 	_ = to.Close()
+	return from
+}
+
+func TestExec_GrantFromADescriptor(t *testing.T) {
+	s := newSetting(t)
+	s.vault.Always(credential())
+	from := grantPipe(t)
 	r := start(t, nil, []*os.File{from}, "exec", "--vault", s.addr, "--vault-id", runnertest.ID, "--ca", s.ca, "--grant-fd", "3", "--", self(t), "token")
 	r.end(0)
 	if got := r.out.String(); got != "200 true\n" {
