@@ -417,7 +417,7 @@ var mistakes = []mistake{
 	},
 	{
 		name: "what is always refused in words that are known is proven for ever",
-		file: vault + "rotation/turn.go",
+		file: vault + "rotation/proof.go",
 		from: `code != "" && !away(refused):`,
 		to:   `code != "" && !away(refused) && directory.ClassOf(refused) == directory.Unclassified:`,
 		test: []string{"./services/vault/internal/rotation", "-run=GivesUpWhatIsAlwaysRefused"},

@@ -3,13 +3,10 @@ package rotation
 import (
 	"context"
 	"errors"
-	"fmt"
+	"log/slog"
+	"time"
 
-	"google.golang.org/grpc"
-
-	errorv1 "phasekey.dev/gen/phasekey/error/v1"
-	registryv1 "phasekey.dev/gen/phasekey/registry/v1"
-	"phasekey.dev/pkg/rpcerr"
+	"phasekey.dev/pkg/obs"
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/election"
 )
@@ -30,63 +27,66 @@ type Report struct {
 	Removed bool
 }
 
-// StatusClient is the part of the registry's client that reports need.
-type StatusClient interface {
-	ReportConditions(ctx context.Context, in *registryv1.ReportConditionsRequest, opts ...grpc.CallOption) (*registryv1.ReportConditionsResponse, error)
+// reportOf is what the registry should know.
+func (t *turn) reportOf(now time.Time, f credential.Facts) Report {
+	return Report{
+		IntegrationUID:         t.uid,
+		Conditions:             credential.Conditions(now, f, t.w.config.Timing),
+		ApplicationDisplayName: f.Application.DisplayName,
+		ClientID:               f.Application.ClientID,
+		PrincipalObjectID:      f.Application.PrincipalObjectID,
+	}
 }
 
-// Registry reports to the registry's StatusService.
-type Registry struct {
-	client StatusClient
-}
+// digest stands for a report to one incarnation of the registry's database.
+func (r Report) digest(incarnation string) string { return digest([]any{incarnation, r}) }
 
-// NewRegistry makes a Registry.
-func NewRegistry(client StatusClient) *Registry { return &Registry{client: client} }
+// reportRetry is how long after a report that failed the next one is tried.
+const reportRetry = 10 * time.Second
 
-// Report tells the registry, as the given master. Idempotent. election.ErrFenced means that the registry has heard from a later
-// master, ErrUnknownIntegration that there is nothing to report on; anything else is worth repeating.
-func (r *Registry) Report(ctx context.Context, m election.Mastership, report Report) error {
-	request := &registryv1.ReportConditionsRequest{
-		IntegrationUid:           report.IntegrationUID,
-		Mastership:               &registryv1.Mastership{Shard: int32(m.Shard), Epoch: m.Epoch, Holder: m.Holder}, //nolint:gosec // shards are few
-		ApplicationDisplayName:   report.ApplicationDisplayName,
-		ClientId:                 report.ClientID,
-		ServicePrincipalObjectId: report.PrincipalObjectID,
-		ApplicationRemoved:       report.Removed,
-	}
-	for _, c := range report.Conditions {
-		request.Conditions = append(request.Conditions, conditionToProto(c))
-	}
-	_, err := r.client.ReportConditions(ctx, request)
-	if err == nil {
+// report tells the registry, if it does not know already.
+func (t *turn) report(ctx context.Context) error {
+	now := time.Now()
+	report := t.reportOf(now, t.facts.Facts)
+	sum := report.digest(t.facts.Incarnation)
+	if t.reportFailed || !t.facts.Application.ForgetTime.IsZero() || sum == t.facts.Application.ReportDigest {
 		return nil
 	}
-	switch rpcerr.Reason(err) {
-	case reason(errorv1.ErrorReason_ERROR_REASON_REPORT_FENCED):
-		err = errors.Join(election.ErrFenced, err)
-	case reason(errorv1.ErrorReason_ERROR_REASON_RESOURCE_NOT_FOUND):
-		err = errors.Join(ErrUnknownIntegration, err)
+	if err := t.send(ctx, report); err != nil {
+		if errors.Is(err, election.ErrFenced) || ctx.Err() != nil {
+			return err
+		}
+		t.reportFailed = true
+		t.log.WarnContext(ctx, "registry did not take the report", slog.Any(obs.KeyError, err))
+		return nil
 	}
-	return fmt.Errorf("report integration %s: %w", report.IntegrationUID, err)
+	return t.apply(ctx, t.facts.Reported(now, sum))
 }
 
-func conditionToProto(c credential.Condition) *registryv1.Condition {
-	out := &registryv1.Condition{Status: registryv1.Condition_STATUS_FALSE, Reason: c.Reason, Message: c.Message}
-	if c.True {
-		out.Status = registryv1.Condition_STATUS_TRUE
+func (t *turn) send(ctx context.Context, report Report) error {
+	callCtx, cancel := context.WithTimeout(ctx, t.w.config.Timeout)
+	defer cancel()
+	err := t.w.config.Reporter.Report(callCtx, t.m, report)
+	outcome := "ok"
+	if err != nil {
+		outcome = "failed"
 	}
-	switch c.Type {
-	case credential.ApplicationReady:
-		out.Type = registryv1.Condition_TYPE_APPLICATION_READY
-	case credential.Consented:
-		out.Type = registryv1.Condition_TYPE_CONSENTED
-	case credential.CredentialReady:
-		out.Type = registryv1.Condition_TYPE_CREDENTIAL_READY
-	case credential.PermissionsVerified:
-		out.Type = registryv1.Condition_TYPE_PERMISSIONS_VERIFIED
-	}
-	return out
+	t.w.metrics.reports.WithLabelValues(outcome).Inc()
+	return err
 }
 
-// reason is an error reason as it stands on the wire.
-func reason(r errorv1.ErrorReason) string { return r.String()[len("ERROR_REASON_"):] }
+// forget tells the registry that the application is gone.
+func (t *turn) forget(ctx context.Context) error {
+	report := t.reportOf(time.Now(), t.facts.Facts)
+	report.Removed = true
+	err := t.send(ctx, report)
+	switch {
+	case errors.Is(err, election.ErrFenced) || err != nil && ctx.Err() != nil:
+		return err
+	case err != nil && !errors.Is(err, ErrUnknownIntegration):
+		t.log.WarnContext(ctx, "registry did not take the report", slog.Any(obs.KeyError, err))
+		return t.learn(ctx, t.facts.ApplicationFailed(time.Now(), t.w.config.Timing, credential.Failure{Kind: credential.Again}))
+	}
+	t.log.InfoContext(ctx, "integration is gone for good")
+	return t.learn(ctx, t.facts.Forgotten(time.Now()))
+}
