@@ -9,6 +9,8 @@
 // strings, ON CONFLICT and RETURNING; it has no now(), no FOR UPDATE, no ANY, no ::casts, no writing WITH. A list of any length comes by
 // Values, so that the text of a statement does not depend on it.
 //
+// A list that goes on from page to page is read by an Order and Page, whatever its filter.
+//
 // What each statement costs is the way to PostgreSQL and back. Those that do not wait for each other go together in a Batch, and the first statements of a transaction go with
 // what begins it.
 //
