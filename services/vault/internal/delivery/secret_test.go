@@ -72,13 +72,6 @@ func TestHub_ASecretThatCannotBeOpenedIsToldToItsMaster(t *testing.T) {
 }
 
 func TestHub_StreamsOfSecretsFollowWhatChanges(t *testing.T) {
-	type step struct {
-		name string
-		do   func(w *world)
-		wait time.Duration
-		took []string
-		end  error
-	}
 	versions := func(all ...func() store.Live) func(w *world) {
 		return func(w *world) {
 			w.store.change("uid", "", func(f *fakeStore) {
@@ -201,9 +194,7 @@ func TestHub_StreamsOfSecretsFollowWhatChanges(t *testing.T) {
 					if s.do != nil {
 						s.do(w)
 					}
-					w.after(s.wait)
-					w.took(s.name, s.took...)
-					w.end(s.name, s.end)
+					w.check(s)
 				}
 				if w.store.reads > 5000 {
 					t.Errorf("the database was asked %d times", w.store.reads)

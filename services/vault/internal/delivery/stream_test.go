@@ -62,14 +62,23 @@ func TestHub_FirstMessageIsTheWholeState(t *testing.T) {
 	})
 }
 
+// step is what is done while a stream is up, and what it takes and how it ends in the time after that.
+type step struct {
+	name string
+	do   func(w *world)
+	wait time.Duration
+	took []string
+	end  error
+}
+
+func (w *world) check(s step) {
+	w.t.Helper()
+	w.after(s.wait)
+	w.took(s.name, s.took...)
+	w.end(s.name, s.end)
+}
+
 func TestHub_StreamsFollowWhatChanges(t *testing.T) {
-	type step struct {
-		name string
-		do   func(w *world)
-		wait time.Duration
-		took []string
-		end  error
-	}
 	rotate := func(w *world) {
 		w.store.change("uid", "", func(f *fakeStore) { f.versions = []store.Live{live(2), live(1)} })
 	}
@@ -241,9 +250,7 @@ func TestHub_StreamsFollowWhatChanges(t *testing.T) {
 					if i == 0 {
 						defer w.open()()
 					}
-					w.after(s.wait)
-					w.took(s.name, s.took...)
-					w.end(s.name, s.end)
+					w.check(s)
 				}
 			})
 		})
