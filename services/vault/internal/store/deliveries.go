@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/google/uuid"
@@ -16,6 +15,31 @@ import (
 	"phasekey.dev/services/vault/internal/grant"
 	"phasekey.dev/services/vault/internal/lease"
 )
+
+// Delivery is one credential, about to leave.
+type Delivery struct {
+	GrantUID   string
+	InstanceID string
+	// Token is noted as shown, as by UseGrant; zero when that was done.
+	Token grant.Hash
+	// VersionID is the credential version that it was made from.
+	VersionID string
+	// Material is its form. With a client secret the lease holds the version from then on.
+	Material lease.Material
+	// HoldLimit is when the grant must have ended that holds the version's secret; without meaning for a token.
+	HoldLimit time.Time
+	// LeaseUID is what the lease must have for UID, or is given if it is opened by this; empty for any. An assertion names its lease.
+	LeaseUID string
+	// Reason is why it is sent; of a token, Audience is what it opens and ClientRequestID what the request for it carried, or an assertion's own ID.
+	Reason          string
+	Audience        string
+	ClientRequestID string
+	// PolicyAudience says that the integration must allow the audience; all give the others.
+	PolicyAudience bool
+	// ExpireTime is when it stops working.
+	ExpireTime time.Time
+	Caller     grant.Caller
+}
 
 // ordered is a delivery under way.
 type ordered struct {
@@ -109,7 +133,8 @@ func (s *Store) deliver(ctx context.Context, batch []*ordered) {
 
 // deliverIn makes the deliveries in a transaction, but for those that are refused; errAgain when by then something was written of them.
 //
-// PostgreSQL is asked twice: for the rows that are decided by, and for all that is written. Only client secrets need more, whose versions' rows come before the audit writer's.
+// PostgreSQL is asked twice: for the rows that are decided by, and for all that is written. Only client secrets need more, whose versions' rows come before the audit writer's. What entitles is
+// read after the last wait for anybody.
 func (s *Store) deliverIn(ctx context.Context, tx sqldb.Tx, batch []*ordered) error {
 	secrets := slices.ContainsFunc(batch, func(o *ordered) bool { return o.Material == lease.ClientSecret })
 	var locking sqldb.Batch
@@ -119,68 +144,36 @@ func (s *Store) deliverIn(ctx context.Context, tx sqldb.Tx, batch []*ordered) er
 	if !secrets {
 		ends = s.lockingTrail(&locking)
 	}
+	given := premisesOf(tx, &locking, batch)
 	if err := tx.Do(ctx, &locking); err != nil {
 		return fmt.Errorf("lock grants: %w", err)
 	}
-	grants, leases, shown := found()
-	made := make([]delivered, 0, len(batch))
-	for _, o := range batch {
-		if o.refusal != nil {
-			continue // in an earlier attempt at this transaction
-		}
-		g, ok := grants[o.GrantUID]
-		if !ok {
-			o.refusal = grant.ErrNotFound
-			continue
-		}
-		if o.Token != (grant.Hash{}) && !slices.Contains(shown, o.GrantUID) {
-			o.refusal = grant.ErrUnknown // another token has replaced it meanwhile
-			continue
-		}
-		admitted, opened, refusal := lease.Admit(o.now, leases[o.GrantUID], o.uid, o.GrantUID, o.InstanceID)
-		if refusal != nil {
-			// That the grant is over says more than that it has many leases.
-			o.refusal = errors.Join(g.Check(o.now), refusal)
-			continue
-		}
-		if o.LeaseUID != "" && admitted.UID != o.LeaseUID {
-			o.refusal = lease.ErrVersionGone // another delivery opened it meanwhile
-			continue
-		}
-		if o.Material == lease.ClientSecret {
-			if err := lease.CheckHold(g.ExpireTime, o.HoldLimit); err != nil {
-				if o.refusal, err = refused(ctx, tx, o.now, o.GrantUID, err); err != nil {
-					return err
-				}
-				continue
-			}
-		}
-		if opened {
-			leases[o.GrantUID] = append(leases[o.GrantUID], admitted)
-		}
-		o.lease = admitted
-		made = append(made, delivered{ordered: o, grant: g, opened: opened})
-	}
+	made := admitAll(batch, found(), given())
 	if len(made) == 0 {
 		return nil
 	}
 	var writing sqldb.Batch
 	useGrants(tx, &writing, made)
 	putLeases(tx, &writing, made)
-	var t *trail
-	var err error
 	if secrets {
 		if err := tx.Do(ctx, &writing); err != nil {
 			return fmt.Errorf("write leases: %w", err)
 		}
+		writing = sqldb.Batch{}
 		if err := holdAll(ctx, tx, made); err != nil {
 			return err
 		}
-		writing = sqldb.Batch{}
-		t, err = s.lockTrail(ctx, tx)
-	} else {
-		t, err = s.trailAt(*ends)
+		var last sqldb.Batch
+		ends = s.lockingTrail(&last)
+		given = premisesOf(tx, &last, batch)
+		if err := tx.Do(ctx, &last); err != nil {
+			return fmt.Errorf("find the end of the audit trail: %w", err)
+		}
+		if !entitledStill(made, given()) {
+			return errAgain
+		}
 	}
+	t, err := s.trailAt(*ends)
 	if err != nil {
 		return err
 	}
@@ -194,21 +187,71 @@ type delivered struct {
 	opened bool
 }
 
-// refused says why a delivery is not recorded: that the grant does not entitle to it, or else why.
-func refused(ctx context.Context, tx sqldb.Tx, now time.Time, grantUID string, why error) (refusal, err error) {
-	found, err := standing(ctx, tx, grantUID)
-	if err != nil {
-		return nil, err
+// premisesOf adds to a batch what reads the premises of the deliveries' grants.
+func premisesOf(tx sqldb.Tx, b *sqldb.Batch, batch []*ordered) func() premises {
+	asked := make([]string, len(batch))
+	for i, o := range batch {
+		asked[i] = o.GrantUID
 	}
-	if err := found.Check(now); err != nil {
-		return err, nil
-	}
-	return why, nil
+	from, args := tx.Values(listed(asked))
+	return readPremises(tx, b, tx.In(`uid`, `SELECT column1 FROM `+from+` v`), args...)
 }
 
-// lockForDelivery adds to a batch what locks the grants of the deliveries, and reads them; of each, the leases that lease.Admit decides by; and which of them the tokens open
-// that are to be noted as shown.
-func lockForDelivery(tx sqldb.Tx, b *sqldb.Batch, batch []*ordered) func() (grants map[string]*grant.Grant, leases map[string][]lease.Lease, shown []string) {
+// admitAll finds out which of the deliveries are to be made, and the leases as they are then; it says in the others why not.
+func admitAll(batch []*ordered, found lockedForDelivery, given premises) []delivered {
+	made := make([]delivered, 0, len(batch))
+	for _, o := range batch {
+		g, ok := found.grants[o.GrantUID]
+		if !ok {
+			o.refusal = grant.ErrNotFound
+			continue
+		}
+		if o.Token != (grant.Hash{}) && !slices.Contains(found.shown, o.GrantUID) {
+			o.refusal = grant.ErrUnknown // another token has replaced it meanwhile
+			continue
+		}
+		e := given.entitlement(g)
+		if o.refusal = o.entitled(&e); o.refusal != nil {
+			continue
+		}
+		admitted, opened, refusal := lease.Admit(o.now, found.leases[o.GrantUID], o.uid, o.GrantUID, o.InstanceID)
+		if refusal == nil && o.LeaseUID != "" && admitted.UID != o.LeaseUID {
+			refusal = lease.ErrVersionGone // another delivery opened it meanwhile
+		}
+		if refusal == nil && o.Material == lease.ClientSecret {
+			refusal = lease.CheckHold(g.ExpireTime, o.HoldLimit)
+		}
+		if o.refusal = refusal; refusal != nil {
+			continue
+		}
+		if opened {
+			found.leases[o.GrantUID] = append(found.leases[o.GrantUID], admitted)
+		}
+		o.lease = admitted
+		made = append(made, delivered{ordered: o, grant: g, opened: opened})
+	}
+	return made
+}
+
+// entitledStill reports whether all are, and says in those that are not why.
+func entitledStill(made []delivered, given premises) bool {
+	all := true
+	for _, d := range made {
+		e := given.entitlement(d.grant)
+		if d.refusal = d.entitled(&e); d.refusal != nil {
+			all = false
+		}
+	}
+	return all
+}
+
+// entitled is nil when everything entitles to the delivery, lease.ErrVersionGone when only the version, the material or the audience does not.
+func (o *ordered) entitled(e *Entitlement) error {
+	return e.admits(o.now, o.VersionID, o.Material, o.PolicyAudience, o.Audience)
+}
+
+// lockForDelivery adds to a batch what locks the grants of the deliveries and reads their leases.
+func lockForDelivery(tx sqldb.Tx, b *sqldb.Batch, batch []*ordered) func() lockedForDelivery {
 	asked, tokens := sqldb.NewValues("tt"), sqldb.NewValues("tb")
 	for _, o := range batch {
 		asked.Add(o.GrantUID, o.InstanceID)
@@ -231,16 +274,23 @@ func lockForDelivery(tx sqldb.Tx, b *sqldb.Batch, batch []*ordered) func() (gran
 		from, args := tx.Values(tokens)
 		sqldb.Into(b, &opened, scanUID, `SELECT uid FROM `+from+` v JOIN grants ON uid = v.column1 AND token_hash = v.column2`, args...)
 	}
-	return func() (map[string]*grant.Grant, map[string][]lease.Lease, []string) {
-		grants, leases := make(map[string]*grant.Grant, len(found)), make(map[string][]lease.Lease, len(found))
+	return func() lockedForDelivery {
+		l := lockedForDelivery{make(map[string]*grant.Grant, len(found)), make(map[string][]lease.Lease, len(found)), opened}
 		for _, g := range found {
-			grants[g.UID] = g
+			l.grants[g.UID] = g
 		}
-		for _, l := range have {
-			leases[l.GrantUID] = append(leases[l.GrantUID], l)
+		for _, one := range have {
+			l.leases[one.GrantUID] = append(l.leases[one.GrantUID], one)
 		}
-		return grants, leases, opened
+		return l
 	}
+}
+
+// lockedForDelivery are the grants that a batch of deliveries has the rows of; of each, the leases that lease.Admit decides by; and which of them the tokens open that are to be noted as shown.
+type lockedForDelivery struct {
+	grants map[string]*grant.Grant
+	leases map[string][]lease.Lease
+	shown  []string
 }
 
 // useGrants adds to a batch what notes that the grants' tokens have been shown, where that has yet to be done.
@@ -294,9 +344,7 @@ func holdAll(ctx context.Context, tx sqldb.Tx, made []delivered) error {
 		if d.Material != lease.ClientSecret {
 			continue
 		}
-		if d.refusal, err = refused(ctx, tx, d.now, d.GrantUID, lease.ErrVersionGone); err != nil {
-			return err
-		}
+		d.refusal = lease.ErrVersionGone
 	}
 	return errAgain
 }
@@ -348,7 +396,8 @@ func recordDeliveries(ctx context.Context, tx sqldb.Tx, b *sqldb.Batch, t *trail
 		}
 		groups[c] = append(groups[c], d)
 	}
-	rows := deliveryRows{sqldb.NewValues(deliveryKinds)}
+	records := make([]audit.Record, 0, len(opened)+len(kinds))
+	records = append(records, opened...)
 	for _, c := range kinds {
 		entries := make([]audit.Entry, len(groups[c]))
 		for i, d := range groups[c] {
@@ -358,93 +407,12 @@ func recordDeliveries(ctx context.Context, tx sqldb.Tx, b *sqldb.Batch, t *trail
 		if err != nil {
 			return err
 		}
-		for i, d := range groups[c] {
-			rows.put(r, i, d)
-		}
+		records = append(records, r)
 	}
-	insertRecords(tx, b, opened)
-	recorded := insertEntitled(tx, b, rows)
+	insertRecords(tx, b, records)
 	t.end(b, newest)
 	if err := tx.Do(ctx, b); err != nil {
 		return fmt.Errorf("record %s: %w", CredentialDelivered, err)
 	}
-	if len(*recorded) == len(made) {
-		return nil
-	}
-	for _, d := range made {
-		if slices.Contains(*recorded, d.lease.UID) {
-			continue
-		}
-		// The lease was written in this transaction, so the version, the material and the audience are all that is left.
-		var err error
-		if d.refusal, err = refused(ctx, tx, d.now, d.GrantUID, lease.ErrVersionGone); err != nil {
-			return err
-		}
-	}
-	return errAgain
-}
-
-// deliveryRows are rows of audit_events that are inserted only where they are entitled. What the rows say that entitle is not among their columns.
-type deliveryRows struct{ *sqldb.Values }
-
-// deliveryKinds are the kinds of their columns, of which the last five are only looked at.
-const deliveryKinds = "tiiitttttitttttitti" + "tttit"
-
-func (rows deliveryRows) put(r audit.Record, place int, d delivered) {
-	e := r.Entries[place]
-	hash, mac, keyID := sealOf(r, place)
-	t := terms(d.now, d.Material, d.PolicyAudience, d.Audience)
-	rows.Add(r.Writer, r.Seq, place, e.Time, e.Kind, e.Actor, e.RequestID, e.GrantUID, e.LeaseUID, e.Generation, e.VersionID, e.Material, e.Reason, e.Audience,
-		e.ClientRequestID, e.ExpireTime, hash, mac, keyID, t[0], t[1], t[2], t[3], t[4])
-}
-
-// terms are what entitles looks at in a delivery besides its time, version and material: its columns 20 to 24.
-func terms(now time.Time, material lease.Material, policyAudience bool, audience string) []any {
-	// What else than ACTIVE the version may be, and what else than a policy that names the material will do.
-	orState, orMaterials := "ACTIVE", "none"
-	if material == lease.AccessToken || material == lease.FederatedToken {
-		orState, orMaterials = "RETIRING", "[]"
-	}
-	// An audience is looked for in the integration's list as it stands there: quoted.
-	quoted := ""
-	if policyAudience {
-		quoted = strconv.Quote(audience)
-	}
-	return []any{orState, `%"` + string(material) + `"%`, orMaterials, sqldb.Micros(now.Add(-grant.MaxSilence)), quoted}
-}
-
-// entitling are the tables, and entitles the conditions, by which it is decided at this very moment whether a delivery v by a grant g is entitled: the grant live, its
-// account not frozen, the version usable (for its secret: ACTIVE), integration and project there, the integration one that gives the material and the audience, the version
-// one that has it, an attachment or labels that give the access, and a copy of the registry that is fresh and no older than the grant. A delivery's column4 is when it is
-// made, column11 its version, column12 its material, and the others are its terms.
-//
-// Adding nothing keeps PostgreSQL from going by an index of the grants that are live: it would go through all of them, for each delivery.
-const (
-	entitling = `grants g, credential_versions c, integrations i, projects p, projection r`
-	entitles  = `g.revoke_time + 0 = 0 AND g.expire_time + 0 > v.column4
-			AND c.id = v.column11 AND c.integration_uid = g.integration_uid AND c.state IN ('ACTIVE', v.column20)
-			AND i.uid = g.integration_uid AND i.deleting = 0
-			AND (i.delivery_materials LIKE v.column21 OR i.delivery_materials = v.column22)
-			AND (v.column24 = '' OR REPLACE(i.allowed_audiences, v.column24, '') <> i.allowed_audiences)
-			AND (v.column12 = 'ACCESS_TOKEN' OR (v.column12 = 'FEDERATED_TOKEN') = (i.credential_kind = 'FEDERATED'))
-			AND (v.column12 = 'ACCESS_TOKEN' OR (v.column12 = 'FEDERATED_TOKEN') = (c.signing_key <> ''))
-			AND p.uid = g.project_uid
-			AND r.singleton = 1 AND r.bookmark_time > v.column23 AND r.incarnation <> ''
-			AND (r.incarnation <> g.incarnation OR r.revision >= g.revision)
-			AND NOT ` + frozen + ` AND ` + attached
-)
-
-// insertEntitled adds to a batch what records the deliveries for which it finds, at this very moment, everything that entitles to them, and the lease open at this
-// generation. It returns the leases of those that it recorded.
-func insertEntitled(tx sqldb.Tx, b *sqldb.Batch, rows deliveryRows) *[]string {
-	recorded := new([]string)
-	from, args := tx.Values(rows.Values)
-	sqldb.Into(b, recorded, scanUID, `INSERT INTO audit_events (`+auditColumns+`)
-		SELECT v.column1, v.column2, v.column3, v.column4, v.column5, v.column6, v.column7, g.account, g.uid, g.run, l.uid, l.instance_id, l.generation,
-			g.integration, g.integration_uid, g.project, g.project_uid, c.id, v.column12, v.column13, v.column14, v.column15, v.column16,
-			v.column17, v.column18, v.column19
-		FROM `+from+` v, leases l, `+entitling+`
-		WHERE g.uid = v.column8 AND l.uid = v.column9 AND l.grant_uid = g.uid AND l.close_time + 0 = 0 AND l.generation = v.column10
-			AND `+entitles+` RETURNING lease_uid`, args...)
-	return recorded
+	return nil
 }

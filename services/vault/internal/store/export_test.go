@@ -1,7 +1,10 @@
 package store
 
-// Entitles are the conditions by which a grant g entitles to a delivery.
-const Entitles = entitles
+// RelationColumns are those of a grant g that StandingColumns may look at.
+const (
+	RelationColumns = relationColumns
+	StandingColumns = standingColumns
+)
 
 // Waiting is how many deliveries have been ordered and not begun.
 func (s *Store) Waiting() int {

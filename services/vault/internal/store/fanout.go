@@ -1,12 +1,10 @@
 package store
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"phasekey.dev/pkg/sqldb"
@@ -113,24 +111,31 @@ func (s *Store) Entitled(ctx context.Context, now time.Time, f FanOut) ([]Reache
 }
 
 // entitledLeases finds the leases of a fan-out and their grants: those for which it finds everything that entitles them. The grants are read, or locked, first, then the leases, and last,
-// after what more is to be done, it is judged.
+// after what more is to be done, what entitles.
 func entitledLeases(ctx context.Context, tx sqldb.Tx, now time.Time, f FanOut, lock string, more func(b *sqldb.Batch)) ([]Reached, error) {
 	asked := make([]string, len(f.To))
 	for i, r := range f.To {
 		asked[i] = r.GrantUID
 	}
 	var b sqldb.Batch
+	tx.ByIndex(&b)
 	grants, open := make([]grant.Grant, 0, len(f.To)), make([]lease.Lease, 0, len(f.To))
 	from, args := tx.Values(listed(asked))
-	sqldb.Into(&b, &grants, grantListing.scan, orderedGrants(tx.In(`uid`, `SELECT column1 FROM `+from+` v`))+lock, args...)
+	these := tx.In(`uid`, `SELECT column1 FROM `+from+` v`)
+	sqldb.Into(&b, &grants, grantListing.scan, orderedGrants(these)+lock, args...)
 	sqldb.Into(&b, &open, scanLease, `SELECT `+leaseColumns+` FROM leases WHERE close_time = 0 AND `+tx.In(`grant_uid`, `SELECT column1 FROM `+from+` v`), args...)
 	more(&b)
+	given := readPremises(tx, &b, these, args...)
 	if err := tx.Do(ctx, &b); err != nil {
 		return nil, fmt.Errorf("read grants: %w", err)
 	}
-	entitled, err := entitledAlike(ctx, tx, now, f, grants)
-	if err != nil {
-		return nil, err
+	known := given()
+	entitled := make(map[string]*grant.Grant, len(grants))
+	for i := range grants {
+		e := known.entitlement(&grants[i])
+		if e.admits(now, f.VersionID, f.Material, f.PolicyAudience, f.Audience) == nil {
+			entitled[grants[i].UID] = &grants[i]
+		}
 	}
 	leases := make(map[instance]*lease.Lease, len(open))
 	for i := range open {
@@ -151,49 +156,6 @@ func listed(uids []string) *sqldb.Values {
 		v.Add(uid)
 	}
 	return v
-}
-
-// judgedBy is what grants have in common that entitles looks at, but for their ends and revisions: see TestFanOut_JudgesByAllThatEntitles.
-type judgedBy struct {
-	account, integrationUID, projectUID, incarnation string
-	phase                                            grant.Phase
-}
-
-// entitledAlike returns those of the grants that are entitled to what is fanned out, by their UIDs. It has one of each kind judged, as a delivery is: a live one, of those the one
-// that was resolved last. What the copy of the registry has to have reached for that one will do for the others.
-func entitledAlike(ctx context.Context, tx sqldb.Tx, now time.Time, f FanOut, grants []grant.Grant) (map[string]*grant.Grant, error) {
-	kinds := map[judgedBy][]*grant.Grant{}
-	for i := range grants {
-		if g := &grants[i]; g.State(now) == grant.Active {
-			k := judgedBy{g.Account, g.IntegrationUID, g.ProjectUID, g.Incarnation, g.Phase}
-			kinds[k] = append(kinds[k], g)
-		}
-	}
-	alike := make(map[string][]*grant.Grant, len(kinds))
-	var judged []string
-	for _, all := range kinds {
-		last := slices.MaxFunc(all, func(a, b *grant.Grant) int { return cmp.Compare(a.Revision, b.Revision) })
-		alike[last.UID] = all
-		judged = append(judged, last.UID)
-	}
-	slices.Sort(judged)
-	args := append([]any{sqldb.Micros(now), f.VersionID, string(f.Material)}, terms(now, f.Material, f.PolicyAudience, f.Audience)...)
-	from, args := tx.Values(listed(judged), append(args, MaxFanOut)...)
-	// Of each by itself, which no join is, and behind offsets, which are none: PostgreSQL, which thinks that all of this is very little, would join all with all.
-	fit, err := sqldb.Collect(ctx, tx, scanUID, `SELECT k.column1 FROM `+from+` k WHERE EXISTS (
-			SELECT 1 FROM (SELECT CAST($1 AS BIGINT) AS column4, CAST($2 AS TEXT) AS column11, CAST($3 AS TEXT) AS column12, CAST($4 AS TEXT) AS column20,
-				CAST($5 AS TEXT) AS column21, CAST($6 AS TEXT) AS column22, CAST($7 AS BIGINT) AS column23, CAST($8 AS TEXT) AS column24) v, `+entitling+`
-			WHERE g.uid = k.column1 AND `+entitles+` LIMIT 1 OFFSET 0) LIMIT $9 OFFSET 0`, args...)
-	if err != nil {
-		return nil, fmt.Errorf("judge grants: %w", err)
-	}
-	out := make(map[string]*grant.Grant, len(grants))
-	for _, uid := range fit {
-		for _, g := range alike[uid] {
-			out[g.UID] = g
-		}
-	}
-	return out, nil
 }
 
 // recordFanOut does what is to be written, and appends the record to the trail.
