@@ -215,7 +215,7 @@ var mistakes = []mistake{
 	},
 	{
 		name: "a delivery leaves although its record failed",
-		file: vault + "delivery/stream.go",
+		file: vault + "delivery/offer.go",
 		from: `		h.config.Issuer.Drop(o.versionID)
 	}
 	if err != nil {
@@ -337,7 +337,7 @@ var mistakes = []mistake{
 	},
 	{
 		name: "a secret is held for as long as it lives",
-		file: vault + "delivery/stream.go",
+		file: vault + "delivery/offer.go",
 		from: `longest.Before(limit) {`,
 		to:   `limit.IsZero() {`,
 		test: []string{"./services/vault/internal/rpc", "-run=ForADay"},

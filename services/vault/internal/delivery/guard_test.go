@@ -12,6 +12,7 @@ import (
 	"phasekey.dev/pkg/secret"
 	"phasekey.dev/services/vault/internal/delivery"
 	"phasekey.dev/services/vault/internal/grant"
+	"phasekey.dev/services/vault/internal/lease"
 	"phasekey.dev/services/vault/internal/store"
 )
 
@@ -29,6 +30,10 @@ func (l *lookedAt) GrantByToken(ctx context.Context, token grant.Hash) (grant.Gr
 func (l *lookedAt) EntitlementByToken(ctx context.Context, token grant.Hash, instanceID string) (*store.Entitlement, error) {
 	l.n.Add(1)
 	return l.fakeStore.EntitlementByToken(ctx, token, instanceID)
+}
+
+func (l *lookedAt) DeliverByToken(ctx context.Context, now time.Time, token grant.Hash, instanceID string, choose store.Choice) (lease.Lease, error) {
+	return deliverByToken(ctx, l, now, token, instanceID, choose)
 }
 
 // watched is a hub whose lookups are counted.

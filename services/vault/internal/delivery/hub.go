@@ -61,6 +61,7 @@ type database interface {
 	SigningKeyCompromised(ctx context.Context, id string) (bool, error)
 	WantProbe(ctx context.Context, integrationUID string, now time.Time) error
 	Deliver(ctx context.Context, now time.Time, d store.Delivery) (lease.Lease, error)
+	DeliverByToken(ctx context.Context, now time.Time, token grant.Hash, instanceID string, choose store.Choice) (lease.Lease, error)
 	FanOut(ctx context.Context, now time.Time, f store.FanOut) ([]store.Reached, error)
 	Entitled(ctx context.Context, now time.Time, f store.FanOut) ([]store.Reached, error)
 	Acknowledge(ctx context.Context, now time.Time, grantUID, instanceID string, generation int64, caller grant.Caller) (released []int64, err error)
@@ -71,6 +72,7 @@ type database interface {
 // tokens is what the hub needs of the issuer.
 type tokens interface {
 	Issue(ctx context.Context, request issuer.Request) (issuer.Token, error)
+	Kept(request issuer.Request) (issuer.Token, bool)
 	Drop(versionID string)
 }
 
@@ -298,6 +300,16 @@ func (h *Hub) heard() int64 {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.woken
+}
+
+// taking is ErrDraining when no more streams are taken.
+func (h *Hub) taking() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.draining {
+		return ErrDraining
+	}
+	return nil
 }
 
 // join adds a stream. It looks again soon when changes were heard of since. When the instance has too many, its oldest one ends.

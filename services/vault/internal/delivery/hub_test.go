@@ -103,6 +103,10 @@ func (losing) Deliver(context.Context, time.Time, store.Delivery) (lease.Lease, 
 	return lease.Lease{}, fmt.Errorf("%w: %w", sqldb.ErrUnavailable, sqldb.ErrUnknownOutcome)
 }
 
+func (l losing) DeliverByToken(ctx context.Context, now time.Time, token grant.Hash, instanceID string, choose store.Choice) (lease.Lease, error) {
+	return deliverByToken(ctx, l, now, token, instanceID, choose)
+}
+
 func TestHub_FetchIsOfTheSameLease(t *testing.T) {
 	inBubble(t, func(w *world) {
 		defer w.open()()

@@ -90,6 +90,30 @@ func (f *fakeStore) EntitlementByToken(ctx context.Context, token grant.Hash, in
 	return e, err
 }
 
+func (f *fakeStore) DeliverByToken(ctx context.Context, now time.Time, token grant.Hash, instanceID string, choose store.Choice) (lease.Lease, error) {
+	return deliverByToken(ctx, f, now, token, instanceID, choose)
+}
+
+// deliverByToken does it one after the other.
+func deliverByToken(ctx context.Context, by interface {
+	EntitlementByToken(ctx context.Context, token grant.Hash, instanceID string) (*store.Entitlement, error)
+	Deliver(ctx context.Context, now time.Time, d store.Delivery) (lease.Lease, error)
+}, now time.Time, token grant.Hash, instanceID string, choose store.Choice) (lease.Lease, error) {
+	e, err := by.EntitlementByToken(ctx, token, instanceID)
+	if err != nil {
+		return lease.Lease{}, err
+	}
+	d, err := choose(e)
+	if err != nil {
+		return lease.Lease{}, err
+	}
+	d.GrantUID, d.InstanceID = e.Grant.UID, instanceID
+	if e.Grant.UseTime.IsZero() {
+		d.Token = token
+	}
+	return by.Deliver(ctx, now, d)
+}
+
 func (f *fakeStore) WantProbe(_ context.Context, integrationUID string, _ time.Time) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -297,6 +321,13 @@ func (f *fakeIssuer) Issue(_ context.Context, r issuer.Request) (issuer.Token, e
 		RequestID: fmt.Sprint("asked-", f.minted), VersionID: v.ID, VersionNumber: v.Number,
 	}
 	return f.kept[key], nil
+}
+
+func (f *fakeIssuer) Kept(r issuer.Request) (issuer.Token, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	kept, ok := f.kept[r.Versions[0].ID+r.Audience]
+	return kept, ok && time.Now().Before(kept.RenewTime)
 }
 
 func (f *fakeIssuer) Drop(id string) {

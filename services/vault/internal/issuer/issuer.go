@@ -193,6 +193,20 @@ func (i *Issuer) Issue(ctx context.Context, request Request) (Token, error) {
 	return Token{}, classify(failures)
 }
 
+// Kept returns the token that is kept of the first version, while it is not to be renewed. It waits for nothing.
+func (i *Issuer) Kept(request Request) (Token, bool) {
+	if len(request.Versions) == 0 || request.ClientID == "" {
+		return Token{}, false
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	e := i.entries[keyOf(&request, &request.Versions[0])]
+	if e == nil || !time.Now().Before(e.token.RenewTime) {
+		return Token{}, false
+	}
+	return *e.token, true
+}
+
 // Drop forgets the tokens of a version that is no longer usable. It does no harm to drop one that is: its next token is
 // asked for anew.
 func (i *Issuer) Drop(versionID string) {

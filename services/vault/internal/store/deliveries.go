@@ -44,7 +44,11 @@ type Delivery struct {
 // ordered is a delivery under way.
 type ordered struct {
 	order
+	// Delivery is chosen by what entitles the holder, where there is a choice.
 	Delivery
+	holder holder
+	choose Choice
+
 	now time.Time
 	uid string // of the lease, should it be opened
 
@@ -68,26 +72,50 @@ func (s *Store) Deliver(ctx context.Context, now time.Time, d Delivery) (lease.L
 	if o.uid == "" {
 		o.uid = uuid.NewString()
 	}
-	err := s.deliveries.wait(o)
-	if err == nil {
-		err = o.err
-	}
-	if err != nil {
+	if err := s.ordered(o); err != nil {
 		return lease.Lease{}, fmt.Errorf("deliver by grant %s: %w", d.GrantUID, err)
 	}
 	return o.lease, nil
 }
 
-// takeDeliveries takes what can be delivered together: one delivery a lease, and client secrets of one version alone, so that no batch locks the rows of several.
+// Choice chooses what is delivered by what entitles to it, or refuses; the grant, the instance, and that the token was shown are noted by the store. It is called within a transaction that others wait
+// for, by another goroutine, and again if that has to be repeated: it must not wait for anything. After the caller's context has ended it may still run.
+type Choice func(*Entitlement) (Delivery, error)
+
+// DeliverByToken is EntitlementByToken and Deliver in one transaction, of which the holder waits for one and not for two. What is chosen is no client secret. Errors: grant.ErrUnknown when
+// the token opens no grant, choose's, and Deliver's.
+func (s *Store) DeliverByToken(ctx context.Context, now time.Time, token grant.Hash, instanceID string, choose Choice) (lease.Lease, error) {
+	o := &ordered{order: newOrder(ctx), holder: holder{token, instanceID}, choose: choose, now: now, uid: uuid.NewString()}
+	err := s.ordered(o)
+	if err != nil && !errors.Is(err, grant.ErrUnknown) {
+		err = fmt.Errorf("deliver by token: %w", err)
+	}
+	return o.lease, err
+}
+
+// ordered has a delivery made in its turn.
+func (s *Store) ordered(o *ordered) error {
+	if err := s.deliveries.wait(o); err != nil {
+		return err
+	}
+	return o.err
+}
+
+// takeDeliveries takes what can be delivered together: one delivery a lease, and so either by grants or by tokens; and client secrets of one version alone, so that no batch locks the rows of several.
 func takeDeliveries(waiting []*ordered) (batch, rest []*ordered) {
-	taken := map[instance]bool{}
+	type lessee struct {
+		instance
+		holder
+	}
+	taken := map[lessee]bool{}
 	held := ""
 	for _, o := range waiting {
-		k := instance{o.GrantUID, o.InstanceID}
+		k := lessee{instance{o.GrantUID, o.InstanceID}, o.holder}
 		secret := o.Material == lease.ClientSecret
 		switch {
 		case o.ctx.Err() != nil: // its caller is gone
-		case len(batch) == maxBatch, taken[k], secret && held != "" && held != o.VersionID:
+		case len(batch) == maxBatch, taken[k], secret && held != "" && held != o.VersionID,
+			len(batch) > 0 && (o.choose == nil) != (batch[0].choose == nil):
 			rest = append(rest, o)
 		default:
 			batch = append(batch, o)
@@ -136,21 +164,22 @@ func (s *Store) deliver(ctx context.Context, batch []*ordered) {
 // PostgreSQL is asked twice: for the rows that are decided by, and for all that is written. Only client secrets need more, whose versions' rows come before the audit writer's. What entitles is
 // read after the last wait for anybody.
 func (s *Store) deliverIn(ctx context.Context, tx sqldb.Tx, batch []*ordered) error {
-	secrets := slices.ContainsFunc(batch, func(o *ordered) bool { return o.Material == lease.ClientSecret })
+	secrets := slices.ContainsFunc(batch, func(o *ordered) bool { return o.choose == nil && o.Material == lease.ClientSecret })
+	lessees := lesseesOf(tx, batch)
 	var locking sqldb.Batch
 	tx.ByIndex(&locking)
-	found := lockForDelivery(tx, &locking, batch)
+	found := lessees.lock(tx, &locking)
 	ends := new([]trail)
 	if !secrets {
 		ends = s.lockingTrail(&locking)
 	}
-	given := premisesOf(tx, &locking, batch)
+	given := lessees.premises(tx, &locking)
 	if err := tx.Do(ctx, &locking); err != nil {
 		return fmt.Errorf("lock grants: %w", err)
 	}
 	made := admitAll(batch, found(), given())
 	if len(made) == 0 {
-		return nil
+		return errAgain // of which nothing is left, and nothing to commit
 	}
 	var writing sqldb.Batch
 	useGrants(tx, &writing, made)
@@ -165,7 +194,7 @@ func (s *Store) deliverIn(ctx context.Context, tx sqldb.Tx, batch []*ordered) er
 		}
 		var last sqldb.Batch
 		ends = s.lockingTrail(&last)
-		given = premisesOf(tx, &last, batch)
+		given = lessees.premises(tx, &last)
 		if err := tx.Do(ctx, &last); err != nil {
 			return fmt.Errorf("find the end of the audit trail: %w", err)
 		}
@@ -187,30 +216,20 @@ type delivered struct {
 	opened bool
 }
 
-// premisesOf adds to a batch what reads the premises of the deliveries' grants.
-func premisesOf(tx sqldb.Tx, b *sqldb.Batch, batch []*ordered) func() premises {
-	asked := make([]string, len(batch))
-	for i, o := range batch {
-		asked[i] = o.GrantUID
-	}
-	from, args := tx.Values(listed(asked))
-	return readPremises(tx, b, tx.In(`uid`, `SELECT column1 FROM `+from+` v`), args...)
-}
-
 // admitAll finds out which of the deliveries are to be made, and the leases as they are then; it says in the others why not.
-func admitAll(batch []*ordered, found lockedForDelivery, given premises) []delivered {
+func admitAll(batch []*ordered, found locked, given premises) []delivered {
 	made := make([]delivered, 0, len(batch))
 	for _, o := range batch {
-		g, ok := found.grants[o.GrantUID]
-		if !ok {
-			o.refusal = grant.ErrNotFound
-			continue
-		}
-		if o.Token != (grant.Hash{}) && !slices.Contains(found.shown, o.GrantUID) {
-			o.refusal = grant.ErrUnknown // another token has replaced it meanwhile
+		var g *grant.Grant
+		if g, o.refusal = found.grantOf(o); o.refusal != nil {
 			continue
 		}
 		e := given.entitlement(g)
+		if o.choose != nil {
+			if o.refusal = o.chosen(&e, found.leases[g.UID]); o.refusal != nil {
+				continue
+			}
+		}
 		if o.refusal = o.entitled(&e); o.refusal != nil {
 			continue
 		}
@@ -233,6 +252,25 @@ func admitAll(batch []*ordered, found lockedForDelivery, given premises) []deliv
 	return made
 }
 
+// chosen has it chosen what is delivered.
+func (o *ordered) chosen(e *Entitlement, leases []lease.Lease) error {
+	for _, l := range leases {
+		if l.InstanceID == o.holder.instanceID {
+			e.Lease = l
+		}
+	}
+	d, err := o.choose(e)
+	if err != nil {
+		return err
+	}
+	d.GrantUID, d.InstanceID = e.Grant.UID, o.holder.instanceID
+	if e.Grant.UseTime.IsZero() {
+		d.Token = o.holder.token
+	}
+	o.Delivery = d
+	return nil
+}
+
 // entitledStill reports whether all are, and says in those that are not why.
 func entitledStill(made []delivered, given premises) bool {
 	all := true
@@ -250,47 +288,91 @@ func (o *ordered) entitled(e *Entitlement) error {
 	return e.admits(o.now, o.VersionID, o.Material, o.PolicyAudience, o.Audience)
 }
 
-// lockForDelivery adds to a batch what locks the grants of the deliveries and reads their leases.
-func lockForDelivery(tx sqldb.Tx, b *sqldb.Batch, batch []*ordered) func() lockedForDelivery {
-	asked, tokens := sqldb.NewValues("tt"), sqldb.NewValues("tb")
+// lessees are those to whom a batch of deliveries goes, in statements: rows of the grants' keys, which are a column of theirs, and of the instances.
+type lessees struct {
+	key, rows string
+	args      []any
+}
+
+func lesseesOf(tx sqldb.Tx, batch []*ordered) lessees {
+	if batch[0].choose != nil {
+		asked := sqldb.NewValues("bt")
+		for _, o := range batch {
+			asked.Add(o.holder.token[:], o.holder.instanceID)
+		}
+		rows, args := tx.Values(asked)
+		return lessees{`token_hash`, rows, args}
+	}
+	asked := sqldb.NewValues("tt")
 	for _, o := range batch {
 		asked.Add(o.GrantUID, o.InstanceID)
-		if o.Token != (grant.Hash{}) {
-			tokens.Add(o.GrantUID, o.Token[:])
-		}
 	}
-	from, args := tx.Values(asked)
-	var found []*grant.Grant
-	var have []lease.Lease
-	sqldb.Into(b, &found, func(row sqldb.Row) (*grant.Grant, error) {
-		g, err := scanGrant(row)
-		return &g, err
-	}, lockingGrants(tx, tx.In(`uid`, `SELECT column1 FROM `+from+` v`)), args...)
+	rows, args := tx.Values(asked)
+	return lessees{`uid`, rows, args}
+}
+
+// grants is true of their grants.
+func (l lessees) grants(tx sqldb.Tx) string { return tx.In(l.key, `SELECT column1 FROM `+l.rows+` v`) }
+
+// lock adds to a batch what locks the grants, and reads the leases.
+func (l lessees) lock(tx sqldb.Tx, b *sqldb.Batch) func() locked {
+	type opened struct {
+		grant.Grant
+		token []byte
+	}
+	var grants []*opened
+	var leases []lease.Lease
+	sqldb.Into(b, &grants, func(row sqldb.Row) (*opened, error) {
+		var o opened
+		var err error
+		o.Grant, err = scanGrant(row, &o.token)
+		return &o, err
+	}, `SELECT `+grantColumns+`, token_hash FROM grants WHERE `+l.grants(tx)+` ORDER BY uid`+tx.ForUpdate(), l.args...)
 	// Whoever has the grant can open and close leases all day: those that are over must not make the others slow.
-	sqldb.Into(b, &have, scanLease, `SELECT `+leaseColumns+` FROM leases WHERE close_time = 0 AND `+tx.In(`grant_uid`, `SELECT column1 FROM `+from+` v`)+`
-		UNION ALL SELECT `+leaseColumns+` FROM `+from+` v, leases WHERE grant_uid = v.column1 AND instance_id = v.column2 AND close_time <> 0`, args...)
-	var opened []string
-	if tokens.Len() > 0 {
-		from, args := tx.Values(tokens)
-		sqldb.Into(b, &opened, scanUID, `SELECT uid FROM `+from+` v JOIN grants ON uid = v.column1 AND token_hash = v.column2`, args...)
-	}
-	return func() lockedForDelivery {
-		l := lockedForDelivery{make(map[string]*grant.Grant, len(found)), make(map[string][]lease.Lease, len(found)), opened}
-		for _, g := range found {
-			l.grants[g.UID] = g
+	sqldb.Into(b, &leases, scanLease, `SELECT `+leaseColumns+` FROM leases WHERE close_time = 0 AND `+tx.In(`grant_uid`, `SELECT uid FROM grants WHERE `+l.grants(tx))+`
+		UNION ALL SELECT `+qualified("l", leaseColumns)+` FROM `+l.rows+` v JOIN grants g ON g.`+l.key+` = v.column1
+			JOIN leases l ON l.grant_uid = g.uid AND l.instance_id = v.column2 AND l.close_time <> 0`, l.args...)
+	return func() locked {
+		all := locked{make(map[string]*grant.Grant, len(grants)), make(map[string]*grant.Grant, len(grants)), make(map[string][]lease.Lease, len(grants))}
+		for _, o := range grants {
+			all.grants[o.UID], all.byHash[string(o.token)] = &o.Grant, &o.Grant
 		}
-		for _, one := range have {
-			l.leases[one.GrantUID] = append(l.leases[one.GrantUID], one)
+		for _, one := range leases {
+			all.leases[one.GrantUID] = append(all.leases[one.GrantUID], one)
 		}
-		return l
+		return all
 	}
 }
 
-// lockedForDelivery are the grants that a batch of deliveries has the rows of; of each, the leases that lease.Admit decides by; and which of them the tokens open that are to be noted as shown.
-type lockedForDelivery struct {
+// premises adds to a batch what reads those of the grants.
+func (l lessees) premises(tx sqldb.Tx, b *sqldb.Batch) func() premises {
+	return readPremises(tx, b, l.grants(tx), l.args...)
+}
+
+// locked are grants that a transaction has the rows of, and of each the leases that lease.Admit decides by.
+type locked struct {
 	grants map[string]*grant.Grant
+	byHash map[string]*grant.Grant // of the token
 	leases map[string][]lease.Lease
-	shown  []string
+}
+
+// grantOf finds the grant that a delivery is by.
+func (l locked) grantOf(o *ordered) (*grant.Grant, error) {
+	if o.choose != nil {
+		if g := l.byHash[string(o.holder.token[:])]; g != nil {
+			return g, nil
+		}
+		return nil, grant.ErrUnknown
+	}
+	g := l.grants[o.GrantUID]
+	switch {
+	case g == nil:
+		return nil, grant.ErrNotFound
+	case o.Token != (grant.Hash{}) && l.byHash[string(o.Token[:])] != g:
+		return nil, grant.ErrUnknown // another token has replaced it meanwhile
+	default:
+		return g, nil
+	}
 }
 
 // useGrants adds to a batch what notes that the grants' tokens have been shown, where that has yet to be done.

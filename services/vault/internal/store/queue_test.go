@@ -196,6 +196,9 @@ func TestDeliver_ReadsNoMoreAfterThereCameMany(t *testing.T) {
 		if _, err := c.store.Deliver(t.Context(), start, order("g", "a", "v2")); err != nil {
 			t.Fatal(err)
 		}
+		if _, err := c.store.DeliverByToken(t.Context(), start, token, "a", version("v2")); err != nil {
+			t.Fatal(err)
+		}
 		return c.rowsRead() - before
 	}
 	few := reads()
