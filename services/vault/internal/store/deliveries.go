@@ -292,6 +292,7 @@ func (o *ordered) entitled(e *Entitlement) error {
 type lessees struct {
 	key, rows string
 	args      []any
+	n         int
 }
 
 func lesseesOf(tx sqldb.Tx, batch []*ordered) lessees {
@@ -301,14 +302,14 @@ func lesseesOf(tx sqldb.Tx, batch []*ordered) lessees {
 			asked.Add(o.holder.token[:], o.holder.instanceID)
 		}
 		rows, args := tx.Values(asked)
-		return lessees{`token_hash`, rows, args}
+		return lessees{`token_hash`, rows, args, len(batch)}
 	}
 	asked := sqldb.NewValues("tt")
 	for _, o := range batch {
 		asked.Add(o.GrantUID, o.InstanceID)
 	}
 	rows, args := tx.Values(asked)
-	return lessees{`uid`, rows, args}
+	return lessees{`uid`, rows, args, len(batch)}
 }
 
 // grants is true of their grants.
@@ -320,8 +321,7 @@ func (l lessees) lock(tx sqldb.Tx, b *sqldb.Batch) func() locked {
 		grant.Grant
 		token []byte
 	}
-	var grants []*opened
-	var leases []lease.Lease
+	grants, leases := make([]*opened, 0, l.n), make([]lease.Lease, 0, l.n)
 	sqldb.Into(b, &grants, func(row sqldb.Row) (*opened, error) {
 		var o opened
 		var err error
