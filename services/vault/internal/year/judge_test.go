@@ -348,12 +348,12 @@ func (j *judge) oneWorks(uid string, i *integrationKnown, rows []row) {
 	for _, d := range demanded {
 		at := d.from
 		for _, s := range works {
-			if s.from.After(at) && !j.policyTook(rows, at, s.from) {
+			if s.from.After(at) && !j.policyTook(rows, at, s.from) && !j.customerTook(uid, rows, at, s.from) {
 				break
 			}
 			at = later(at, s.to)
 		}
-		if at.Before(d.to) && !j.policyTook(rows, at, d.to) {
+		if at.Before(d.to) && !j.policyTook(rows, at, d.to) && !j.customerTook(uid, rows, at, d.to) {
 			j.fail("I1: %s had no version that works everywhere from %s on\n%s", i.name, at.UTC(), j.table(rows))
 			return
 		}
@@ -369,6 +369,31 @@ func (j *judge) policyTook(rows []row, from, to time.Time) bool {
 	took := ended && j.weather.near(noSecrets, from, recovery) && j.weather.near(noSecrets, to, recovery+other)
 	if took {
 		j.counts["integrations without a secret because of a policy"]++
+	}
+	return took
+}
+
+// customerTook tells whether the last version that worked came to its end while consent was withdrawn, or just after: no other could be proven before that.
+func (j *judge) customerTook(uid string, rows []row, from, to time.Time) bool {
+	// How long it takes, at most, until the tenant is asked again after hours in which it refused, and the next version is proven, by a master who may die over either; but for what else is in the way.
+	const recovery = time.Hour
+	var withdrawn, given time.Time
+	for _, t := range j.consents[uid] {
+		switch {
+		case t.at.Add(grace).After(from):
+		case t.given:
+			given = t.at
+		default:
+			withdrawn = t.at
+		}
+	}
+	if withdrawn.IsZero() || !given.Add(grace).Equal(from) {
+		return false
+	}
+	ended := slices.ContainsFunc(rows, func(v row) bool { return !v.activate.IsZero() && v.end.After(withdrawn) && !v.end.After(from) })
+	took := ended && to.Sub(given) <= recovery+j.weather.overlap(span{given, to}, noSQL, noEntra, noRedis, nobody)
+	if took {
+		j.counts["integrations without a secret because consent was away"]++
 	}
 	return took
 }

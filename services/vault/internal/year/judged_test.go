@@ -224,6 +224,15 @@ func TestJudge_Finds(t *testing.T) {
 			take(20*time.Hour, added("other", start.Add(20*time.Hour)), other)
 			take(72*time.Hour, day{})
 		}, want: "I1: "},
+		{name: "a secret that ended while consent was withdrawn, and the next one half an hour after", tell: func(take func(time.Duration, ...event), _ func(time.Duration, int64, lease.Material)) {
+			awayWhileItEnds(take, start, 36*time.Hour, 30*time.Minute)
+		}},
+		{name: "a secret that ended while consent was withdrawn, and the next one hours after", tell: func(take func(time.Duration, ...event), _ func(time.Duration, int64, lease.Material)) {
+			awayWhileItEnds(take, start, 36*time.Hour, 3*time.Hour)
+		}, want: "I1: "},
+		{name: "a secret that ended after consent had come back, and the next one half an hour after", tell: func(take func(time.Duration, ...event), _ func(time.Duration, int64, lease.Material)) {
+			awayWhileItEnds(take, start, 37*time.Hour, 30*time.Minute)
+		}, want: "I1: "},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -249,6 +258,22 @@ func TestJudge_Finds(t *testing.T) {
 			}
 		})
 	}
+}
+
+// awayWhileItEnds tells of a secret of so long a life, of consent that is away for the six hours before the end of its 36th, and of another secret that is ACTIVE so long after consent, or its end.
+func awayWhileItEnds(take func(time.Duration, ...event), start time.Time, life, next time.Duration) {
+	one := versionOf("known", "ACTIVE", start)
+	one.End = start.Add(life).UnixMicro()
+	take(0, added("known", start), one)
+	take(30*time.Hour, consented{"uid", false})
+	take(36*time.Hour, consented{"uid", true})
+	at := life + next
+	other := versionOf("other", "ACTIVE", start.Add(at))
+	other.ID, other.Number = "other", 2
+	take(at, added("other", start.Add(at)), other)
+	one.State, one.Retire = "RETIRING", start.Add(at).UnixMicro()
+	take(at, one)
+	take(48*time.Hour, day{})
 }
 
 func added(key string, at time.Time) changed {
