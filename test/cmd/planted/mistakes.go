@@ -229,8 +229,8 @@ var mistakes = []mistake{
 	},
 	{
 		name: "what is renewed leaves while it is being recorded",
-		file: vault + "delivery/stream.go",
-		from: `	l, err := h.config.Store.Deliver(ctx, now, store.Delivery{
+		file: vault + "delivery/offer.go",
+		from: `	l, err := h.config.Store.Deliver(ctx, now, d)
 `,
 		to: `	record := h.config.Store.Deliver
 	if e.Lease.UID != "" {
@@ -241,7 +241,7 @@ var mistakes = []mistake{
 			return l, nil
 		}
 	}
-	l, err := record(ctx, now, store.Delivery{
+	l, err := record(ctx, now, d)
 `,
 		test: year(), says: "I6:",
 	},

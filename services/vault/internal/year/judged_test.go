@@ -230,8 +230,8 @@ func TestJudge_Finds(t *testing.T) {
 		{name: "a secret that ended while consent was withdrawn, and the next one hours after", tell: func(take func(time.Duration, ...event), _ func(time.Duration, int64, lease.Material)) {
 			awayWhileItEnds(take, start, 36*time.Hour, 3*time.Hour)
 		}, want: "I1: "},
-		{name: "a secret that ended after consent had come back, and the next one half an hour after", tell: func(take func(time.Duration, ...event), _ func(time.Duration, int64, lease.Material)) {
-			awayWhileItEnds(take, start, 37*time.Hour, 30*time.Minute)
+		{name: "a secret that ended half an hour after consent had come back, and the next one twenty minutes after", tell: func(take func(time.Duration, ...event), _ func(time.Duration, int64, lease.Material)) {
+			awayWhileItEnds(take, start, 36*time.Hour+30*time.Minute, 20*time.Minute)
 		}, want: "I1: "},
 	} {
 		t.Run(c.name, func(t *testing.T) {
