@@ -1,7 +1,6 @@
 package fault
 
 import (
-	"bytes"
 	"context"
 	"net/http"
 	"path/filepath"
@@ -45,7 +44,7 @@ type command struct {
 func (c *command) says(what string) {
 	c.t.Helper()
 	rigtest.Await(c.t, time.Minute, func(context.Context) error {
-		if !bytes.Contains(c.Output.Text(), []byte(what)) {
+		if !strings.Contains(c.Output.String(), what) {
 			return notYet("%s does not say %q: %s", c.Name, what, c.Output.Tail())
 		}
 		return nil
@@ -93,7 +92,7 @@ func TestCommands_GoOnAfterARestart(t *testing.T) {
 
 	active, watch, start := run("integrations wait waited-for"), run("integrations get waited-for --watch"), run("consent start waited-for")
 	start.says("waiting for the customer's administrator")
-	session := string(bytes.TrimSuffix(bytes.Fields(start.Output.Text())[1], []byte("\n")))
+	session := strings.Fields(start.Output.String())[1]
 	wait := run("consent wait " + session)
 	for _, c := range []*command{active, watch} {
 		c.says("AWAITING_CONSENT")

@@ -1,11 +1,11 @@
 package fault
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 
@@ -21,9 +21,9 @@ type record struct {
 
 // records are the whole lines of a process's log there are so far, of that message.
 func records(p *rigtest.Process, message string) (out []record) {
-	for line := range bytes.Lines(p.Output.Text()) {
+	for line := range strings.Lines(p.Output.String()) {
 		var r record
-		if bytes.Contains(line, []byte(message)) && json.Unmarshal(line, &r) == nil && r.Message == message {
+		if strings.Contains(line, message) && json.Unmarshal([]byte(line), &r) == nil && r.Message == message {
 			out = append(out, r)
 		}
 	}

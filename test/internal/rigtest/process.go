@@ -2,7 +2,6 @@
 package rigtest
 
 import (
-	"bytes"
 	"context"
 	"flag"
 	"io"
@@ -12,10 +11,11 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"phasekey.dev/pkg/logtest"
 )
 
 const (
@@ -156,29 +156,12 @@ func (p *Process) Stop(t *testing.T) {
 }
 
 // Output keeps what a process prints, over all its lives.
-type Output struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-// Write implements io.Writer.
-func (o *Output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.Write(p)
-}
-
-// Text is all there is so far.
-func (o *Output) Text() []byte {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return bytes.Clone(o.text.Bytes())
-}
+type Output struct{ logtest.Transcript }
 
 // Tail is the end of it.
 func (o *Output) Tail() string {
-	text := o.Text()
-	return string(text[max(0, len(text)-4000):])
+	text := o.String()
+	return text[max(0, len(text)-4000):]
 }
 
 // Await tries until there is no error, and fails with the last one when that takes longer than the limit.
