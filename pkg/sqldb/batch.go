@@ -1,6 +1,7 @@
 package sqldb
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"database/sql/driver"
@@ -72,6 +73,10 @@ func (t Tx) In(column, query string) string {
 // Do runs the statements of a batch. An error may be any statement's.
 func (t Tx) Do(ctx context.Context, b *Batch) error { return t.send(ctx, b, false) }
 
+// Last has a batch be the transaction's last statements, once its function has returned without an error: PostgreSQL gets them and what commits in one message. Their rows are nobody's, and their errors are
+// the transaction's. A second one takes the place of the first.
+func (t Tx) Last(b *Batch) { *t.last = *b }
+
 // Read runs a batch that only reads in a transaction of its own, in which every statement sees the same moment: what ReadTx does, in one message and its answer. Fn makes
 // the batch; it may run again, as a transaction's.
 func (db *DB) Read(ctx context.Context, fn func(tx Tx, b *Batch)) error {
@@ -82,20 +87,15 @@ func (db *DB) Read(ctx context.Context, fn func(tx Tx, b *Batch)) error {
 	})
 }
 
-// send runs the statements, and after the last one commits.
+// send runs the statements, and after the last one commits, if that is wanted and the database has a message for both.
 func (t Tx) send(ctx context.Context, b *Batch, commit bool) error {
 	t.answers.statement()
 	for _, s := range b.statements {
 		sqlfault.Count(ctx, s.query)
 	}
 	if t.driver == DriverPostgres {
-		return classify(ctx, t.conn.Raw(func(conn any) error {
-			c, ok := conn.(*pipelinedConn)
-			if !ok {
-				return errors.New("driver's connection is not what it was")
-			}
-			return c.send(ctx, b.statements, commit)
-		}))
+		_, err := t.pipe(ctx, b, commit)
+		return classify(ctx, err)
 	}
 	for _, s := range b.statements {
 		rows, err := t.tx.QueryContext(ctx, s.query, s.args...)
@@ -108,6 +108,19 @@ func (t Tx) send(ctx context.Context, b *Batch, commit bool) error {
 		}
 	}
 	return nil
+}
+
+// pipe sends the statements to PostgreSQL, and what commits. Refused says that the server refused one of the statements, and so did nothing after it.
+func (t Tx) pipe(ctx context.Context, b *Batch, commit bool) (refused bool, err error) {
+	err = t.conn.Raw(func(conn any) error {
+		c, ok := conn.(*pipelinedConn)
+		if !ok {
+			return errors.New("driver's connection is not what it was")
+		}
+		refused, err = c.send(ctx, b.statements, commit)
+		return err
+	})
+	return refused, err
 }
 
 // pipelined is a connector to PostgreSQL whose connections send what begins a transaction together with the first batch of it.
@@ -198,9 +211,9 @@ func (c *pipelinedConn) PrepareContext(ctx context.Context, query string) (drive
 	return c.Conn.PrepareContext(ctx, query)
 }
 
-func (c *pipelinedConn) send(ctx context.Context, statements []statement, commit bool) error {
+func (c *pipelinedConn) send(ctx context.Context, statements []statement, commit bool) (refused bool, err error) {
 	if c.over {
-		return sql.ErrTxDone // by its context: what is sent now would be done without one
+		return false, sql.ErrTxDone // by its context: what is sent now would be done without one
 	}
 	var all pgx.Batch
 	begun := c.begin == ""
@@ -211,18 +224,27 @@ func (c *pipelinedConn) send(ctx context.Context, statements []statement, commit
 		})
 		c.begin = ""
 	}
+	done := 0
 	for _, s := range statements {
-		all.Queue(s.query, s.args...).Query(func(rows pgx.Rows) error { return s.read(rows) })
+		all.Queue(s.query, s.args...).Query(func(rows pgx.Rows) error {
+			err := s.read(rows)
+			rows.Close()
+			if err = cmp.Or(err, rows.Err()); err == nil {
+				done++
+			}
+			return err
+		})
 	}
 	if commit {
 		all.Queue("commit")
 	}
-	err := c.Conn.Conn().SendBatch(ctx, &all).Close()
+	err = c.Conn.Conn().SendBatch(ctx, &all).Close()
 	c.over = commit && err == nil
 	if err != nil && !begun {
-		return &notBegunError{err}
+		return false, &notBegunError{err}
 	}
-	return err
+	_, answered := errors.AsType[*pgconn.PgError](err)
+	return answered && done < len(statements), err
 }
 
 type pipelinedTx struct {

@@ -196,3 +196,61 @@ func TestTx_ABatchAfterTheEndOfItsTransaction(t *testing.T) {
 		}
 	}
 }
+
+// adding is a transaction whose last statement adds an account.
+func adding(id string, balance int) func(ctx context.Context, tx sqldb.Tx) error {
+	return func(ctx context.Context, tx sqldb.Tx) error {
+		if _, err := tx.Exec(ctx, `UPDATE accounts SET balance = balance + 1`); err != nil {
+			return err
+		}
+		var b sqldb.Batch
+		b.Exec(`INSERT INTO accounts (id, region, name, balance) VALUES ($1, 'eu', $1, $2)`, id, balance)
+		b.Exec(`UPDATE accounts SET balance = balance * 10 WHERE id = $1`, id)
+		tx.Last(&b)
+		return nil
+	}
+}
+
+func TestTx_LastStatementsAreCommittedOrNothingIs(t *testing.T) {
+	sqldbtest.Run(t, schema, func(t *testing.T, db *sqldb.DB) {
+		if err := db.Tx(t.Context(), adding("a", 1)); err != nil {
+			t.Fatal(err)
+		}
+		if err := db.Tx(t.Context(), adding("a", 2)); !errors.Is(err, sqldb.ErrUnique) || errors.Is(err, sqldb.ErrUnknownOutcome) {
+			t.Errorf("the same once more: %v", err)
+		}
+		no := errors.New("no")
+		err := db.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error { return errors.Join(adding("b", 1)(ctx, tx), no) })
+		if !errors.Is(err, no) {
+			t.Errorf("of a transaction that failed: %v", err)
+		}
+		ctx := sqldbtest.WithHook(t.Context(), func(_ context.Context, at sqldbtest.Point, _ bool) error {
+			if at == sqldbtest.Commit {
+				return no
+			}
+			return nil
+		})
+		if err := db.Tx(ctx, adding("b", 1)); !errors.Is(err, no) {
+			t.Errorf("of one that is not to be committed: %v", err)
+		}
+		if got := balances(t, db); len(got) != 1 || got["a"] != 10 {
+			t.Errorf("there is %v", got)
+		}
+	})
+}
+
+// What is lost with the answer to the last statements may have been done.
+func TestTx_LostReplyToTheLastStatements(t *testing.T) {
+	p, db := outage(t)
+	id := "lost"
+	p.loseReply.Store(&id)
+	if err := db.Tx(t.Context(), adding(id, 1)); !errors.Is(err, sqldb.ErrUnknownOutcome) || !errors.Is(err, sqldb.ErrUnavailable) {
+		t.Errorf("got %v, want unavailable, of unknown outcome", err)
+	}
+	if err := db.Tx(t.Context(), adding("b", 1)); err != nil {
+		t.Error(err)
+	}
+	if got := balances(t, db); len(got) != 2 || got["lost"] != 11 || got["b"] != 10 {
+		t.Errorf("there is %v", got)
+	}
+}

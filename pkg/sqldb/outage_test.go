@@ -24,6 +24,8 @@ type proxy struct {
 	folder string
 	// loseCommit has the next COMMIT reach the server, and its reply nobody.
 	loseCommit atomic.Bool
+	// loseReply has the next message with this in it reach the server, and its reply nobody.
+	loseReply atomic.Pointer[string]
 	// loseStatement breaks the connection at the next statement with this in it, which does not reach the server.
 	loseStatement atomic.Pointer[string]
 	// swallow keeps the next statement with this in it, and says nothing.
@@ -100,6 +102,10 @@ func (p *proxy) requests(client, server net.Conn, mute *atomic.Bool) {
 			p.swallow.Store(nil)
 			mute.Store(true)
 			continue
+		}
+		if text := p.loseReply.Load(); text != nil && bytes.Contains(message, []byte(*text)) {
+			p.loseReply.Store(nil)
+			mute.Store(true)
 		}
 		if bytes.Contains(message, []byte("commit")) && p.loseCommit.CompareAndSwap(true, false) {
 			mute.Store(true)

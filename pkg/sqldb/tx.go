@@ -107,7 +107,12 @@ func (db *DB) attempt(ctx context.Context, options sql.TxOptions, fn func(ctx co
 	// For errors and panics of fn; after a commit it does nothing.
 	defer func() { _ = tx.Rollback() }()
 
-	if err := fn(fnCtx, Tx{tx: tx, conn: conn, answers: answers, driver: db.driver}); err != nil {
+	t := Tx{tx: tx, conn: conn, answers: answers, driver: db.driver, last: &Batch{}}
+	err = fn(fnCtx, t)
+	if err == nil && db.driver != DriverPostgres {
+		err = t.Do(fnCtx, t.last)
+	}
+	if err != nil {
 		if missed := answers.missed(err); missed != nil {
 			return false, missed
 		}
@@ -134,18 +139,33 @@ func (db *DB) attempt(ctx context.Context, options sql.TxOptions, fn func(ctx co
 	}
 	limit := time.AfterFunc(commitTimeout, cancel)
 	defer limit.Stop()
-	err = tx.Commit()
+	refused, err := t.commit(txCtx)
 	switch {
 	case err == nil:
 		return false, sqlfault.Strike(ctx, sqlfault.Committed, options.ReadOnly)
 	case lostRace(err):
 		return true, classify(txCtx, err)
-	case refusedCommit(err):
+	case refused, refusedCommit(err):
 		return false, classify(txCtx, err)
 	}
 	// Whatever state the connection is in, nobody else should inherit it.
 	_ = conn.Raw(func(any) error { return driver.ErrBadConn })
 	return false, fmt.Errorf("%w: %w: %w", ErrUnavailable, ErrUnknownOutcome, err)
+}
+
+// commit commits, by one message with the last statements where there are such. Refused says that it was one of these that failed, so that nothing was committed.
+func (t Tx) commit(ctx context.Context) (refused bool, err error) {
+	if t.driver != DriverPostgres || len(t.last.statements) == 0 {
+		return false, t.tx.Commit()
+	}
+	for _, s := range t.last.statements {
+		sqlfault.Count(ctx, s.query)
+	}
+	if refused, err = t.pipe(ctx, t.last, true); err != nil {
+		return refused, err
+	}
+	_ = t.tx.Commit() // of which nothing is left but to let go of the connection
+	return false, nil
 }
 
 // answers tells a server that is silent from one that is slow. The limits that the server itself keeps (statement_timeout and the others) end every wait, unless
@@ -196,6 +216,7 @@ type Tx struct {
 	conn    *sql.Conn
 	answers *answers
 	driver  string
+	last    *Batch
 }
 
 // Exec runs a statement and says how many rows it inserted, changed or deleted.

@@ -493,8 +493,6 @@ func recordDeliveries(ctx context.Context, tx sqldb.Tx, b *sqldb.Batch, t *trail
 	}
 	insertRecords(tx, b, records)
 	t.end(b, newest)
-	if err := tx.Do(ctx, b); err != nil {
-		return fmt.Errorf("record %s: %w", CredentialDelivered, err)
-	}
+	tx.Last(b)
 	return nil
 }
