@@ -138,7 +138,7 @@ bench: build ## Measure what the documentation promises, and fail if a ratio or 
 	@$(MAKE) --no-print-directory load
 
 # A process may have 20,000 descriptors; the vault and its runners are processes of their own.
-LOAD := -load.streams=10000 -load.rounds=3 -load.duration=5s -load.firsts=300
+LOAD := -load.streams=10000 -load.rounds=3 -load.duration=5s -load.firsts=2000
 .PHONY: load
 load: build setup ## Measure the vault beside a bare gRPC server, 20,000 streams among it; takes ten minutes
 	go test -count=1 -timeout 3h -run TestLoad -v ./test/load $(LOAD) -load.promises -load.progress -load.json=$(BUILD)/load.json

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"phasekey.dev/pkg/sqldb"
+	"phasekey.dev/services/vault/internal/delivery"
 	"phasekey.dev/services/vault/internal/lease"
 )
 
@@ -179,7 +180,7 @@ func (e receipt) happen(j *judge) {
 	}
 	j.gap(b, e)
 	j.told(b, e, at)
-	b.held = &e
+	b.held = e.lasting(b.held)
 	v, ok := j.version(e.Integration, e.Version)
 	if !ok {
 		return
@@ -225,6 +226,15 @@ func (e released) happen(j *judge) {
 	for _, h := range b.holds {
 		h.until = earlier(h.until, j.now)
 	}
+}
+
+// lasting is what a runner has then: it goes on with the token that it held, if that is as good and ends later, as pkg/runner does.
+func (e receipt) lasting(held *receipt) *receipt {
+	alike := held != nil && e.Material == lease.AccessToken && held.Lease == e.Lease && held.Version == e.Version && e.Reason != delivery.Compromised
+	if alike && held.Expire.After(e.Expire) {
+		e.Issue, e.Expire = held.Issue, held.Expire
+	}
+	return &e
 }
 
 func (e over) happen(j *judge) {

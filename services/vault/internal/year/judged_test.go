@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"phasekey.dev/pkg/sqldbtest"
+	"phasekey.dev/services/vault/internal/delivery"
 	"phasekey.dev/services/vault/internal/lease"
 )
 
@@ -208,6 +209,16 @@ func TestJudge_Finds(t *testing.T) {
 			take(16*time.Minute, clouds{noEntra, false})
 			given(13*time.Hour, 2, lease.AccessToken)
 		}, want: "had no token"},
+		{name: "an older token, from another replica", tell: func(take func(time.Duration, ...event), given func(time.Duration, int64, lease.Material)) {
+			given(0, 1, lease.AccessToken)
+			take(30*time.Minute, givenOf(2, lease.AccessToken, "", start.Add(30*time.Minute), 5*time.Minute)...)
+			given(50*time.Minute, 3, lease.AccessToken)
+		}},
+		{name: "an older token, in place of one that somebody may have", tell: func(take func(time.Duration, ...event), given func(time.Duration, int64, lease.Material)) {
+			given(0, 1, lease.AccessToken)
+			take(30*time.Minute, givenOf(2, lease.AccessToken, delivery.Compromised, start.Add(30*time.Minute), 5*time.Minute)...)
+			given(50*time.Minute, 3, lease.AccessToken)
+		}, want: "had no token"},
 		{name: "a secret that is given after its removal", tell: func(take func(time.Duration, ...event), given func(time.Duration, int64, lease.Material)) {
 			take(0, added("known", start), versionOf("known", "ACTIVE", start))
 			take(time.Hour, changed{Kind: "password.removed", Application: "client", Key: "known", Time: start.Add(time.Hour)})
@@ -247,16 +258,24 @@ func TestJudge_Finds(t *testing.T) {
 			take(-time.Hour, begun{Timing: timing}, answers{"vault-0/1", true}, wanted{Integration: "uid", Name: "i"}, consented{"uid", true},
 				reported{Integration: "uid", Client: "client", Ready: true})
 			c.tell(take, func(after time.Duration, generation int64, material lease.Material) {
-				take(after, recorded{Record: fmt.Sprint(generation), Lease: "lease", Grant: "grant", Generation: generation, Time: start.Add(after).UnixMicro()}, receipt{
-					Job: "job", Integration: "uid", Grant: "grant", Lease: "lease", Generation: generation, Version: 1, Client: "client", Material: material,
-					Issue: start.Add(after), Expire: start.Add(after + time.Hour), GrantExpire: start.Add(after + 10*time.Hour),
-				})
+				take(after, givenOf(generation, material, "", start.Add(after), time.Hour)...)
 			})
 			found := slices.ContainsFunc(j.failures, func(f string) bool { return strings.Contains(f, c.want) })
 			if c.want == "" && len(j.failures) > 0 || c.want != "" && !found {
 				t.Errorf("violated are %q, and it should be %q", j.failures, c.want)
 			}
 		})
+	}
+}
+
+// givenOf is that the job is given something for so long.
+func givenOf(generation int64, material lease.Material, reason delivery.Reason, at time.Time, life time.Duration) []event {
+	return []event{
+		recorded{Record: fmt.Sprint(generation), Lease: "lease", Grant: "grant", Generation: generation, Time: at.UnixMicro()},
+		receipt{
+			Job: "job", Integration: "uid", Grant: "grant", Lease: "lease", Generation: generation, Version: 1, Client: "client", Material: material, Reason: reason,
+			Issue: at, Expire: at.Add(life), GrantExpire: at.Add(10 * time.Hour),
+		},
 	}
 }
 
