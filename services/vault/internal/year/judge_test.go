@@ -387,20 +387,22 @@ func (j *judge) policyTook(rows []row, from, to time.Time) bool {
 func (j *judge) customerTook(uid string, rows []row, from, to time.Time) bool {
 	// How long it takes, at most, until the tenant is asked again after hours in which it refused, and the next version is proven, by a master who may die over either; but for what else is in the way.
 	const recovery = time.Hour
-	var withdrawn, given time.Time
+	var given time.Time
 	for _, t := range j.consents[uid] {
-		switch {
-		case t.at.Add(grace).After(from):
-		case t.given:
+		if t.given && !t.at.Add(grace).After(from) {
 			given = t.at
-		default:
-			withdrawn = t.at
 		}
 	}
-	if withdrawn.IsZero() || !given.Add(grace).Equal(from) {
+	if !given.Add(grace).Equal(from) {
 		return false
 	}
-	ended := slices.ContainsFunc(rows, func(v row) bool { return !v.activate.IsZero() && v.end.After(withdrawn) && !v.end.After(from) })
+	var last row // the one that was ACTIVE when consent came back
+	for _, v := range rows {
+		if !v.activate.IsZero() && v.activate.Before(given) {
+			last = v
+		}
+	}
+	ended := !last.end.IsZero() && !last.end.After(from)
 	took := ended && to.Sub(given) <= recovery+j.weather.overlap(span{given, to}, noSQL, noEntra, noRedis, nobody)
 	if took {
 		j.counts["integrations without a secret because consent was away"]++

@@ -241,8 +241,24 @@ func TestJudge_Finds(t *testing.T) {
 		{name: "a secret that ended while consent was withdrawn, and the next one hours after", tell: func(take func(time.Duration, ...event), _ func(time.Duration, int64, lease.Material)) {
 			awayWhileItEnds(take, start, 36*time.Hour, 3*time.Hour)
 		}, want: "I1: "},
+		{name: "the next one hours after, while Entra was away", tell: func(take func(time.Duration, ...event), _ func(time.Duration, int64, lease.Material)) {
+			awayWhileItEnds(take, start, 36*time.Hour, 3*time.Hour, weatherAt{36*time.Hour + time.Minute, clouds{noEntra, true}}, weatherAt{38*time.Hour + 30*time.Minute, clouds{noEntra, false}})
+		}},
 		{name: "a secret that ended half an hour after consent had come back, and the next one twenty minutes after", tell: func(take func(time.Duration, ...event), _ func(time.Duration, int64, lease.Material)) {
 			awayWhileItEnds(take, start, 36*time.Hour+30*time.Minute, 20*time.Minute)
+		}, want: "I1: "},
+		{name: "a secret that was removed while consent was withdrawn, with one before it that ended then", tell: func(take func(time.Duration, ...event), _ func(time.Duration, int64, lease.Material)) {
+			before, one, next := versionOf("before", "REVOKED", start), versionOf("one", "RETIRING", start.Add(10*time.Hour)), versionOf("next", "ACTIVE", start.Add(36*time.Hour+55*time.Minute))
+			before.End, before.Retire, before.Revoke = start.Add(33*time.Hour).UnixMicro(), one.Activate, start.Add(11*time.Hour).UnixMicro()
+			one.ID, one.Number, one.Retire = "one", 2, next.Activate
+			next.ID, next.Number = "next", 3
+			take(0, added("before", start))
+			take(10*time.Hour, added("one", start.Add(10*time.Hour)))
+			take(11*time.Hour, changed{Kind: "password.removed", Application: "client", Key: "before", Time: start.Add(11 * time.Hour)})
+			take(30*time.Hour, consented{"uid", false})
+			take(31*time.Hour, changed{Kind: "password.removed", Application: "client", Key: "one", Time: start.Add(31 * time.Hour)})
+			take(36*time.Hour, consented{"uid", true}, added("next", start.Add(36*time.Hour)))
+			take(37*time.Hour, before, one, next, day{})
 		}, want: "I1: "},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -279,20 +295,31 @@ func givenOf(generation int64, material lease.Material, reason delivery.Reason, 
 	}
 }
 
-// awayWhileItEnds tells of a secret of so long a life, of consent that is away for the six hours before the end of its 36th, and of another secret that is ACTIVE so long after consent, or its end.
-func awayWhileItEnds(take func(time.Duration, ...event), start time.Time, life, next time.Duration) {
+// weatherAt is that something comes or goes.
+type weatherAt struct {
+	after time.Duration
+	clouds
+}
+
+// awayWhileItEnds tells of a secret of so long a life, of consent that is away for the six hours before the end of its 36th, of the weather since, and of another secret that is ACTIVE so long after the first one's
+// end, an hour after which that is revoked.
+func awayWhileItEnds(take func(time.Duration, ...event), start time.Time, life, next time.Duration, weather ...weatherAt) {
 	one := versionOf("known", "ACTIVE", start)
 	one.End = start.Add(life).UnixMicro()
 	take(0, added("known", start), one)
 	take(30*time.Hour, consented{"uid", false})
 	take(36*time.Hour, consented{"uid", true})
+	for _, w := range weather {
+		take(w.after, w.clouds)
+	}
 	at := life + next
 	other := versionOf("other", "ACTIVE", start.Add(at))
 	other.ID, other.Number = "other", 2
 	take(at, added("other", start.Add(at)), other)
-	one.State, one.Retire = "RETIRING", start.Add(at).UnixMicro()
-	take(at, one)
+	one.State, one.Retire, one.Revoke = "REVOKING", start.Add(at).UnixMicro(), start.Add(at+time.Hour).UnixMicro()
+	take(at+time.Hour, one)
 	take(48*time.Hour, day{})
+	take(72*time.Hour, day{})
 }
 
 func added(key string, at time.Time) changed {
