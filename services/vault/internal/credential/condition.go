@@ -78,9 +78,9 @@ func applicationReady(f Facts) Condition {
 	case a.ForeignPasswords+a.ForeignTrusts > 0:
 		c.True, c.Reason = true, "ForeignCredentials"
 		c.Message = "The application has client secrets or federated credentials that Phasekey did not make, and leaves alone: whoever made them can act as it. Look who did, and remove them."
-	case slices.ContainsFunc(f.Strays, Stray.stuck):
+	case slices.ContainsFunc(f.Strays, Stray.stuck), slices.ContainsFunc(f.Versions, Version.stuck):
 		c.True, c.Reason = true, "StrayCredentials"
-		c.Message = "The application has a client secret, made by a request whose answer was lost, that nobody can use and that Entra ID does not let Phasekey remove. Remove it by hand: its key ID is in the vault's log."
+		c.Message = "The application has a client secret that is to go and that Entra ID does not let Phasekey remove. Unless the answer to the request for it was lost, whoever was given it can use it until it ends. Remove it by hand: its key ID is in the vault's log."
 	default:
 		c.True, c.Reason = true, "Replicated"
 	}

@@ -185,7 +185,8 @@ type Stray struct {
 	NextTime time.Time
 }
 
-// StuckAttempts is how many removals of a stray must have failed in a row for people to be told: by Production's back-off that is well over an hour.
+// StuckAttempts is how many removals of a password must have failed in a row for people to be told: by Production's back-off that is well over an hour, or ten minutes
+// where the password is compromised.
 const StuckAttempts = 10
 
 func (s Stray) stuck() bool { return s.Attempts >= StuckAttempts }

@@ -223,3 +223,27 @@ func TestConditions_AReasonIsOneWord(t *testing.T) {
 		}
 	}
 }
+
+// TestConditions_APasswordThatStays has the removal of passwords fail time and again.
+func TestConditions_APasswordThatStays(t *testing.T) {
+	failed := func(state credential.State, attempts int) credential.Facts {
+		return facts(version("a", 1, state, func(v *credential.Version) { v.Attempts = attempts }), version("b", 2, credential.Active))
+	}
+	stray := facts(version("b", 2, credential.Active))
+	stray.Strays = []credential.Stray{{KeyID: "a", Attempts: credential.StuckAttempts}}
+	for name, tt := range map[string]struct {
+		facts credential.Facts
+		want  string
+	}{
+		"of nobody's":                     {stray, "StrayCredentials"},
+		"of one that was replaced":        {failed(credential.Revoking, credential.StuckAttempts), "StrayCredentials"},
+		"of one that was given up":        {failed(credential.Abandoned, credential.StuckAttempts), "StrayCredentials"},
+		"not often enough":                {failed(credential.Revoking, credential.StuckAttempts-1), "Replicated"},
+		"what failed is another thing":    {failed(credential.Retiring, credential.StuckAttempts), "Replicated"},
+		"none was asked for, for so long": {failed(credential.Intended, credential.StuckAttempts), "Replicated"},
+	} {
+		if c := credential.Conditions(epoch, tt.facts, credential.Production())[0]; c.Reason != tt.want || !c.True {
+			t.Errorf("%s: %+v, want %s", name, c, tt.want)
+		}
+	}
+}

@@ -124,6 +124,11 @@ func (v Version) Works(now time.Time, t Timing) bool {
 	return v.State.HasPassword() && !v.ended(now) && v.Refusals < t.RefusalLimit
 }
 
+// stuck reports whether the version's password is to go, and could not be removed time and again.
+func (v Version) stuck() bool {
+	return (v.State == Revoking || v.State == Abandoned) && v.Attempts >= StuckAttempts
+}
+
 // reasonUnreadable is why a version does not work whose text the vault cannot open any more.
 const reasonUnreadable = "SecretUnreadable"
 

@@ -71,7 +71,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		}, []string{"shard"}),
 		stray: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "phasekey_vault_applications_with_stray_passwords",
-			Help: "Applications of the shard with a password that nobody can use and that could not be removed for more than an hour. Above 0: remove it by hand.",
+			Help: "Applications of the shard with a password that is to go and whose removal failed ten times in a row. Above 0: remove it by hand.",
 		}, []string{"shard"}),
 		open: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "phasekey_vault_rotations_open",

@@ -3,6 +3,7 @@ package rotation_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -121,51 +122,94 @@ func TestWorker_SaysThatNoPasswordMayBeMade(t *testing.T) {
 	}
 }
 
-// TestWorker_SaysThatAPasswordCannotBeRemoved loses the answer to a request for a password, and refuses ever after to have any removed.
+// TestWorker_SaysThatAPasswordCannotBeRemoved has Graph let none be removed: one whose answer was lost, and one that was replaced.
 func TestWorker_SaysThatAPasswordCannotBeRemoved(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		s, _ := alive(t, func(s *stage) {
-			s.entra.after = func(_ context.Context, op string) error {
-				if op == "add" && s.entra.count("add") == 1 {
-					return refuse(directory.OutcomeUnknown, "")
+	for _, tt := range []struct {
+		name string
+		// lost is how many answers to requests for a password are.
+		lost int
+		// stays is the password that is to go, and how often its removal failed.
+		stays func(f store.Facts) (keyID string, attempts int)
+		log   string
+	}{
+		{"its answer was lost", 1, func(f store.Facts) (string, int) {
+			if len(f.Strays) == 0 {
+				return "", 0
+			}
+			return f.Strays[0].KeyID, f.Strays[0].Attempts
+		}, "password that nobody can use could not be removed"},
+		{"it was replaced", 0, func(f store.Facts) (string, int) {
+			v, _ := f.ByState(credential.Revoking)
+			return v.KeyID, v.Attempts
+		}, "password that is to go could not be removed"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				s, _ := alive(t, func(s *stage) {
+					s.config.Clouds = rotation.Clouds{"public": lockedDirectory{s.entra}}
+					s.entra.after = func(_ context.Context, op string) error {
+						if op == "add" && s.entra.count("add") <= tt.lost {
+							return refuse(directory.OutcomeUnknown, "")
+						}
+						return nil
+					}
+				})
+				stands := func(step, reason string, count float64) {
+					t.Helper()
+					time.Sleep(time.Hour) // until it is measured, which is once in a poll
+					if _, conditions := s.registry.last(); conditions != reason+"+ PrincipalFound+ Proven+" {
+						t.Errorf("%s: conditions are %s", step, conditions)
+					}
+					if got := s.measured()["phasekey_vault_applications_with_stray_passwords 0"]; got != count {
+						t.Errorf("%s: %v applications have stray passwords", step, got)
+					}
 				}
-				return nil
-			}
-			s.entra.before = func(_ context.Context, op string) error {
-				if op == "remove" {
-					return refuse(directory.Denied, "Authorization_RequestDenied")
+				var keyID string
+				refused := func(step string, limit time.Duration, times int) {
+					t.Helper()
+					s.until(step, limit, func(f store.Facts) bool {
+						var attempts int
+						keyID, attempts = tt.stays(f)
+						return attempts >= times
+					})
 				}
-				return nil
-			}
+				refused("refused a few times", 30*time.Hour, 4)
+				if _, conditions := s.registry.last(); !strings.HasPrefix(conditions, "Replicated+ ") {
+					t.Errorf("of what may pass people are told %s", conditions)
+				}
+				refused("refused time and again", 4*time.Hour, credential.StuckAttempts)
+				stands("refused", "StrayCredentials", 1)
+				warned := slices.ContainsFunc(strings.Split(s.log.String(), "\n"), func(line string) bool {
+					return strings.Contains(line, "level=WARN") && strings.Contains(line, tt.log) &&
+						strings.Contains(line, "key_id="+keyID) && strings.Contains(line, "code=Authorization_RequestDenied")
+				})
+				if !warned {
+					t.Errorf("the log does not warn of %s", keyID)
+				}
+				s.entra.set(func(d *fakeDirectory) {
+					for _, app := range d.apps {
+						delete(app.passwords, keyID)
+					}
+				})
+				time.Sleep(time.Hour) // until it is looked at
+				stands("removed by hand", "Replicated", 0)
+				if err := s.end(); err != nil {
+					t.Fatal(err)
+				}
+			})
 		})
-		stands := func(step, reason string, count float64) {
-			t.Helper()
-			time.Sleep(time.Hour) // until it is measured, which is once in a poll
-			if _, conditions := s.registry.last(); conditions != reason+"+ PrincipalFound+ Proven+" {
-				t.Errorf("%s: conditions are %s", step, conditions)
-			}
-			if got := s.measured()["phasekey_vault_applications_with_stray_passwords 0"]; got != count {
-				t.Errorf("%s: %v applications have stray passwords", step, got)
-			}
-		}
-		s.until("refused a few times", 4*time.Hour, func(f store.Facts) bool { return len(f.Strays) == 1 && f.Strays[0].Attempts == 4 })
-		if _, conditions := s.registry.last(); !strings.HasPrefix(conditions, "Replicated+ ") {
-			t.Errorf("of what may pass people are told %s", conditions)
-		}
-		f := s.until("refused time and again", 4*time.Hour, func(f store.Facts) bool { return f.Strays[0].Attempts >= credential.StuckAttempts })
-		stands("refused", "StrayCredentials", 1)
-		s.entra.set(func(d *fakeDirectory) {
-			for _, app := range d.apps {
-				delete(app.passwords, f.Strays[0].KeyID)
-			}
-		})
-		time.Sleep(time.Hour) // until it is looked at
-		stands("removed by hand", "Replicated", 0)
-		if err := s.end(); err != nil {
-			t.Fatal(err)
-		}
-	})
+	}
+}
+
+// lockedDirectory lets no password be removed that there is.
+type lockedDirectory struct{ *fakeDirectory }
+
+func (d lockedDirectory) RemovePassword(ctx context.Context, objectID, keyID string) error {
+	if slices.Contains(d.keys(), keyID) {
+		return refuse(directory.Denied, "Authorization_RequestDenied")
+	}
+	return d.fakeDirectory.RemovePassword(ctx, objectID, keyID)
 }
 
 // TestWorker_GivesUpWhatIsAlwaysRefused refuses one version for days, by a code that says nothing about secret or consent.

@@ -243,7 +243,12 @@ func (t *turn) do(ctx context.Context, action credential.Action) error {
 		}, func(now time.Time) credential.Change {
 			return t.facts.Removed(now, a.Version)
 		}, func(now time.Time, f credential.Failure) credential.Change {
-			return t.facts.RemoveFailed(now, t.w.config.Timing, a.Version, f)
+			change := t.facts.RemoveFailed(now, t.w.config.Timing, a.Version, f)
+			if change.Moves[0].Version.RemoveTime.IsZero() {
+				t.log.WarnContext(ctx, "password that is to go could not be removed", slog.String(keyVersion, a.Version.ID), slog.Int64(keyNumber, a.Version.Number),
+					slog.String("key_id", a.Version.KeyID), slog.String("name", a.Version.Name), slog.String(keyCode, f.Code))
+			}
+			return change
 		})
 	case credential.Sweep:
 		t.log.WarnContext(ctx, "password that nobody can use is removed", slog.String("key_id", a.Stray.KeyID), slog.String("name", a.Stray.Name))

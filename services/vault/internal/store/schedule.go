@@ -20,7 +20,7 @@ type Schedule struct {
 	Expiring int
 	// Foreign counts applications that have passwords or federated credentials which nobody here made.
 	Foreign int
-	// Stray counts applications with a password that nobody can use and that could not be removed, credential.StuckAttempts times.
+	// Stray counts applications with a password that is to go and that could not be removed, credential.StuckAttempts times: a stray, or a version's.
 	Stray int
 	// Open counts rotations that were asked for and have not ended, by reason.
 	Open map[credential.RotationReason]int
@@ -39,8 +39,10 @@ func (s *Store) Schedule(ctx context.Context, shard int, now time.Time) (Schedul
 			Scan(&out.Foreign); err != nil {
 			return err
 		}
-		if err := tx.QueryRow(ctx, `SELECT COUNT(DISTINCT s.integration_uid) FROM stray_passwords s CROSS JOIN applications a
-			WHERE s.attempts >= $2 AND a.integration_uid = s.integration_uid AND a.shard = $1 AND a.delete_time = 0`, shard, credential.StuckAttempts).
+		if err := tx.QueryRow(ctx, `SELECT COUNT(*) FROM (SELECT integration_uid FROM stray_passwords WHERE attempts >= $2
+				UNION SELECT integration_uid FROM credential_versions
+				WHERE attempts >= $2 AND state IN ('REVOKING', 'ABANDONED') AND key_id <> '' AND remove_time = 0) stuck
+			CROSS JOIN applications a WHERE a.integration_uid = stuck.integration_uid AND a.shard = $1 AND a.delete_time = 0`, shard, credential.StuckAttempts).
 			Scan(&out.Stray); err != nil {
 			return err
 		}

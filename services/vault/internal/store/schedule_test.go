@@ -14,7 +14,7 @@ import (
 
 func TestSchedule(t *testing.T) {
 	onBoth(t, func(b *bench) {
-		uids := inShard(0, 4)
+		uids := inShard(0, 6)
 		elsewhere := inShard(1, 1)[0]
 		var wanted []store.Integration
 		for _, uid := range append(uids, elsewhere) {
@@ -49,7 +49,7 @@ func TestSchedule(t *testing.T) {
 			attempts int
 		}{
 			{uids[0], "a", credential.StuckAttempts}, {uids[0], "b", credential.StuckAttempts + 1}, {uids[1], "c", credential.StuckAttempts - 1},
-			{uids[2], "d", credential.StuckAttempts}, {elsewhere, "e", credential.StuckAttempts},
+			{uids[2], "d", credential.StuckAttempts}, {uids[5], "f", credential.StuckAttempts}, {elsewhere, "e", credential.StuckAttempts},
 		} {
 			b.tx(func(ctx context.Context, tx sqldb.Tx) error {
 				_, err := tx.Exec(ctx, `INSERT INTO stray_passwords (integration_uid, key_id, name, first_time, last_time, attempts) VALUES ($1, $2, '', 0, 0, $3)`,
@@ -57,6 +57,42 @@ func TestSchedule(t *testing.T) {
 				return err
 			})
 		}
+		for number, v := range []struct {
+			uid      string
+			state    credential.State
+			key      string
+			attempts int
+			removed  bool
+		}{
+			{uids[0], credential.Revoking, "a", credential.StuckAttempts, false}, // counted as it is
+			{uids[1], credential.Revoking, "a", credential.StuckAttempts - 1, false},
+			{uids[1], credential.Retiring, "a", credential.StuckAttempts, false},
+			{uids[1], credential.Abandoned, "", credential.StuckAttempts, false}, // there never was one
+			{uids[1], credential.Abandoned, "a", credential.StuckAttempts, true},
+			{uids[1], credential.Revoked, "a", credential.StuckAttempts, true},
+			{uids[3], credential.Revoking, "a", credential.StuckAttempts, false},
+			{uids[4], credential.Abandoned, "a", credential.StuckAttempts, false},
+		} {
+			b.version(v.uid, int64(2+number), v.state, start)
+			b.tx(func(ctx context.Context, tx sqldb.Tx) error {
+				removed := int64(0)
+				if v.removed {
+					removed = sqldb.Micros(start)
+				}
+				_, err := tx.Exec(ctx, `UPDATE credential_versions SET key_id = $3, attempts = $4, remove_time = $5 WHERE integration_uid = $1 AND number = $2`,
+					v.uid, 2+number, v.key, v.attempts, removed)
+				return err
+			})
+		}
+		// Of an application that is deleted nothing is left, whatever it had.
+		b.tx(func(ctx context.Context, tx sqldb.Tx) error {
+			_, err := tx.Exec(ctx, `UPDATE applications SET delete_time = 1, foreign_passwords = 1 WHERE integration_uid = $1`, uids[5])
+			return err
+		})
+		b.tx(func(ctx context.Context, tx sqldb.Tx) error {
+			_, err := tx.Exec(ctx, `UPDATE applications SET foreign_passwords = 1 WHERE integration_uid = $1`, uids[1])
+			return err
+		})
 		read := func(shard int, at time.Time) store.Schedule {
 			b.t.Helper()
 			s, err := b.store.Schedule(b.t.Context(), shard, at)
@@ -66,7 +102,7 @@ func TestSchedule(t *testing.T) {
 			return s
 		}
 		none := map[credential.RotationReason]int{credential.Scheduled: 0, credential.Compromised: 0}
-		want := store.Schedule{Lag: time.Minute, OldestActive: start.Add(-30 * time.Hour), Expiring: 2, Stray: 2, Open: none}
+		want := store.Schedule{Lag: time.Minute, OldestActive: start.Add(-30 * time.Hour), Expiring: 2, Foreign: 1, Stray: 4, Open: none}
 		if diff := cmp.Diff(want, read(0, start)); diff != "" {
 			b.t.Errorf("shard 0 (-want +have):\n%s", diff)
 		}
@@ -96,6 +132,9 @@ func TestSchedule_ReadsWhatStandsOut(t *testing.T) {
 	c.exec(`INSERT INTO credential_versions SELECT r.* FROM credential_versions v, generate_series(1, $1) n,
 		LATERAL jsonb_populate_record(v, jsonb_build_object('id', 'many' || n, 'integration_uid', 'many' || n, 'name', 'many' || n, 'key_id', 'many' || n,
 			'activate_time', CAST($2 AS BIGINT) + n, 'start_time', CAST($2 AS BIGINT), 'end_time', CAST($3 AS BIGINT))) r WHERE v.id = 'v2'`, many, sqldb.Micros(start), sqldb.Micros(start.Add(72*time.Hour)))
+	c.exec(`INSERT INTO credential_versions SELECT r.* FROM credential_versions v, generate_series(1, $1) n,
+		LATERAL jsonb_populate_record(v, jsonb_build_object('id', 'gone' || n, 'integration_uid', 'many' || n, 'number', 1, 'state', 'REVOKED', 'key_id', 'gone' || n,
+			'attempts', 10, 'remove_time', CAST($2 AS BIGINT))) r WHERE v.id = 'v2'`, many, sqldb.Micros(start))
 	c.exec(`ANALYZE`)
 	before := c.rowsRead()
 	got, err := c.store.Schedule(t.Context(), 0, start.Add(time.Hour))
