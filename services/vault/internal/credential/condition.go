@@ -112,8 +112,9 @@ func credentialReady(now time.Time, f Facts, t Timing) Condition {
 	switch {
 	case ok && !a.Consented:
 		c.Reason, c.Message = "ConsentLost", "The credential is of no use until the customer's tenant takes the application again."
-	case ok && f.mute(active), !ok && f.Wanted.Federated && f.Trust.Digest == "":
-		c.Reason, c.Message = "IssuerMissing", "The vault is not an issuer: its configuration names none. Until then use a client secret."
+	case ok && f.mute(active), f.Wanted.Federated && f.Trust.Digest == "":
+		c.True, c.Reason = ok && !f.mute(active) && active.Works(now, t), "IssuerMissing"
+		c.Message = "The vault is not an issuer: its configuration names none. A client secret that there is works until it ends; make the integration CLIENT_SECRET until the vault is an issuer."
 	case a.AddRefusal != "" && !f.Wanted.Federated:
 		c.True, c.Reason = ok && active.Works(now, t), a.AddRefusal
 		c.Message = "No other client secret can be made until people mend what the reason names. Where a policy forbids it: exempt the application from the policy, or make the integration FEDERATED, which needs no secret."

@@ -184,7 +184,18 @@ func TestConditions_Federated(t *testing.T) {
 			f := unproven
 			f.Versions = []credential.Version{version("a", 1, credential.Active)}
 			return f
-		}(), "Proven", true},
+		}(), "IssuerMissing", true},
+		"the secret from before is over": {func() credential.Facts {
+			f := unproven
+			f.Versions = []credential.Version{version("a", 1, credential.Active, func(v *credential.Version) { v.EndTime = epoch })}
+			return f
+		}(), "IssuerMissing", false},
+		"a secret works until the trust does": {trusting(version("a", 1, credential.Active)), "Proven", true},
+		"a secret is wanted again": {func() credential.Facts {
+			f := unproven
+			f.Wanted.Federated, f.Versions = false, []credential.Version{federated("a", 1, credential.Active, "k2")}
+			return f
+		}(), "IssuerMissing", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, c := range credential.Conditions(epoch, tt.facts, credential.Production()) {

@@ -376,7 +376,7 @@ func TestConditions_Rotations(t *testing.T) {
 		"refused from the start":   {refusing(credential.Revoking), "CredentialTypeNotAllowed false"},
 		"refused, and then federated": {func() credential.Facts {
 			f := refusing(credential.Active)
-			f.Wanted.Federated = true
+			f.Wanted.Federated, f.Trust.Digest = true, "trust"
 			return f
 		}(), "Proven true"},
 		"in the gap":                   {asked(facts(version("a", 1, credential.Revoking)), rotation(credential.Compromised, immediately)), "Compromised false"},
