@@ -22,8 +22,7 @@ func (f Facts) retry(now time.Time, t Timing, failures int, asked time.Duration)
 // Before there ever was one, without consent, while the integration is being deleted, and where only people can mend what is in the way and nothing is left to lose, it is RetryMax.
 func (f Facts) longestWait(now time.Time, t Timing) time.Duration {
 	a := f.Application
-	active, ok := f.ByState(Active)
-	works := ok && active.Works(now, t)
+	active, works := f.usable(now, t)
 	switch {
 	case f.Wanted.Deleting, a.ActivateTime.IsZero(), !a.Consented, works && active.Federated(), !works && a.AddRefusal != "":
 		return t.RetryMax

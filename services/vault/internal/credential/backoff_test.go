@@ -61,7 +61,12 @@ func TestFailures_AreNotWaitedForWhileTheLastSecretEnds(t *testing.T) {
 		{name: "of what is refused", left: 20 * time.Hour, want: 5 * time.Minute, lost: time.Hour, edit: func(f *credential.Facts) {
 			f.Versions[0].Refusals = timing.RefusalLimit
 		}},
-		{name: "of what has no end", want: time.Hour, edit: func(f *credential.Facts) { f.Versions[0].EndTime, f.Versions[0].SigningKey = time.Time{}, "key" }},
+		{name: "of what has no end", want: time.Hour, edit: func(f *credential.Facts) {
+			f.Versions[0].EndTime, f.Versions[0].SigningKey, f.Trust.Digest = time.Time{}, "key", "trust"
+		}},
+		{name: "of what cannot be used without an issuer", want: 5 * time.Minute, lost: time.Hour, edit: func(f *credential.Facts) {
+			f.Versions[0].EndTime, f.Versions[0].SigningKey, f.Trust.Digest = time.Time{}, "key", ""
+		}},
 		{name: "without consent", left: reserve, want: time.Hour, edit: func(f *credential.Facts) { f.Application.Consented = false }},
 		{name: "while it is being deleted", want: time.Hour, edit: func(f *credential.Facts) { f.Wanted.Deleting, f.Versions = true, f.Versions[1:] }},
 		{name: "before there was one", want: time.Hour, edit: func(f *credential.Facts) { f.Application.ActivateTime, f.Versions = time.Time{}, f.Versions[1:] }},

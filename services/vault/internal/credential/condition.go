@@ -113,7 +113,8 @@ func credentialReady(now time.Time, f Facts, t Timing) Condition {
 	case ok && !a.Consented:
 		c.Reason, c.Message = "ConsentLost", "The credential is of no use until the customer's tenant takes the application again."
 	case ok && f.mute(active), f.Wanted.Federated && f.Trust.Digest == "":
-		c.True, c.Reason = ok && !f.mute(active) && active.Works(now, t), "IssuerMissing"
+		_, c.True = f.usable(now, t)
+		c.Reason = "IssuerMissing"
 		c.Message = "The vault is not an issuer: its configuration names none. A client secret that there is works until it ends; make the integration CLIENT_SECRET until the vault is an issuer."
 	case a.AddRefusal != "" && !f.Wanted.Federated:
 		c.True, c.Reason = ok && active.Works(now, t), a.AddRefusal

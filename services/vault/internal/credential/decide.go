@@ -150,7 +150,7 @@ func (p *plan) pending(v Version) (Change, string) {
 // settled is when a version may be ACTIVE, for all that proofs say: one that replaces a working one can wait for all of
 // Entra to know it.
 func (p *plan) settled(v Version) time.Time {
-	if active, ok := p.facts.ByState(Active); ok && active.Works(p.now, p.t) {
+	if _, ok := p.facts.usable(p.now, p.t); ok {
 		return v.AddTime.Add(p.t.Settling)
 	}
 	return v.AddTime

@@ -39,6 +39,12 @@ func (f Facts) trusted() bool {
 // vault is one.
 func (f Facts) mute(v Version) bool { return v.Federated() && f.Trust.Digest == "" }
 
+// usable returns the ACTIVE version, and whether tokens can be had with it as far as is known.
+func (f Facts) usable(now time.Time, t Timing) (Version, bool) {
+	v, ok := f.ByState(Active)
+	return v, ok && v.Works(now, t) && !f.mute(v)
+}
+
 // spread is how long after a new key began to sign a version is begun under it: not all integrations at once.
 func (v Version) spread(period time.Duration) time.Duration {
 	return time.Duration((1 + v.jitter()) * float64(period) / 20)

@@ -114,6 +114,8 @@ func TestDecide_Federated(t *testing.T) {
 		}), "begin_federated", nil},
 		{"a trust is to be a secret", with(trusting(federated("a", 1, credential.Active, "k2")), secretWanted), "add_password", nil},
 		{"a trust works until the secret does", with(trusting(federated("a", 1, credential.Active, "k2"), version("b", 2, credential.Propagating, unsettled)), secretWanted), "wait", nil},
+		{"a trust that works no more without an issuer is not waited for", with(trusting(federated("a", 1, credential.Active, "k2"), version("b", 2, credential.Propagating, unsettled)),
+			secretWanted, func(f *credential.Facts) { f.Trust.Digest = "" }), "apply Proven", nil},
 		{"nothing stands on it: the trust goes", with(trusting(version("b", 2, credential.Active)), secretWanted), "remove_federated_credentials", nil},
 		{"somebody may fall back to it: the trust stays", with(trusting(federated("a", 1, credential.Retiring, "k2", func(v *credential.Version) { v.RetireTime = ago(time.Minute) }),
 			version("b", 2, credential.Active)), secretWanted), "wait", nil},

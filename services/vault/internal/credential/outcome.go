@@ -232,7 +232,7 @@ func (f Facts) AddFailed(now time.Time, t Timing, v Version, failure Failure) Ch
 // Entra lets an application have only so many. So then there is no hurry: the next one waits as long as after any failure.
 func (f Facts) lost(now time.Time, t Timing, v Version) Change {
 	c := f.abandoned(now, t, v, "AnswerLost")
-	if active, ok := f.ByState(Active); !ok || !active.Works(now, t) {
+	if _, ok := f.usable(now, t); !ok {
 		c.Application.AddNextTime = now.Add(t.backoff(c.Application.AddFailures, 0))
 	}
 	return c
