@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -36,6 +37,9 @@ func TestWorker_LosesNoPasswordToALostReply(t *testing.T) {
 		time.Sleep(4 * time.Hour)
 		if got := len(s.entra.keys()); got != 1 {
 			t.Errorf("%d passwords are at Entra after three intervals, want one", got)
+		}
+		if got := strings.Count(s.log.String(), "password that nobody can use was removed"); got != 2 {
+			t.Errorf("by the log %d passwords were removed, want 2", got)
 		}
 		s.tidy()
 	})

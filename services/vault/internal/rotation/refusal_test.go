@@ -187,6 +187,9 @@ func TestWorker_SaysThatAPasswordCannotBeRemoved(t *testing.T) {
 				if !warned {
 					t.Errorf("the log does not warn of %s", keyID)
 				}
+				if strings.Contains(s.log.String(), "was removed") {
+					t.Error("by the log one was removed")
+				}
 				s.entra.set(func(d *fakeDirectory) {
 					for _, app := range d.apps {
 						delete(app.passwords, keyID)

@@ -251,10 +251,10 @@ func (t *turn) do(ctx context.Context, action credential.Action) error {
 			return change
 		})
 	case credential.Sweep:
-		t.log.WarnContext(ctx, "password that nobody can use is removed", slog.String("key_id", a.Stray.KeyID), slog.String("name", a.Stray.Name))
 		return t.request(ctx, a, func(ctx context.Context) error {
 			return t.cloud.RemovePassword(ctx, t.facts.Application.ObjectID, a.Stray.KeyID)
 		}, func(now time.Time) credential.Change {
+			t.log.WarnContext(ctx, "password that nobody can use was removed", slog.String("key_id", a.Stray.KeyID), slog.String("name", a.Stray.Name))
 			return t.facts.Swept(now, a.Stray)
 		}, func(now time.Time, f credential.Failure) credential.Change {
 			t.log.WarnContext(ctx, "password that nobody can use could not be removed", slog.String("key_id", a.Stray.KeyID), slog.String("name", a.Stray.Name), slog.String(keyCode, f.Code))
