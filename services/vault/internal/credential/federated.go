@@ -35,6 +35,9 @@ func (f Facts) trusted() bool {
 	return f.Trust.Digest != "" && f.Application.TrustDigest == f.Trust.Digest
 }
 
+// mayTrust reports whether the application may have federated credentials of the vault's.
+func (f Facts) mayTrust() bool { return f.Wanted.Federated || !f.Application.TrustSendTime.IsZero() }
+
 // mute reports whether nobody can be asked with the version: it is federated, and the vault is no issuer. It is not tried, so that nothing is put off once the
 // vault is one.
 func (f Facts) mute(v Version) bool { return v.Federated() && f.Trust.Digest == "" }

@@ -164,6 +164,33 @@ func TestTrust_IsThereOnceNothingIsLeft(t *testing.T) {
 	}
 }
 
+// TestConditions_WhoseTrustsThereAre has a read find federated credentials that are not those of the vault's issuer.
+func TestConditions_WhoseTrustsThereAre(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		edit func(f *credential.Facts)
+		want string
+	}{
+		{"somebody's", func(*credential.Facts) {}, "ForeignCredentials"},
+		{"without an issuer they may be its own", func(f *credential.Facts) { f.Trust.Digest = "" }, "IssuerMissing"},
+		{"without an issuer a secret is wanted again", func(f *credential.Facts) { f.Trust.Digest, f.Wanted.Federated = "", false }, "IssuerMissing"},
+		{"without an issuer there were none of its own", func(f *credential.Facts) {
+			f.Trust.Digest, f.Wanted.Federated, f.Application.TrustSendTime = "", false, time.Time{}
+		}, "ForeignCredentials"},
+		{"without an issuer a password is somebody's all the same", func(f *credential.Facts) {
+			f.Trust.Digest, f.Application.ForeignPasswords = "", 1
+		}, "ForeignCredentials"},
+		{"without an issuer there are none", func(f *credential.Facts) { f.Trust.Digest, f.Application.ForeignTrusts = "", 0 }, "Replicated"},
+	} {
+		f := trusting(federated("a", 1, credential.Active, "k2"))
+		f.Application.ForeignTrusts = 2
+		tt.edit(&f)
+		if c := credential.Conditions(epoch, f, credential.Production())[0]; c.Reason != tt.want || !c.True {
+			t.Errorf("%s: %+v, want %s", tt.name, c, tt.want)
+		}
+	}
+}
+
 func TestConditions_Federated(t *testing.T) {
 	unproven := trusting()
 	unproven.Trust.Digest = ""
