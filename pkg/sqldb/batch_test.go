@@ -254,3 +254,59 @@ func TestTx_LostReplyToTheLastStatements(t *testing.T) {
 		t.Errorf("there is %v", got)
 	}
 }
+
+// last is a transaction of nothing but its last statement, behind one that reads.
+func last(statement string) func(ctx context.Context, tx sqldb.Tx) error {
+	return func(ctx context.Context, tx sqldb.Tx) error {
+		var n int
+		if err := tx.QueryRow(ctx, `SELECT 1`).Scan(&n); err != nil {
+			return err
+		}
+		var b sqldb.Batch
+		b.Exec(statement)
+		tx.Last(&b)
+		return nil
+	}
+}
+
+// What the server says of a last statement is certain; what it says of the commit may come too late.
+func TestTx_WhetherTheLastStatementsWereCommitted(t *testing.T) {
+	db := sqldbtest.Postgres(t, schema)
+	if err := db.Tx(t.Context(), last(`SELECT 1/0`)); err == nil || errors.Is(err, sqldb.ErrUnknownOutcome) {
+		t.Errorf("a statement that fails: %v", err)
+	}
+	for _, statement := range []string{
+		`CREATE FUNCTION shut_down() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'down' USING ERRCODE = '57P01'; END $$`,
+		`CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT ON accounts DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION shut_down()`,
+	} {
+		if err := db.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error {
+			_, err := tx.Exec(ctx, statement)
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := db.Tx(t.Context(), adding("a", 1)); !errors.Is(err, sqldb.ErrUnknownOutcome) {
+		t.Errorf("a server that shuts down while it commits: %v", err)
+	}
+}
+
+// A server that takes no writes any more is left by whoever hears of it with the last statements, too.
+func TestTx_LastStatementsAtAServerThatTakesNoWrites(t *testing.T) {
+	db := sqldbtest.Postgres(t, schema)
+	runs := 0
+	err := db.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error {
+		if runs++; runs == 1 {
+			if _, err := tx.Exec(ctx, `SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY`); err != nil {
+				return err
+			}
+			if _, err := tx.Exec(ctx, `SET TRANSACTION READ ONLY`); err != nil {
+				return err
+			}
+		}
+		return last(`INSERT INTO accounts (id, region, name, balance) VALUES ('a', 'eu', 'a', 1)`)(ctx, tx)
+	})
+	if err != nil || runs != 2 {
+		t.Errorf("%d runs, %v", runs, err)
+	}
+}

@@ -12,7 +12,7 @@
 // A list that goes on from page to page is read by an Order and Page, whatever its filter.
 //
 // What each statement costs is the way to PostgreSQL and back. Those that do not wait for each other go together in a Batch, and the first statements of a transaction go with
-// what begins it.
+// what begins it, and the last ones with what commits it (Tx.Last).
 //
 // The one tricky idea is the commit. Until COMMIT is sent nothing has happened, and a transaction that lost a race (a serialization failure, a deadlock) runs
 // again by itself. A COMMIT whose reply is lost may have happened, and is never repeated here: the caller gets ErrUnknownOutcome and must ask the database. So that this

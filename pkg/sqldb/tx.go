@@ -17,7 +17,7 @@ const (
 	maxAttempts = 6
 	firstDelay  = 5 * time.Millisecond
 	maxDelay    = 200 * time.Millisecond
-	// commitTimeout bounds a COMMIT (or a ROLLBACK), which the caller's context does not stop.
+	// commitTimeout bounds a COMMIT, with the last statements that go with it, or a ROLLBACK: the caller's context stops neither.
 	commitTimeout = 10 * time.Second
 	// answerGrace is what an answer may take on its way, beyond the times in which the server itself ends a transaction.
 	answerGrace = 5 * time.Second
@@ -120,8 +120,7 @@ func (db *DB) attempt(ctx context.Context, options sql.TxOptions, fn func(ctx co
 			return ctx.Err() == nil && lostConnection(err), classify(ctx, err)
 		}
 		if !options.ReadOnly && readOnlyServer(err) {
-			_ = tx.Rollback()
-			_ = conn.Raw(func(any) error { return driver.ErrBadConn })
+			leave(t)
 			return ctx.Err() == nil, classify(ctx, err)
 		}
 		_, again := errors.AsType[*againError](err)
@@ -145,12 +144,21 @@ func (db *DB) attempt(ctx context.Context, options sql.TxOptions, fn func(ctx co
 		return false, sqlfault.Strike(ctx, sqlfault.Committed, options.ReadOnly)
 	case lostRace(err):
 		return true, classify(txCtx, err)
+	case refused && !options.ReadOnly && readOnlyServer(err):
+		leave(t)
+		return true, classify(txCtx, err)
 	case refused, refusedCommit(err):
 		return false, classify(txCtx, err)
 	}
 	// Whatever state the connection is in, nobody else should inherit it.
 	_ = conn.Raw(func(any) error { return driver.ErrBadConn })
 	return false, fmt.Errorf("%w: %w: %w", ErrUnavailable, ErrUnknownOutcome, err)
+}
+
+// leave undoes the transaction, and has its connection be nobody's any more: it is to a server that takes no writes.
+func leave(t Tx) {
+	_ = t.tx.Rollback()
+	_ = t.conn.Raw(func(any) error { return driver.ErrBadConn })
 }
 
 // commit commits, by one message with the last statements where there are such. Refused says that it was one of these that failed, so that nothing was committed.

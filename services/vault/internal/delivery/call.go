@@ -67,7 +67,7 @@ func (h *Hub) grantOf(ctx context.Context, r *Request) (g grant.Grant, err error
 }
 
 // identify finds the grant that is shown, whatever its state, as by reads it by the token's hash and has it permitted. Whoever shows it with another certificate than the one it is bound to is
-// told what anybody is told who shows none: grant.ErrUnknown. What is no token at all costs nothing, and a wrong one a look at the database, until its
+// told what anybody is told who shows none: grant.ErrUnknown. What is no token at all costs nothing, and a wrong one a place in what the database is asked next, until its
 // source has shown too many: then nothing from there is looked at.
 func (h *Hub) identify(r *Request, by func(token grant.Hash, permit func(*grant.Grant) error) error) error {
 	token, err := grant.ParseToken(r.Token.Expose())
@@ -96,7 +96,7 @@ type admitted struct {
 	made        *recorded
 }
 
-// admit lets in whoever shows a grant that has not ended, if the replica is ready for a delivery.
+// admit lets in whoever shows a grant that has not ended. Nothing is delivered at once unless the replica is ready.
 func (h *Hub) admit(ctx context.Context, r *Request, ready func() error) (in admitted, err error) {
 	err = h.identify(r, func(token grant.Hash, permit func(*grant.Grant) error) error {
 		if r.Material == lease.AccessToken {
@@ -149,14 +149,14 @@ func (h *Hub) atOnce(ctx context.Context, r *Request, token grant.Hash, permit f
 	case err == nil:
 		h.count(now, o.reason, found.Grant.Account)
 		return admitted{found, o.to(now, found.Grant, l)}, nil
-	case ctx.Err() != nil, errors.Is(err, sqldb.ErrUnavailable), found == nil:
+	case ctx.Err() != nil, errors.Is(err, sqldb.ErrUnavailable), errors.Is(err, grant.ErrUnknown), found == nil:
 		return admitted{}, err
 	default:
 		return admitted{entitlement: found}, nil
 	}
 }
 
-// first is a call's first delivery: it makes it, if that has not been done. Whether or not it can, the token has been shown, and is noted as such.
+// first is a call's first delivery: it makes it, if that has not been done. Whether or not it can, the token of whoever was let in has been shown, and is noted as such.
 func (h *Hub) first(ctx context.Context, r *Request, in admitted, s *stream) (*recorded, error) {
 	if in.made != nil {
 		return in.made, nil

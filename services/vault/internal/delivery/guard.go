@@ -24,7 +24,7 @@ func (e *RateError) Error() string {
 // Is makes it an ErrTooManyCalls.
 func (e *RateError) Is(target error) bool { return target == ErrTooManyCalls }
 
-// Nobody guesses 256 bits. What these rates keep is the database: from whoever shows tokens that are none, each of which costs a read, and from a
+// Nobody guesses 256 bits. What these rates keep is the database: from whoever shows tokens that are none, each of which costs a place among what is delivered, and from a
 // runner that asks without end, each of whose deliveries is recorded. Many runners may stand behind one address.
 const (
 	// guessesPerSecond and guessBurst are how many tokens that are of no grant, or of one that is bound to another certificate, one source may

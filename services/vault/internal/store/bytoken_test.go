@@ -94,6 +94,8 @@ func TestDeliverByToken_EachOfABatchStandsByItself(t *testing.T) {
 			{"a token that opens nothing", c.deliverByToken(guess, "a", version("v2")), grant.ErrUnknown},
 			{"who chooses nothing", c.deliverByToken(tokens[3], "a", func(*store.Entitlement) (store.Delivery, error) { return store.Delivery{}, no }), no},
 			{"who chooses what nobody may have yet", c.deliverByToken(tokens[4], "a", version("v3")), lease.ErrVersionGone},
+			{"who chooses a secret", c.deliverByToken(tokens[7], "a", func(*store.Entitlement) (store.Delivery, error) { return whole("", "", "v2"), nil }), errAny},
+			{"whose choice breaks", c.deliverByToken(tokens[7], "b", func(*store.Entitlement) (store.Delivery, error) { panic("no") }), errAny}, //nolint:forbidigo // what is tested
 			{"by a grant that is over", c.deliverByToken(tokens[5], "a", version("v2")), grant.ErrRevoked},
 			{"of a fifth lease", c.deliverByToken(tokens[6], "a", version("v2")), lease.ErrTooMany},
 		}
@@ -102,7 +104,7 @@ func TestDeliverByToken_EachOfABatchStandsByItself(t *testing.T) {
 		var generations []int64
 		for _, s := range steps {
 			r := <-s.comes
-			if !errors.Is(r.err, s.want) {
+			if !errors.Is(r.err, s.want) && (s.want != errAny || r.err == nil) {
 				c.t.Errorf("%s: %v, want %v", s.name, r.err, s.want)
 			}
 			if r.lease.GrantUID == "g1" {
@@ -117,6 +119,28 @@ func TestDeliverByToken_EachOfABatchStandsByItself(t *testing.T) {
 			if strings.Contains(line, " v3") {
 				c.t.Errorf("recorded %q", line)
 			}
+		}
+	})
+}
+
+// errAny is any error.
+var errAny = errors.New("an error")
+
+// Whoever does not wait any more is not told of what is done without them.
+func TestDeliverByToken_IsLeftWhileItIsChosen(t *testing.T) {
+	overTheCounter(t, func(c *counter) {
+		_, token := c.grant("g1")
+		ctx, leave := context.WithCancel(c.t.Context())
+		got, err := c.store.DeliverByToken(ctx, start, token, "a", func(e *store.Entitlement) (store.Delivery, error) {
+			leave()
+			<-time.After(50 * time.Millisecond) // by which it has returned, and nothing orders that before what follows
+			return version("v2")(e)
+		})
+		if !errors.Is(err, context.Canceled) || got != (lease.Lease{}) {
+			c.t.Errorf("%+v, %v", got, err)
+		}
+		for c.store.Busy() {
+			<-time.After(time.Millisecond)
 		}
 	})
 }
@@ -160,45 +184,58 @@ func TestDeliverByToken_WaitsForAReplacement(t *testing.T) {
 }
 
 // What ends entitlement while a delivery waits for its turn in the trail is seen by it: it is decided after the last wait.
-func TestDeliverByToken_IsDecidedAfterTheLastWait(t *testing.T) {
+func TestDeliver_IsDecidedAfterTheLastWait(t *testing.T) {
 	t.Parallel()
+	token, secret := "a token", "a secret"
 	for name, change := range map[string]string{
 		"account frozen": `INSERT INTO frozen_accounts (account, reason, freeze_time) VALUES ('acme', 'because', 1)`,
 		"detached":       `DELETE FROM attachments`,
 		"version gone":   `UPDATE credential_versions SET state = 'RETIRING' WHERE id = 'v2'`,
+		"policy":         `UPDATE integrations SET delivery_materials = '["FEDERATED_TOKEN"]'`,
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			c := onPostgres(t)
-			_, token := c.grant("g1")
-			if _, err := c.store.DeliverByToken(t.Context(), start, token, "a", version("v2")); err != nil {
-				t.Fatal(err)
-			}
-			active := func(e *store.Entitlement) (store.Delivery, error) {
-				if _, ok := e.Active(); !ok {
-					return store.Delivery{}, lease.ErrVersionGone
-				}
-				return version("v2")(e)
-			}
-			var late error
-			var group sync.WaitGroup
-			done := make(chan struct{})
-			err := c.db.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error {
-				if _, err := tx.Exec(ctx, `UPDATE audit_writers SET seq = seq`); err != nil {
+		for _, what := range []string{token, secret} {
+			t.Run(name+", "+what, func(t *testing.T) {
+				t.Parallel()
+				c := onPostgres(t)
+				_, shown := c.grant("g1")
+				deliver := func() error {
+					_, err := c.store.DeliverByToken(t.Context(), start, shown, "a", func(e *store.Entitlement) (store.Delivery, error) {
+						if _, ok := e.Active(); !ok {
+							return store.Delivery{}, lease.ErrVersionGone
+						}
+						return version("v2")(e)
+					})
 					return err
 				}
-				group.Go(func() {
-					defer close(done)
-					_, late = c.store.DeliverByToken(t.Context(), start.Add(time.Second), token, "a", active)
+				if what == secret { // which the lease holds already, so that its version's row is not looked at
+					deliver = func() error {
+						_, err := c.store.Deliver(t.Context(), start, whole("g1", "a", "v2"))
+						return err
+					}
+				}
+				if err := deliver(); err != nil {
+					t.Fatal(err)
+				}
+				var late error
+				var group sync.WaitGroup
+				done := make(chan struct{})
+				err := c.db.Tx(t.Context(), func(ctx context.Context, tx sqldb.Tx) error {
+					if _, err := tx.Exec(ctx, `UPDATE audit_writers SET seq = seq`); err != nil {
+						return err
+					}
+					group.Go(func() {
+						defer close(done)
+						late = deliver()
+					})
+					c.waiting(ctx, 1, done)
+					_, err := tx.Exec(ctx, change)
+					return err
 				})
-				c.waiting(ctx, 1, done)
-				_, err := tx.Exec(ctx, change)
-				return err
+				group.Wait()
+				if err != nil || late == nil {
+					t.Errorf("delivered all the same: %v, %v", late, err)
+				}
 			})
-			group.Wait()
-			if err != nil || late == nil {
-				t.Errorf("delivered all the same: %v, %v", late, err)
-			}
-		})
+		}
 	}
 }

@@ -82,15 +82,17 @@ func (s *Store) Deliver(ctx context.Context, now time.Time, d Delivery) (lease.L
 // for, by another goroutine, and again if that has to be repeated: it must not wait for anything. After the caller's context has ended it may still run.
 type Choice func(*Entitlement) (Delivery, error)
 
-// DeliverByToken is EntitlementByToken and Deliver in one transaction, of which the holder waits for one and not for two. What is chosen is no client secret. Errors: grant.ErrUnknown when
-// the token opens no grant, choose's, and Deliver's.
+// DeliverByToken is EntitlementByToken and Deliver in one transaction, of which the holder waits for one and not for two. A client secret cannot be chosen, whose version's row would have to come before the audit writer's.
+// Errors: grant.ErrUnknown when the token opens no grant, choose's, and Deliver's.
 func (s *Store) DeliverByToken(ctx context.Context, now time.Time, token grant.Hash, instanceID string, choose Choice) (lease.Lease, error) {
 	o := &ordered{order: newOrder(ctx), holder: holder{token, instanceID}, choose: choose, now: now, uid: uuid.NewString()}
-	err := s.ordered(o)
-	if err != nil && !errors.Is(err, grant.ErrUnknown) {
-		err = fmt.Errorf("deliver by token: %w", err)
+	if err := s.ordered(o); err != nil {
+		if !errors.Is(err, grant.ErrUnknown) {
+			err = fmt.Errorf("deliver by token: %w", err)
+		}
+		return lease.Lease{}, err
 	}
-	return o.lease, err
+	return o.lease, nil
 }
 
 // ordered has a delivery made in its turn.
@@ -161,7 +163,7 @@ func (s *Store) deliver(ctx context.Context, batch []*ordered) {
 
 // deliverIn makes the deliveries in a transaction, but for those that are refused; errAgain when by then something was written of them.
 //
-// PostgreSQL is asked twice: for the rows that are decided by, and for all that is written. Only client secrets need more, whose versions' rows come before the audit writer's. What entitles is
+// PostgreSQL is asked twice: for the rows that are decided by, and for all that is written, with the commit. Only client secrets need more, whose versions' rows come before the audit writer's. What entitles is
 // read after the last wait for anybody.
 func (s *Store) deliverIn(ctx context.Context, tx sqldb.Tx, batch []*ordered) error {
 	secrets := slices.ContainsFunc(batch, func(o *ordered) bool { return o.choose == nil && o.Material == lease.ClientSecret })
@@ -252,6 +254,9 @@ func admitAll(batch []*ordered, found locked, given premises) []delivered {
 	return made
 }
 
+// errSecretChosen is a Choice's mistake: nothing would hold the version.
+var errSecretChosen = errors.New("client secret is delivered by its grant")
+
 // chosen has it chosen what is delivered.
 func (o *ordered) chosen(e *Entitlement, leases []lease.Lease) error {
 	for _, l := range leases {
@@ -259,9 +264,16 @@ func (o *ordered) chosen(e *Entitlement, leases []lease.Lease) error {
 			e.Lease = l
 		}
 	}
-	d, err := o.choose(e)
+	var d Delivery
+	err := caught.Panic(func() (err error) {
+		d, err = o.choose(e)
+		return err
+	})
 	if err != nil {
 		return err
+	}
+	if d.Material == lease.ClientSecret {
+		return errSecretChosen
 	}
 	d.GrantUID, d.InstanceID = e.Grant.UID, o.holder.instanceID
 	if e.Grant.UseTime.IsZero() {
