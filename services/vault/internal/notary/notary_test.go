@@ -132,6 +132,7 @@ func (o *office) fanOut(replica, n int) {
 	}); err != nil {
 		o.t.Fatal(err)
 	}
+	o.exec(`INSERT INTO applications (integration_uid, shard, next_time, client_id) VALUES ('uid', 0, 0, 'client') ON CONFLICT (integration_uid) DO NOTHING`)
 	o.exec(`INSERT INTO credential_versions (id, integration_uid, number, state, name, key_id, sealed, intend_time, send_time, add_time, start_time, end_time, propagate_time,
 		prove_time, activate_time, retire_time, revoke_time, remove_time, proofs, probe_time, refusals, refused_since, attempts, next_time, reason)
 		VALUES ('v', 'uid', 1, 'ACTIVE', 'v', '', NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, '') ON CONFLICT (id) DO NOTHING`)
