@@ -3,6 +3,7 @@ package fault
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,12 +26,13 @@ func (w *world) followAudit(t *testing.T) (finish func(t *testing.T)) {
 	req := &vaultv1.TailAuditEventsRequest{Parent: account, StartTime: timestamppb.Now()}
 	var mu sync.Mutex
 	told := map[string]int{}
-	streams := 0
+	var streams atomic.Int64
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		for ; ctx.Err() == nil; streams++ {
-			err := w.vaults[streams%len(w.vaults)].tail(ctx, req, func(events []*vaultv1.AuditEvent) {
+		for ctx.Err() == nil {
+			next := int(streams.Add(1)) % len(w.vaults)
+			err := w.vaults[next].tail(ctx, req, func(events []*vaultv1.AuditEvent) {
 				mu.Lock()
 				defer mu.Unlock()
 				for _, e := range events {
@@ -60,7 +62,7 @@ func (w *world) followAudit(t *testing.T) (finish func(t *testing.T)) {
 			defer mu.Unlock()
 			for _, name := range listed {
 				if told[name] == 0 {
-					return notYet("%s of %d events was not told by %d streams", name, len(listed), streams)
+					return notYet("%s of %d events was not told by %d streams", name, len(listed), streams.Load())
 				}
 			}
 			return nil
@@ -72,7 +74,7 @@ func (w *world) followAudit(t *testing.T) (finish func(t *testing.T)) {
 				t.Errorf("%s was told %d times", name, times)
 			}
 		}
-		t.Logf("%d audit events were told, each once, by %d streams", len(told), streams)
+		t.Logf("%d audit events were told, each once, by %d streams", len(told), streams.Load())
 	}
 }
 
