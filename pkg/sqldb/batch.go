@@ -148,6 +148,12 @@ type pipelinedConn struct {
 	over bool
 }
 
+// Close lets go of the connection. Whether its server, which may be gone, hears the goodbye is no matter, as with libpq's PQfinish: nothing that was committed hangs on it.
+func (c *pipelinedConn) Close() error {
+	_ = c.Conn.Close()
+	return nil
+}
+
 // BeginTx notes that a transaction has begun.
 func (c *pipelinedConn) BeginTx(ctx context.Context, options driver.TxOptions) (driver.Tx, error) {
 	if c.Conn.Conn().IsClosed() {

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"phasekey.dev/pkg/devca"
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/pkg/sqldbtest"
 )
@@ -316,5 +317,30 @@ func TestOpen_SeveralHosts(t *testing.T) {
 	}
 	if err := errors.Join(db.Tx(t.Context(), insert("a", "eu", "first", 1)), db.Close()); err != nil {
 		t.Error(err)
+	}
+}
+
+// Who stops while the server is gone says goodbye to nobody, and has no reason to fail.
+func TestClose_WithoutAServer(t *testing.T) {
+	ca, err := devca.Open(t.TempDir(), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ip := net.IPv4(127, 10, 54, 32)
+	leaf, err := ca.Issue(time.Now(), "postgres", devca.Leaf{ID: "spiffe://phasekey.dev/postgres", IPs: []net.IP{ip}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := sqldbtest.NewTLSServer(t, ip.String(), sqldbtest.Certificate{CertFile: leaf.Cert, KeyFile: leaf.Key, CAFile: ca.CAFile()})
+	db, err := sqldb.Open(t.Context(), server.Config(t), schema)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	server.Stop(t, sqldbtest.Crash)
+	if err := db.Close(); err != nil {
+		t.Errorf("close: %v", err)
 	}
 }
