@@ -133,7 +133,10 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *App, err error) 
 		if client, err = redisconn.Open(cfg.Redis); err != nil {
 			return nil, err
 		}
-		a.held.Own("redis", client.Close)
+		a.held.Own("redis", func() error {
+			_ = client.Close() // whether Redis, which may be gone, hears the goodbye is no matter
+			return nil
+		})
 		a.hints = hint.New(client, cfg.DeploymentID, log)
 	}
 	if a.watch, err = entra.NewWatch(clouds, log, a.metrics); err != nil {
