@@ -108,13 +108,7 @@ func (f Facts) Deleted(now time.Time) Change {
 
 // DeleteFailed takes in that it may not be in the bin.
 func (f Facts) DeleteFailed(now time.Time, t Timing, failure Failure) Change {
-	if failure.Kind != Missing {
-		return f.ApplicationFailed(now, t, failure)
-	}
-	if c, gone := f.absent(now); !gone {
-		return c
-	}
-	return f.Deleted(now)
+	return f.removalFailed(now, t, failure, f.Deleted)
 }
 
 // Purged takes in that it is gone for good.
@@ -127,26 +121,26 @@ func (f Facts) Purged(now time.Time) Change {
 
 // PurgeFailed takes in that it may be in the bin still.
 func (f Facts) PurgeFailed(now time.Time, t Timing, failure Failure) Change {
-	if failure.Kind != Missing {
-		return f.ApplicationFailed(now, t, failure)
-	}
-	if c, gone := f.absent(now); !gone {
-		return c
-	}
-	return f.Purged(now)
+	return f.removalFailed(now, t, failure, f.Purged)
 }
 
 // enoughAbsences is how often in a row, spaced, an application must not be found to be taken for gone: once may be a replica that
 // has not heard of it.
 const enoughAbsences = 2
 
-// absent counts that the application was not found, and reports whether it has been looked for often enough.
-func (f Facts) absent(now time.Time) (c Change, gone bool) {
+// removalFailed takes in that the application was not removed from where it was; removed, that it is not there, once it was not found often enough.
+func (f Facts) removalFailed(now time.Time, t Timing, failure Failure, removed func(now time.Time) Change) Change {
+	if failure.Kind != Missing {
+		return f.ApplicationFailed(now, t, failure)
+	}
 	a := f.Application
 	a.Absences++
 	a.AbsenceTime, a.WriteTime = now, now
+	if a.Absences >= enoughAbsences {
+		return removed(now)
+	}
 	a.succeeded()
-	return Change{Application: &a}, a.Absences >= enoughAbsences
+	return Change{Application: &a}
 }
 
 // Forgotten takes in that the registry knows.
