@@ -26,7 +26,7 @@ import (
 	"phasekey.dev/services/vault/internal/entra"
 	"phasekey.dev/services/vault/internal/grant"
 	"phasekey.dev/services/vault/internal/rolecheck"
-	"phasekey.dev/services/vault/internal/signing"
+	"phasekey.dev/services/vault/internal/signingkey"
 )
 
 // Config is a vault's configuration.
@@ -156,7 +156,7 @@ func DefaultConfig() Config {
 		Election:          Election{Shards: 16, LockTTL: 15 * time.Second},
 		Timing:            credential.Production(),
 		Graph:             budget.DefaultLimits(),
-		Issuer:            Issuer{Keys: signing.Production()},
+		Issuer:            Issuer{Keys: signingkey.Production()},
 		Audit:             Audit{Retention: 400 * 24 * time.Hour},
 		Grants:            Grants{Retention: 30 * 24 * time.Hour},
 		Drain:             10 * time.Second,

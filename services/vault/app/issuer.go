@@ -16,7 +16,7 @@ import (
 	"phasekey.dev/pkg/webcert"
 	"phasekey.dev/services/vault/internal/election"
 	"phasekey.dev/services/vault/internal/signer"
-	"phasekey.dev/services/vault/internal/signing"
+	"phasekey.dev/services/vault/internal/signingkey"
 )
 
 // Issuer is the vault as an OpenID issuer, for federated integrations. Without a URL there is none, and such integrations get no
@@ -32,11 +32,11 @@ type Issuer struct {
 	CertFile string `yaml:"cert_file"`
 	KeyFile  string `yaml:"key_file"`
 	// Keys is how long signing keys take.
-	Keys signing.Timing `yaml:"keys"`
+	Keys signingkey.Timing `yaml:"keys"`
 }
 
 // DevelopmentKeys is how long signing keys take where Entra is simulated.
-func DevelopmentKeys() signing.Timing { return signing.Development() }
+func DevelopmentKeys() signingkey.Timing { return signingkey.Development() }
 
 // maxIssuerSize is what Entra ID takes of an issuer, in characters.
 const maxIssuerSize = 600

@@ -354,7 +354,7 @@ var mistakes = []mistake{
 		file: "services/vault/internal/signer/signer.go",
 		from: `	key := k.private[keyID]
 	if`,
-		to: `	if newest, ok := signing.Current(k.keys); ok {
+		to: `	if newest, ok := signingkey.Current(k.keys); ok {
 		keyID = newest.ID
 	}
 	key := k.private[keyID]
@@ -365,7 +365,7 @@ var mistakes = []mistake{
 		name: "a key that still signs for some is not published any more",
 		file: "services/vault/internal/signer/keys.go",
 		from: `			if k.State != state {`,
-		to:   `			if k.State != state || state == signing.Signing && len(set.Keys) > 0 {`,
+		to:   `			if k.State != state || state == signingkey.Signing && len(set.Keys) > 0 {`,
 		test: keys(), says: "I1:",
 	},
 	{

@@ -18,22 +18,22 @@ import (
 	"phasekey.dev/services/vault/internal/grant"
 	"phasekey.dev/services/vault/internal/issuer"
 	"phasekey.dev/services/vault/internal/lease"
-	"phasekey.dev/services/vault/internal/signing"
+	"phasekey.dev/services/vault/internal/signingkey"
 	"phasekey.dev/services/vault/internal/store"
 )
 
 // pair is a key that signs, as k1; making one takes its time.
-var pair = sync.OnceValues(func() (*rsa.PrivateKey, signing.Key) {
+var pair = sync.OnceValues(func() (*rsa.PrivateKey, signingkey.Key) {
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
-		return nil, signing.Key{}
+		return nil, signingkey.Key{}
 	}
 	private, _ := x509.MarshalPKCS8PrivateKey(key)
 	public, _ := x509.MarshalPKIXPublicKey(&key.PublicKey)
-	return key, signing.Key{ID: "k1", Number: 1, State: signing.Signing, Public: public, Sealed: append([]byte(signing.SealedAs("k1")+":"), private...)}
+	return key, signingkey.Key{ID: "k1", Number: 1, State: signingkey.Signing, Public: public, Sealed: append([]byte(signingkey.SealedAs("k1")+":"), private...)}
 })
 
-func (f *fakeStore) SigningKeys(context.Context) ([]signing.Key, error) {
+func (f *fakeStore) SigningKeys(context.Context) ([]signingkey.Key, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return slices.Clone(f.keys), nil
@@ -45,7 +45,7 @@ func (f *fakeStore) SigningKeyCompromised(_ context.Context, id string) (bool, e
 	if f.down {
 		return false, sqldb.ErrUnavailable
 	}
-	return slices.ContainsFunc(f.keys, func(k signing.Key) bool { return k.ID == id && k.Reason == signing.Compromised }), nil
+	return slices.ContainsFunc(f.keys, func(k signingkey.Key) bool { return k.ID == id && k.Reason == signingkey.Compromised }), nil
 }
 
 func first(a, b string) string {
@@ -67,7 +67,7 @@ func trustUnder(key string, number int64) store.Live {
 // federate has the request be for an assertion, and the integration give it.
 func (w *world) federate(versions ...store.Live) {
 	_, key := pair()
-	w.request.Material, w.store.federated, w.store.versions, w.store.keys = lease.FederatedToken, true, versions, []signing.Key{key}
+	w.request.Material, w.store.federated, w.store.versions, w.store.keys = lease.FederatedToken, true, versions, []signingkey.Key{key}
 }
 
 func (w *world) claims(d delivery.Delivery) jwt.MapClaims {
@@ -101,7 +101,7 @@ func TestHub_AssertionNamesItsLease(t *testing.T) {
 				t.Errorf("%s is %v, want %v", name, claims[name], want)
 			}
 		}
-		if life := d.ExpireTime.Sub(w.began); life <= 0 || life > signing.AssertionLife || !d.ExpireTime.After(d.RefreshTime) || d.Audience != "api://AzureADTokenExchange" {
+		if life := d.ExpireTime.Sub(w.began); life <= 0 || life > signingkey.AssertionLife || !d.ExpireTime.After(d.RefreshTime) || d.Audience != "api://AzureADTokenExchange" {
 			t.Errorf("it is good for %s, renewed at %s, for %s", life, d.RefreshTime, d.Audience)
 		}
 		record := w.store.delivered[0]
@@ -194,8 +194,8 @@ func TestHub_ADroppedKeyIsACompromise(t *testing.T) {
 		reason   string
 		want     string
 	}{
-		"of an assertion": {lease.FederatedToken, signing.Compromised, "COMPROMISED v2 2"},
-		"of a token":      {lease.AccessToken, signing.Compromised, "COMPROMISED v2 2"},
+		"of an assertion": {lease.FederatedToken, signingkey.Compromised, "COMPROMISED v2 2"},
+		"of a token":      {lease.AccessToken, signingkey.Compromised, "COMPROMISED v2 2"},
 		"in its course":   {lease.FederatedToken, "", "ROTATED v2 2"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -203,18 +203,18 @@ func TestHub_ADroppedKeyIsACompromise(t *testing.T) {
 				w.federate(trustUnder("k0", 1))
 				w.request.Material = tt.material
 				next, lost := w.store.keys[0], w.store.keys[0]
-				lost.ID, lost.Sealed = "k0", append([]byte(signing.SealedAs("k0")), lost.Sealed[len(signing.SealedAs("k1")):]...)
-				w.store.keys = []signing.Key{lost}
+				lost.ID, lost.Sealed = "k0", append([]byte(signingkey.SealedAs("k0")), lost.Sealed[len(signingkey.SealedAs("k1")):]...)
+				w.store.keys = []signingkey.Key{lost}
 				defer w.open()()
 				w.took("at once", "INITIAL v1 1")
 				if tt.reason != "" {
-					lost.State, lost.Reason = signing.Removed, tt.reason
-					w.store.change("uid", "", func(f *fakeStore) { f.keys, f.versions = []signing.Key{lost}, nil })
+					lost.State, lost.Reason = signingkey.Removed, tt.reason
+					w.store.change("uid", "", func(f *fakeStore) { f.keys, f.versions = []signingkey.Key{lost}, nil })
 					w.after(10 * time.Second)
 					w.took("while there is nothing")
 					w.end("while there is nothing", nil)
 				}
-				w.store.change("uid", "", func(f *fakeStore) { f.keys, f.versions = []signing.Key{lost, next}, []store.Live{trust(2)} })
+				w.store.change("uid", "", func(f *fakeStore) { f.keys, f.versions = []signingkey.Key{lost, next}, []store.Live{trust(2)} })
 				w.after(10 * time.Second)
 				w.took("once there is another", tt.want)
 			})
@@ -242,7 +242,7 @@ func TestHub_NothingIsSignedForWhomItMustNot(t *testing.T) {
 		edit func(w *world)
 		want error
 	}{
-		"its key was dropped":   {func(w *world) { w.store.keys[0].State = signing.Removed }, issuer.ErrNotReady},
+		"its key was dropped":   {func(w *world) { w.store.keys[0].State = signingkey.Removed }, issuer.ErrNotReady},
 		"the policy":            {func(w *world) { w.store.materials = []lease.Material{lease.AccessToken} }, delivery.ErrMaterialNotAllowed},
 		"of another kind":       {func(w *world) { w.store.federated = false }, delivery.ErrMaterialNotAllowed},
 		"the grant was revoked": {func(w *world) { w.store.standing.Grant.RevokeTime = w.began }, grant.ErrRevoked},

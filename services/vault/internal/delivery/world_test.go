@@ -23,7 +23,7 @@ import (
 	"phasekey.dev/services/vault/internal/keyring"
 	"phasekey.dev/services/vault/internal/lease"
 	"phasekey.dev/services/vault/internal/signer"
-	"phasekey.dev/services/vault/internal/signing"
+	"phasekey.dev/services/vault/internal/signingkey"
 	"phasekey.dev/services/vault/internal/store"
 )
 
@@ -52,7 +52,7 @@ type fakeStore struct {
 	compromised int64
 	federated   bool
 	leaseUID    string // of the one lease, where the delivery chose it
-	keys        []signing.Key
+	keys        []signingkey.Key
 	// fanOuts is how many there were; missed is an instance that none reaches. They come late, wait when they are recorded, fail or die.
 	fanOuts                 int
 	missed                  string

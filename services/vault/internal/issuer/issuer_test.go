@@ -26,7 +26,7 @@ import (
 	"phasekey.dev/services/vault/internal/issuer"
 	"phasekey.dev/services/vault/internal/keyring"
 	"phasekey.dev/services/vault/internal/signer"
-	"phasekey.dev/services/vault/internal/signing"
+	"phasekey.dev/services/vault/internal/signingkey"
 )
 
 const arm = "https://management.azure.com"
@@ -188,9 +188,9 @@ func TestIssuer_KeepsTokensUntilBeforeHalfTheirLife(t *testing.T) {
 }
 
 // trusted has one signing key, k1.
-type trusted []signing.Key
+type trusted []signingkey.Key
 
-func (k trusted) SigningKeys(context.Context) ([]signing.Key, error) { return k, nil }
+func (k trusted) SigningKeys(context.Context) ([]signingkey.Key, error) { return k, nil }
 
 // By a federated version one subject stands for reading and another for writing: a token of the one is never given to who may have the other. By a secret
 // there is one token for both.
@@ -207,7 +207,7 @@ func TestIssuer_ReadingAndWritingShareNoFederatedToken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	keys := trusted{{ID: "k1", Number: 1, State: signing.Signing, Public: public, Sealed: append([]byte(signing.SealedAs("k1")+":"), private...)}}
+	keys := trusted{{ID: "k1", Number: 1, State: signingkey.Signing, Public: public, Sealed: append([]byte(signingkey.SealedAs("k1")+":"), private...)}}
 	inBubble(t, func(b *bench) {
 		b.issuer = issuer.New(issuer.Config{
 			Minter: b.minter, Keyring: fakeKeyring{}, Prober: b.prober, Log: slog.New(slog.DiscardHandler),

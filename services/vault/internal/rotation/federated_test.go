@@ -14,7 +14,7 @@ import (
 	"phasekey.dev/services/vault/internal/election"
 	"phasekey.dev/services/vault/internal/grant"
 	"phasekey.dev/services/vault/internal/signer"
-	"phasekey.dev/services/vault/internal/signing"
+	"phasekey.dev/services/vault/internal/signingkey"
 	"phasekey.dev/services/vault/internal/store"
 )
 
@@ -35,7 +35,7 @@ func (s *stage) issuing() *signer.Signer {
 
 // keep has the stage's master keep the keys too.
 func (s *stage) keep(m election.Mastership) {
-	keeper := &signer.Keeper{Store: s.store, Keyring: fakeKeyring{}, Timing: signing.Production(), Poll: 5 * time.Minute, Log: s.config.Log}
+	keeper := &signer.Keeper{Store: s.store, Keyring: fakeKeyring{}, Timing: signingkey.Production(), Poll: 5 * time.Minute, Log: s.config.Log}
 	go func() { _ = keeper.Serve(s.t.Context(), m) }()
 }
 
@@ -191,11 +191,11 @@ func TestFederated_ANewKeyIsProvenBeforeTheOldOneGoesAndGraphIsNotAsked(t *testi
 		// Its key retires, and is shown for a day.
 		time.Sleep(5 * time.Minute)
 		keys, err := s.store.SigningKeys(t.Context())
-		if err != nil || keys[len(keys)-1].State != signing.Retired {
+		if err != nil || keys[len(keys)-1].State != signingkey.Retired {
 			t.Errorf("keys are %+v, %v", keys, err)
 		}
 		time.Sleep(25 * time.Hour)
-		if keys, err = s.store.SigningKeys(t.Context()); err != nil || keys[len(keys)-1].State != signing.Removed {
+		if keys, err = s.store.SigningKeys(t.Context()); err != nil || keys[len(keys)-1].State != signingkey.Removed {
 			t.Errorf("a day later keys are %+v, %v", keys, err)
 		}
 		s.stop()

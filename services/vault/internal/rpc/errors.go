@@ -20,7 +20,7 @@ import (
 	"phasekey.dev/services/vault/internal/lease"
 	"phasekey.dev/services/vault/internal/rolecheck"
 	"phasekey.dev/services/vault/internal/rotation"
-	"phasekey.dev/services/vault/internal/signing"
+	"phasekey.dev/services/vault/internal/signingkey"
 	"phasekey.dev/services/vault/internal/tail"
 )
 
@@ -110,7 +110,7 @@ func statusOf(err error) error {
 
 // statusAbout is statusOf for an error about the resource of that name.
 func statusAbout(err error, name string) error {
-	if errors.Is(err, grant.ErrNotFound) || errors.Is(err, signing.ErrNotFound) || errors.Is(err, sqldb.ErrNoRows) {
+	if errors.Is(err, grant.ErrNotFound) || errors.Is(err, signingkey.ErrNotFound) || errors.Is(err, sqldb.ErrNoRows) {
 		return rpcerr.New(codes.NotFound, rpcerr.Word(errorv1.ErrorReason_ERROR_REASON_RESOURCE_NOT_FOUND), "no such resource", rpcerr.Metadata("name", name))
 	}
 	return statusOf(err)

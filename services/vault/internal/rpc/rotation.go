@@ -4,7 +4,7 @@ import (
 	"context"
 
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
-	"phasekey.dev/services/vault/internal/signing"
+	"phasekey.dev/services/vault/internal/signingkey"
 )
 
 // rotationService implements vaultv1.RotationServiceServer.
@@ -14,7 +14,7 @@ type rotationService struct {
 	rotations rotations
 	pauses    pauses
 	keys      signingKeys
-	timing    signing.Timing
+	timing    signingkey.Timing
 	pages     pages
 }
 

@@ -25,7 +25,7 @@ import (
 	"phasekey.dev/services/vault/internal/grant"
 	"phasekey.dev/services/vault/internal/lease"
 	"phasekey.dev/services/vault/internal/page"
-	"phasekey.dev/services/vault/internal/signing"
+	"phasekey.dev/services/vault/internal/signingkey"
 )
 
 // grants keeps grants; see store.Store.
@@ -89,7 +89,7 @@ type Config struct {
 	Pauses    pauses
 	// SigningKeys are by what the vault signs for federated integrations, SigningTiming how long they take.
 	SigningKeys   signingKeys
-	SigningTiming signing.Timing
+	SigningTiming signingkey.Timing
 	Hub           hub
 	Resolver      resolver
 	Prober        prober

@@ -9,12 +9,12 @@ import (
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
 	"phasekey.dev/pkg/rpcerr"
 	"phasekey.dev/services/vault/internal/grant"
-	"phasekey.dev/services/vault/internal/signing"
+	"phasekey.dev/services/vault/internal/signingkey"
 )
 
 // signingKeys keeps the keys by which the vault signs; see store.Store.
 type signingKeys interface {
-	SigningKeys(ctx context.Context) ([]signing.Key, error)
+	SigningKeys(ctx context.Context) ([]signingkey.Key, error)
 	WantSigningKey(ctx context.Context, now time.Time, caller grant.Caller) error
 	DropSigningKey(ctx context.Context, now time.Time, id string, caller grant.Caller) error
 }
@@ -44,7 +44,7 @@ func (s rotationService) RotateSigningKeys(ctx context.Context, req *vaultv1.Rot
 	}
 	resp := &vaultv1.RotateSigningKeysResponse{}
 	for _, k := range all {
-		if k.State != signing.Removed {
+		if k.State != signingkey.Removed {
 			resp.SigningKeys = append(resp.SigningKeys, s.messageOfKey(k, all))
 		}
 	}
@@ -61,7 +61,7 @@ func (s rotationService) ListSigningKeys(ctx context.Context, req *vaultv1.ListS
 		return nil, statusOf(err)
 	}
 	// They are few, and the newest stand first.
-	found := slices.DeleteFunc(slices.Clone(all), func(k signing.Key) bool { return before > 0 && k.Number >= before })
+	found := slices.DeleteFunc(slices.Clone(all), func(k signingkey.Key) bool { return before > 0 && k.Number >= before })
 	resp := &vaultv1.ListSigningKeysResponse{}
 	if size := pageSize(req.GetPageSize()); len(found) > size {
 		found = found[:size]
@@ -74,13 +74,13 @@ func (s rotationService) ListSigningKeys(ctx context.Context, req *vaultv1.ListS
 }
 
 // messageOfKey is a key, with when it will sign or be removed as the others are.
-func (s rotationService) messageOfKey(k signing.Key, all []signing.Key) *vaultv1.SigningKey {
+func (s rotationService) messageOfKey(k signingkey.Key, all []signingkey.Key) *vaultv1.SigningKey {
 	switch k.State {
-	case signing.Published:
-		k.SignTime = signing.SignTime(all, s.timing)
-	case signing.Retired:
-		k.RemoveTime = signing.RemoveTime(k, s.timing)
-	case signing.Signing, signing.Removed:
+	case signingkey.Published:
+		k.SignTime = signingkey.SignTime(all, s.timing)
+	case signingkey.Retired:
+		k.RemoveTime = signingkey.RemoveTime(k, s.timing)
+	case signingkey.Signing, signingkey.Removed:
 	}
 	return &vaultv1.SigningKey{
 		Name:        signingKeyPrefix + k.ID,

@@ -11,10 +11,10 @@ import (
 
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
 	"phasekey.dev/pkg/sqldb"
-	"phasekey.dev/services/vault/internal/signing"
+	"phasekey.dev/services/vault/internal/signingkey"
 )
 
-func (v *vault) signingKey(k signing.Key) {
+func (v *vault) signingKey(k signingkey.Key) {
 	v.t.Helper()
 	v.exec(`INSERT INTO signing_keys (id, number, state, public, sealed, publish_time, sign_time, replace_time, retire_time, remove_time, reason)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, 0, $8, 0, '')`, k.ID, k.Number, string(k.State), []byte("public"), []byte("CANARY-private"),
@@ -30,9 +30,9 @@ func TestSigningKeys_AreShownReplacedAndDropped(t *testing.T) {
 
 		now := time.Now()
 		day := func(n int) time.Time { return now.Add(time.Duration(n) * 24 * time.Hour) }
-		v.signingKey(signing.Key{ID: "a", Number: 1, State: signing.Retired, PublishTime: day(-40), SignTime: day(-30), RetireTime: now})
-		v.signingKey(signing.Key{ID: "b", Number: 2, State: signing.Signing, PublishTime: day(-30), SignTime: day(-2)})
-		v.signingKey(signing.Key{ID: "c", Number: 3, State: signing.Published, PublishTime: now})
+		v.signingKey(signingkey.Key{ID: "a", Number: 1, State: signingkey.Retired, PublishTime: day(-40), SignTime: day(-30), RetireTime: now})
+		v.signingKey(signingkey.Key{ID: "b", Number: 2, State: signingkey.Signing, PublishTime: day(-30), SignTime: day(-2)})
+		v.signingKey(signingkey.Key{ID: "c", Number: 3, State: signingkey.Published, PublishTime: now})
 		next := &vaultv1.SigningKey{Name: "signingKeys/c", State: vaultv1.SigningKey_STATE_PUBLISHED, PublishTime: timestamppb.New(now), SignTime: timestamppb.New(day(28))}
 		current := &vaultv1.SigningKey{Name: "signingKeys/b", State: vaultv1.SigningKey_STATE_SIGNING, PublishTime: timestamppb.New(day(-30)), SignTime: timestamppb.New(day(-2))}
 		former := &vaultv1.SigningKey{Name: "signingKeys/a", State: vaultv1.SigningKey_STATE_RETIRED, PublishTime: timestamppb.New(day(-40)), SignTime: timestamppb.New(day(-30)),
@@ -66,7 +66,7 @@ func TestSigningKeys_AreShownReplacedAndDropped(t *testing.T) {
 func TestSigningKeys_Refusals(t *testing.T) {
 	inBubble(t, func(v *vault) {
 		ctx := v.t.Context()
-		v.signingKey(signing.Key{ID: "b", Number: 2, State: signing.Signing, PublishTime: time.Now(), SignTime: time.Now()})
+		v.signingKey(signingkey.Key{ID: "b", Number: 2, State: signingkey.Signing, PublishTime: time.Now(), SignTime: time.Now()})
 		for step, tt := range map[string]struct {
 			request *vaultv1.RotateSigningKeysRequest
 			code    codes.Code

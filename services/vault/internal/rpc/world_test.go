@@ -39,7 +39,7 @@ import (
 	"phasekey.dev/services/vault/internal/grant"
 	"phasekey.dev/services/vault/internal/issuer"
 	"phasekey.dev/services/vault/internal/rpc"
-	"phasekey.dev/services/vault/internal/signing"
+	"phasekey.dev/services/vault/internal/signingkey"
 	"phasekey.dev/services/vault/internal/store"
 	"phasekey.dev/services/vault/internal/tail"
 )
@@ -164,7 +164,7 @@ func inBubble(t *testing.T, test func(v *vault)) {
 			t.Fatal(err)
 		}
 		tails := tail.New(tail.Config{Source: v.store, Log: log})
-		cfg := rpc.Config{PageKey: pageKey, Tails: tails, Grants: v.store, Leases: v.store, Accounts: v.store, Versions: v.store, Rotations: v.store, Pauses: v.store, SigningKeys: v.store, SigningTiming: signing.Production(), Hub: v.hub, Resolver: v.resolver, Prober: v.prober, Checker: v.checker, Changed: v.hub.Nudge, Trail: v.store, Keys: audittest.Keys(1)}
+		cfg := rpc.Config{PageKey: pageKey, Tails: tails, Grants: v.store, Leases: v.store, Accounts: v.store, Versions: v.store, Rotations: v.store, Pauses: v.store, SigningKeys: v.store, SigningTiming: signingkey.Production(), Hub: v.hub, Resolver: v.resolver, Prober: v.prober, Checker: v.checker, Changed: v.hub.Nudge, Trail: v.store, Keys: audittest.Keys(1)}
 		v.serve(cfg, log)
 
 		ctx, cancel := context.WithCancel(t.Context())

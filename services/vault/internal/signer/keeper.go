@@ -9,15 +9,15 @@ import (
 
 	"phasekey.dev/pkg/obs"
 	"phasekey.dev/services/vault/internal/election"
-	"phasekey.dev/services/vault/internal/signing"
+	"phasekey.dev/services/vault/internal/signingkey"
 	"phasekey.dev/services/vault/internal/store"
 )
 
 // database is what the keeper needs of the store.
 type database interface {
-	SigningFacts(ctx context.Context) (signing.Facts, error)
-	AddSigningKey(ctx context.Context, m election.Mastership, now time.Time, k signing.Key) error
-	MoveSigningKey(ctx context.Context, m election.Mastership, move signing.Move) error
+	SigningFacts(ctx context.Context) (signingkey.Facts, error)
+	AddSigningKey(ctx context.Context, m election.Mastership, now time.Time, k signingkey.Key) error
+	MoveSigningKey(ctx context.Context, m election.Mastership, move signingkey.Move) error
 }
 
 // Keeper makes, replaces and removes signing keys. One shard's master runs it.
@@ -26,7 +26,7 @@ type Keeper struct {
 	Store   database
 	Keyring sealer
 	// Timing must be valid.
-	Timing signing.Timing
+	Timing signingkey.Timing
 	// Poll is how often it is looked whether somebody wants another key; PollInterval when zero.
 	Poll time.Duration
 	Log  *slog.Logger
@@ -66,8 +66,8 @@ func (k *Keeper) step(ctx context.Context, m election.Mastership) (acted bool, e
 		return false, err
 	}
 	now := time.Now()
-	switch a := signing.Decide(now, facts, k.Timing).(type) {
-	case signing.Make:
+	switch a := signingkey.Decide(now, facts, k.Timing).(type) {
+	case signingkey.Make:
 		made, err := newKey(now, a.Number, k.Keyring)
 		if err != nil {
 			return false, err
@@ -76,17 +76,17 @@ func (k *Keeper) step(ctx context.Context, m election.Mastership) (acted bool, e
 			return false, err
 		}
 		k.told(ctx, made)
-	case signing.Move:
+	case signingkey.Move:
 		if err := k.Store.MoveSigningKey(ctx, m, a); err != nil {
 			return false, err
 		}
 		k.told(ctx, a.Key)
-	case signing.Wait:
+	case signingkey.Wait:
 		return false, nil
 	}
 	return true, nil
 }
 
-func (k *Keeper) told(ctx context.Context, key signing.Key) {
+func (k *Keeper) told(ctx context.Context, key signingkey.Key) {
 	k.Log.InfoContext(ctx, "signing key changed state", slog.String(keyKeyID, key.ID), slog.Int64(keyNumber, key.Number), slog.String(keyState, string(key.State)))
 }

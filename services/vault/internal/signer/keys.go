@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"phasekey.dev/pkg/secret"
-	"phasekey.dev/services/vault/internal/signing"
+	"phasekey.dev/services/vault/internal/signingkey"
 )
 
 // Log keys of this package.
@@ -38,11 +38,11 @@ type publicKey struct {
 
 // keySet is the document by which token services verify what was signed: every key that signs, is about to, or did so lately, those that
 // sign first, for some read only the first hundred.
-func keySet(all []signing.Key) ([]byte, error) {
+func keySet(all []signingkey.Key) ([]byte, error) {
 	set := struct {
 		Keys []publicKey `json:"keys"`
 	}{Keys: []publicKey{}}
-	for _, state := range []signing.State{signing.Signing, signing.Published, signing.Retired} {
+	for _, state := range []signingkey.State{signingkey.Signing, signingkey.Published, signingkey.Retired} {
 		for _, k := range all {
 			if k.State != state {
 				continue
@@ -73,21 +73,21 @@ type sealer interface {
 }
 
 // newKey makes a key that is PUBLISHED. Its ID is its thumbprint, so that no two keys share one.
-func newKey(now time.Time, number int64, ring sealer) (signing.Key, error) {
+func newKey(now time.Time, number int64, ring sealer) (signingkey.Key, error) {
 	made, err := rsa.GenerateKey(rand.Reader, keyBits)
 	if err != nil {
-		return signing.Key{}, fmt.Errorf("make signing key: %w", err)
+		return signingkey.Key{}, fmt.Errorf("make signing key: %w", err)
 	}
 	n, e := numbers(&made.PublicKey)
 	sum := sha256.Sum256([]byte(`{"e":"` + e + `","kty":"RSA","n":"` + n + `"}`))
-	k := signing.Key{ID: base64.RawURLEncoding.EncodeToString(sum[:]), Number: number, State: signing.Published, PublishTime: now}
+	k := signingkey.Key{ID: base64.RawURLEncoding.EncodeToString(sum[:]), Number: number, State: signingkey.Published, PublishTime: now}
 	private, err := x509.MarshalPKCS8PrivateKey(made)
 	if err != nil {
-		return signing.Key{}, errors.New("private half of a signing key cannot be encoded")
+		return signingkey.Key{}, errors.New("private half of a signing key cannot be encoded")
 	}
 	if k.Public, err = x509.MarshalPKIXPublicKey(&made.PublicKey); err != nil {
-		return signing.Key{}, fmt.Errorf("public half of signing key: %w", err)
+		return signingkey.Key{}, fmt.Errorf("public half of signing key: %w", err)
 	}
-	k.Sealed, err = ring.Seal(signing.SealedAs(k.ID), secret.New(string(private)))
+	k.Sealed, err = ring.Seal(signingkey.SealedAs(k.ID), secret.New(string(private)))
 	return k, err
 }

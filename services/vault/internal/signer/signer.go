@@ -18,7 +18,7 @@ import (
 	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/secret"
 	"phasekey.dev/services/vault/internal/directory"
-	"phasekey.dev/services/vault/internal/signing"
+	"phasekey.dev/services/vault/internal/signingkey"
 )
 
 // PollInterval is how often a replica looks at the keys, unless configured otherwise.
@@ -36,7 +36,7 @@ var (
 
 // keys is where the signing keys are; see store.Store.
 type keys interface {
-	SigningKeys(ctx context.Context) ([]signing.Key, error)
+	SigningKeys(ctx context.Context) ([]signingkey.Key, error)
 }
 
 // opener decrypts what the vault has stored under an identity.
@@ -49,7 +49,7 @@ type Config struct {
 	// Issuer is the `iss` of every assertion: the URL under which token services find the keys.
 	Issuer string
 	Store  keys
-	// Keyring opens the private halves, see signing.SealedAs.
+	// Keyring opens the private halves, see signingkey.SealedAs.
 	Keyring opener
 	// Poll is how often the keys are looked at; PollInterval when zero.
 	Poll time.Duration
@@ -72,7 +72,7 @@ type Signer struct {
 // known is what a look found. It is replaced, never changed.
 type known struct {
 	time    time.Time
-	keys    []signing.Key
+	keys    []signingkey.Key
 	private map[string]*rsa.PrivateKey // of those that sign
 	set     []byte                     // the public document
 }
@@ -142,7 +142,7 @@ func (s *Signer) look(ctx context.Context, now time.Time) error {
 	}
 	found.keys = all
 	for _, k := range all {
-		if k.State != signing.Signing {
+		if k.State != signingkey.Signing {
 			continue
 		}
 		key := s.private[k.ID]
@@ -163,8 +163,8 @@ func (s *Signer) look(ctx context.Context, now time.Time) error {
 	return nil
 }
 
-func (s *Signer) open(ctx context.Context, k signing.Key) (*rsa.PrivateKey, error) {
-	text, err := s.config.Keyring.Open(ctx, signing.SealedAs(k.ID), k.Sealed)
+func (s *Signer) open(ctx context.Context, k signingkey.Key) (*rsa.PrivateKey, error) {
+	text, err := s.config.Keyring.Open(ctx, signingkey.SealedAs(k.ID), k.Sealed)
 	if err != nil {
 		return nil, err
 	}
@@ -203,14 +203,14 @@ type tokenClaims struct {
 	Lease   string `json:"lease,omitempty"`
 }
 
-// Assert signs an assertion with the key of that ID, good for signing.AssertionLife. ErrKeyGone when nothing may be signed with it, ErrStale when
+// Assert signs an assertion with the key of that ID, good for signingkey.AssertionLife. ErrKeyGone when nothing may be signed with it, ErrStale when
 // that cannot be found out.
 func (s *Signer) Assert(ctx context.Context, keyID string, claims Claims) (Assertion, error) {
 	now := time.Now()
 	k := s.known.Load()
 	if k == nil || now.Sub(k.time) > s.config.Poll {
 		err := s.look(ctx, now)
-		if k = s.known.Load(); err != nil && (k == nil || now.Sub(k.time) > signing.MaxAge) {
+		if k = s.known.Load(); err != nil && (k == nil || now.Sub(k.time) > signingkey.MaxAge) {
 			s.signed.WithLabelValues("stale").Inc()
 			return Assertion{}, fmt.Errorf("%w: %w", ErrStale, err)
 		}
@@ -224,7 +224,7 @@ func (s *Signer) Assert(ctx context.Context, keyID string, claims Claims) (Asser
 		return Assertion{}, fmt.Errorf("sign with key %s: %w", keyID, ErrKeyGone)
 	}
 	now = now.Truncate(time.Second) // as an assertion has it
-	end, id := now.Add(signing.AssertionLife), uuid.NewString()
+	end, id := now.Add(signingkey.AssertionLife), uuid.NewString()
 	token := jwt.NewWithClaims(jwt.SigningMethodRS256, tokenClaims{
 		RegisteredClaims: jwt.RegisteredClaims{
 			Issuer: s.config.Issuer, Subject: claims.Subject, Audience: jwt.ClaimStrings{directory.AssertionAudience}, ID: id,

@@ -26,39 +26,39 @@ import (
 	"phasekey.dev/pkg/secret"
 	"phasekey.dev/services/vault/internal/election"
 	"phasekey.dev/services/vault/internal/signer"
-	"phasekey.dev/services/vault/internal/signing"
+	"phasekey.dev/services/vault/internal/signingkey"
 )
 
 const issuerURL = "https://issuer.example/tenant"
 
 // timing has a key sign for three hours.
-var timing = signing.Timing{Period: 3 * time.Hour, Publish: time.Hour, Keep: time.Hour}
+var timing = signingkey.Timing{Period: 3 * time.Hour, Publish: time.Hour, Keep: time.Hour}
 
 var errAway = errors.New("database is away")
 
 // fakeStore keeps keys in memory; away, it keeps them to itself.
 type fakeStore struct {
 	mu    sync.Mutex
-	keys  []signing.Key
+	keys  []signingkey.Key
 	used  []string
 	away  error
 	looks int
 }
 
-func (f *fakeStore) SigningKeys(context.Context) ([]signing.Key, error) {
+func (f *fakeStore) SigningKeys(context.Context) ([]signingkey.Key, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.looks++
 	return slices.Clone(f.keys), f.away
 }
 
-func (f *fakeStore) SigningFacts(context.Context) (signing.Facts, error) {
+func (f *fakeStore) SigningFacts(context.Context) (signingkey.Facts, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return signing.Facts{Keys: slices.Clone(f.keys), Used: f.used, LastNumber: int64(len(f.keys))}, f.away
+	return signingkey.Facts{Keys: slices.Clone(f.keys), Used: f.used, LastNumber: int64(len(f.keys))}, f.away
 }
 
-func (f *fakeStore) AddSigningKey(_ context.Context, m election.Mastership, _ time.Time, k signing.Key) error {
+func (f *fakeStore) AddSigningKey(_ context.Context, m election.Mastership, _ time.Time, k signingkey.Key) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if m.Holder != "master" {
@@ -68,13 +68,13 @@ func (f *fakeStore) AddSigningKey(_ context.Context, m election.Mastership, _ ti
 	return f.away
 }
 
-func (f *fakeStore) MoveSigningKey(_ context.Context, m election.Mastership, move signing.Move) error {
+func (f *fakeStore) MoveSigningKey(_ context.Context, m election.Mastership, move signingkey.Move) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if m.Holder != "master" {
 		return election.ErrFenced
 	}
-	f.keys[slices.IndexFunc(f.keys, func(k signing.Key) bool { return k.ID == move.Key.ID })] = move.Key
+	f.keys[slices.IndexFunc(f.keys, func(k signingkey.Key) bool { return k.ID == move.Key.ID })] = move.Key
 	return f.away
 }
 
@@ -144,7 +144,7 @@ func (b *bench) current() string {
 	b.t.Helper()
 	b.store.mu.Lock()
 	defer b.store.mu.Unlock()
-	k, ok := signing.Current(b.store.keys)
+	k, ok := signingkey.Current(b.store.keys)
 	if !ok {
 		b.t.Fatal("nothing signs")
 	}
@@ -231,7 +231,7 @@ func TestSigner_WhatItSignsIsVerifiedByWhatItServes(t *testing.T) {
 				b.t.Errorf("%s is %v, want %s", name, claims[name], want)
 			}
 		}
-		if life := got.ExpireTime.Sub(before); life > signing.AssertionLife || life < signing.AssertionLife-time.Second {
+		if life := got.ExpireTime.Sub(before); life > signingkey.AssertionLife || life < signingkey.AssertionLife-time.Second {
 			b.t.Errorf("it is good for %s", life)
 		}
 		again, err := b.signer.Assert(b.t.Context(), b.current(), signer.Claims{Subject: "integration:uid:read"})
@@ -244,7 +244,7 @@ func TestSigner_WhatItSignsIsVerifiedByWhatItServes(t *testing.T) {
 func TestSigner_SignsOnlyWithWhatSigns(t *testing.T) {
 	inBubble(t, func(b *bench) {
 		current := b.current()
-		for _, state := range signing.States() {
+		for _, state := range signingkey.States() {
 			b.store.set(func(f *fakeStore) {
 				f.used = []string{current}
 				for i := range f.keys {
@@ -255,10 +255,10 @@ func TestSigner_SignsOnlyWithWhatSigns(t *testing.T) {
 			})
 			time.Sleep(signer.PollInterval + time.Second)
 			_, err := b.signer.Assert(b.t.Context(), current, signer.Claims{Subject: "s"})
-			if want := state == signing.Signing; (err == nil) != want || !want && !errors.Is(err, signer.ErrKeyGone) {
+			if want := state == signingkey.Signing; (err == nil) != want || !want && !errors.Is(err, signer.ErrKeyGone) {
 				b.t.Errorf("%s: %v", state, err)
 			}
-			if _, served := b.set()[current]; served != (state != signing.Removed) {
+			if _, served := b.set()[current]; served != (state != signingkey.Removed) {
 				b.t.Errorf("%s: it is served: %t", state, served)
 			}
 		}
@@ -356,7 +356,7 @@ func TestKeeper_KeysAreServedLongBeforeAndAfterTheySign(t *testing.T) {
 		current := b.current()
 		for id := range signed {
 			// The last but one may be served still.
-			if id != current && time.Since(signed[id]) > 3*time.Hour && last[id].Sub(signed[id]) < timing.Keep+signing.AssertionLife {
+			if id != current && time.Since(signed[id]) > 3*time.Hour && last[id].Sub(signed[id]) < timing.Keep+signingkey.AssertionLife {
 				b.t.Errorf("key %s was served until %s after it signed", id, last[id].Sub(signed[id]))
 			}
 		}
@@ -364,7 +364,7 @@ func TestKeeper_KeysAreServedLongBeforeAndAfterTheySign(t *testing.T) {
 			b.t.Errorf("%d keys are served", len(b.set()))
 		}
 		for _, k := range b.store.keys {
-			if k.State == signing.Removed && k.Sealed != nil {
+			if k.State == signingkey.Removed && k.Sealed != nil {
 				b.t.Error("a removed key's private half is kept")
 			}
 		}
@@ -373,7 +373,7 @@ func TestKeeper_KeysAreServedLongBeforeAndAfterTheySign(t *testing.T) {
 
 func TestKeeper_EndsWhenItIsFenced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		keeper := &signer.Keeper{Store: &fakeStore{}, Keyring: fakeKeyring{}, Timing: signing.Production(), Log: slog.New(slog.DiscardHandler)}
+		keeper := &signer.Keeper{Store: &fakeStore{}, Keyring: fakeKeyring{}, Timing: signingkey.Production(), Log: slog.New(slog.DiscardHandler)}
 		if err := keeper.Serve(t.Context(), election.Mastership{Holder: "former"}); !errors.Is(err, election.ErrFenced) {
 			t.Errorf("it ended with %v", err)
 		}

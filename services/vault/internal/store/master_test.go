@@ -18,7 +18,7 @@ import (
 	"phasekey.dev/services/vault/internal/election"
 	"phasekey.dev/services/vault/internal/fence"
 	"phasekey.dev/services/vault/internal/grant"
-	"phasekey.dev/services/vault/internal/signing"
+	"phasekey.dev/services/vault/internal/signingkey"
 	"phasekey.dev/services/vault/internal/store"
 )
 
@@ -182,10 +182,10 @@ func TestMaster_EveryMethodIsFenced(t *testing.T) {
 		},
 	}
 	calls["AddSigningKey"] = func(ctx context.Context, s *store.Store, m election.Mastership) error {
-		return s.AddSigningKey(ctx, m, start, with(signingKey("another", 2), signing.Retired))
+		return s.AddSigningKey(ctx, m, start, with(signingKey("another", 2), signingkey.Retired))
 	}
 	calls["MoveSigningKey"] = func(ctx context.Context, s *store.Store, m election.Mastership) error {
-		return s.MoveSigningKey(ctx, m, signing.Move{From: signing.Published, Key: with(signingKey("a", 1), signing.Signing)})
+		return s.MoveSigningKey(ctx, m, signingkey.Move{From: signingkey.Published, Key: with(signingKey("a", 1), signingkey.Signing)})
 	}
 	calls["TouchFederated"] = func(ctx context.Context, s *store.Store, m election.Mastership) error {
 		return s.TouchFederated(ctx, m, start)

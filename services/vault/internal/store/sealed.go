@@ -8,10 +8,10 @@ import (
 	"phasekey.dev/pkg/sqldb"
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/keyring"
-	"phasekey.dev/services/vault/internal/signing"
+	"phasekey.dev/services/vault/internal/signingkey"
 )
 
-// Sealed lists what is stored encrypted: texts of versions by the versions' IDs, then signing keys by signing.SealedAs. See keyring.Records.
+// Sealed lists what is stored encrypted: texts of versions by the versions' IDs, then signing keys by signingkey.SealedAs. See keyring.Records.
 func (s *Store) Sealed(ctx context.Context, after string, limit int) ([]keyring.Record, error) {
 	var out []keyring.Record
 	err := s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
@@ -23,7 +23,7 @@ func (s *Store) Sealed(ctx context.Context, after string, limit int) ([]keyring.
 			return r, err
 		}, `SELECT id, sealed FROM credential_versions WHERE sealed IS NOT NULL AND id > $1
 			UNION ALL SELECT $3 || id, sealed FROM signing_keys WHERE sealed IS NOT NULL AND $3 || id > $1
-			ORDER BY 1 LIMIT $2`, after, limit, signing.SealedAs(""))
+			ORDER BY 1 LIMIT $2`, after, limit, signingkey.SealedAs(""))
 		return err
 	})
 	if err != nil {
@@ -32,7 +32,7 @@ func (s *Store) Sealed(ctx context.Context, after string, limit int) ([]keyring.
 	return out, nil
 }
 
-func isSigningKey(id string) bool { return strings.HasPrefix(id, signing.SealedAs("")) }
+func isSigningKey(id string) bool { return strings.HasPrefix(id, signingkey.SealedAs("")) }
 
 // Reseal replaces a version's, or a signing key's, encrypted text by another of the same, in a transaction of its own: no row is locked while another is waited for. The master may write the
 // version at the same time: whoever comes second finds what is there, and a master writes back at worst what it had read. See keyring.Records.
@@ -40,7 +40,7 @@ func (s *Store) Reseal(ctx context.Context, record keyring.Record, sealed []byte
 	var n int64
 	table, id := "credential_versions", record.ID
 	if isSigningKey(id) {
-		table, id = "signing_keys", strings.TrimPrefix(id, signing.SealedAs(""))
+		table, id = "signing_keys", strings.TrimPrefix(id, signingkey.SealedAs(""))
 	}
 	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
 		n, err = tx.Exec(ctx, `UPDATE `+table+` SET sealed = $3 WHERE id = $1 AND sealed = $2`, id, record.Sealed, sealed)

@@ -10,7 +10,7 @@ import (
 	"phasekey.dev/services/vault/internal/credential"
 	"phasekey.dev/services/vault/internal/election"
 	"phasekey.dev/services/vault/internal/grant"
-	"phasekey.dev/services/vault/internal/signing"
+	"phasekey.dev/services/vault/internal/signingkey"
 )
 
 // keepSigningKeys is how long the rows of removed signing keys are kept, for people.
@@ -20,8 +20,8 @@ const keepSigningKeys = 90 * 24 * time.Hour
 const SigningKeysRotated AuditKind = "SigningKeysRotated"
 
 // SigningKeys returns all signing keys that are known, the newest first; those that were removed long ago are forgotten.
-func (s *Store) SigningKeys(ctx context.Context) ([]signing.Key, error) {
-	var out []signing.Key
+func (s *Store) SigningKeys(ctx context.Context) ([]signingkey.Key, error) {
+	var out []signingkey.Key
 	err := s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
 		out, err = signingKeys(ctx, tx)
 		return err
@@ -33,10 +33,10 @@ func (s *Store) SigningKeys(ctx context.Context) ([]signing.Key, error) {
 }
 
 // SigningFacts reads what a decision about the signing keys is made from.
-func (s *Store) SigningFacts(ctx context.Context) (signing.Facts, error) {
-	var out signing.Facts
+func (s *Store) SigningFacts(ctx context.Context) (signingkey.Facts, error) {
+	var out signingkey.Facts
 	err := s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
-		out = signing.Facts{}
+		out = signingkey.Facts{}
 		if out.Keys, err = signingKeys(ctx, tx); err != nil {
 			return err
 		}
@@ -47,7 +47,7 @@ func (s *Store) SigningFacts(ctx context.Context) (signing.Facts, error) {
 		return err
 	})
 	if err != nil {
-		return signing.Facts{}, fmt.Errorf("read signing keys and their use: %w", err)
+		return signingkey.Facts{}, fmt.Errorf("read signing keys and their use: %w", err)
 	}
 	return out, nil
 }
@@ -57,7 +57,7 @@ const signs = `signing_key <> '' AND state IN ('INTENDED', 'STAGED', 'PROPAGATIN
 
 // AddSigningKey adds a key that is new, and forgets those that were removed long ago. election.ErrFenced when m is over; ErrChanged when there is
 // a PUBLISHED key already, or one of this number.
-func (s *Store) AddSigningKey(ctx context.Context, m election.Mastership, now time.Time, k signing.Key) error {
+func (s *Store) AddSigningKey(ctx context.Context, m election.Mastership, now time.Time, k signingkey.Key) error {
 	err := s.asMaster(ctx, m, func(ctx context.Context, tx masterTx) error {
 		if _, err := tx.Exec(ctx, `DELETE FROM signing_keys WHERE state = 'REMOVED' AND remove_time < $1 AND number < $2`,
 			sqldb.Micros(now.Add(-keepSigningKeys)), k.Number-1); err != nil {
@@ -79,10 +79,10 @@ func (s *Store) AddSigningKey(ctx context.Context, m election.Mastership, now ti
 
 // MoveSigningKey writes a key's new row over one that is still in the state the move was decided in; else ErrChanged. A key that a version
 // names which may be asked with is not RETIRED: ErrChanged too.
-func (s *Store) MoveSigningKey(ctx context.Context, m election.Mastership, move signing.Move) error {
+func (s *Store) MoveSigningKey(ctx context.Context, m election.Mastership, move signingkey.Move) error {
 	k := move.Key
 	err := s.asMaster(ctx, m, func(ctx context.Context, tx masterTx) error {
-		if !signing.Allowed(move.From, k.State) {
+		if !signingkey.Allowed(move.From, k.State) {
 			return fmt.Errorf("%s from %s: no such transition", k.State, move.From)
 		}
 		// First its row, which whoever makes a version under it writes too: what is counted afterwards stands until the commit.
@@ -112,7 +112,7 @@ func (s *Store) MoveSigningKey(ctx context.Context, m election.Mastership, move 
 }
 
 // WantSigningKey notes that the newest key that signs is to be replaced by the next one, from any replica. One that is to be replaced already stays so;
-// signing.ErrNotFound while none signs.
+// signingkey.ErrNotFound while none signs.
 func (s *Store) WantSigningKey(ctx context.Context, now time.Time, caller grant.Caller) error {
 	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
 		n, err := tx.Exec(ctx, `UPDATE signing_keys SET replace_time = CASE WHEN replace_time = 0 THEN $1 ELSE replace_time END WHERE state = 'SIGNING'
@@ -121,7 +121,7 @@ func (s *Store) WantSigningKey(ctx context.Context, now time.Time, caller grant.
 			return err
 		}
 		if n == 0 {
-			return signing.ErrNotFound
+			return signingkey.ErrNotFound
 		}
 		return s.audit(ctx, tx, AuditEvent{Time: now, Kind: SigningKeysRotated, Caller: caller, Reason: "Scheduled"})
 	})
@@ -131,20 +131,20 @@ func (s *Store) WantSigningKey(ctx context.Context, now time.Time, caller grant.
 	return nil
 }
 
-// DropSigningKey removes a key at once, from any replica, because somebody may have it. One that is removed stays so; signing.ErrNotFound when there
+// DropSigningKey removes a key at once, from any replica, because somebody may have it. One that is removed stays so; signingkey.ErrNotFound when there
 // never was one of that ID.
 func (s *Store) DropSigningKey(ctx context.Context, now time.Time, id string, caller grant.Caller) error {
 	err := s.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
 		n, err := tx.Exec(ctx, `UPDATE signing_keys SET sealed = NULL, reason = CASE WHEN state = 'REMOVED' THEN reason ELSE $3 END,
 				remove_time = CASE WHEN state = 'REMOVED' THEN remove_time ELSE $2 END, state = 'REMOVED'
-			WHERE id = $1`, id, sqldb.Micros(now), signing.Compromised)
+			WHERE id = $1`, id, sqldb.Micros(now), signingkey.Compromised)
 		if err != nil {
 			return err
 		}
 		if n == 0 {
-			return signing.ErrNotFound
+			return signingkey.ErrNotFound
 		}
-		return s.audit(ctx, tx, AuditEvent{Time: now, Kind: SigningKeysRotated, Caller: caller, Reason: signing.Compromised + " " + id})
+		return s.audit(ctx, tx, AuditEvent{Time: now, Kind: SigningKeysRotated, Caller: caller, Reason: signingkey.Compromised + " " + id})
 	})
 	if err != nil {
 		return fmt.Errorf("drop signing key %s: %w", id, err)
@@ -156,7 +156,7 @@ func (s *Store) DropSigningKey(ctx context.Context, now time.Time, id string, ca
 func (s *Store) SigningKeyCompromised(ctx context.Context, id string) (bool, error) {
 	var out bool
 	err := s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
-		return tx.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM signing_keys WHERE id = $1 AND reason = $2)`, id, signing.Compromised).Scan(&out)
+		return tx.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM signing_keys WHERE id = $1 AND reason = $2)`, id, signingkey.Compromised).Scan(&out)
 	})
 	if err != nil {
 		return false, fmt.Errorf("read signing key %s: %w", id, err)
@@ -166,8 +166,8 @@ func (s *Store) SigningKeyCompromised(ctx context.Context, id string) (bool, err
 
 const signingColumns = `id, number, state, public, sealed, publish_time, sign_time, replace_time, retire_time, remove_time, reason`
 
-func signingKeys(ctx context.Context, tx sqldb.Tx) ([]signing.Key, error) {
-	return sqldb.Collect(ctx, tx, func(row sqldb.Row) (k signing.Key, err error) {
+func signingKeys(ctx context.Context, tx sqldb.Tx) ([]signingkey.Key, error) {
+	return sqldb.Collect(ctx, tx, func(row sqldb.Row) (k signingkey.Key, err error) {
 		err = row.Scan(&k.ID, &k.Number, &k.State, &k.Public, &k.Sealed, at{&k.PublishTime}, at{&k.SignTime}, at{&k.ReplaceTime},
 			at{&k.RetireTime}, at{&k.RemoveTime}, &k.Reason)
 		return k, err
@@ -205,7 +205,7 @@ func (s *Store) TouchFederated(ctx context.Context, m election.Mastership, now t
 // readTrust reads the keys that sign.
 func readTrust(ctx context.Context, tx sqldb.Tx) (credential.Trust, error) {
 	var out credential.Trust
-	keys, err := sqldb.Collect(ctx, tx, func(row sqldb.Row) (k signing.Key, err error) {
+	keys, err := sqldb.Collect(ctx, tx, func(row sqldb.Row) (k signingkey.Key, err error) {
 		err = row.Scan(&k.ID, at{&k.SignTime})
 		return k, err
 	}, `SELECT id, sign_time FROM signing_keys WHERE state = 'SIGNING' ORDER BY number DESC`)

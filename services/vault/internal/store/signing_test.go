@@ -16,32 +16,32 @@ import (
 	"phasekey.dev/services/vault/internal/election"
 	"phasekey.dev/services/vault/internal/grant"
 	"phasekey.dev/services/vault/internal/keyring"
-	"phasekey.dev/services/vault/internal/signing"
+	"phasekey.dev/services/vault/internal/signingkey"
 	"phasekey.dev/services/vault/internal/store"
 )
 
-func signingKey(id string, number int64) signing.Key {
-	return signing.Key{ID: id, Number: number, State: signing.Published, Public: []byte("public " + id), Sealed: []byte("sealed " + id), PublishTime: start}
+func signingKey(id string, number int64) signingkey.Key {
+	return signingkey.Key{ID: id, Number: number, State: signingkey.Published, Public: []byte("public " + id), Sealed: []byte("sealed " + id), PublishTime: start}
 }
 
-func (b *bench) addKey(k signing.Key) {
+func (b *bench) addKey(k signingkey.Key) {
 	b.t.Helper()
 	if err := b.store.AddSigningKey(b.t.Context(), b.master, start, k); err != nil {
 		b.t.Fatal(err)
 	}
 }
 
-func (b *bench) moveKey(k signing.Key, to signing.State) signing.Key {
+func (b *bench) moveKey(k signingkey.Key, to signingkey.State) signingkey.Key {
 	b.t.Helper()
 	from := k.State
 	k.State = to
-	if err := b.store.MoveSigningKey(b.t.Context(), b.master, signing.Move{From: from, Key: k}); err != nil {
+	if err := b.store.MoveSigningKey(b.t.Context(), b.master, signingkey.Move{From: from, Key: k}); err != nil {
 		b.t.Fatal(err)
 	}
 	return k
 }
 
-func (b *bench) keys() []signing.Key {
+func (b *bench) keys() []signingkey.Key {
 	b.t.Helper()
 	out, err := b.store.SigningKeys(b.t.Context())
 	if err != nil {
@@ -61,31 +61,31 @@ func TestSigningKeys_ThroughTheirLives(t *testing.T) {
 			b.t.Errorf("a second one that is published: %v", err)
 		}
 		a.SignTime = start.Add(time.Second)
-		a = b.moveKey(a, signing.Signing)
+		a = b.moveKey(a, signingkey.Signing)
 		if err := b.store.AddSigningKey(b.t.Context(), b.master, start, signingKey("b", 1)); !errors.Is(err, store.ErrChanged) {
 			b.t.Errorf("another of its number: %v", err)
 		}
 		c := signingKey("c", 2)
 		b.addKey(c)
-		if diff := cmp.Diff([]signing.Key{c, a}, b.keys(), cmpopts.EquateEmpty()); diff != "" {
+		if diff := cmp.Diff([]signingkey.Key{c, a}, b.keys(), cmpopts.EquateEmpty()); diff != "" {
 			b.t.Error(diff)
 		}
-		if err := b.store.MoveSigningKey(b.t.Context(), b.master, signing.Move{From: signing.Published, Key: a}); !errors.Is(err, store.ErrChanged) {
+		if err := b.store.MoveSigningKey(b.t.Context(), b.master, signingkey.Move{From: signingkey.Published, Key: a}); !errors.Is(err, store.ErrChanged) {
 			b.t.Errorf("moved from where it is not: %v", err)
 		}
-		if err := b.store.MoveSigningKey(b.t.Context(), b.master, signing.Move{From: signing.Published, Key: with(c, signing.Retired)}); err == nil {
+		if err := b.store.MoveSigningKey(b.t.Context(), b.master, signingkey.Move{From: signingkey.Published, Key: with(c, signingkey.Retired)}); err == nil {
 			b.t.Error("a transition that is none")
 		}
 		a.RetireTime = start.Add(time.Minute)
-		a = b.moveKey(a, signing.Retired)
+		a = b.moveKey(a, signingkey.Retired)
 		a.RemoveTime = start.Add(time.Hour)
-		a = b.moveKey(a, signing.Removed)
+		a = b.moveKey(a, signingkey.Removed)
 		a.Sealed = nil
-		if diff := cmp.Diff([]signing.Key{c, a}, b.keys(), cmpopts.EquateEmpty()); diff != "" {
+		if diff := cmp.Diff([]signingkey.Key{c, a}, b.keys(), cmpopts.EquateEmpty()); diff != "" {
 			b.t.Error(diff)
 		}
 		// Months later it is forgotten, when another is made.
-		b.moveKey(c, signing.Signing)
+		b.moveKey(c, signingkey.Signing)
 		if err := b.store.AddSigningKey(b.t.Context(), b.master, start.Add(2200*time.Hour), signingKey("d", 3)); err != nil {
 			b.t.Fatal(err)
 		}
@@ -95,7 +95,7 @@ func TestSigningKeys_ThroughTheirLives(t *testing.T) {
 	})
 }
 
-func with(k signing.Key, s signing.State) signing.Key {
+func with(k signingkey.Key, s signingkey.State) signingkey.Key {
 	k.State = s
 	return k
 }
@@ -103,15 +103,15 @@ func with(k signing.Key, s signing.State) signing.Key {
 func TestSigningKeys_AreWantedAndDroppedByAnybody(t *testing.T) {
 	onBoth(t, func(b *bench) {
 		ctx, caller := b.t.Context(), grant.Caller{Identity: "spiffe://example.org/operator", RequestID: "r"}
-		if err := b.store.WantSigningKey(ctx, start, caller); !errors.Is(err, signing.ErrNotFound) {
+		if err := b.store.WantSigningKey(ctx, start, caller); !errors.Is(err, signingkey.ErrNotFound) {
 			b.t.Errorf("wanted while there is none: %v", err)
 		}
-		if err := b.store.DropSigningKey(ctx, start, "a", caller); !errors.Is(err, signing.ErrNotFound) {
+		if err := b.store.DropSigningKey(ctx, start, "a", caller); !errors.Is(err, signingkey.ErrNotFound) {
 			b.t.Errorf("dropped while there is none: %v", err)
 		}
 		a := signingKey("a", 1)
 		b.addKey(a)
-		b.moveKey(a, signing.Signing)
+		b.moveKey(a, signingkey.Signing)
 		b.addKey(signingKey("n", 2))
 		for _, at := range []time.Time{start, start.Add(time.Hour)} {
 			if err := b.store.WantSigningKey(ctx, at, caller); err != nil {
@@ -127,8 +127,8 @@ func TestSigningKeys_AreWantedAndDroppedByAnybody(t *testing.T) {
 			}
 		}
 		got := b.keys()
-		if got[1].State != signing.Removed || got[1].Sealed != nil || got[1].Reason != signing.Compromised || !got[1].RemoveTime.Equal(start.Add(time.Minute)) ||
-			got[0].State != signing.Published {
+		if got[1].State != signingkey.Removed || got[1].Sealed != nil || got[1].Reason != signingkey.Compromised || !got[1].RemoveTime.Equal(start.Add(time.Minute)) ||
+			got[0].State != signingkey.Published {
 			b.t.Errorf("after one was dropped: %+v", got)
 		}
 		for id, want := range map[string]bool{"a": true, "n": false, "nobody's": false} {
@@ -155,7 +155,7 @@ func TestSigningKeys_AreSealedAnewWithTheRest(t *testing.T) {
 		}
 		want := []keyring.Record{
 			{ID: "a", Identity: "credential_version/a", Sealed: []byte{1, 2, 3}},
-			{ID: "signing_key/Z", Identity: signing.SealedAs("Z"), Sealed: []byte("sealed Z")},
+			{ID: "signing_key/Z", Identity: signingkey.SealedAs("Z"), Sealed: []byte("sealed Z")},
 		}
 		if diff := cmp.Diff(want, all); diff != "" {
 			b.t.Fatal(diff)
@@ -192,7 +192,7 @@ func TestSigningKeys_AreKeptByTheirVersions(t *testing.T) {
 			b.t.Errorf("begun under a key that does not sign yet: %v", err)
 		}
 		a.SignTime = start.Add(time.Second)
-		a = b.moveKey(a, signing.Signing)
+		a = b.moveKey(a, signingkey.Signing)
 		v := version("v1", 1, "a")
 		b.mustCommit(credential.Change{Intent: &v})
 		f := b.facts()
@@ -202,14 +202,14 @@ func TestSigningKeys_AreKeptByTheirVersions(t *testing.T) {
 		}
 		n := signingKey("n", 2)
 		b.addKey(n)
-		b.moveKey(n, signing.Signing)
+		b.moveKey(n, signingkey.Signing)
 		if trust, err := b.store.Trust(ctx); err != nil || trust.Key != "n" || !slices.Equal(trust.Usable, []string{"n", "a"}) {
 			b.t.Errorf("versions stand on %+v, %v", trust, err)
 		}
 		if s, err := b.store.SigningFacts(ctx); err != nil || cmp.Diff([]string{"a"}, s.Used) != "" {
 			b.t.Errorf("used are %v, %v", s.Used, err)
 		}
-		if err := b.store.MoveSigningKey(ctx, b.master, signing.Move{From: signing.Signing, Key: with(a, signing.Retired)}); !errors.Is(err, store.ErrChanged) {
+		if err := b.store.MoveSigningKey(ctx, b.master, signingkey.Move{From: signingkey.Signing, Key: with(a, signingkey.Retired)}); !errors.Is(err, store.ErrChanged) {
 			b.t.Errorf("retired under a version: %v", err)
 		}
 		for _, to := range []credential.State{credential.Active, credential.Retiring, credential.Revoking} {
@@ -217,7 +217,7 @@ func TestSigningKeys_AreKeptByTheirVersions(t *testing.T) {
 			v.State = to
 			b.mustCommit(credential.Change{Moves: []credential.Move{{From: from, Version: v}}})
 		}
-		b.moveKey(a, signing.Retired)
+		b.moveKey(a, signingkey.Retired)
 		late := version("v2", 2, "a")
 		if err := b.commit(credential.Change{Intent: &late}); !errors.Is(err, store.ErrChanged) {
 			b.t.Errorf("begun under a key that signs no more: %v", err)
@@ -232,7 +232,7 @@ func TestRotations_NameTheKeyOfWhatTheyReplace(t *testing.T) {
 		b.want(2, store.Integration{UID: "uid", Name: integrationName, Cloud: "public", Federated: true, Revision: 2})
 		old := signingKey("a", 1)
 		b.addKey(old)
-		b.moveKey(old, signing.Signing)
+		b.moveKey(old, signingkey.Signing)
 		v := credential.Version{ID: "v1", IntegrationUID: "uid", Number: 1, State: credential.Propagating, SigningKey: "a", IntendTime: start, AddTime: start}
 		b.mustCommit(credential.Change{Intent: &v})
 		move := func(to credential.State) {

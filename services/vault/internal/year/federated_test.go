@@ -24,7 +24,7 @@ import (
 	"phasekey.dev/services/vault/internal/lease"
 	"phasekey.dev/services/vault/internal/rotation"
 	"phasekey.dev/services/vault/internal/signer"
-	"phasekey.dev/services/vault/internal/signing"
+	"phasekey.dev/services/vault/internal/signingkey"
 	"phasekey.dev/services/vault/internal/store"
 )
 
@@ -35,8 +35,8 @@ const (
 )
 
 // keyTiming is production's, with keys that sign for some days only.
-func keyTiming() signing.Timing {
-	t := signing.Production()
+func keyTiming() signingkey.Timing {
+	t := signingkey.Production()
 	t.Period = 5 * 24 * time.Hour
 	return t
 }
@@ -72,7 +72,7 @@ type keys struct{ *store.Store }
 
 type unpausedKey struct{}
 
-func (k keys) SigningKeys(ctx context.Context) ([]signing.Key, error) {
+func (k keys) SigningKeys(ctx context.Context) ([]signingkey.Key, error) {
 	return k.Store.SigningKeys(context.WithValue(ctx, unpausedKey{}, true))
 }
 
@@ -178,12 +178,12 @@ func (w *world) keysInHand(ctx context.Context) {
 	for ctx.Err() == nil {
 		sleep(ctx, 24*time.Hour+time.Duration(dice.Int64N(int64(48*time.Hour))))
 		all, err := w.store.SigningKeys(ctx)
-		lost := map[signing.State]bool{}
+		lost := map[signingkey.State]bool{}
 		switch dice.IntN(5) {
 		case 0, 1: // the one that new versions are made under
-			lost[signing.Signing] = true
+			lost[signingkey.Signing] = true
 		case 2: // whatever there is
-			lost[signing.Signing], lost[signing.Published] = true, true
+			lost[signingkey.Signing], lost[signingkey.Published] = true, true
 		default:
 			if err == nil {
 				w.count("signing keys replaced out of turn")
@@ -196,7 +196,7 @@ func (w *world) keysInHand(ctx context.Context) {
 				err = errors.Join(err, w.store.DropSigningKey(ctx, time.Now(), k.ID, who))
 			}
 		}
-		if err != nil && ctx.Err() == nil && !errors.Is(err, signing.ErrNotFound) {
+		if err != nil && ctx.Err() == nil && !errors.Is(err, signingkey.ErrNotFound) {
 			w.fail("operator of keys: %v", err)
 		}
 	}

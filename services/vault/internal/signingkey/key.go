@@ -1,4 +1,4 @@
-// Package signing is the life of the keys by which the vault signs assertions, as a state machine: what is known goes in as Facts, Decide
+// Package signingkey is the life of the keys by which the vault signs assertions, as a state machine: what is known goes in as Facts, Decide
 // names the one thing to do next. Nothing here talks to anybody, makes a key or reads a clock.
 //
 // What it guarantees: a key that takes another's place was published for as long as Timing says, for token services remember an issuer's
@@ -9,7 +9,7 @@
 // The tricky idea: which key signs for an integration is not decided here. An integration's credential version names its key, and is
 // replaced as any version is, proven first. So two keys sign for a while, and the older is RETIRED only when no version names it any
 // more: from then on nothing signs with it.
-package signing
+package signingkey
 
 import (
 	"errors"
