@@ -75,12 +75,12 @@ func applicationReady(f Facts) Condition {
 		c.Reason, c.Message = "Creating", "The application is being made."
 	case a.ReadyTime.IsZero():
 		c.Reason, c.Message = "ReplicationPending", "The application has not reached all of Entra ID yet."
-	case a.ForeignPasswords == 0 && a.ForeignTrusts > 0 && f.mayTrust() && f.Trust.Digest == "":
-		c.True, c.Reason = true, "IssuerMissing"
-		c.Message = "The application has federated credentials, and whether they are Phasekey's own is not known: the vault's configuration names no issuer. Leave them until it does."
 	case a.ForeignPasswords+a.ForeignTrusts > 0:
 		c.True, c.Reason = true, "ForeignCredentials"
 		c.Message = "The application has client secrets or federated credentials that Phasekey did not make, and leaves alone: whoever made them can act as it. Look who did, and remove them."
+	case a.UnknownTrusts > 0 && f.Trust.Digest == "":
+		c.True, c.Reason = true, "IssuerMissing"
+		c.Message = "The application has federated credentials, and whether they are Phasekey's own is not known: the vault's configuration names no issuer. Leave them until it does."
 	case slices.ContainsFunc(f.Strays, Stray.stuck), slices.ContainsFunc(f.Versions, Version.stuck):
 		c.True, c.Reason = true, "StrayCredentials"
 		c.Message = "The application has a client secret that is to go and that Entra ID does not let Phasekey remove. Unless the answer to the request for it was lost, whoever was given it can use it until it ends. Remove it by hand: its key ID is in the vault's log."

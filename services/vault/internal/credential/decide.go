@@ -383,8 +383,9 @@ func (p *plan) answersAgain(v Version) bool {
 
 // read has the application looked up.
 func (p *plan) read() Action {
-	last := p.lookTime()
-	if p.due(p.facts.Application.NextTime) && (p.missed(last) || last.IsZero() || p.due(last.Add(p.t.ReconcileInterval))) {
+	a, last := p.facts.Application, p.lookTime()
+	known := a.UnknownTrusts > 0 && p.facts.Trust.Digest != "" // now that the vault is an issuer again
+	if p.due(a.NextTime) && (known || p.missed(last) || last.IsZero() || p.due(last.Add(p.t.ReconcileInterval))) {
 		return Read{}
 	}
 	return nil

@@ -81,6 +81,8 @@ type Application struct {
 	// ForeignPasswords and ForeignTrusts count the passwords and the federated credentials which that read found and which nobody here
 	// made. They are left alone.
 	ForeignPasswords, ForeignTrusts int
+	// UnknownTrusts counts the federated credentials that it found while the vault was no issuer, of an application that may have some of its own.
+	UnknownTrusts int
 	// MissingReads counts reads in a row, spaced, that did not find it, the last at MissingTime.
 	MissingReads int
 	MissingTime  time.Time

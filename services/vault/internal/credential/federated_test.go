@@ -168,23 +168,27 @@ func TestTrust_IsThereOnceNothingIsLeft(t *testing.T) {
 func TestConditions_WhoseTrustsThereAre(t *testing.T) {
 	for _, tt := range []struct {
 		name string
-		edit func(f *credential.Facts)
+		edit func(f *credential.Facts, found *credential.MadeApplication)
 		want string
 	}{
-		{"somebody's", func(*credential.Facts) {}, "ForeignCredentials"},
-		{"without an issuer they may be its own", func(f *credential.Facts) { f.Trust.Digest = "" }, "IssuerMissing"},
-		{"without an issuer a secret is wanted again", func(f *credential.Facts) { f.Trust.Digest, f.Wanted.Federated = "", false }, "IssuerMissing"},
-		{"without an issuer there were none of its own", func(f *credential.Facts) {
+		{"somebody's", func(*credential.Facts, *credential.MadeApplication) {}, "ForeignCredentials"},
+		{"without an issuer they may be its own", func(f *credential.Facts, _ *credential.MadeApplication) { f.Trust.Digest = "" }, "IssuerMissing"},
+		{"without an issuer a secret is wanted again", func(f *credential.Facts, _ *credential.MadeApplication) {
+			f.Trust.Digest, f.Wanted.Federated = "", false
+		}, "IssuerMissing"},
+		{"without an issuer there were none of its own", func(f *credential.Facts, _ *credential.MadeApplication) {
 			f.Trust.Digest, f.Wanted.Federated, f.Application.TrustSendTime = "", false, time.Time{}
 		}, "ForeignCredentials"},
-		{"without an issuer a password is somebody's all the same", func(f *credential.Facts) {
-			f.Trust.Digest, f.Application.ForeignPasswords = "", 1
+		{"without an issuer a password is somebody's all the same", func(f *credential.Facts, found *credential.MadeApplication) {
+			f.Trust.Digest, found.Passwords = "", []credential.MadePassword{{KeyID: "hand", Name: "made by hand"}}
 		}, "ForeignCredentials"},
-		{"without an issuer there are none", func(f *credential.Facts) { f.Trust.Digest, f.Application.ForeignTrusts = "", 0 }, "Replicated"},
+		{"without an issuer there are none", func(f *credential.Facts, found *credential.MadeApplication) {
+			f.Trust.Digest, found.ForeignTrusts = "", 0
+		}, "Replicated"},
 	} {
-		f := trusting(federated("a", 1, credential.Active, "k2"))
-		f.Application.ForeignTrusts = 2
-		tt.edit(&f)
+		f, found := trusting(federated("a", 1, credential.Active, "k2")), credential.MadeApplication{ObjectID: "object", ForeignTrusts: 2}
+		tt.edit(&f, &found)
+		f = f.With(f.ReadFound(epoch, "test", found))
 		if c := credential.Conditions(epoch, f, credential.Production())[0]; c.Reason != tt.want || !c.True {
 			t.Errorf("%s: %+v, want %s", tt.name, c, tt.want)
 		}

@@ -36,7 +36,7 @@ const (
 type MadeApplication struct {
 	ObjectID, ClientID, DisplayName string
 	Passwords                       []MadePassword
-	// ForeignTrusts counts its federated credentials that are none of ours.
+	// ForeignTrusts counts its federated credentials that are none of ours, as far as is known which those are.
 	ForeignTrusts int
 }
 
@@ -128,7 +128,10 @@ func (f Facts) ReadFound(now time.Time, deployment string, made MadeApplication)
 		a.ObjectID, a.ClientID, a.DisplayName = made.ObjectID, made.ClientID, made.DisplayName
 	}
 	a.ReadTime, a.MissingReads, a.MissingTime = now, 0, time.Time{}
-	a.ForeignPasswords, a.ForeignTrusts = 0, made.ForeignTrusts
+	a.ForeignPasswords, a.ForeignTrusts, a.UnknownTrusts = 0, made.ForeignTrusts, 0
+	if f.mayTrust() && f.Trust.Digest == "" {
+		a.ForeignTrusts, a.UnknownTrusts = 0, made.ForeignTrusts
+	}
 	f.reached(&a)
 	var strays []Stray
 	for _, p := range made.Passwords {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 
@@ -64,6 +65,13 @@ func (r *fakeRegistry) counts() (taken, refused int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return len(r.reports), r.refused
+}
+
+// all returns every report.
+func (r *fakeRegistry) all() []rotation.Report {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.reports)
 }
 
 // last returns the last report, in short: each condition's reason, with a + when it holds.

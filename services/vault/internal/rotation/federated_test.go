@@ -356,6 +356,64 @@ func TestFederated_WithoutAnIssuerItSaysSo(t *testing.T) {
 	})
 }
 
+// Nobody is told to remove the vault's own federated credentials, neither while it is no issuer nor when it is one again; and somebody's are told of then.
+func TestFederated_AnIssuerThatIsBackKnowsItsOwn(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name, want string
+		others     int
+	}{{"they are its own", "Replicated+", 0}, {"one is somebody's", "ForeignCredentials+", 1}} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s, _ := aliveFederated(t)
+				sign := s.config.Signer
+				if err := s.end(); err != nil {
+					t.Fatal(err)
+				}
+				s.entra.set(func(d *fakeDirectory) {
+					for _, app := range d.apps {
+						for range tt.others {
+							app.trusts["theirs"] = &fakeTrust{Trust: directory.Trust{Name: "theirs", Issuer: "https://elsewhere.example", Subject: "theirs", Audience: directory.AssertionAudience}}
+						}
+					}
+				})
+				of := func() string {
+					_, conditions := s.registry.last()
+					first, _, _ := strings.Cut(conditions, " ")
+					return first
+				}
+
+				s.config.Signer = nil
+				s.serve()
+				time.Sleep(2 * time.Hour)
+				if got := of(); got != "IssuerMissing+" {
+					t.Errorf("without an issuer the application is %s", got)
+				}
+				if err := s.end(); err != nil {
+					t.Fatal(err)
+				}
+
+				s.config.Signer = sign
+				s.serve()
+				s.until("whose they are", 2*time.Minute, func(f store.Facts) bool { return f.Application.UnknownTrusts == 0 && of() == tt.want })
+				if got := s.facts().Application.ForeignTrusts; got != tt.others {
+					t.Errorf("%d are somebody's, want %d", got, tt.others)
+				}
+				if err := s.end(); err != nil {
+					t.Error(err)
+				}
+				for _, r := range s.registry.all() {
+					for _, c := range r.Conditions {
+						if tt.others == 0 && c.Reason == "ForeignCredentials" {
+							t.Errorf("the vault's own are said to be somebody's: %+v", c)
+						}
+					}
+				}
+			})
+		})
+	}
+}
+
 // TestFederated_AnIssuerThatIsBackIsWorkedWithAtOnce has the configuration name no issuer for 30 hours, while Graph answers each third time.
 func TestFederated_AnIssuerThatIsBackIsWorkedWithAtOnce(t *testing.T) {
 	t.Parallel()

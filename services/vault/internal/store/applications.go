@@ -275,7 +275,7 @@ const applicationColumns = `applications.integration_uid, applications.object_id
 	applications.report_digest, applications.report_time, applications.activate_time, applications.seen_probe_time,
 	applications.seen_want_time, applications.lease_end_time, applications.absences, applications.absence_time,
 	applications.trust_digest, applications.trust_time, applications.trust_send_time, applications.foreign_trusts,
-	applications.add_refusal`
+	applications.add_refusal, applications.unknown_trusts`
 
 // scanApplication reads a row that begins with applicationColumns; more are further columns.
 func scanApplication(row sqldb.Row, more ...any) (credential.Application, error) {
@@ -290,7 +290,7 @@ func scanApplication(row sqldb.Row, more ...any) (credential.Application, error)
 		&a.ConsentCode, &a.Failures, &a.FailureCode, at{&a.NextTime}, &a.AddFailures, &a.AddCode, at{&a.AddNextTime}, &limit,
 		at{&a.DeleteTime}, at{&a.PurgeTime}, at{&a.ForgetTime}, &a.ReportDigest, at{&a.ReportTime},
 		at{&a.ActivateTime}, at{&a.SeenProbeTime}, at{&a.SeenWantTime}, at{&a.LeaseEndTime}, &a.Absences, at{&a.AbsenceTime},
-		&a.TrustDigest, at{&a.TrustTime}, at{&a.TrustSendTime}, &a.ForeignTrusts, &a.AddRefusal}
+		&a.TrustDigest, at{&a.TrustTime}, at{&a.TrustSendTime}, &a.ForeignTrusts, &a.AddRefusal, &a.UnknownTrusts}
 	err := row.Scan(append(columns, more...)...)
 	a.Consented = consented != 0
 	a.LifeLimit = time.Duration(limit) * time.Microsecond
@@ -306,7 +306,7 @@ func (tx masterTx) saveApplication(ctx context.Context, uid string, a credential
 		sqldb.Micros(a.DeleteTime), sqldb.Micros(a.PurgeTime), sqldb.Micros(a.ForgetTime), a.ReportDigest, sqldb.Micros(a.ReportTime),
 		sqldb.Micros(a.ActivateTime), sqldb.Micros(a.SeenProbeTime), sqldb.Micros(a.SeenWantTime), sqldb.Micros(a.LeaseEndTime), a.Absences,
 		sqldb.Micros(a.AbsenceTime), a.TrustDigest, sqldb.Micros(a.TrustTime), sqldb.Micros(a.TrustSendTime), a.ForeignTrusts,
-		a.AddRefusal}
+		a.AddRefusal, a.UnknownTrusts}
 	saved, err := tx.Exec(ctx, `UPDATE applications SET object_id = $2, client_id = $3, display_name = $4, spec_digest = $5,
 		ensure_send_time = $6, ensure_time = $7, read_time = $8, write_time = $9, foreign_passwords = $10, missing_reads = $11,
 		missing_time = $12, home_proofs = $13, home_time = $14, ready_time = $15, consented = $16, consent_time = $17,
@@ -314,7 +314,7 @@ func (tx masterTx) saveApplication(ctx context.Context, uid string, a credential
 		failures = $23, failure_code = $24, retry_time = $25, add_failures = $26, add_code = $27, add_retry_time = $28, life_limit = $29,
 		delete_time = $30, purge_time = $31, forget_time = $32, report_digest = $33, report_time = $34, activate_time = $35, seen_probe_time = $36, seen_want_time = $37,
 		lease_end_time = $38, absences = $39, absence_time = $40,
-		trust_digest = $41, trust_time = $42, trust_send_time = $43, foreign_trusts = $44, add_refusal = $45
+		trust_digest = $41, trust_time = $42, trust_send_time = $43, foreign_trusts = $44, add_refusal = $45, unknown_trusts = $46
 		WHERE integration_uid = $1`, args...)
 	if err != nil {
 		return fmt.Errorf("save application: %w", err)
