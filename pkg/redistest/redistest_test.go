@@ -12,7 +12,7 @@ import (
 )
 
 func TestEach_IsARedisWithFaults(t *testing.T) {
-	redistest.Each(t, func(t *testing.T, r *redistest.Redis) {
+	redistest.Each(t, func(t testing.TB, r *redistest.Redis) {
 		ctx := t.Context()
 		near, far := r.Link(t), r.Link(t)
 		set := func(link *redistest.Link, value string) error { return link.Set(ctx, "key", value, 0).Err() }
