@@ -14,6 +14,7 @@ import (
 
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
 	"phasekey.dev/pkg/sqldbtest"
+	"phasekey.dev/pkg/stalltest"
 	"phasekey.dev/test/internal/rigtest"
 )
 
@@ -162,12 +163,13 @@ func (w *world) master(t *testing.T, not ...*vault) (found *vault) {
 // shardsEach is a vault's share.
 const shardsEach = shards / vaults
 
-// failover has something happen to a vault, and measures how long it takes until another has taken the last of its shards.
+// failover has something happen to a vault, and measures how long it takes until another has taken the last of its shards: on a
+// machine that does not stand still.
 func (w *world) failover(t *testing.T, v *vault, happen func()) time.Duration {
 	t.Helper()
 	before, err := w.held(t.Context(), v)
 	rigtest.Must(t, err)
-	began := time.Now()
+	clock := stalltest.Start(t)
 	happen()
 	took := map[int]time.Duration{}
 	limit := 4 * lockTTL
@@ -180,7 +182,7 @@ func (w *world) failover(t *testing.T, v *vault, happen func()) time.Duration {
 		}
 		for shard, epoch := range before {
 			if _, ok := took[shard]; !ok && epochs[shard] != epoch {
-				took[shard] = time.Since(began)
+				took[shard] = clock.Ran()
 			}
 		}
 		select {
