@@ -113,7 +113,12 @@ func (s *server) config(database string) sqldb.Config {
 	if s.remote != "" {
 		return sqldb.Config{Driver: sqldb.DriverPostgres, Volatile: s.volatile, DSN: s.remote + " dbname=" + database}
 	}
-	return sqldb.Config{Driver: sqldb.DriverPostgres, Volatile: s.volatile, DSN: fmt.Sprintf("host=%s user=postgres dbname=%s", s.folder, database)}
+	c := sqldb.Config{Driver: sqldb.DriverPostgres, Volatile: s.volatile, DSN: fmt.Sprintf("host=%s user=postgres dbname=%s", s.folder, database)}
+	if s.volatile { // the one for all tests
+		// A machine may stand still for seconds while a transaction is open, or waits for another.
+		c.LockTimeout, c.IdleInTransactionTimeout = time.Minute, time.Minute
+	}
+	return c
 }
 
 func (s *server) create(template string) (name string, err error) {

@@ -291,8 +291,6 @@ func onPostgres(t *testing.T, settings ...string) *counter {
 	}
 	config := sqldbtest.MigratedPostgresConfig(t, migrations)
 	config.DSN += " " + strings.Join(settings, " ")
-	// Tests hold transactions up, and a machine may stand still for seconds.
-	config.LockTimeout, config.IdleInTransactionTimeout = time.Minute, time.Minute
 	db, err := sqldb.Open(t.Context(), config, migrations)
 	if err != nil {
 		t.Fatal(err)
