@@ -218,7 +218,8 @@ func TestTx_RunsAgainAfterADeadlock(t *testing.T) {
 	all.Go(func() { crosswise("a", "b") })
 	all.Go(func() { crosswise("b", "a") })
 	all.Wait()
-	if got := runs.Load(); got != 3 {
+	// Who was given up may be back before the other has woken, and they are in each other's way once more.
+	if got := runs.Load(); got < 3 {
 		t.Errorf("the functions ran %d times, want each once and one of them again", got)
 	}
 	if diff := cmp.Diff(map[string]int64{"a": 2, "b": 2}, balances(t, db)); diff != "" {
