@@ -19,6 +19,8 @@ const (
 
 // Clock counts the time in which the test's process ran.
 type Clock struct {
+	stopped chan struct{}
+
 	mu          sync.Mutex
 	began, seen time.Time
 	lost        time.Duration
@@ -28,8 +30,7 @@ type Clock struct {
 // Start starts a clock, which goes until the test ends.
 func Start(t testing.TB) *Clock {
 	now := time.Now()
-	c := &Clock{began: now, seen: now}
-	stop := make(chan struct{})
+	c := &Clock{stopped: make(chan struct{}), began: now, seen: now}
 	var looking sync.WaitGroup
 	looking.Go(func() {
 		ticker := time.NewTicker(tick)
@@ -38,13 +39,13 @@ func Start(t testing.TB) *Clock {
 			select {
 			case <-ticker.C:
 				c.look(time.Now())
-			case <-stop:
+			case <-c.stopped:
 				return
 			}
 		}
 	})
 	t.Cleanup(func() {
-		close(stop)
+		close(c.stopped)
 		looking.Wait()
 	})
 	return c
@@ -81,14 +82,14 @@ func (c *Clock) Stood() time.Duration {
 }
 
 // After is closed when the process has run for so long, or the test ends.
-func (c *Clock) After(t testing.TB, d time.Duration) <-chan struct{} {
+func (c *Clock) After(d time.Duration) <-chan struct{} {
 	over := make(chan struct{})
 	go func() {
 		defer close(over)
 		for left := d - c.Ran(); left > 0; left = d - c.Ran() {
 			select {
 			case <-time.After(left):
-			case <-t.Context().Done():
+			case <-c.stopped:
 				return
 			}
 		}

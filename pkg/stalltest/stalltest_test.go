@@ -24,7 +24,7 @@ func TestClock_CountsNoStandstill(t *testing.T) {
 		if ran, stood := c.Ran(), c.Stood(); ran < time.Second-tick || ran > time.Second || stood < 3*time.Second {
 			t.Errorf("after a standstill of three seconds: it ran for %s, stood still for %s", ran, stood)
 		}
-		over := c.After(t, 3*time.Second)
+		over := c.After(3 * time.Second)
 		time.Sleep(time.Second)
 		c.stand(time.Minute)
 		time.Sleep(900 * time.Millisecond)

@@ -33,7 +33,7 @@ func start(t *testing.T, dir string) *dev {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	d, err := startDev(ctx, dir)
+	d, err := startDev(ctx, t, dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -217,7 +217,7 @@ func TestServicesListeners_RefuseStrangers(t *testing.T) {
 			{"plaintext", nil},
 		} {
 			t.Run(listener.name+"/"+test.name, func(t *testing.T) {
-				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 				defer cancel()
 				_, err := healthv1.NewHealthClient(connect(t, listener.address, test.config)).Check(ctx, &healthv1.HealthCheckRequest{})
 				if status.Code(err) != codes.Unavailable {
