@@ -104,6 +104,13 @@ func (r *running) await(i int) {
 		case o := <-r.ended:
 			r.note(o)
 		case <-timer.C:
+			// A process that stood still finds both: what has ended by now has ended in time.
+			for len(r.ended) > 0 {
+				r.note(<-r.ended)
+			}
+			if r.done[i] {
+				return
+			}
 			r.failures = append(r.failures, fmt.Errorf("task %s: %w (%s)", r.tasks[i].Name, ErrGrace, grace))
 			return
 		}
