@@ -39,7 +39,7 @@ func (w *world) loseCommits(t *testing.T) {
 		return nil
 	})
 	// Whoever has an assertion needs its key: one that is made from now on signs in two periods' time at the earliest, and no commit is lost from then.
-	rigtest.Await(t, 2*keyPeriod, func(ctx context.Context) error {
+	rigtest.Await(t, again, func(ctx context.Context) error {
 		var made int64
 		err := w.shards.QueryRowContext(ctx, `SELECT publish_time FROM signing_keys WHERE state = 'PUBLISHED'`).Scan(&made)
 		if err == nil && time.Since(time.UnixMicro(made)) > keyPeriod/4 {
