@@ -5,9 +5,11 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"html"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -133,7 +135,8 @@ func (p *place) source(t *testing.T, name string) *mtls.Source {
 func (p *place) serve(t *testing.T, name, address string, register func(*grpc.Server)) (at string, stop func()) {
 	t.Helper()
 	if address == "" {
-		address = "127.0.0.1:0"
+		// Nobody else has it, so that the port is still free when it is listened at anew.
+		address = fmt.Sprintf("127.%d.%d.%d:0", 1+rand.N(254), rand.N(255), 1+rand.N(254))
 	}
 	ln, err := new(net.ListenConfig).Listen(t.Context(), "tcp", address)
 	if err != nil {
