@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -304,17 +305,23 @@ type auditTrail struct {
 	begun time.Time
 }
 
-// phasekey runs the command as an operator, and returns what it prints.
+// phasekey runs the command as an operator, and returns what it prints. What reads the audit it runs again for as long as the database does not answer, as the
+// command says: whoever stood still in the midst of reading was cut off.
 func (w *world) phasekey(t *testing.T, trail *auditTrail, arguments ...string) (string, error) {
 	t.Helper()
-	command := exec.CommandContext(t.Context(), rigtest.Binary(t, "phasekey"), append(arguments, "--contexts-file", trail.contexts)...)
-	var out, said bytes.Buffer
-	command.Stdout, command.Stderr = &out, &said
-	err := command.Run()
-	if err != nil {
-		err = fmt.Errorf("phasekey %v: %w: %s%s", arguments, err, out.Bytes(), said.Bytes())
+	for late := time.Now().Add(again); ; pause(t, time.Second) {
+		command := exec.CommandContext(t.Context(), rigtest.Binary(t, "phasekey"), append(slices.Clone(arguments), "--contexts-file", trail.contexts)...)
+		var out, said bytes.Buffer
+		command.Stdout, command.Stderr = &out, &said
+		err := command.Run()
+		if err != nil && arguments[0] == "audit" && strings.Contains(said.String(), "DEPENDENCY_UNAVAILABLE") && time.Now().Before(late) {
+			continue
+		}
+		if err != nil {
+			err = fmt.Errorf("phasekey %v: %w: %s%s", arguments, err, out.Bytes(), said.Bytes())
+		}
+		return strings.TrimSpace(out.String()), err
 	}
-	return strings.TrimSpace(out.String()), err
 }
 
 // beginTrail takes down the key that signs the first checkpoint.
