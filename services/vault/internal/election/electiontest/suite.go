@@ -326,7 +326,11 @@ func handsOverOneByOne(t testing.TB, ttl time.Duration, place Locks) {
 	one := place.Join(t, "one", 4, fence)
 	two := place.Join(t, "two", 4, fence)
 	settled(t, ttl, []int{2, 2}, one, two)
-	slow := one.Shards(t)[0]
+	served := one.Shards(t)
+	if len(served) == 0 {
+		t.Fatal("one replica has lost what both had shared")
+	}
+	slow := served[0]
 	one.Linger(slow)
 	end := sync.OnceFunc(func() { one.Release(slow) })
 	t.Cleanup(end)
