@@ -75,10 +75,10 @@ func TestKeys(t *testing.T) {
 // beginAnew gives the vaults an empty database and a new key. The registry knows what there is to be, and Entra ID has the applications: customers are asked for nothing, and what
 // runs may hold stays for now.
 func (w *world) beginAnew(t *testing.T) {
-	stay := w.passwordsStay(t)
 	for _, v := range w.vaults {
 		v.Stop(t)
 	}
+	stay := w.passwordsStay(t) // from now on: until then what was replaced was removed in its time
 	empty := database(w.postgres.Config(t))
 	for _, v := range w.vaults {
 		w.set(t, v, map[string]any{"kek": "file://" + filepath.Join(w.Dir, "anew.key"), "database": empty})
@@ -386,12 +386,14 @@ func (w *world) verifyTrail(t *testing.T, trail *auditTrail) {
 		t.Errorf("up to %s: %+v, of %+v in all: %v", end, until, whole, err)
 	}
 	// Somebody who can write to the database takes the end away, with its checkpoint.
-	var cut int64
-	rigtest.Must(t, w.shards.QueryRowContext(t.Context(), `SELECT time FROM audit_checkpoints ORDER BY number DESC OFFSET 1 LIMIT 1`).Scan(&cut))
-	for _, statement := range []string{`DELETE FROM audit_checkpoints WHERE time > $1`, `DELETE FROM audit_events WHERE time > $1`} {
-		_, err := w.shards.ExecContext(t.Context(), statement, cut)
-		rigtest.Must(t, err)
-	}
+	var last, before int64
+	rigtest.Must(t, w.shards.QueryRowContext(t.Context(), `SELECT number, time FROM audit_checkpoints ORDER BY number DESC LIMIT 1`).Scan(&last, &before))
+	rigtest.Must(t, w.shards.QueryRowContext(t.Context(), `SELECT (time + $2) / 2 FROM audit_checkpoints WHERE number = $1`, last-1, before).Scan(&before))
+	_, err = w.shards.ExecContext(t.Context(), `DELETE FROM audit_checkpoints WHERE number >= $1`, last)
+	rigtest.Must(t, err)
+	// The one before may cover what came some time after its own: its time is that of the moment at which it was begun.
+	_, err = w.shards.ExecContext(t.Context(), `DELETE FROM audit_events WHERE time > $1`, before)
+	rigtest.Must(t, err)
 	if v, err := w.verify(t, trail, "--checkpoints", trail.kept); err == nil || len(v.Kept) == 0 {
 		t.Errorf("after its end was cut off: %+v, %v", v, err)
 	}
