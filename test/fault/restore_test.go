@@ -49,12 +49,11 @@ func TestRestore_OfEverythingFromDumps(t *testing.T) {
 		Parent: account, IntegrationId: "since", Integration: &registryv1.Integration{DisplayName: "Since", TenantId: w.integrations[0].tenant},
 	})
 	rigtest.Must(t, err)
-	// What runs have by now works on, whoever knows of it.
-	stay := w.passwordsStay(t)
-
 	for _, v := range w.vaults {
 		v.Stop(t)
 	}
+	// What runs have by now works on, whoever knows of it. Until now what was replaced was removed in its time.
+	stay := w.passwordsStay(t)
 	w.registryd.Stop(t)
 	for n, dsn := range w.databases {
 		execute(t, tool(t, "pg_restore"), "--clean", "--if-exists", "--single-transaction", "--dbname="+dsn, dumps[n])
