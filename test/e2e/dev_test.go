@@ -15,11 +15,9 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"testing"
 	"time"
 
 	"phasekey.dev/pkg/logtest"
-	"phasekey.dev/pkg/stalltest"
 )
 
 // binary is the path of a built command.
@@ -80,17 +78,14 @@ type dev struct {
 	interrupt func() error
 }
 
-// stopsWithin is what stopping may take on a machine that does not stand still.
-const stopsWithin = 5 * time.Second
-
 // startDev runs phasekey-dev on a folder and waits until it is up.
-func startDev(ctx context.Context, t testing.TB, dir string) (*dev, error) {
+func startDev(ctx context.Context, dir string) (*dev, error) {
 	path, err := binary("phasekey-dev")
 	if err != nil {
 		return nil, err
 	}
 	d := &dev{dir: dir, out: &logtest.Transcript{}, ended: make(chan error, 1)}
-	d.interrupt = sync.OnceValue(func() error { return d.stop(t) })
+	d.interrupt = sync.OnceValue(d.stop)
 	d.command = exec.Command(path, "--dir", dir, "--log-level", "debug")
 	d.command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	d.command.Stderr = d.out
@@ -128,23 +123,17 @@ func startDev(ctx context.Context, t testing.TB, dir string) (*dev, error) {
 	return d, nil
 }
 
-// errSlow means that it did not stop in time.
-var errSlow = fmt.Errorf("phasekey-dev did not stop within %s", stopsWithin)
+// errSlow means that it did not stop within five seconds.
+var errSlow = errors.New("phasekey-dev did not stop within five seconds")
 
-func (d *dev) stop(t testing.TB) error {
-	clock := stalltest.Start(t)
+func (d *dev) stop() error {
 	if err := d.command.Process.Signal(os.Interrupt); err != nil {
 		return err
 	}
 	select {
 	case err := <-d.ended:
-		if stood := clock.Stood(); err != nil && stood > time.Second {
-			// Its tasks had their grace, in which nothing ran.
-			t.Logf("stopping, while the machine stood still for %s: %v", stood, err)
-			return nil
-		}
 		return err
-	case <-clock.After(stopsWithin):
+	case <-time.After(5 * time.Second):
 		return errors.Join(errSlow, d.command.Process.Kill())
 	}
 }

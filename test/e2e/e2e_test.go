@@ -33,7 +33,7 @@ func start(t *testing.T, dir string) *dev {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	d, err := startDev(ctx, t, dir)
+	d, err := startDev(ctx, dir)
 	if err != nil {
 		t.Fatal(err)
 	}

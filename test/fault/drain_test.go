@@ -12,7 +12,6 @@ import (
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
 	"phasekey.dev/pkg/runner"
 	"phasekey.dev/pkg/secret"
-	"phasekey.dev/pkg/stalltest"
 	"phasekey.dev/test/internal/rigtest"
 )
 
@@ -83,7 +82,6 @@ func (w *world) follow(t *testing.T) (all []*follower) {
 func (w *world) drain(t *testing.T) {
 	t.Helper()
 	followers := w.follow(t)
-	clock := stalltest.Start(t)
 	for _, v := range w.vaults {
 		v.Stop(t)
 		w.rotated(t, again)
@@ -106,13 +104,8 @@ func (w *world) drain(t *testing.T) {
 		}
 		v.Start(t)
 	}
-	// Who does not leave when asked, and seconds later has not, is told to go.
-	if stood := clock.Stood(); stood > time.Second {
-		t.Logf("the runners stood still for %s, and may have been without a stream", stood)
-	} else {
-		for _, f := range followers {
-			f.moved(t)
-		}
+	for _, f := range followers {
+		f.moved(t)
 	}
 	open := map[string]bool{}
 	for _, f := range followers {

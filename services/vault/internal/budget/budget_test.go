@@ -23,7 +23,7 @@ const home = "11111111-1111-4111-8111-111111111111"
 // limits are met within seconds by reads, whose window is ten seconds: up to 125 are saved up by each class, and 175 come each second.
 func limits() budget.Limits { return budget.Limits{Writes: 2400, Reads: 2000, AloneShare: 0.25} }
 
-func replica(t testing.TB, client redis.UniversalClient) (*budget.Budget, *prometheus.Registry) {
+func replica(t *testing.T, client redis.UniversalClient) (*budget.Budget, *prometheus.Registry) {
 	t.Helper()
 	metrics := prometheus.NewRegistry()
 	b, err := budget.New(budget.Config{Limits: limits(), Client: client, Prefix: "test", Log: slog.New(slog.DiscardHandler), Metrics: metrics})
@@ -84,7 +84,7 @@ func (c *crowd) run(ctx context.Context, name string, b *budget.Budget, until ti
 }
 
 // together runs crowds at all replicas for a time.
-func together(t testing.TB, d time.Duration, replicas []*budget.Budget, crowds ...*crowd) {
+func together(t *testing.T, d time.Duration, replicas []*budget.Budget, crowds ...*crowd) {
 	t.Helper()
 	until := time.Now().Add(d)
 	var all sync.WaitGroup
@@ -97,7 +97,7 @@ func together(t testing.TB, d time.Duration, replicas []*budget.Budget, crowds .
 }
 
 func TestBudget_IsOneForAllReplicas(t *testing.T) {
-	redistest.Each(t, func(t testing.TB, r *redistest.Redis) {
+	redistest.Each(t, func(t *testing.T, r *redistest.Redis) {
 		var replicas []*budget.Budget
 		for range 3 {
 			b, _ := replica(t, r.Link(t))
@@ -119,7 +119,7 @@ func TestBudget_IsOneForAllReplicas(t *testing.T) {
 func TestBudget_GuaranteesEachClassItsHalf(t *testing.T) {
 	for _, flooded := range []budget.Class{budget.Change, budget.Upkeep} {
 		t.Run(flooded.String(), func(t *testing.T) {
-			redistest.Each(t, func(t testing.TB, r *redistest.Redis) {
+			redistest.Each(t, func(t *testing.T, r *redistest.Redis) {
 				b, _ := replica(t, r.Link(t))
 				flood := &crowd{kind: budget.Read, class: flooded}
 				steady := &crowd{kind: budget.Read, class: 1 - flooded, every: 25 * time.Millisecond} // 80 a second, of 87 that are its own
@@ -150,7 +150,7 @@ func TestBudget_GuaranteesEachClassItsHalf(t *testing.T) {
 }
 
 func TestBudget_APauseIsEverybodys(t *testing.T) {
-	redistest.Each(t, func(t testing.TB, r *redistest.Redis) {
+	redistest.Each(t, func(t *testing.T, r *redistest.Redis) {
 		link := r.Link(t)
 		one, _ := replica(t, link)
 		two, _ := replica(t, r.Link(t))
@@ -187,7 +187,7 @@ func TestBudget_APauseIsEverybodys(t *testing.T) {
 }
 
 func TestBudget_RedisForgetsAndNothingIsGivenAway(t *testing.T) {
-	redistest.Each(t, func(t testing.TB, r *redistest.Redis) {
+	redistest.Each(t, func(t *testing.T, r *redistest.Redis) {
 		link := r.Link(t)
 		b, _ := replica(t, link)
 		got := 0

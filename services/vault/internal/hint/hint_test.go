@@ -38,7 +38,7 @@ type replica struct {
 }
 
 // join makes a replica, which has not begun.
-func join(t testing.TB, r *redistest.Redis, deployment string) *replica {
+func join(t *testing.T, r *redistest.Redis, deployment string) *replica {
 	t.Helper()
 	one := &replica{link: r.Link(t), log: make(lines, 100), stop: func() {}}
 	one.Hints = hint.New(one.link, deployment, slog.New(slog.NewTextHandler(one.log, nil)))
@@ -65,7 +65,7 @@ func join(t testing.TB, r *redistest.Redis, deployment string) *replica {
 }
 
 // subscribed waits until so many listen to a channel.
-func subscribed(t testing.TB, client redis.UniversalClient, channel string, want int64) {
+func subscribed(t *testing.T, client redis.UniversalClient, channel string, want int64) {
 	t.Helper()
 	deadline := time.Now().Add(patience)
 	for {
@@ -80,7 +80,7 @@ func subscribed(t testing.TB, client redis.UniversalClient, channel string, want
 	}
 }
 
-func next[T any](t testing.TB, what string, from <-chan T) (got T) {
+func next[T any](t *testing.T, what string, from <-chan T) (got T) {
 	t.Helper()
 	select {
 	case got = <-from:
@@ -91,7 +91,7 @@ func next[T any](t testing.TB, what string, from <-chan T) (got T) {
 }
 
 // until does something again and again until there is something to be had.
-func until(t testing.TB, what string, do func(), from <-chan string) {
+func until(t *testing.T, what string, do func(), from <-chan string) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
 		do()
@@ -105,7 +105,7 @@ func until(t testing.TB, what string, do func(), from <-chan string) {
 }
 
 func TestHints_ReachTheReplicasOfTheDeployment(t *testing.T) {
-	redistest.Each(t, func(t testing.TB, r *redistest.Redis) {
+	redistest.Each(t, func(t *testing.T, r *redistest.Redis) {
 		near, far, foreign := join(t, r, deployment), join(t, r, deployment), join(t, r, "other")
 		for _, one := range []*replica{near, far, foreign} {
 			one.run()
@@ -120,7 +120,7 @@ func TestHints_ReachTheReplicasOfTheDeployment(t *testing.T) {
 }
 
 func TestHints_ManyChangesAreOneHint(t *testing.T) {
-	redistest.Each(t, func(t testing.TB, r *redistest.Redis) {
+	redistest.Each(t, func(t *testing.T, r *redistest.Redis) {
 		one := join(t, r, deployment)
 		listener := r.Link(t).Subscribe(t.Context(), channel)
 		defer func() { _ = listener.Close() }()
@@ -145,7 +145,7 @@ func TestHints_ManyChangesAreOneHint(t *testing.T) {
 func TestHints_AreOnlyMissedWhileRedisIsAway(t *testing.T) {
 	for name, fault := range map[string]func(*redistest.Link){"down": (*redistest.Link).Cut, "partitioned": (*redistest.Link).Stall} {
 		t.Run(name, func(t *testing.T) {
-			redistest.Each(t, func(t testing.TB, r *redistest.Redis) {
+			redistest.Each(t, func(t *testing.T, r *redistest.Redis) {
 				near, far := join(t, r, deployment), join(t, r, deployment)
 				near.run()
 				far.run()
@@ -182,7 +182,7 @@ func TestHints_EndWhateverRedisDoes(t *testing.T) {
 		"is there": func(*redistest.Link) {}, "is down": (*redistest.Link).Cut, "is partitioned": (*redistest.Link).Stall,
 	} {
 		t.Run(name, func(t *testing.T) {
-			redistest.Each(t, func(t testing.TB, r *redistest.Redis) {
+			redistest.Each(t, func(t *testing.T, r *redistest.Redis) {
 				one := join(t, r, deployment)
 				one.run()
 				subscribed(t, one.link, channel, 1)

@@ -31,23 +31,23 @@ type Faults interface {
 // Place is where replicas are.
 type Place interface {
 	// Join starts a replica, stopped when the test ends. A shard that was fenced it leaves alone for the backend's TTL.
-	Join(t testing.TB, name string, shards int, fence election.Fence) *Replica
+	Join(t *testing.T, name string, shards int, fence election.Fence) *Replica
 }
 
 // Locks is a place whose replicas contend for locks.
 type Locks interface {
 	Place
 	// Forget loses all locks, and who is a member.
-	Forget(t testing.TB)
+	Forget(t *testing.T)
 }
 
 // Loss is a way to lose a mastership that nobody gave up.
 type Loss struct {
 	Name string
 	// Prepare may do something before there is a master.
-	Prepare func(t testing.TB, place Locks)
+	Prepare func(t *testing.T, place Locks)
 	// Lose makes a replica, which is alone, lose the only shard's mastership.
-	Lose func(t testing.TB, place Locks, one *Replica)
+	Lose func(t *testing.T, place Locks, one *Replica)
 	// Within is by when it must have noticed.
 	Within time.Duration
 	// Back is by when it must be master again after that, once its faults are healed; two TTLs when zero.
@@ -59,9 +59,9 @@ type Backend struct {
 	// TTL is for how long a shard has no master after one was lost. Cases wait for several times that, so it should be short outside of bubbles.
 	TTL time.Duration
 	// In runs a case in a place of its own.
-	In func(t *testing.T, test func(t testing.TB, place Place))
+	In func(t *testing.T, test func(t *testing.T, place Place))
 	// Contend is In for backends whose replicas contend for locks; nil for others.
-	Contend func(t *testing.T, test func(t testing.TB, place Locks))
+	Contend func(t *testing.T, test func(t *testing.T, place Locks))
 	// Losses are ways to lose a mastership that only this backend has.
 	Losses []Loss
 }
@@ -74,7 +74,7 @@ func Run(t *testing.T, b Backend) {
 	}
 	for _, test := range []struct {
 		name string
-		run  func(t testing.TB, ttl time.Duration, place Place)
+		run  func(t *testing.T, ttl time.Duration, place Place)
 	}{
 		{"ends a fenced mastership and backs off", backsOffWhenFenced},
 		{"comes back after a failure", comesBack},
@@ -84,7 +84,7 @@ func Run(t *testing.T, b Backend) {
 		{"waits for the work before it stops", waitsForWork},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			b.In(t, func(t testing.TB, place Place) { test.run(t, b.TTL, place) })
+			b.In(t, func(t *testing.T, place Place) { test.run(t, b.TTL, place) })
 		})
 	}
 	if b.Contend == nil {
@@ -92,7 +92,7 @@ func Run(t *testing.T, b Backend) {
 	}
 	for _, test := range []struct {
 		name string
-		run  func(t testing.TB, ttl time.Duration, place Locks)
+		run  func(t *testing.T, ttl time.Duration, place Locks)
 	}{
 		{"of two that believe one is effective", twoBelieveOneIsEffective},
 		{"fails over when a replica is cut off", failsOver},
@@ -103,7 +103,7 @@ func Run(t *testing.T, b Backend) {
 		{"takes its fair share", fairShare},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			b.Contend(t, func(t testing.TB, place Locks) { test.run(t, b.TTL, place) })
+			b.Contend(t, func(t *testing.T, place Locks) { test.run(t, b.TTL, place) })
 		})
 	}
 }
@@ -112,14 +112,14 @@ func (b Backend) losesUnexpectedly(t *testing.T) {
 	t.Parallel() // waits for its cases, which may be parallel too
 	ttl := b.TTL
 	losses := append([]Loss{
-		{Name: "everything was forgotten", Lose: func(t testing.TB, place Locks, _ *Replica) { place.Forget(t) }, Within: ttl / 2},
-		{Name: "the service is down", Lose: func(_ testing.TB, _ Locks, one *Replica) { one.Faults.Cut() }, Within: ttl},
-		{Name: "the service is cut off", Lose: func(_ testing.TB, _ Locks, one *Replica) { one.Faults.Stall() }, Within: ttl},
-		{Name: "answers are lost", Lose: func(_ testing.TB, _ Locks, one *Replica) { one.Faults.LoseReplies() }, Within: ttl},
+		{Name: "everything was forgotten", Lose: func(t *testing.T, place Locks, _ *Replica) { place.Forget(t) }, Within: ttl / 2},
+		{Name: "the service is down", Lose: func(_ *testing.T, _ Locks, one *Replica) { one.Faults.Cut() }, Within: ttl},
+		{Name: "the service is cut off", Lose: func(_ *testing.T, _ Locks, one *Replica) { one.Faults.Stall() }, Within: ttl},
+		{Name: "answers are lost", Lose: func(_ *testing.T, _ Locks, one *Replica) { one.Faults.LoseReplies() }, Within: ttl},
 	}, b.Losses...)
 	for _, loss := range losses {
 		t.Run(loss.Name, func(t *testing.T) {
-			b.Contend(t, func(t testing.TB, place Locks) {
+			b.Contend(t, func(t *testing.T, place Locks) {
 				if loss.Prepare != nil {
 					loss.Prepare(t, place)
 				}
@@ -144,7 +144,7 @@ func (b Backend) losesUnexpectedly(t *testing.T) {
 // late is what failing over may take: the promise is a fifth more than the TTL, the rest is for a busy machine.
 func late(ttl time.Duration) time.Duration { return ttl + ttl/2 }
 
-func backsOffWhenFenced(t testing.TB, ttl time.Duration, place Place) {
+func backsOffWhenFenced(t *testing.T, ttl time.Duration, place Place) {
 	fence := NewFence()
 	one := place.Join(t, "one", 1, fence)
 	first := one.Next(t, ttl)
@@ -160,7 +160,7 @@ func backsOffWhenFenced(t testing.TB, ttl time.Duration, place Place) {
 	first.Ends(t, 0, election.ErrResigned)
 }
 
-func comesBack(t testing.TB, ttl time.Duration, place Place) {
+func comesBack(t *testing.T, ttl time.Duration, place Place) {
 	one := place.Join(t, "one", 1, NewFence())
 	for _, err := range []error{errors.New("a failure"), nil} {
 		one.Next(t, ttl).Return <- err
@@ -168,7 +168,7 @@ func comesBack(t testing.TB, ttl time.Duration, place Place) {
 	one.Next(t, ttl).Lasts(t, 2*ttl)
 }
 
-func comesBackFromRefusal(t testing.TB, ttl time.Duration, place Place) {
+func comesBackFromRefusal(t *testing.T, ttl time.Duration, place Place) {
 	fence := NewFence()
 	fence.Refuse(errors.New("no database"))
 	one := place.Join(t, "one", 2, fence)
@@ -179,7 +179,7 @@ func comesBackFromRefusal(t testing.TB, ttl time.Duration, place Place) {
 }
 
 // The shards could be taken. Whoever works by a clock that is wrong must not all the same.
-func keepsAwayWhileClocksDiffer(t testing.TB, ttl time.Duration, place Place) {
+func keepsAwayWhileClocksDiffer(t *testing.T, ttl time.Duration, place Place) {
 	fence := NewFence()
 	fence.Unready(errors.New("clocks differ"))
 	one := place.Join(t, "one", 2, fence)
@@ -197,7 +197,7 @@ func keepsAwayWhileClocksDiffer(t testing.TB, ttl time.Duration, place Place) {
 	one.Next(t, ttl)
 }
 
-func servesEachShard(t testing.TB, ttl time.Duration, place Place) {
+func servesEachShard(t *testing.T, ttl time.Duration, place Place) {
 	fence := NewFence()
 	one := place.Join(t, "one", 3, fence)
 	seen := map[int]bool{}
@@ -220,7 +220,7 @@ func servesEachShard(t testing.TB, ttl time.Duration, place Place) {
 	}
 }
 
-func waitsForWork(t testing.TB, ttl time.Duration, place Place) {
+func waitsForWork(t *testing.T, ttl time.Duration, place Place) {
 	one := place.Join(t, "one", 1, NewFence())
 	one.Linger(0)
 	term := one.Next(t, ttl)
@@ -240,7 +240,7 @@ func waitsForWork(t testing.TB, ttl time.Duration, place Place) {
 }
 
 // The locks are lost, and one is given out that had been given out before. Both believe; one is effective.
-func twoBelieveOneIsEffective(t testing.TB, ttl time.Duration, place Locks) {
+func twoBelieveOneIsEffective(t *testing.T, ttl time.Duration, place Locks) {
 	fence := NewFence()
 	one := place.Join(t, "one", 1, fence)
 	first := one.Next(t, ttl)
@@ -264,7 +264,7 @@ func twoBelieveOneIsEffective(t testing.TB, ttl time.Duration, place Locks) {
 	second.Lasts(t, ttl)
 }
 
-func failsOver(t testing.TB, ttl time.Duration, place Locks) {
+func failsOver(t *testing.T, ttl time.Duration, place Locks) {
 	fence := NewFence()
 	one := place.Join(t, "one", 1, fence)
 	first := one.Next(t, ttl)
@@ -280,7 +280,7 @@ func failsOver(t testing.TB, ttl time.Duration, place Locks) {
 	second.Lasts(t, ttl)
 }
 
-func comesBackFromPartition(t testing.TB, ttl time.Duration, place Locks) {
+func comesBackFromPartition(t *testing.T, ttl time.Duration, place Locks) {
 	fence := NewFence()
 	one := place.Join(t, "one", 2, fence)
 	two := place.Join(t, "two", 2, fence)
@@ -294,7 +294,7 @@ func comesBackFromPartition(t testing.TB, ttl time.Duration, place Locks) {
 }
 
 // A replica that reaches the locks and not its database is of no use, and must not stand in the way of one that is.
-func failsOverFromDatabase(t testing.TB, ttl time.Duration, place Locks) {
+func failsOverFromDatabase(t *testing.T, ttl time.Duration, place Locks) {
 	fence := NewFence()
 	near, far := fence.Another(), fence.Another()
 	one := place.Join(t, "one", 2, near)
@@ -306,7 +306,7 @@ func failsOverFromDatabase(t testing.TB, ttl time.Duration, place Locks) {
 	settled(t, ttl, []int{1, 1}, one, two)
 }
 
-func handsOver(t testing.TB, ttl time.Duration, place Locks) {
+func handsOver(t *testing.T, ttl time.Duration, place Locks) {
 	fence := NewFence()
 	one := place.Join(t, "one", 1, fence)
 	first := one.Next(t, ttl)
@@ -321,7 +321,7 @@ func handsOver(t testing.TB, ttl time.Duration, place Locks) {
 }
 
 // One shard's work takes its time to end. The other shards do not wait for it.
-func handsOverOneByOne(t testing.TB, ttl time.Duration, place Locks) {
+func handsOverOneByOne(t *testing.T, ttl time.Duration, place Locks) {
 	fence := NewFence()
 	one := place.Join(t, "one", 4, fence)
 	two := place.Join(t, "two", 4, fence)
@@ -345,7 +345,7 @@ func handsOverOneByOne(t testing.TB, ttl time.Duration, place Locks) {
 }
 
 // settled waits until the replicas serve these numbers of shards, in any order, and do so for half a TTL: for longer than they wait between rounds.
-func settled(t testing.TB, ttl time.Duration, want []int, replicas ...*Replica) {
+func settled(t *testing.T, ttl time.Duration, want []int, replicas ...*Replica) {
 	t.Helper()
 	deadline := time.After(20 * ttl)
 	since := time.Now()
@@ -373,7 +373,7 @@ func settled(t testing.TB, ttl time.Duration, want []int, replicas ...*Replica) 
 	}
 }
 
-func fairShare(t testing.TB, ttl time.Duration, place Locks) {
+func fairShare(t *testing.T, ttl time.Duration, place Locks) {
 	const shards = 5
 	fence := NewFence()
 	one := place.Join(t, "one", shards, fence)

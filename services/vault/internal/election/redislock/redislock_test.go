@@ -17,7 +17,6 @@ import (
 
 	"phasekey.dev/pkg/redisconn"
 	"phasekey.dev/pkg/redistest"
-	"phasekey.dev/pkg/stalltest"
 	"phasekey.dev/services/vault/internal/election"
 	"phasekey.dev/services/vault/internal/election/electiontest"
 	"phasekey.dev/services/vault/internal/election/redislock"
@@ -26,9 +25,6 @@ import (
 
 // ttl is short, for over a real Redis it is real time; but a busy machine must be able to renew within it. Tests run in parallel, for they mostly wait.
 const ttl = 3 * time.Second
-
-// bears is for how long a test's process may stand still without anything being late that is waited for.
-const bears = ttl / 10
 
 // late is what failing over may take: the promise is a fifth more than the TTL, the rest is for a busy machine.
 const late = ttl + ttl/2
@@ -45,25 +41,25 @@ func TestMain(m *testing.M) {
 type kind struct {
 	name   string
 	bubble bool
-	start  func(t testing.TB) *locks
+	start  func(t *testing.T) *locks
 	losses []electiontest.Loss
 }
 
 // kinds are all that redisconn can reach, and one that lives in a bubble.
 var kinds = []kind{
-	{name: "miniredis", bubble: true, start: func(t testing.TB) *locks { return &locks{Redis: redistest.Mini(t)} }},
-	{name: "redis-server", start: func(t testing.TB) *locks { return &locks{Redis: redistest.Server(t)} }, losses: []electiontest.Loss{
+	{name: "miniredis", bubble: true, start: func(t *testing.T) *locks { return &locks{Redis: redistest.Mini(t)} }},
+	{name: "redis-server", start: func(t *testing.T) *locks { return &locks{Redis: redistest.Server(t)} }, losses: []electiontest.Loss{
 		{Name: "redis restarts empty", Lose: restart, Within: ttl},
 	}},
-	{name: "sentinel", start: func(t testing.TB) *locks {
+	{name: "sentinel", start: func(t *testing.T) *locks {
 		f := redistest.Sentinel(t)
 		return &locks{Redis: f.Redis, failover: f}
 	}, losses: []electiontest.Loss{
 		{Name: "redis restarts empty before the sentinel notices", Lose: restart, Within: ttl},
 		{
 			Name:    "redis fails over to a replica that has not heard of the lock",
-			Prepare: func(t testing.TB, place electiontest.Locks) { place.(*locks).failover.Deafen(t) },
-			Lose: func(t testing.TB, place electiontest.Locks, _ *electiontest.Replica) {
+			Prepare: func(t *testing.T, place electiontest.Locks) { place.(*locks).failover.Deafen(t) },
+			Lose: func(t *testing.T, place electiontest.Locks, _ *electiontest.Replica) {
 				place.(*locks).failover.FailOver(t)
 			},
 			// The old master may answer for a while, and renew a lock that nobody else knows: that is the fence's affair.
@@ -71,15 +67,15 @@ var kinds = []kind{
 		},
 		{
 			Name:    "redis dies, and its replica has not heard of the lock",
-			Prepare: func(t testing.TB, place electiontest.Locks) { place.(*locks).failover.Deafen(t) },
-			Lose: func(t testing.TB, place electiontest.Locks, _ *electiontest.Replica) {
+			Prepare: func(t *testing.T, place electiontest.Locks) { place.(*locks).failover.Deafen(t) },
+			Lose: func(t *testing.T, place electiontest.Locks, _ *electiontest.Replica) {
 				place.(*locks).failover.KillMaster(t)
 			},
 			Within: ttl,
 			Back:   failover + 2*ttl,
 		},
 	}},
-	{name: "cluster", start: func(t testing.TB) *locks { return &locks{Redis: redistest.Cluster(t)} }, losses: []electiontest.Loss{
+	{name: "cluster", start: func(t *testing.T) *locks { return &locks{Redis: redistest.Cluster(t)} }, losses: []electiontest.Loss{
 		{Name: "all nodes restart empty", Lose: restart, Within: 5 * time.Second}, // for so long restarting takes
 	}},
 }
@@ -87,22 +83,22 @@ var kinds = []kind{
 // failover is what a Sentinel may take on a busy machine.
 const failover = 5 * time.Second
 
-func restart(t testing.TB, place electiontest.Locks, _ *electiontest.Replica) {
+func restart(t *testing.T, place electiontest.Locks, _ *electiontest.Replica) {
 	place.(*locks).Restart(t)
 }
 
 // in runs a test over such a Redis of its own.
-func (k kind) in(t *testing.T, test func(t testing.TB, place *locks)) {
+func (k kind) in(t *testing.T, test func(t *testing.T, place *locks)) {
 	t.Parallel()
 	if k.bubble {
 		synctest.Test(t, func(t *testing.T) { test(t, k.start(t)) })
 		return
 	}
-	stalltest.Try(t, bears, func(t testing.TB) { test(t, k.start(t)) })
+	test(t, k.start(t))
 }
 
 // each runs a test over each kind.
-func each(t *testing.T, test func(t testing.TB, place *locks)) {
+func each(t *testing.T, test func(t *testing.T, place *locks)) {
 	t.Parallel()
 	for _, k := range kinds {
 		t.Run(k.name, func(t *testing.T) { k.in(t, test) })
@@ -123,12 +119,12 @@ type replica struct {
 }
 
 // Join starts a replica. See electiontest.Place.
-func (l *locks) Join(t testing.TB, name string, shards int, fence election.Fence) *electiontest.Replica {
+func (l *locks) Join(t *testing.T, name string, shards int, fence election.Fence) *electiontest.Replica {
 	t.Helper()
 	return l.join(t, name, shards, fence, l.Link(t)).Replica
 }
 
-func (l *locks) join(t testing.TB, name string, shards int, fence election.Fence, link *redistest.Link) *replica {
+func (l *locks) join(t *testing.T, name string, shards int, fence election.Fence, link *redistest.Link) *replica {
 	t.Helper()
 	one := &replica{Replica: &electiontest.Replica{Service: electiontest.NewService(), Faults: link}, link: link}
 	elector, err := redislock.New(redislock.Config{
@@ -143,7 +139,7 @@ func (l *locks) join(t testing.TB, name string, shards int, fence election.Fence
 }
 
 // Forget deletes everything. See electiontest.Locks.
-func (l *locks) Forget(t testing.TB) {
+func (l *locks) Forget(t *testing.T) {
 	t.Helper()
 	if err := l.Link(t).Forget(t.Context()); err != nil {
 		t.Error(err)
@@ -157,19 +153,19 @@ func TestElector(t *testing.T) {
 			t.Parallel()
 			electiontest.Run(t, electiontest.Backend{
 				TTL: ttl,
-				In: func(t *testing.T, test func(testing.TB, electiontest.Place)) {
-					k.in(t, func(t testing.TB, place *locks) { test(t, place) })
+				In: func(t *testing.T, test func(*testing.T, electiontest.Place)) {
+					k.in(t, func(t *testing.T, place *locks) { test(t, place) })
 				},
-				Contend: func(t *testing.T, test func(testing.TB, electiontest.Locks)) {
-					k.in(t, func(t testing.TB, place *locks) { test(t, place) })
+				Contend: func(t *testing.T, test func(*testing.T, electiontest.Locks)) {
+					k.in(t, func(t *testing.T, place *locks) { test(t, place) })
 				},
 				Losses: append([]electiontest.Loss{
-					{Name: "the lock was deleted", Within: ttl / 2, Lose: func(t testing.TB, place electiontest.Locks, _ *electiontest.Replica) {
+					{Name: "the lock was deleted", Within: ttl / 2, Lose: func(t *testing.T, place electiontest.Locks, _ *electiontest.Replica) {
 						if err := place.(*locks).Link(t).Del(t.Context(), lock).Err(); err != nil {
 							t.Error(err)
 						}
 					}},
-					{Name: "the lock is another's", Within: ttl / 2, Lose: func(t testing.TB, place electiontest.Locks, _ *electiontest.Replica) {
+					{Name: "the lock is another's", Within: ttl / 2, Lose: func(t *testing.T, place electiontest.Locks, _ *electiontest.Replica) {
 						if err := place.(*locks).Link(t).Set(t.Context(), lock, "somebody", ttl).Err(); err != nil {
 							t.Error(err)
 						}
@@ -185,7 +181,7 @@ const lock = "test:{master-0}"
 
 // A machine is suspended, which stops one of its clocks.
 func TestElector_LosesWhenTheWallClockSaysSo(t *testing.T) {
-	each(t, func(t testing.TB, place *locks) {
+	each(t, func(t *testing.T, place *locks) {
 		one := place.join(t, "one", 1, electiontest.NewFence(), place.Link(t))
 		first := one.Next(t, ttl)
 		first.Lasts(t, ttl)
@@ -197,7 +193,7 @@ func TestElector_LosesWhenTheWallClockSaysSo(t *testing.T) {
 
 // A lock that has become another's is left alone, also by the release that follows.
 func TestElector_ReleasesOnlyItsOwn(t *testing.T) {
-	each(t, func(t testing.TB, place *locks) {
+	each(t, func(t *testing.T, place *locks) {
 		other := place.Link(t)
 		one := place.Join(t, "one", 1, electiontest.NewFence())
 		first := one.Next(t, ttl)
@@ -214,7 +210,7 @@ func TestElector_ReleasesOnlyItsOwn(t *testing.T) {
 
 // A lock is renewed when a third of its life has passed, or soon after on a busy machine: there is time for more attempts.
 func TestElector_RenewsEarly(t *testing.T) {
-	each(t, func(t testing.TB, place *locks) {
+	each(t, func(t *testing.T, place *locks) {
 		other := place.Link(t)
 		one := place.Join(t, "one", 1, electiontest.NewFence())
 		term := one.Next(t, ttl)
@@ -231,20 +227,18 @@ func TestElector_RenewsEarly(t *testing.T) {
 // A fail-over brings a lock back that had been released. Its holder is gone; it is waited for, and no longer than a TTL.
 func TestElector_ALockComesBack(t *testing.T) {
 	t.Parallel()
-	stalltest.Try(t, bears, func(t testing.TB) {
-		f := redistest.Sentinel(t)
-		place := &locks{Redis: f.Redis, failover: f}
-		fence := electiontest.NewFence()
-		one := place.Join(t, "one", 1, fence)
-		first := one.Next(t, late)
-		f.Deafen(t)
-		one.Stop()
-		f.KillMaster(t)
-		two := place.Join(t, "two", 1, fence)
-		if second := two.Next(t, failover+late); second.Epoch <= first.Epoch {
-			t.Errorf("mastership %+v after %+v", second.Mastership, first.Mastership)
-		}
-	})
+	f := redistest.Sentinel(t)
+	place := &locks{Redis: f.Redis, failover: f}
+	fence := electiontest.NewFence()
+	one := place.Join(t, "one", 1, fence)
+	first := one.Next(t, late)
+	f.Deafen(t)
+	one.Stop()
+	f.KillMaster(t)
+	two := place.Join(t, "two", 1, fence)
+	if second := two.Next(t, failover+late); second.Epoch <= first.Epoch {
+		t.Errorf("mastership %+v after %+v", second.Mastership, first.Mastership)
+	}
 }
 
 // An operator names a static master while Redis is away. It works; and if it is still named when Redis is back, it and the elected one take turns, of which one is effective.
@@ -290,7 +284,7 @@ func TestElector_OutlivesALockOfAnotherTime(t *testing.T) {
 	t.Parallel()
 	for name, life := range map[string]time.Duration{"an hour": time.Hour, "for ever": 0} {
 		t.Run(name, func(t *testing.T) {
-			each(t, func(t testing.TB, place *locks) {
+			each(t, func(t *testing.T, place *locks) {
 				if err := place.Link(t).Set(t.Context(), lock, "somebody", life).Err(); err != nil {
 					t.Fatal(err)
 				}
@@ -328,7 +322,7 @@ func (h hook) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 
 // An answer to the request for the lock is lost. The lock is ours, and we find out without waiting for it to expire.
 func TestElector_LostReplyToAcquire(t *testing.T) {
-	each(t, func(t testing.TB, place *locks) {
+	each(t, func(t *testing.T, place *locks) {
 		link := place.Link(t)
 		var answers atomic.Int64
 		link.AddHook(hook(func() error {
@@ -347,7 +341,7 @@ func TestElector_LostReplyToAcquire(t *testing.T) {
 
 // No answer comes to the request for the lock, until the replica stops. The lock may be its own, and others need not wait for it to expire.
 func TestElector_ReleasesWhatItMayHave(t *testing.T) {
-	each(t, func(t testing.TB, place *locks) {
+	each(t, func(t *testing.T, place *locks) {
 		link, other := place.Link(t), place.Link(t)
 		link.AddHook(hook(func() error { return io.EOF }))
 		one := place.join(t, "one", 1, electiontest.NewFence(), link)
@@ -372,7 +366,7 @@ func TestElector_ReleasesWhatItMayHave(t *testing.T) {
 
 // A request to release comes late: the shard is already the same replica's again.
 func TestElector_LateReleaseIsOfNoConsequence(t *testing.T) {
-	each(t, func(t testing.TB, place *locks) {
+	each(t, func(t *testing.T, place *locks) {
 		other := place.Link(t)
 		value := func() string {
 			text, err := other.Get(t.Context(), lock).Result()
@@ -395,7 +389,7 @@ func TestElector_LateReleaseIsOfNoConsequence(t *testing.T) {
 
 // Left shrinks between renewals, by whichever clock is ahead, and never says more than the lock has.
 func TestLeft_CountsFromBeforeTheRequest(t *testing.T) {
-	each(t, func(t testing.TB, place *locks) {
+	each(t, func(t *testing.T, place *locks) {
 		link, other := place.Link(t), place.Link(t)
 		link.AddHook(hook(func() error { // answers are under way for some time
 			<-time.After(ttl / 20)

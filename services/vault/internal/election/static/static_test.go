@@ -10,7 +10,7 @@ import (
 	"phasekey.dev/services/vault/internal/election/static"
 )
 
-func elector(t testing.TB, replica string, shards int, backoff time.Duration, fence election.Fence) election.Elector {
+func elector(t *testing.T, replica string, shards int, backoff time.Duration, fence election.Fence) election.Elector {
 	t.Helper()
 	e, err := static.New(static.Config{Replica: replica, Master: "a", Shards: shards, Backoff: backoff, Fence: fence, Log: electiontest.Log()})
 	if err != nil {
@@ -23,7 +23,7 @@ func elector(t testing.TB, replica string, shards int, backoff time.Duration, fe
 type place struct{}
 
 // Join starts it. See electiontest.Place.
-func (place) Join(t testing.TB, _ string, shards int, fence election.Fence) *electiontest.Replica {
+func (place) Join(t *testing.T, _ string, shards int, fence election.Fence) *electiontest.Replica {
 	t.Helper()
 	one := &electiontest.Replica{Service: electiontest.NewService()}
 	one.Stop = electiontest.Start(t, elector(t, "a", shards, backoff, fence), one.Service)
@@ -33,7 +33,7 @@ func (place) Join(t testing.TB, _ string, shards int, fence election.Fence) *ele
 const backoff = 15 * time.Second
 
 func TestElector(t *testing.T) {
-	electiontest.Run(t, electiontest.Backend{TTL: backoff, In: func(t *testing.T, test func(testing.TB, electiontest.Place)) {
+	electiontest.Run(t, electiontest.Backend{TTL: backoff, In: func(t *testing.T, test func(*testing.T, electiontest.Place)) {
 		synctest.Test(t, func(t *testing.T) { test(t, place{}) })
 	}})
 }
