@@ -298,6 +298,13 @@ var mistakes = []mistake{
 		test: []string{"./services/vault/internal/credential"},
 	},
 	{
+		name: "what is compromised stays while the tenant lets nobody in",
+		file: vault + "credential/order.go",
+		from: `atOnce := !f.Application.Consented || v.ended(p.now) || v.Number`,
+		to:   `atOnce := v.ended(p.now) || v.Number`,
+		test: []string{"./services/vault/internal/rotation", "-run=TakesBack"},
+	},
+	{
 		name: "what is compromised stays while somebody holds it",
 		file: vault + "credential/order.go",
 		from: `				c.Moves[0].DespiteHolders = true

@@ -205,7 +205,8 @@ func latest(a, b time.Time) time.Time {
 }
 
 // takeBack finds what follows for a version that is compromised: what nobody was given goes at once; what may be in use, when its
-// successor is ACTIVE, or before, where the gap was accepted.
+// successor is ACTIVE, or before, where the gap was accepted. Where nobody is served by it, for its end has come or the customer's tenant lets the
+// application in no more, there is no gap, and whoever else has it may be let in any moment: it is of use to nobody but them.
 func (p *plan) takeBack() (Change, bool) {
 	f := p.facts
 	active, ok := f.ByState(Active)
@@ -213,7 +214,7 @@ func (p *plan) takeBack() (Change, bool) {
 		if !f.compromised(v) {
 			continue
 		}
-		atOnce := v.Number <= f.upTo(Rotation.compromisingAtOnce)
+		atOnce := !f.Application.Consented || v.ended(p.now) || v.Number <= f.upTo(Rotation.compromisingAtOnce)
 		next := v
 		next.Reason = reasonCompromised
 		switch v.State {

@@ -42,10 +42,11 @@ func (w *world) inGap() bool {
 	return slices.ContainsFunc(w.facts.Rotations, func(r credential.Rotation) bool { return r.Immediately && r.Begun() })
 }
 
-// judgeTakingBack holds that what is in use and compromised goes when a successor is ACTIVE, unless a gap was accepted.
+// judgeTakingBack holds that what is in use and compromised goes when a successor is ACTIVE, unless a gap was accepted, or nobody can be served by it.
 func (w *world) judgeTakingBack(v credential.Version) {
 	active, ok := w.facts.ByState(credential.Active)
-	if !w.inGap() && (!ok || w.compromised(active)) {
+	served := w.facts.Application.Consented && w.now.Before(v.EndTime)
+	if served && !w.inGap() && (!ok || w.compromised(active)) {
 		w.failf("%s is taken back before there is another one", v)
 	}
 }

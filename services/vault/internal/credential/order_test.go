@@ -24,6 +24,10 @@ func rotation(reason credential.RotationReason, edit ...func(*credential.Rotatio
 
 func immediately(r *credential.Rotation) { r.Immediately = true }
 
+func because(reason string) func(r *credential.Rotation) {
+	return func(r *credential.Rotation) { r.StateReason = reason }
+}
+
 func in(state credential.RotationState) func(r *credential.Rotation) {
 	return func(r *credential.Rotation) { r.State = state }
 }
@@ -136,6 +140,39 @@ func TestDecide_Rotations(t *testing.T) {
 		{name: "and that one need not settle", want: "prove", facts: func() credential.Facts {
 			return asked(facts(version("b", 2, credential.Propagating, fresh)),
 				rotation(credential.Compromised, immediately, in(credential.RotationPropagating), func(r *credential.Rotation) { r.New, r.RemoveTime = 2, epoch }))
+		}},
+		{name: "so does what nobody is served by, for the tenant lets nobody in", want: "apply Compromised", facts: func() credential.Facts {
+			f := asked(facts(first, version("b", 2, credential.Staged, fresh)), rotation(credential.Compromised))
+			f.Application.Consented = false
+			return f
+		}, check: func(t *testing.T, a credential.Action) {
+			if v := a.(credential.Apply).Change.Moves[0].Version; v.ID != "a" || v.State != credential.Retiring {
+				t.Errorf("it becomes %s", v)
+			}
+		}},
+		{name: "or by whose end has come", want: "apply Compromised", facts: func() credential.Facts {
+			f := asked(facts(version("a", 1, credential.Active, func(v *credential.Version) { v.EndTime = epoch })), rotation(credential.Compromised))
+			f.Application.AddCode, f.Application.AddNextTime = "Policy", epoch.Add(time.Hour)
+			return f
+		}},
+		{name: "then right on, too", want: "apply Compromised", facts: func() credential.Facts {
+			f := asked(facts(version("a", 1, credential.Retiring, held), version("b", 2, credential.Staged, fresh)), rotation(credential.Compromised))
+			f.Application.Consented = false
+			return f
+		}, check: func(t *testing.T, a credential.Action) {
+			if m := a.(credential.Apply).Change.Moves[0]; m.Version.ID != "a" || m.Version.State != credential.Revoking || !m.DespiteHolders {
+				t.Errorf("the move is %+v", m)
+			}
+		}},
+		{name: "and the tenant is asked with the one that waits for consent", want: "ask_tenant", facts: func() credential.Facts {
+			f := facts(version("a", 1, credential.Revoking, func(v *credential.Version) { v.NextTime = epoch.Add(time.Minute) }), version("b", 2, credential.Staged, fresh))
+			f = asked(f, rotation(credential.Compromised, in(credential.RotationPropagating), because("AwaitingConsent"), func(r *credential.Rotation) { r.New = 2 }))
+			f.Application.Consented, f.Application.ObserveTime = false, ago(time.Hour)
+			return f
+		}, check: func(t *testing.T, a credential.Action) {
+			if v := a.(credential.Ask).Version; v.ID != "b" {
+				t.Errorf("it is asked with %s", v)
+			}
 		}},
 		{name: "what was never given away goes at once", want: "apply Compromised", facts: func() credential.Facts {
 			return asked(facts(first, version("b", 2, credential.Propagating, fresh)), rotation(credential.Compromised, func(r *credential.Rotation) { r.UpTo = 2 }))

@@ -163,6 +163,52 @@ func TestWorker_GoesOnTryingToRemoveWhatIsCompromised(t *testing.T) {
 	})
 }
 
+// refuseOps has Entra refuse requests of some kinds, until it is called without any.
+func (s *stage) refuseOps(class directory.Class, code string, ops ...string) {
+	s.entra.set(func(d *fakeDirectory) {
+		d.before = func(_ context.Context, op string) error {
+			if slices.Contains(ops, op) {
+				return refuse(class, code)
+			}
+			return nil
+		}
+	})
+}
+
+// TestWorker_TakesBackWhatACustomerDisabled follows the advice to have the service principal disabled, before the successor was proven.
+func TestWorker_TakesBackWhatACustomerDisabled(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s, first := settled(t, time.Second)
+		deliver := s.runner()
+		s.want(store.Integration{})
+		if err := deliver("instance-1"); err != nil {
+			t.Fatal(err)
+		}
+		r := s.request(credential.Compromised, false)
+		time.Sleep(5 * time.Minute)
+		s.refuseOps(directory.PrincipalDisabled, "AADSTS7000112", "token")
+		got := s.untilRotation(r.ID, credential.RotationCompleted, time.Hour)
+		if slices.Contains(s.entra.keys(), first.KeyID) || got.RemoveTime.IsZero() || got.New != 2 {
+			t.Errorf("once nobody is let in it is %+v, with %v at Entra", got, s.entra.keys())
+		}
+		if end := credential.ExposureOf(time.Now(), got).EndTime; !end.Equal(got.RemoveTime.Add(110 * time.Minute)) {
+			t.Errorf("the exposure ends at %s", end)
+		}
+		time.Sleep(40 * time.Hour)
+		if _, conditions := s.registry.last(); conditions != "Replicated+ AADSTS7000112 AwaitingConsent" {
+			t.Errorf("conditions are %s", conditions)
+		}
+		s.refuseOps(0, "")
+		s.until("a version that is ACTIVE", time.Hour+5*time.Minute, active)
+		s.want(store.Integration{})
+		if err := deliver("instance-2"); err != nil {
+			t.Errorf("the next delivery: %v", err)
+		}
+		s.tidy()
+	})
+}
+
 // TestWorker_TakesRequestsAcrossMasters has every master die, as soon as anything was asked of Entra.
 func TestWorker_TakesRequestsAcrossMasters(t *testing.T) {
 	for _, immediately := range []bool{false, true} {
