@@ -336,6 +336,35 @@ var mistakes = []mistake{
 		test: []string{"./services/vault/internal/store", "-run=Batches"},
 	},
 	{
+		name: "a batch waits for consent that never comes",
+		file: vault + "store/batches.go",
+		from: `
+			AND ($2 = 'COMPROMISED' OR state_reason <> 'AwaitingConsent'))`,
+		to:   ` AND $2 <> '')`,
+		test: []string{"./services/vault/internal/rotation", "-run=Batch"},
+	},
+	{
+		name: "a compromise of everything misses what was just being made",
+		file: vault + "store/batches.go",
+		from: `('INTENDED', 'STAGED',`,
+		to:   `('STAGED',`,
+		test: []string{"./services/vault/internal/store", "-run=Batches"},
+	},
+	{
+		name: "a batch begins with those again that others have rotated meanwhile",
+		file: vault + "store/batches.go",
+		from: ` AND v.number <= q.up_to AND`,
+		to:   ` AND`,
+		test: []string{"./services/vault/internal/store", "-run=Batches"},
+	},
+	{
+		name: "what a batch has yet to begin with is of no shard after another division",
+		file: vault + "fence/reshard.go",
+		from: `, {"rotation_queue", "integration_uid"}`,
+		to:   ``,
+		test: []string{"./services/vault/internal/fence", "-run=Reshard"},
+	},
+	{
 		name: "a secret is given away that was refused",
 		file: vault + "store/holdings.go",
 		from: `AND state = 'ACTIVE' AND refusals = 0`,

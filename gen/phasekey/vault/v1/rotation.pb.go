@@ -393,7 +393,8 @@ func (x *Exposure) GetRemedies() []string {
 }
 
 // A RotationBatch is that the credentials of all integrations of an account, or of all accounts, are replaced: a few at a time,
-// within what Graph takes, and behind what is due by schedule. It is kept for 30 days after it has ended.
+// within what Graph takes, and behind what is due by schedule. It is of what was there when it was asked for. It is kept for 30 days
+// after it has ended.
 type RotationBatch struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The resource name, `accounts/{account}/rotationBatches/{rotation_batch}`; the account is `-` when it is of all accounts.
@@ -407,7 +408,8 @@ type RotationBatch struct {
 	// How many integrations had something to be replaced when it was asked for. Those that were rotated by schedule or deleted
 	// meanwhile are counted here and nowhere else.
 	TotalCount int32 `protobuf:"varint,5,opt,name=total_count,json=totalCount,proto3" json:"total_count,omitempty"`
-	// Those that have no rotation of the batch yet.
+	// Those that have no rotation of the batch yet, as far as was looked: what was rotated otherwise or deleted meanwhile is found when its
+	// turn comes. What is paused, or being rotated otherwise, is looked at again every five minutes.
 	WaitingCount int32 `protobuf:"varint,6,opt,name=waiting_count,json=waitingCount,proto3" json:"waiting_count,omitempty"`
 	// Those whose rotation is under way.
 	RunningCount int32 `protobuf:"varint,7,opt,name=running_count,json=runningCount,proto3" json:"running_count,omitempty"`
@@ -419,10 +421,13 @@ type RotationBatch struct {
 	Creator string `protobuf:"bytes,10,opt,name=creator,proto3" json:"creator,omitempty"`
 	// When it was asked for.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	// When nothing was left to do; absent before.
-	EndTime       *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// When nothing was left to do; absent before. A batch by schedule ends without those that await consent: their rotations go on, and are
+	// counted here too. One for a compromise does not.
+	EndTime *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
+	// Those of running_count that wait for the consent of the customer's administrator, and may do so for ever.
+	AwaitingConsentCount int32 `protobuf:"varint,13,opt,name=awaiting_consent_count,json=awaitingConsentCount,proto3" json:"awaiting_consent_count,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *RotationBatch) Reset() {
@@ -537,6 +542,13 @@ func (x *RotationBatch) GetEndTime() *timestamppb.Timestamp {
 		return x.EndTime
 	}
 	return nil
+}
+
+func (x *RotationBatch) GetAwaitingConsentCount() int32 {
+	if x != nil {
+		return x.AwaitingConsentCount
+	}
+	return 0
 }
 
 // A RotationPause is that nothing is rotated by schedule for a while: in an integration, an account, or everywhere. Versions that would
@@ -669,7 +681,7 @@ const file_phasekey_vault_v1_rotation_proto_rawDesc = "" +
 	"removalLag\x12>\n" +
 	"\n" +
 	"token_life\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x04\xe2A\x01\x03R\ttokenLife\x12 \n" +
-	"\bremedies\x18\x04 \x03(\tB\x04\xe2A\x01\x03R\bremedies\"\xa1\x05\n" +
+	"\bremedies\x18\x04 \x03(\tB\x04\xe2A\x01\x03R\bremedies\"\xdd\x05\n" +
 	"\rRotationBatch\x12\x18\n" +
 	"\x04name\x18\x01 \x01(\tB\x04\xe2A\x01\bR\x04name\x12@\n" +
 	"\x06reason\x18\x02 \x01(\x0e2\".phasekey.vault.v1.Rotation.ReasonB\x04\xe2A\x01\x03R\x06reason\x12!\n" +
@@ -685,7 +697,8 @@ const file_phasekey_vault_v1_rotation_proto_rawDesc = "" +
 	" \x01(\tB\x04\xe2A\x01\x03R\acreator\x12A\n" +
 	"\vcreate_time\x18\v \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x03R\n" +
 	"createTime\x12;\n" +
-	"\bend_time\x18\f \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x03R\aendTime:z\xeaAw\n" +
+	"\bend_time\x18\f \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x03R\aendTime\x12:\n" +
+	"\x16awaiting_consent_count\x18\r \x01(\x05B\x04\xe2A\x01\x03R\x14awaitingConsentCount:z\xeaAw\n" +
 	" vault.phasekey.dev/RotationBatch\x123accounts/{account}/rotationBatches/{rotation_batch}*\x0frotationBatches2\rrotationBatch\"\xef\x01\n" +
 	"\rRotationPause\x12\x1a\n" +
 	"\x05scope\x18\x01 \x01(\tB\x04\xe2A\x01\x03R\x05scope\x12\x1c\n" +

@@ -45,6 +45,7 @@ var batchView = view[*vaultv1.RotationBatch]{
 	{head: "ALL", cell: func(b *vaultv1.RotationBatch) string { return fmt.Sprint(b.GetTotalCount()) }},
 	{head: "WAITING", cell: func(b *vaultv1.RotationBatch) string { return fmt.Sprint(b.GetWaitingCount()) }},
 	{head: "RUNNING", cell: func(b *vaultv1.RotationBatch) string { return fmt.Sprint(b.GetRunningCount()) }},
+	{label: "Awaiting consent", cell: func(b *vaultv1.RotationBatch) string { return fmt.Sprint(b.GetAwaitingConsentCount()) }},
 	{head: "COMPLETED", cell: func(b *vaultv1.RotationBatch) string { return fmt.Sprint(b.GetCompletedCount()) }},
 	{head: "ABANDONED", cell: func(b *vaultv1.RotationBatch) string { return fmt.Sprint(b.GetAbandonedCount()) }},
 	{label: "By", cell: (*vaultv1.RotationBatch).GetCreator},
@@ -276,8 +277,8 @@ func (o *options) rotateAll() *cobra.Command {
 // followBatch says how far a batch is until nothing of it is left.
 func (s *session) followBatch(ctx context.Context, client vaultv1.RotationServiceClient, b *vaultv1.RotationBatch) (*vaultv1.RotationBatch, error) {
 	return poll(ctx, s.printer, b, 2*time.Second, func(b *vaultv1.RotationBatch) string {
-		return fmt.Sprintf("%d of %d completed, %d running, %d waiting, %d abandoned",
-			b.GetCompletedCount(), b.GetTotalCount(), b.GetRunningCount(), b.GetWaitingCount(), b.GetAbandonedCount())
+		return fmt.Sprintf("%d of %d completed, %d running (%d await consent), %d waiting, %d abandoned",
+			b.GetCompletedCount(), b.GetTotalCount(), b.GetRunningCount(), b.GetAwaitingConsentCount(), b.GetWaitingCount(), b.GetAbandonedCount())
 	}, func(b *vaultv1.RotationBatch) bool { return b.GetEndTime() != nil }, func(ctx context.Context) (*vaultv1.RotationBatch, error) {
 		return client.GetRotationBatch(ctx, &vaultv1.GetRotationBatchRequest{Name: b.GetName()})
 	})

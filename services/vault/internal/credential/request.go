@@ -46,9 +46,11 @@ type Batch struct {
 	TenantID, Cloud string
 	Creator         string
 	CreateTime      time.Time
-	// EndTime is when a master found that nothing was left to do.
+	// EndTime is when a master found that nothing was left to do, or nothing that does not wait for consent.
 	EndTime time.Time
-	// Total is how many integrations there were. Of those, Waiting have no rotation yet; Running, Completed and Abandoned have one,
-	// in such a state. What is missing has been rotated or deleted meanwhile without the batch.
+	// Total is how many integrations there were. Of those, Waiting have no rotation yet, as far as was looked; Running, Completed and
+	// Abandoned have one, in such a state. What is missing has been rotated or deleted meanwhile without the batch.
 	Total, Waiting, Running, Completed, Abandoned int
+	// AwaitingConsent are those of the Running that wait for the customer's consent.
+	AwaitingConsent int
 }

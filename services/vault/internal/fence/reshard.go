@@ -26,7 +26,7 @@ func Shards(ctx context.Context, tx sqldb.Tx) (shards int, err error) {
 }
 
 // sharded are the tables whose rows belong to a shard, by the column of the integration's UID.
-var sharded = []struct{ table, uid string }{{"integrations", "uid"}, {"applications", "integration_uid"}}
+var sharded = []struct{ table, uid string }{{"integrations", "uid"}, {"applications", "integration_uid"}, {"rotation_queue", "integration_uid"}}
 
 // Reshard divides the database into another number of shards, and returns how many there were. It fences every master: each shard gets an epoch that is greater than any there
 // has been, and no holder. Asked for the number there is it changes nothing, so a Reshard of unknown outcome is repeated.

@@ -41,7 +41,7 @@ func onPostgres(t *testing.T) *deployment {
 	return deploy(t, sqldbtest.Postgres(t, migrations))
 }
 
-// deploy divides a database by three, and has it know forty integrations, all of which are adopted.
+// deploy divides a database by three, and has it know forty integrations, all of which are adopted, and wait in a batch.
 func deploy(t *testing.T, db *sqldb.DB) *deployment {
 	t.Helper()
 	d := &deployment{t: t, db: db, store: store.New(db, audittest.Keys(1))}
@@ -59,6 +59,10 @@ func deploy(t *testing.T, db *sqldb.DB) *deployment {
 			t.Fatal(err)
 		}
 	}
+	d.tx(func(ctx context.Context, tx sqldb.Tx) error {
+		_, err := tx.Exec(ctx, `INSERT INTO rotation_queue (batch_id, integration_uid, shard, up_to, next_time) SELECT 'batch', uid, shard, 1, 0 FROM integrations`)
+		return err
+	})
 	return d
 }
 
@@ -100,7 +104,7 @@ func (d *deployment) guard(m election.Mastership) error {
 // divided fails the test unless everything is divided by so many shards, each of which can be taken under an epoch greater than any before; it returns the greatest.
 func (d *deployment) divided(shards int, now time.Time, newest int64) int64 {
 	d.t.Helper()
-	for table, column := range map[string]string{"integrations": "uid", "applications": "integration_uid"} {
+	for table, column := range map[string]string{"integrations": "uid", "applications": "integration_uid", "rotation_queue": "integration_uid"} {
 		of := map[string]int{}
 		d.tx(func(ctx context.Context, tx sqldb.Tx) error {
 			_, err := sqldb.Collect(ctx, tx, func(row sqldb.Row) (none struct{}, err error) {

@@ -27,6 +27,7 @@ import (
 	"phasekey.dev/services/vault/internal/directory"
 	"phasekey.dev/services/vault/internal/election"
 	"phasekey.dev/services/vault/internal/fence"
+	"phasekey.dev/services/vault/internal/grant"
 	"phasekey.dev/services/vault/internal/rotation"
 )
 
@@ -271,12 +272,17 @@ func heap() float64 {
 
 // BenchmarkWorker_Sweep has one replica see to a hundred thousand integrations, each of which rotates once a day. Time is a bubble's; the CPU is this machine's, SQLite's
 // included.
-func BenchmarkWorker_Sweep(b *testing.B) {
+func BenchmarkWorker_Sweep(b *testing.B) { inBubble(b, sweep) }
+
+// BenchmarkWorker_Batch has all of a hundred thousand integrations rotated, as far as that is the masters' beginning with some every few seconds.
+func BenchmarkWorker_Batch(b *testing.B) { inBubble(b, batch) }
+
+func inBubble(b *testing.B, measure func(t *testing.T, metrics map[string]float64)) {
 	for range b.N {
 		metrics := map[string]float64{}
 		// A bubble wants a test.
 		ok := testing.RunTests(func(string, string) (bool, error) { return true, nil }, []testing.InternalTest{{Name: b.Name(), F: func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { sweep(t, metrics) })
+			synctest.Test(t, func(t *testing.T) { measure(t, metrics) })
 		}}})
 		if !ok {
 			b.Fatal("see above")
@@ -285,6 +291,104 @@ func BenchmarkWorker_Sweep(b *testing.B) {
 			b.ReportMetric(value, name)
 		}
 	}
+}
+
+func batch(t *testing.T, metrics map[string]float64) {
+	s := newStage(t)
+	s.config.Poll = time.Second
+	s.serve()
+	s.live()
+	time.Sleep(10 * time.Minute)
+	if err := s.end(); err != nil {
+		t.Fatal(err)
+	}
+	s.populate(&manyDirectory{fakeDirectory: s.entra, apps: map[string]*manyApp{}}, idleTime)
+	s.tx(func(ctx context.Context, tx sqldb.Tx) error {
+		_, err := fence.Reshard(ctx, tx, manyShards, time.Now())
+		return err
+	})
+	masters := make([]election.Mastership, manyShards)
+	s.tx(func(ctx context.Context, tx sqldb.Tx) (err error) {
+		for shard := range masters {
+			if masters[shard], err = fence.Take(ctx, tx, shard, time.Now()); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	who := grant.Caller{Identity: "operator"}
+	at := used(t)
+	b, err := s.store.RequestBatch(t.Context(), time.Now(), credential.BatchRequest{Scope: credential.Everything, Reason: credential.Scheduled}, who)
+	if err != nil || b.Total != manyIntegrations {
+		t.Fatalf("%+v, %v", b, err)
+	}
+	metrics["ms-to-request"] = 1000 * (used(t) - at).Seconds()
+	// open is what part of a core it takes that a batch is open: before has something done before each round.
+	open := func(name string, begun int, before func()) {
+		t.Helper()
+		const rounds, every = 10, 5 * time.Second
+		var cpu time.Duration
+		for range rounds {
+			time.Sleep(every)
+			before()
+			at := used(t)
+			n := 0
+			for _, m := range masters {
+				some, err := s.store.AdvanceBatches(t.Context(), m, time.Now())
+				if err != nil {
+					t.Fatal(err)
+				}
+				n += some
+			}
+			cpu += used(t) - at
+			if n != begun {
+				t.Errorf("%s: a round began with %d, want %d", name, n, begun)
+			}
+		}
+		share := cpu.Seconds() / (rounds * every).Seconds()
+		metrics["%-of-a-core-"+name] = 100 * share
+		if share > maxSweep {
+			t.Errorf("%s: that a batch is open takes %.1f %% of a core", name, 100*share)
+		}
+	}
+	exec := func(statement string, args ...any) {
+		t.Helper()
+		s.tx(func(ctx context.Context, tx sqldb.Tx) error {
+			_, err := tx.Exec(ctx, statement, args...)
+			return err
+		})
+	}
+	for _, m := range masters {
+		if _, err := s.store.AdvanceBatches(t.Context(), m, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	open("full", 0, func() {})
+	// As many have their new secrets as with Graph's limits in that time.
+	open("beginning", 2*manyShards, func() {
+		exec(`UPDATE rotations SET state = 'PROPAGATING' WHERE id IN (SELECT id FROM (SELECT r.id, ROW_NUMBER() OVER (PARTITION BY i.shard ORDER BY r.id) AS place
+			FROM rotations r JOIN integrations i ON i.uid = r.integration_uid WHERE r.state = 'PENDING') WHERE place <= 2)`)
+	})
+	exec(`INSERT INTO rotations (id, reason, immediately, up_to, batch_id, state, state_reason, new_number, create_time, activate_time, remove_time, end_time, integration_uid, creator)
+		SELECT 'r-' || integration_uid, 'SCHEDULED', 0, 1, batch_id, 'COMPLETED', '', 2, 1, 1, 1, 1, integration_uid, 'operator' FROM rotation_queue`)
+	exec(`DELETE FROM rotation_queue`)
+	exec(`UPDATE rotations SET state = 'COMPLETED', end_time = 1 WHERE state = 'PENDING'`)
+	open("ending", 0, func() {})
+	at = used(t)
+	if b, err = s.store.Batch(t.Context(), b.Scope, b.ID); err != nil || b.Running == 0 || !b.EndTime.IsZero() {
+		t.Fatalf("%+v, %v", b, err)
+	}
+	metrics["ms-to-get"] = 1000 * (used(t) - at).Seconds()
+	// What waits comes up again.
+	now := time.Now()
+	if err := s.store.PauseRotation(t.Context(), credential.Pause{Scope: credential.Everything, CreateTime: now, ExpireTime: now.Add(credential.LongestPause)}, who); err != nil {
+		t.Fatal(err)
+	}
+	exec(`DELETE FROM rotations`)
+	exec(`INSERT INTO rotation_queue (batch_id, integration_uid, shard, up_to, next_time)
+		SELECT $1, i.uid, i.shard, v.number, $2 + ROW_NUMBER() OVER (ORDER BY i.uid) * 3000
+		FROM integrations i JOIN credential_versions v ON v.integration_uid = i.uid AND v.state = 'ACTIVE'`, b.ID, sqldb.Micros(now))
+	open("paused", 0, func() {})
 }
 
 func sweep(t *testing.T, metrics map[string]float64) {

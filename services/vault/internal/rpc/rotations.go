@@ -165,18 +165,19 @@ func messageOfExposure(e credential.Exposure) *vaultv1.Exposure {
 
 func messageOfBatch(b credential.Batch) *vaultv1.RotationBatch {
 	return &vaultv1.RotationBatch{
-		Name:           b.Scope + batchesSegment + b.ID,
-		Reason:         messageOfRotationReason(b.Reason),
-		TenantId:       b.TenantID,
-		Cloud:          b.Cloud,
-		TotalCount:     count(b.Total),
-		WaitingCount:   count(b.Waiting),
-		RunningCount:   count(b.Running),
-		CompletedCount: count(b.Completed),
-		AbandonedCount: count(b.Abandoned),
-		Creator:        b.Creator,
-		CreateTime:     timestamp(b.CreateTime),
-		EndTime:        timestamp(b.EndTime),
+		Name:                 b.Scope + batchesSegment + b.ID,
+		Reason:               messageOfRotationReason(b.Reason),
+		TenantId:             b.TenantID,
+		Cloud:                b.Cloud,
+		TotalCount:           count(b.Total),
+		WaitingCount:         count(b.Waiting),
+		RunningCount:         count(b.Running),
+		AwaitingConsentCount: count(b.AwaitingConsent),
+		CompletedCount:       count(b.Completed),
+		AbandonedCount:       count(b.Abandoned),
+		Creator:              b.Creator,
+		CreateTime:           timestamp(b.CreateTime),
+		EndTime:              timestamp(b.EndTime),
 	}
 }
 

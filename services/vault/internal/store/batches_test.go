@@ -135,10 +135,10 @@ func TestBatches_AFewAtATime(t *testing.T) {
 
 func TestBatches_OfWhat(t *testing.T) {
 	for _, tt := range []struct {
-		name    string
-		request credential.BatchRequest
-		before  func(b *bench, uids []string)
-		want    []int // which of six
+		name          string
+		request       credential.BatchRequest
+		before, after func(b *bench, uids []string) // what is done before it is asked for, and after that
+		want          []int                         // which of six
 	}{
 		{name: "all", request: credential.BatchRequest{Scope: credential.Everything, Reason: credential.Scheduled}, want: []int{0, 1, 2, 3, 4, 5}},
 		{name: "an account's", request: credential.BatchRequest{Scope: "accounts/b", Reason: credential.Scheduled}, want: []int{1, 3, 5}},
@@ -146,7 +146,25 @@ func TestBatches_OfWhat(t *testing.T) {
 		{name: "a cloud's", request: credential.BatchRequest{Scope: credential.Everything, Reason: credential.Scheduled, Cloud: "china"}},
 		{
 			name: "what was made since is no part of it", request: credential.BatchRequest{Scope: credential.Everything, Reason: credential.Scheduled},
-			before: func(b *bench, uids []string) { b.version(uids[0], 1, credential.Active, start.Add(time.Microsecond)) }, want: []int{1, 2, 3, 4, 5},
+			after: func(b *bench, uids []string) { b.replaced(uids[0]) }, want: []int{1, 2, 3, 4, 5},
+		},
+		{
+			name: "unless what was there is compromised and has not gone", request: credential.BatchRequest{Scope: credential.Everything, Reason: credential.Compromised},
+			after: func(b *bench, uids []string) { b.replaced(uids[0]) }, want: []int{0, 1, 2, 3, 4, 5},
+		},
+		{
+			name: "nor is who had none then", request: credential.BatchRequest{Scope: credential.Everything, Reason: credential.Compromised},
+			before: func(b *bench, uids []string) { b.version(uids[0], 1, credential.Revoked, start.Add(-time.Hour)) },
+			after:  func(b *bench, uids []string) { b.version(uids[0], 2, credential.Active, start.Add(-time.Minute)) }, want: []int{1, 2, 3, 4, 5},
+		},
+		{
+			name: "whatever its maker's clock said", request: credential.BatchRequest{Scope: credential.Everything, Reason: credential.Compromised},
+			before: func(b *bench, uids []string) { b.version(uids[0], 1, credential.Active, start.Add(time.Minute)) }, want: []int{0, 1, 2, 3, 4, 5},
+		},
+		{
+			name: "what was just being made is part of a compromise", request: credential.BatchRequest{Scope: credential.Everything, Reason: credential.Compromised},
+			before: func(b *bench, uids []string) { b.version(uids[0], 1, credential.Intended, start) },
+			after:  func(b *bench, uids []string) { b.version(uids[0], 1, credential.Staged, start) }, want: []int{0, 1, 2, 3, 4, 5},
 		},
 		{
 			name: "what is STAGED need not be rotated", request: credential.BatchRequest{Scope: credential.Everything, Reason: credential.Scheduled},
@@ -179,6 +197,9 @@ func TestBatches_OfWhat(t *testing.T) {
 					tt.before(b, uids)
 				}
 				batch := b.batch(tt.request)
+				if tt.after != nil {
+					tt.after(b, uids)
+				}
 				b.advance(start)
 				var have []int
 				for i, uid := range uids {
@@ -196,6 +217,135 @@ func TestBatches_OfWhat(t *testing.T) {
 			})
 		})
 	}
+}
+
+// replaced has an integration have another ACTIVE version, as by schedule.
+func (b *bench) replaced(uid string) {
+	b.t.Helper()
+	b.version(uid, 1, credential.Retiring, start.Add(-time.Hour))
+	b.version(uid, 2, credential.Active, start.Add(-time.Minute))
+}
+
+// awaitConsent has the rotations of an integration that are under way wait for consent.
+func (b *bench) awaitConsent(uid string) {
+	b.t.Helper()
+	b.tx(func(ctx context.Context, tx sqldb.Tx) error {
+		_, err := tx.Exec(ctx, `UPDATE rotations SET state = 'PROPAGATING', state_reason = 'AwaitingConsent' WHERE integration_uid = $1 AND state = 'PENDING'`, uid)
+		return err
+	})
+}
+
+// Of a customer who has withdrawn consent nothing comes, for ever perhaps.
+func TestBatches_WaitForNobodysConsent(t *testing.T) {
+	batchBench(t, 2, func(b *bench, uids []string) {
+		request := credential.BatchRequest{Scope: credential.Everything, Reason: credential.Scheduled}
+		batch := b.batch(request)
+		b.advance(start)
+		b.awaitConsent(uids[0])
+		b.advance(start)
+		if got, want := b.counts(batch), "2 0 2 0 0"; got != want {
+			b.t.Errorf("while the other has none the counts are %s, want %s", got, want)
+		}
+		b.end(uids[1], credential.RotationCompleted, start)
+		b.advance(start)
+		if got, want := b.counts(batch), "2 0 1 1 0 ended"; got != want {
+			b.t.Errorf("counts are %s, want %s", got, want)
+		}
+		if now, err := b.store.Batch(b.t.Context(), batch.Scope, batch.ID); err != nil || now.AwaitingConsent != 1 {
+			b.t.Errorf("%d await consent, %v", now.AwaitingConsent, err)
+		}
+		// Nor does the next one wait for what the first has left.
+		again := b.batch(request)
+		b.advance(start)
+		b.end(uids[1], credential.RotationCompleted, start)
+		b.awaitConsent(uids[0])
+		b.advance(start)
+		if got, want := b.counts(again), "2 0 0 1 0 ended"; got != want {
+			b.t.Errorf("counts of the next are %s, want %s", got, want)
+		}
+		if got, want := b.counts(batch), "2 0 1 1 0 ended"; got != want {
+			b.t.Errorf("after it, those of the first are %s, want %s", got, want)
+		}
+		b.end(uids[0], credential.RotationCompleted, start)
+		if got, want := b.counts(batch), "2 0 0 2 0 ended"; got != want {
+			b.t.Errorf("with consent the counts are %s, want %s", got, want)
+		}
+	})
+}
+
+// A secret that is in other hands is there until it was removed, whoever consents.
+func TestBatches_OfACompromiseEndWithIt(t *testing.T) {
+	batchBench(t, 1, func(b *bench, uids []string) {
+		batch := b.batch(credential.BatchRequest{Scope: credential.Everything, Reason: credential.Compromised})
+		b.advance(start)
+		b.awaitConsent(uids[0])
+		b.advance(start)
+		if got, want := b.counts(batch), "1 0 1 0 0"; got != want {
+			b.t.Errorf("counts are %s, want %s", got, want)
+		}
+		b.end(uids[0], credential.RotationCompleted, start)
+		b.advance(start)
+		if got, want := b.counts(batch), "1 0 0 1 0 ended"; got != want {
+			b.t.Errorf("counts are %s, want %s", got, want)
+		}
+	})
+}
+
+func TestBatches_ComeBackToWhatHadToWait(t *testing.T) {
+	batchBench(t, 4, func(b *bench, uids []string) {
+		b.pause("accounts/a", time.Hour)
+		b.asked("accounts/b/integrations/"+uids[1], credential.Scheduled)
+		batch := b.batch(credential.BatchRequest{Scope: credential.Everything, Reason: credential.Scheduled})
+		if got := b.advance(start); got != 1 {
+			b.t.Errorf("began with %d of which one is neither paused nor being rotated", got)
+		}
+		// One is rotated by what was asked for before, another is deleted.
+		b.replaced(uids[1])
+		b.end(uids[1], credential.RotationActivated, time.Time{})
+		b.end(uids[3], credential.RotationCompleted, start)
+		b.tx(func(ctx context.Context, tx sqldb.Tx) error {
+			_, err := tx.Exec(ctx, `DELETE FROM integrations WHERE uid = $1`, uids[2])
+			return err
+		})
+		later := start.Add(5 * time.Minute)
+		b.advance(later)
+		if got, want := b.counts(batch), "4 1 0 1 0"; got != want {
+			b.t.Errorf("counts are %s, want %s", got, want)
+		}
+		b.advance(start.Add(59 * time.Minute))
+		if got := b.advance(start.Add(64 * time.Minute)); got != 1 {
+			b.t.Errorf("began with %d after the pause", got)
+		}
+		b.end(uids[0], credential.RotationCompleted, start)
+		b.advance(start.Add(65 * time.Minute))
+		if got, want := b.counts(batch), "4 0 0 2 0 ended"; got != want {
+			b.t.Errorf("counts are %s, want %s", got, want)
+		}
+	})
+}
+
+// One is asked for at a replica of the previous release, which queues nothing and whose masters may have begun.
+func TestBatches_OfThePreviousRelease(t *testing.T) {
+	batchBench(t, 4, func(b *bench, uids []string) {
+		batch := b.batch(credential.BatchRequest{Scope: credential.Everything, Reason: credential.Scheduled})
+		b.advance(start)
+		b.tx(func(ctx context.Context, tx sqldb.Tx) error {
+			if _, err := tx.Exec(ctx, `UPDATE rotation_batches SET queued = 0`); err != nil {
+				return err
+			}
+			_, err := tx.Exec(ctx, `DELETE FROM rotations WHERE integration_uid IN ($1, $2)`, uids[0], uids[1])
+			return err
+		})
+		if got := b.advance(start); got != 2 {
+			b.t.Errorf("began with %d of the two that are left", got)
+		}
+		if got, want := b.counts(batch), "4 0 4 0 0"; got != want {
+			b.t.Errorf("counts are %s, want %s", got, want)
+		}
+		if got := b.advance(start); got != 0 {
+			b.t.Errorf("began with %d again", got)
+		}
+	})
 }
 
 func (b *bench) pause(scope string, d time.Duration) {
