@@ -305,6 +305,15 @@ var mistakes = []mistake{
 		test: []string{"./services/vault/internal/rotation", "-run=TakesBack"},
 	},
 	{
+		name: "what waits for Graph is due anew at each try",
+		file: vault + "rotation/graph.go",
+		from: `	t.held = t.held || kind == budget.Write && !at.IsZero()
+`,
+		to: `	t.held = t.held && kind == budget.Write && !at.IsZero()
+`,
+		test: []string{"./services/vault/internal/rotation", "-run=MeasuresWhatWaits"},
+	},
+	{
 		name: "what is compromised stays while somebody holds it",
 		file: vault + "credential/order.go",
 		from: `				c.Moves[0].DespiteHolders = true

@@ -12,8 +12,10 @@ type Action interface {
 // Wait: nothing to do before Until; zero means until something changes.
 type Wait struct {
 	Until time.Time
-	// Reason says what is odd about it; empty in the ordinary course.
-	Reason string
+	// Unlisted is set where nothing is done because the registry does not list the integration, and did not have it deleted.
+	Unlisted bool
+	// Again is set where a write failed that is wanted still: it waits to be tried again.
+	Again bool
 }
 
 // Apply: a transition that asks nobody. The change is to be stored as it is.

@@ -129,7 +129,7 @@ func credentialReady(now time.Time, f Facts, t Timing) Condition {
 		c.Message = "The vault cannot open the client secret that it has stored: the data key that sealed it is gone from the database, or the record was changed. A new secret is being made."
 	case ok && !active.Works(now, t):
 		c.Reason, c.Message = "SecretRefused", "Entra ID refuses the credential; a new one is being made."
-	case ok && !active.Federated() && now.Before(f.PauseEndTime) && !now.Before(active.RotateTime(f.Wanted.period(), t)):
+	case ok && !active.Federated() && active.putOff(now, f.PauseEndTime, t) && !now.Before(active.RotateTime(f.Wanted.period(), t)):
 		c.True, c.Reason, c.Message = true, "RotationPaused", "The credential is due to be replaced, and rotation is paused; it still works."
 	case ok && active.late(now, f.Wanted.period()):
 		c.True, c.Reason, c.Message = true, "RotationLate", "The credential could not be replaced when it was due; it still works."
@@ -147,6 +147,12 @@ func credentialReady(now time.Time, f Facts, t Timing) Condition {
 		c.Reason, c.Message = "Proving", "The credential is being proven."
 	}
 	return c
+}
+
+// Expiring reports whether people are to be told that the version, which is ACTIVE, was not replaced: it is late, and no pause until then is why. A period of zero means
+// DefaultPeriod.
+func (v Version) Expiring(now time.Time, period time.Duration, pauseEnd time.Time, t Timing) bool {
+	return v.late(now, Wanted{Period: period}.period()) && (!v.Works(now, t) || !v.putOff(now, pauseEnd, t))
 }
 
 // late reports whether the version should have been replaced: less than a period of its life is left, or, where a policy keeps lives

@@ -70,8 +70,8 @@ func TestDecide(t *testing.T) {
 			f.Wanted.Present = false
 			return f
 		}, check: func(t *testing.T, a credential.Action) {
-			if w := a.(credential.Wait); w.Reason == "" {
-				t.Error("the wait gives no reason")
+			if w := a.(credential.Wait); !w.Unlisted {
+				t.Error("the wait does not say so")
 			}
 		}},
 		{name: "another name is given to the application", want: "ensure_application", facts: func() credential.Facts {

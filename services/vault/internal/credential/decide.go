@@ -11,6 +11,8 @@ type plan struct {
 	facts Facts
 	t     Timing
 	until time.Time
+	// again is set once something is wanted of Graph that failed, and that is not tried again yet.
+	again bool
 }
 
 // due reports whether at has come; if not, it is remembered.
@@ -21,6 +23,15 @@ func (p *plan) due(at time.Time) bool {
 	if p.until.IsZero() || at.Before(p.until) {
 		p.until = at
 	}
+	return false
+}
+
+// retry is due, of when what failed at Graph may be tried again.
+func (p *plan) retry(at time.Time) bool {
+	if p.due(at) {
+		return true
+	}
+	p.again = true
 	return false
 }
 
@@ -37,8 +48,8 @@ func Decide(now time.Time, facts Facts, t Timing) Action {
 	case !facts.Application.ForgetTime.IsZero():
 		return Wait{}
 	case !facts.Wanted.Present:
-		// Absence is an alarm. What works goes on working.
-		return Wait{Until: now.Add(t.ReconcileInterval), Reason: "IntegrationMissing"}
+		// Absence is an alarm, see rotation's gauge. What works goes on working.
+		return Wait{Until: now.Add(t.ReconcileInterval), Unlisted: true}
 	case facts.Wanted.Deleting:
 		for _, step := range []func() Action{p.progress, p.dismantle} {
 			if a := step(); a != nil {
@@ -67,7 +78,7 @@ func (p *plan) wait() Wait {
 	if !until.IsZero() {
 		until = until.Add(time.Microsecond - 1).Truncate(time.Microsecond)
 	}
-	return Wait{Until: until}
+	return Wait{Until: until, Again: p.again}
 }
 
 // transition finds what follows from the facts alone.
@@ -208,7 +219,7 @@ func (p *plan) ensure() Action {
 	}
 	// One that was there and is not found is left alone: its return can still be had from the bin.
 	if missing || a.MissingReads == 0 {
-		if p.due(a.NextTime) && p.writable() {
+		if p.retry(a.NextTime) && p.writable() {
 			return Ensure{}
 		}
 	}
@@ -230,11 +241,11 @@ func (p *plan) remove() Action {
 			if v.NextTime.IsZero() && !p.facts.compromised(v) && p.t.RemoveDelay > 0 {
 				return Apply{Change: p.facts.revocable(p.now, p.t, v), Why: "Committed"}
 			}
-			if p.due(v.NextTime) && p.writable() {
+			if p.retry(v.NextTime) && p.writable() {
 				return Remove{Version: v}
 			}
 		case Abandoned: // with a password that is known, or it would not be among the facts
-			if p.due(v.NextTime) && p.writable() {
+			if p.retry(v.NextTime) && p.writable() {
 				return Remove{Version: v}
 			}
 		case Intended, Staged, Propagating, Active, Retiring, Revoked:
@@ -247,7 +258,7 @@ func (p *plan) remove() Action {
 func (p *plan) add() Action {
 	f, a := p.facts, p.facts.Application
 	if v, ok := f.ByState(Intended); ok {
-		if p.due(v.NextTime) && p.writable() {
+		if p.retry(v.NextTime) && p.writable() {
 			return Add{Version: v, End: p.now.Add(f.life(p.t, v))}
 		}
 		return nil
@@ -258,7 +269,7 @@ func (p *plan) add() Action {
 		again = time.Time{} // whoever asks may have mended what was in the way
 	}
 	switch {
-	case !wanted, !p.due(at), !p.due(again):
+	case !wanted, !p.due(at), !p.retry(again):
 		return nil
 	case f.Wanted.Federated:
 		if f.trusted() && f.Trust.Key != "" {
@@ -406,7 +417,7 @@ func (p *plan) sweep() Action {
 		return nil
 	}
 	for _, s := range p.facts.Strays {
-		if p.nobodys(s) && p.due(s.NextTime) && p.writable() {
+		if p.nobodys(s) && p.retry(s.NextTime) && p.writable() {
 			return Sweep{Stray: s}
 		}
 	}

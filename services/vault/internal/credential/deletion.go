@@ -52,11 +52,11 @@ func (p *plan) dismantle() Action {
 			return Read{}
 		}
 	case a.DeleteTime.IsZero():
-		if p.due(a.NextTime) && p.seek() && p.writable() {
+		if p.retry(a.NextTime) && p.seek() && p.writable() {
 			return Delete{}
 		}
 	default:
-		if p.due(a.NextTime) && p.due(a.DeleteTime.Add(p.t.RemoveDelay)) && p.seek() && p.writable() {
+		if p.retry(a.NextTime) && p.due(a.DeleteTime.Add(p.t.RemoveDelay)) && p.seek() && p.writable() {
 			return Purge{}
 		}
 	}

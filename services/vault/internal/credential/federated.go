@@ -94,7 +94,7 @@ func (p *plan) trust() Action {
 	if f.trusted() && !p.due(a.TrustTime.Add(p.t.EnsureInterval)) && !p.doubted() {
 		return nil
 	}
-	if p.due(a.NextTime) && p.writable() {
+	if p.retry(a.NextTime) && p.writable() {
 		return EnsureTrust{}
 	}
 	return nil
@@ -120,7 +120,7 @@ func (p *plan) untrust() Action {
 			return nil
 		}
 	}
-	if p.due(a.TrustSendTime.Add(p.t.PropagationLimit)) && p.due(a.NextTime) && p.writable() {
+	if p.due(a.TrustSendTime.Add(p.t.PropagationLimit)) && p.retry(a.NextTime) && p.writable() {
 		return Untrust{}
 	}
 	return nil

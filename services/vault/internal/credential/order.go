@@ -190,6 +190,11 @@ func (v Version) lastTime(t Timing) time.Time {
 	return v.EndTime.Add(-min(reserve, v.Life()/3))
 }
 
+// putOff reports whether a pause until then is why a version that works was not replaced, be it due. Its successor, begun at the last time, takes a while too.
+func (v Version) putOff(now, pauseEnd time.Time, t Timing) bool {
+	return now.Before(pauseEnd) && now.Before(v.lastTime(t).Add(t.PropagationLimit))
+}
+
 func earliest(a, b time.Time) time.Time {
 	if b.Before(a) {
 		return b

@@ -408,6 +408,22 @@ func TestConditions_Rotations(t *testing.T) {
 			f.PauseEndTime = paused.PauseEndTime
 			return f
 		}(), "Proven true"},
+		"paused, with a sixth of its life left, and being replaced": {func() credential.Facts {
+			f := facts(version("a", 1, credential.Active, func(v *credential.Version) {
+				v.EndTime = epoch.Add(11*time.Hour + time.Second)
+				v.StartTime = v.EndTime.Add(-72 * time.Hour)
+			}))
+			f.PauseEndTime = paused.PauseEndTime
+			return f
+		}(), "RotationPaused true"},
+		"paused, and not replaced all the same": {func() credential.Facts {
+			f := facts(version("a", 1, credential.Active, func(v *credential.Version) {
+				v.EndTime = epoch.Add(11 * time.Hour)
+				v.StartTime = v.EndTime.Add(-72 * time.Hour)
+			}))
+			f.PauseEndTime = paused.PauseEndTime
+			return f
+		}(), "RotationLate true"},
 		"refused by a policy":      {refusing(credential.Active), "CredentialTypeNotAllowed true"},
 		"refused, and over by now": {refusing(credential.Active, func(v *credential.Version) { v.EndTime = epoch }), "CredentialTypeNotAllowed false"},
 		"refused from the start":   {refusing(credential.Revoking), "CredentialTypeNotAllowed false"},

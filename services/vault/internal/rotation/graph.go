@@ -2,6 +2,7 @@ package rotation
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"phasekey.dev/services/vault/internal/budget"
@@ -25,7 +26,9 @@ func (t *turn) permit(ctx context.Context, action credential.Action) time.Time {
 	if t.facts.Application.ActivateTime.IsZero() || t.facts.Wanted.Deleting || adds && t.facts.Batched() {
 		class = budget.Change
 	}
-	return t.w.config.Budget.Take(ctx, t.cloud.HomeTenantID(), kind, class, t.uid)
+	at := t.w.config.Budget.Take(ctx, t.cloud.HomeTenantID(), kind, class, t.uid)
+	t.held = t.held || kind == budget.Write && !at.IsZero()
+	return at
 }
 
 // graph is call for a request to Graph. When that asks to come back later, it asks everybody: its limits are the
@@ -34,8 +37,17 @@ func (t *turn) permit(ctx context.Context, action credential.Action) time.Time {
 func (t *turn) graph(ctx context.Context, op string, request func(ctx context.Context) error) (refused, err error) {
 	refused, err = t.call(ctx, op, request)
 	e := refusal(refused)
-	if e.Class == directory.Throttled || e.RetryAfter > 0 && (e.Class == directory.Transient || e.Class == directory.OutcomeUnknown) {
+	throttled := e.Class == directory.Throttled || e.RetryAfter > 0 && (e.Class == directory.Transient || e.Class == directory.OutcomeUnknown)
+	if throttled {
 		t.w.config.Budget.Throttled(ctx, t.cloud.HomeTenantID(), e.RetryAfter)
+	}
+	if op == (credential.Read{}).Op() {
+		return refused, err
+	}
+	t.held = throttled || errors.Is(err, errMastershipShort)
+	if err == nil && !throttled {
+		// Done or refused: it had its turn, and what comes next is due from now on.
+		t.due, t.facts.DueTime = time.Now(), time.Time{}
 	}
 	return refused, err
 }

@@ -89,6 +89,86 @@ func TestWorker_StartsNothingWithoutAPermit(t *testing.T) {
 	})
 }
 
+// TestWorker_MeasuresWhatWaitsForGraph keeps from an integration what it needs of Graph for an hour, in each way that there is, and then lets it.
+func TestWorker_MeasuresWhatWaitsForGraph(t *testing.T) {
+	t.Parallel()
+	const lag = "phasekey_vault_schedule_lag_seconds 0"
+	for _, test := range []struct {
+		name string
+		// keep is called every minute.
+		keep func(s *stage, since time.Duration)
+		// behind is for how long it is; a quarter of an hour later it is not, if not before.
+		behind time.Duration
+	}{
+		{"no budget", func(s *stage, _ time.Duration) { s.config.Budget.Throttled(s.t.Context(), homeTenant, 5*time.Minute) }, time.Hour},
+		{"graph asks to come back later, each time", func(s *stage, _ time.Duration) {
+			s.entra.set(func(d *fakeDirectory) {
+				d.before = func(_ context.Context, op string) error {
+					if op == "add" {
+						return throttled("TooManyRequests", 4*time.Minute)
+					}
+					return nil
+				}
+			})
+		}, time.Hour},
+		{"graph asks to come back later, and then refuses", func(s *stage, since time.Duration) {
+			s.entra.set(func(d *fakeDirectory) {
+				d.before = func(_ context.Context, op string) error {
+					switch {
+					case op != "add":
+						return nil
+					case since < 10*time.Minute:
+						return throttled("TooManyRequests", 4*time.Minute)
+					}
+					return refuse(directory.Denied, "Authorization_RequestDenied")
+				}
+			})
+		}, 10 * time.Minute},
+		{"graph refuses, which is nothing that waits", func(s *stage, _ time.Duration) {
+			s.entra.set(func(d *fakeDirectory) {
+				d.before = func(_ context.Context, op string) error {
+					if op == "add" {
+						return refuse(directory.Denied, "Authorization_RequestDenied")
+					}
+					return nil
+				}
+			})
+		}, -time.Hour},
+		{"nothing is to be done", func(*stage, time.Duration) {}, -time.Hour},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				s, _ := settled(t, 10*time.Second)
+				test.keep(s, 0)
+				r := s.request(credential.Scheduled, false)
+				began := time.Now()
+				for time.Since(began) < time.Hour {
+					time.Sleep(time.Minute)
+					since := time.Since(began)
+					test.keep(s, since)
+					least, most := time.Duration(0), since
+					switch {
+					case since <= test.behind:
+						least = since - 2*time.Minute // it is measured every minute, and not in step
+					case since > test.behind+15*time.Minute:
+						most = 5 * time.Second
+					}
+					if got := time.Duration(s.measured()[lag] * float64(time.Second)); got < least || got > most {
+						t.Fatalf("after %s it is behind by %s", since, got)
+					}
+				}
+				s.entra.set(func(d *fakeDirectory) { d.before = nil })
+				s.untilRotation(r.ID, credential.RotationActivated, 2*time.Hour)
+				time.Sleep(time.Minute)
+				if got := s.measured()[lag]; got > 5 {
+					t.Errorf("it is behind by %g s when all is done", got)
+				}
+			})
+		})
+	}
+}
+
 // TestWorker_PaysForEachRequestToGraph follows an integration from its making to its end, with a password that has to be swept.
 func TestWorker_PaysForEachRequestToGraph(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -20,7 +20,7 @@ type metrics struct {
 	transitions *prometheus.CounterVec
 	reports     *prometheus.CounterVec
 	// By shard, while this replica is its master.
-	lag, age, expiring, foreign, stray, open *prometheus.GaugeVec
+	lag, age, expiring, consentLost, unlisted, foreign, stray, open *prometheus.GaugeVec
 }
 
 func newMetrics(r prometheus.Registerer) (*metrics, error) {
@@ -55,15 +55,23 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		}, []string{"outcome"}),
 		lag: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "phasekey_vault_schedule_lag_seconds",
-			Help: "For how long the integration of the shard has been due that has been due for longest. More than a minute: too much to do, or no budget.",
+			Help: "For how long the integration of the shard has been due that has been due for longest, also while it waits for Graph's budget; not while it is tried again after a refusal. More than a minute: too much to do, or no budget.",
 		}, []string{"shard"}),
 		age: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "phasekey_vault_active_version_age_seconds",
-			Help: "Age of the shard's oldest active client secret. Unless rotation is paused it stays below 1.1 of the longest rotation period.",
+			Help: "Age of the shard's oldest active client secret, of those integrations that have consent. Unless rotation is paused it stays below 1.1 of the longest rotation period.",
 		}, []string{"shard"}),
 		expiring: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "phasekey_vault_credential_versions_expiring",
-			Help: "Active credential versions of the shard that should have been replaced: less than a period of their lives is left.",
+			Help: "Active credential versions of the shard that should have been replaced: less than a period of their lives is left. Where consent was lost, or while a pause puts them off, they are not counted.",
+		}, []string{"shard"}),
+		consentLost: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "phasekey_vault_applications_without_consent",
+			Help: "Applications of the shard that had consent and have it no more. It comes back by itself, or their integrations are deleted.",
+		}, []string{"shard"}),
+		unlisted: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "phasekey_vault_applications_without_integration",
+			Help: "Applications of the shard whose integrations the registry does not list, though they were not deleted; looked at hourly. Above 0: nothing is done about them, and their secrets end.",
 		}, []string{"shard"}),
 		foreign: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "phasekey_vault_applications_with_foreign_credentials",
@@ -82,7 +90,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		return m, nil
 	}
 	var problems []error
-	for _, c := range []prometheus.Collector{m.calls, m.proofs, m.rotations, m.unreadable, m.failOvers, m.transitions, m.reports, m.lag, m.age, m.expiring, m.foreign, m.stray, m.open} {
+	for _, c := range []prometheus.Collector{m.calls, m.proofs, m.rotations, m.unreadable, m.failOvers, m.transitions, m.reports, m.lag, m.age, m.expiring, m.consentLost, m.unlisted, m.foreign, m.stray, m.open} {
 		problems = append(problems, r.Register(c))
 	}
 	if err := errors.Join(problems...); err != nil {
@@ -96,6 +104,8 @@ func (m *metrics) measured(shard int, now time.Time, s store.Schedule) {
 	label := strconv.Itoa(shard)
 	m.lag.WithLabelValues(label).Set(s.Lag.Seconds())
 	m.expiring.WithLabelValues(label).Set(float64(s.Expiring))
+	m.consentLost.WithLabelValues(label).Set(float64(s.ConsentLost))
+	m.unlisted.WithLabelValues(label).Set(float64(s.Unlisted))
 	m.foreign.WithLabelValues(label).Set(float64(s.Foreign))
 	m.stray.WithLabelValues(label).Set(float64(s.Stray))
 	age := 0.0
@@ -111,7 +121,7 @@ func (m *metrics) measured(shard int, now time.Time, s store.Schedule) {
 // forget removes the gauges of a shard that another replica may be master of from now on.
 func (m *metrics) forget(shard int) {
 	label := prometheus.Labels{"shard": strconv.Itoa(shard)}
-	for _, gauge := range []*prometheus.GaugeVec{m.lag, m.age, m.expiring, m.foreign, m.stray, m.open} {
+	for _, gauge := range []*prometheus.GaugeVec{m.lag, m.age, m.expiring, m.consentLost, m.unlisted, m.foreign, m.stray, m.open} {
 		gauge.DeletePartialMatch(label)
 	}
 }

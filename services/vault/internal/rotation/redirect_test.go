@@ -79,9 +79,13 @@ func TestWorker_ARefusedRepairIsNoLoss(t *testing.T) {
 // TestWorker_WhatIsNotListedIsAnAlarm has the registry not list an integration that was never deleted: nothing is done about it, and that is logged.
 func TestWorker_WhatIsNotListedIsAnAlarm(t *testing.T) {
 	t.Parallel()
+	const gauge = "phasekey_vault_applications_without_integration 0"
 	synctest.Test(t, func(t *testing.T) {
 		s, first := alive(t)
 		time.Sleep(time.Hour)
+		if n, ok := s.measured()[gauge]; n != 0 || !ok {
+			t.Errorf("%g are said to be without an integration, or none: %t", n, ok)
+		}
 		at := store.Projection{Incarnation: "registry", Revision: 99, Cursor: "c", BookmarkTime: time.Now()}
 		if err := s.store.ReplaceProjection(t.Context(), time.Now(), at, store.Wanted{}); err != nil {
 			t.Fatal(err)
@@ -97,5 +101,11 @@ func TestWorker_WhatIsNotListedIsAnAlarm(t *testing.T) {
 		if !strings.Contains(s.log.String(), "level=ERROR msg=\"integration is not in the registry's list; nothing is done about it\"") {
 			t.Error("it is not in the log")
 		}
+		if n := s.measured()[gauge]; n != 1 {
+			t.Errorf("%g are said to be without an integration", n)
+		}
+		s.revision = at.Revision
+		s.want(store.Integration{})
+		s.until("listed again", 30*time.Minute, func(store.Facts) bool { return s.measured()[gauge] == 0 })
 	})
 }

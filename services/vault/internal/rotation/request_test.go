@@ -450,3 +450,46 @@ func TestWorker_MeasuresHowItsShardStands(t *testing.T) {
 		}
 	})
 }
+
+// TestWorker_MeasuresWhatIsWrongAlone has things happen that are nobody's to mend, or meant: they are no secret that should have been replaced.
+func TestWorker_MeasuresWhatIsWrongAlone(t *testing.T) {
+	t.Parallel()
+	const (
+		expiring = "phasekey_vault_credential_versions_expiring 0"
+		age      = "phasekey_vault_active_version_age_seconds 0"
+		lost     = "phasekey_vault_applications_without_consent 0"
+	)
+	for name, test := range map[string]struct {
+		begin func(s *stage)
+		// left is what the integration is in.
+		left string
+		lost float64
+	}{
+		"consent is withdrawn": {func(s *stage) { s.entra.set(func(d *fakeDirectory) { d.consented = false }) }, "ConsentLost", 1},
+		"rotation is paused": {func(s *stage) {
+			p := credential.Pause{Scope: credential.Everything, CreateTime: time.Now(), ExpireTime: time.Now().Add(credential.LongestPause)}
+			if err := s.store.PauseRotation(s.t.Context(), p, grant.Caller{}); err != nil {
+				s.t.Fatal(err)
+			}
+		}, "RotationPaused+", 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				s, first := settled(t, time.Minute)
+				test.begin(s)
+				time.Sleep(time.Until(first.EndTime.Add(-20 * time.Hour)))
+				if _, conditions := s.registry.last(); !strings.HasSuffix(conditions, test.left) {
+					t.Errorf("it is %s", conditions)
+				}
+				for time.Now().Before(first.EndTime.Add(2 * time.Hour)) {
+					time.Sleep(10 * time.Minute)
+					got := s.measured()
+					if got[expiring] != 0 || got[lost] != test.lost || test.lost > 0 && got[age] != 0 {
+						t.Fatalf("%s before its end: %g expiring, age %g, %g without consent", time.Until(first.EndTime), got[expiring], got[age], got[lost])
+					}
+				}
+			})
+		})
+	}
+}

@@ -485,7 +485,7 @@ func (s *stage) measuring(t *testing.T) float64 {
 	at := used(t)
 	for range rounds {
 		for shard := range manyShards {
-			if _, err := s.store.Schedule(t.Context(), shard, time.Now()); err != nil {
+			if _, err := s.store.Schedule(t.Context(), shard, time.Now(), s.config.Timing); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -507,12 +507,15 @@ func (s *stage) since(then time.Time) (d done) {
 }
 
 // overdue is for how long the integration that is due longest has been.
-func (s *stage) overdue() time.Duration {
+func (s *stage) overdue() (longest time.Duration) {
 	s.t.Helper()
 	now := time.Now()
-	var first int64
-	s.tx(func(ctx context.Context, tx sqldb.Tx) error {
-		return tx.QueryRow(ctx, `SELECT MIN(next_time) FROM applications`).Scan(&first)
-	})
-	return now.Sub(sqldb.Time(first))
+	for shard := range manyShards {
+		schedule, err := s.store.Schedule(s.t.Context(), shard, now, s.config.Timing)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		longest = max(longest, schedule.Lag)
+	}
+	return longest
 }

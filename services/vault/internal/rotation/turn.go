@@ -40,6 +40,9 @@ type turn struct {
 	// over is set while what was committed last leaves nothing to do before nextTime.
 	over     bool
 	nextTime time.Time
+	// due is since when a write to Graph has been wanted. held is set while that is kept from it by what is short for all: Graph's budget, or the mastership.
+	due  time.Time
+	held bool
 }
 
 // turn gives one integration its turn, and says when the next will be: zero for never, or where only a look at the shard can tell.
@@ -59,6 +62,9 @@ func (t *turn) take(ctx context.Context) error {
 		}
 		if err != nil {
 			return err
+		}
+		if t.due.IsZero() {
+			t.due = sooner(t.facts.DueTime, sooner(t.facts.NextTime, time.Now()))
 		}
 		t.spec = w.spec(t.facts.Integration)
 		t.facts.Wanted.SpecDigest = digest(t.spec)
@@ -104,15 +110,29 @@ func (w *Worker) spec(i store.Integration) directory.Spec {
 
 // wait ends the turn.
 func (t *turn) wait(ctx context.Context, now time.Time, wait credential.Wait) error {
-	if wait.Reason != "" {
-		t.log.ErrorContext(ctx, "integration is not in the registry's list; nothing is done about it", slog.String(obs.KeyReason, wait.Reason))
+	if wait.Unlisted {
+		t.log.ErrorContext(ctx, "integration is not in the registry's list; nothing is done about it")
 	}
 	until := wait.Until
 	if t.reportFailed {
 		until = sooner(until, now.Add(reportRetry))
 	}
 	t.nextTime = until
-	return t.w.config.Store.Commit(ctx, t.m, store.Step{IntegrationUID: t.uid, Now: now, NextTime: until, Touches: t.facts.Touches})
+	return t.w.config.Store.Commit(ctx, t.m, store.Step{
+		IntegrationUID: t.uid, Now: now, NextTime: until, Touches: t.facts.Touches, DueTime: t.dueTime(wait.Again),
+		Unlisted: wait.Unlisted,
+	})
+}
+
+// dueTime is since when a write to Graph waits; zero when none does. wanted says that one is wanted, or may be.
+func (t *turn) dueTime(wanted bool) time.Time {
+	switch {
+	case t.held:
+		return t.due
+	case wanted:
+		return t.facts.DueTime
+	}
+	return time.Time{}
 }
 
 func sooner(a, b time.Time) time.Time {
@@ -138,9 +158,9 @@ func (t *turn) noCloud(ctx context.Context, cause error) error {
 func (t *turn) apply(ctx context.Context, change credential.Change) error {
 	now := time.Now()
 	after := t.facts.With(change)
-	next, over := t.next(now, after)
+	next, over, wanted := t.next(now, after)
 	if err := t.w.config.Store.Commit(ctx, t.m, store.Step{
-		IntegrationUID: t.uid, Now: now, Change: change, NextTime: next, Touches: t.facts.Touches,
+		IntegrationUID: t.uid, Now: now, Change: change, NextTime: next, Touches: t.facts.Touches, DueTime: t.dueTime(wanted),
 	}); err != nil {
 		return err
 	}
@@ -170,19 +190,20 @@ func (t *turn) learn(ctx context.Context, change credential.Change) error {
 	}
 }
 
-// next is when there is something to do after a step; over, that it is nothing of this turn's. A report that is due is something to do at once.
-func (t *turn) next(now time.Time, after credential.Facts) (next time.Time, over bool) {
-	next = now
+// next is when there is something to do after a step; over, that it is nothing of this turn's, and wanted, that it may be a write to Graph. A report that is due is
+// something to do at once.
+func (t *turn) next(now time.Time, after credential.Facts) (next time.Time, over, wanted bool) {
+	next, wanted = now, true
 	if wait, ok := credential.Decide(now, after, t.w.config.Timing).(credential.Wait); ok {
-		next, over = wait.Until, true
+		next, over, wanted = wait.Until, true, wait.Again
 	}
 	switch {
 	case !after.Wanted.Present || t.reportOf(now, after).digest(t.facts.Incarnation) == after.Application.ReportDigest:
-		return next, over
+		return next, over, wanted
 	case t.reportFailed:
-		return sooner(next, now.Add(reportRetry)), over
+		return sooner(next, now.Add(reportRetry)), over, wanted
 	}
-	return now, false
+	return now, false, wanted
 }
 
 // told logs and counts the transitions of a change, and has streams told.
@@ -284,9 +305,9 @@ func (t *turn) do(ctx context.Context, action credential.Action) error {
 func (t *turn) endLeases(ctx context.Context) error {
 	now := time.Now()
 	change := t.facts.LeasesEnded(now)
-	next, _ := t.next(now, t.facts.With(change))
+	next, _, wanted := t.next(now, t.facts.With(change))
 	ended, err := t.w.config.Store.EndLeases(ctx, t.m, store.Step{
-		IntegrationUID: t.uid, Now: now, Change: change, NextTime: next, Touches: t.facts.Touches,
+		IntegrationUID: t.uid, Now: now, Change: change, NextTime: next, Touches: t.facts.Touches, DueTime: t.dueTime(wanted),
 	})
 	if err != nil {
 		return err

@@ -221,7 +221,7 @@ func (s *shift) gauge(ctx context.Context, now time.Time) {
 		return
 	}
 	s.gaugeTime = now.Add(gaugeEvery)
-	schedule, err := s.w.config.Store.Schedule(ctx, s.m.Shard, now)
+	schedule, err := s.w.config.Store.Schedule(ctx, s.m.Shard, now, s.w.config.Timing)
 	if err != nil {
 		if ctx.Err() == nil {
 			s.w.config.Log.WarnContext(ctx, "shard could not be measured", slog.Int(keyShard, s.m.Shard), slog.Any(obs.KeyError, err))

@@ -26,6 +26,8 @@ type Facts struct {
 	Integration Integration
 	// Incarnation is the registry database's.
 	Incarnation string
+	// NextTime is when the integration is to be looked at next; zero for never. DueTime is since when what is to be done next waits; zero while nothing does.
+	NextTime, DueTime time.Time
 	// Touches goes back into the Step, see there.
 	Touches int64
 }
@@ -39,6 +41,10 @@ type Step struct {
 	// integration since Touches was read.
 	NextTime time.Time
 	Touches  int64
+	// DueTime is since when what is to be done next waits for leave to do it; zero while nothing does.
+	DueTime time.Time
+	// Unlisted is set where nothing is done because the registry does not list the integration.
+	Unlisted bool
 }
 
 // Due returns at most limit integrations of the shard that are due, the longest due first, and when the next one after now
@@ -76,16 +82,20 @@ func (s *Store) Facts(ctx context.Context, uid string) (Facts, error) {
 	err := s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
 		out = Facts{}
 		p := &out.Probe
+		var next int64
 		if out.Application, err = scanApplication(tx.QueryRow(ctx, `SELECT `+applicationColumns+`, applications.touches,
 				COALESCE((SELECT MAX(number) FROM credential_versions WHERE integration_uid = $1), 0),
 				COALESCE((SELECT incarnation FROM projection WHERE singleton = 1), ''),
 				COALESCE(p.time, 0), COALESCE(p.version_id, ''), COALESCE(p.finding, ''), COALESCE(p.code, ''),
 				COALESCE(p.principal_object_id, ''), COALESCE(p.want_time, 0),
-				COALESCE((SELECT change_time FROM database_timeline WHERE singleton = 1), 0)
+				COALESCE((SELECT change_time FROM database_timeline WHERE singleton = 1), 0), applications.next_time, applications.due_time
 			FROM applications LEFT JOIN consent_probes p ON p.integration_uid = applications.integration_uid
 			WHERE applications.integration_uid = $1`, uid), &out.Touches, &out.LastNumber, &out.Incarnation,
-			at{&p.Time}, &p.VersionID, &p.Finding, &p.Code, &p.PrincipalObjectID, at{&p.WantTime}, at{&out.FailOverTime}); err != nil {
+			at{&p.Time}, &p.VersionID, &p.Finding, &p.Code, &p.PrincipalObjectID, at{&p.WantTime}, at{&out.FailOverTime}, &next, at{&out.DueTime}); err != nil {
 			return err
+		}
+		if next != never {
+			out.NextTime = sqldb.Time(next)
 		}
 		out.Wanted.UID = uid
 		if out.Recovery, err = readRecovery(ctx, tx); err != nil {
@@ -197,8 +207,8 @@ func (s *Store) Commit(ctx context.Context, m election.Mastership, step Step) er
 func (tx masterTx) write(ctx context.Context, step Step) (told bool, err error) {
 	c := step.Change
 	var wasConsented int64
-	if err := tx.QueryRow(ctx, `UPDATE applications SET touches = touches WHERE integration_uid = $1 RETURNING consented`, step.IntegrationUID).
-		Scan(&wasConsented); err != nil {
+	if err := tx.QueryRow(ctx, `UPDATE applications SET due_time = $2, unlisted = $3 WHERE integration_uid = $1 RETURNING consented`,
+		step.IntegrationUID, sqldb.Micros(step.DueTime), bit(step.Unlisted)).Scan(&wasConsented); err != nil {
 		return false, err
 	}
 	if c.Application != nil {

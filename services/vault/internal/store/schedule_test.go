@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"time"
 
@@ -42,6 +43,10 @@ func TestSchedule(t *testing.T) {
 		})
 		b.tx(func(ctx context.Context, tx sqldb.Tx) error {
 			_, err := tx.Exec(ctx, `INSERT INTO applications (integration_uid, shard, next_time) VALUES ($1, 1, $2)`, elsewhere, sqldb.Micros(start.Add(time.Hour)))
+			return err
+		})
+		b.tx(func(ctx context.Context, tx sqldb.Tx) error {
+			_, err := tx.Exec(ctx, `UPDATE applications SET consented = 1`)
 			return err
 		})
 		for _, stray := range []struct {
@@ -95,7 +100,7 @@ func TestSchedule(t *testing.T) {
 		})
 		read := func(shard int, at time.Time) store.Schedule {
 			b.t.Helper()
-			s, err := b.store.Schedule(b.t.Context(), shard, at)
+			s, err := b.store.Schedule(b.t.Context(), shard, at, credential.Production())
 			if err != nil {
 				b.t.Fatal(err)
 			}
@@ -121,6 +126,100 @@ func TestSchedule(t *testing.T) {
 	})
 }
 
+func TestSchedule_OfWhatIsNotRotated(t *testing.T) {
+	onBoth(t, func(b *bench) {
+		uids := inShard(0, 5)
+		var wanted []store.Integration
+		for n, uid := range uids {
+			wanted = append(wanted, store.Integration{UID: uid, Name: fmt.Sprintf("accounts/a/integrations/i%d", n), Revision: 2})
+		}
+		wanted[4].Name = "accounts/ab/integrations/i4"
+		b.want(2, wanted...)
+		b.adopt(1)
+		set := func(statement string, args ...any) {
+			b.t.Helper()
+			b.tx(func(ctx context.Context, tx sqldb.Tx) error {
+				_, err := tx.Exec(ctx, statement, args...)
+				return err
+			})
+		}
+		hours := func(n int) int64 { return sqldb.Micros(start.Add(time.Duration(n) * time.Hour)) }
+		for _, uid := range uids {
+			b.version(uid, 1, credential.Active, start)
+			set(`UPDATE credential_versions SET activate_time = $2, start_time = $2, end_time = $3 WHERE integration_uid = $1`, uid, hours(0), hours(72))
+		}
+		set(`UPDATE applications SET consented = 1, consent_time = $1, next_time = $2`, hours(0), hours(80))
+		read := func(at time.Duration) store.Schedule {
+			b.t.Helper()
+			s, err := b.store.Schedule(b.t.Context(), 0, start.Add(at), credential.Production())
+			if err != nil {
+				b.t.Fatal(err)
+			}
+			s.Open = nil
+			return s
+		}
+		check := func(what string, at time.Duration, want store.Schedule) {
+			b.t.Helper()
+			if diff := cmp.Diff(want, read(at)); diff != "" {
+				b.t.Errorf("%s (-want +have):\n%s", what, diff)
+			}
+		}
+		check("all late", 49*time.Hour, store.Schedule{OldestActive: start, Expiring: 5})
+
+		pause := func(scope string) {
+			b.t.Helper()
+			if err := b.store.PauseRotation(b.t.Context(), credential.Pause{Scope: scope, CreateTime: start, ExpireTime: start.Add(100 * time.Hour)}, operator); err != nil {
+				b.t.Fatal(err)
+			}
+		}
+		pause(wanted[0].Name)
+		check("one is paused", 49*time.Hour, store.Schedule{OldestActive: start, Expiring: 4})
+		pause("accounts/a")
+		check("an account is paused", 49*time.Hour, store.Schedule{OldestActive: start, Expiring: 1})
+		// It refuses the only secret, and so a pause is not why there is no other.
+		set(`UPDATE credential_versions SET refusals = 3 WHERE integration_uid = $1`, uids[1])
+		check("what does not work", 49*time.Hour, store.Schedule{OldestActive: start, Expiring: 2})
+		set(`UPDATE credential_versions SET refusals = 0 WHERE integration_uid = $1`, uids[1])
+		// With a sixth of its life left it is replaced all the same, within an hour.
+		check("no longer put off, and being replaced", 60*time.Hour+59*time.Minute, store.Schedule{OldestActive: start, Expiring: 1})
+		check("no longer put off, and not replaced", 61*time.Hour, store.Schedule{OldestActive: start, Expiring: 5})
+
+		set(`UPDATE credential_versions SET activate_time = $2 WHERE integration_uid = $1`, uids[2], hours(-9))
+		set(`UPDATE applications SET consented = 0 WHERE integration_uid = $1`, uids[2])
+		check("without consent", 61*time.Hour, store.Schedule{OldestActive: start, Expiring: 4, ConsentLost: 1})
+		set(`UPDATE applications SET delete_time = $2, consented = 0 WHERE integration_uid = $1`, uids[3], hours(1))
+		set(`UPDATE integrations SET deleting = 1 WHERE uid = $1`, uids[3])
+		check("without consent, and deleted", 61*time.Hour, store.Schedule{OldestActive: start, Expiring: 3, ConsentLost: 1})
+
+		commit := func(step store.Step) {
+			b.t.Helper()
+			step.IntegrationUID, step.Now, step.NextTime = uids[4], start.Add(61*time.Hour), start.Add(80*time.Hour)
+			f, err := b.store.Facts(b.t.Context(), uids[4])
+			if err != nil {
+				b.t.Fatal(err)
+			}
+			step.Touches = f.Touches
+			if err := b.store.Commit(b.t.Context(), b.master, step); err != nil {
+				b.t.Fatal(err)
+			}
+		}
+		standing := store.Schedule{OldestActive: start, Expiring: 3, ConsentLost: 1}
+		waits := standing
+		waits.Lag = 2 * time.Hour
+		commit(store.Step{DueTime: start.Add(59 * time.Hour)})
+		check("waits for Graph", 61*time.Hour, waits)
+		if f, err := b.store.Facts(b.t.Context(), uids[4]); err != nil || !f.DueTime.Equal(start.Add(59*time.Hour)) || !f.NextTime.Equal(start.Add(80*time.Hour)) {
+			b.t.Errorf("due since %s, next at %s, %v", f.DueTime, f.NextTime, err)
+		}
+		unlisted := standing
+		unlisted.Unlisted = 1
+		commit(store.Step{Unlisted: true})
+		check("not listed", 61*time.Hour, unlisted)
+		commit(store.Step{})
+		check("listed again", 61*time.Hour, standing)
+	})
+}
+
 // It is asked for every minute, of each shard: it must not cost what there is.
 func TestSchedule_ReadsWhatStandsOut(t *testing.T) {
 	t.Parallel()
@@ -128,7 +227,7 @@ func TestSchedule_ReadsWhatStandsOut(t *testing.T) {
 	const many = 5000
 	c.exec(`INSERT INTO integrations SELECT r.* FROM integrations i, generate_series(1, $1) n,
 		LATERAL jsonb_populate_record(i, jsonb_build_object('uid', 'many' || n, 'name', 'accounts/acme/integrations/many' || n)) r WHERE i.uid = 'uid'`, many)
-	c.exec(`INSERT INTO applications (integration_uid, shard, next_time) SELECT uid, shard, $1 FROM integrations WHERE uid LIKE 'many%'`, sqldb.Micros(start))
+	c.exec(`INSERT INTO applications (integration_uid, shard, next_time, consented) SELECT uid, shard, $1, 1 FROM integrations WHERE uid LIKE 'many%'`, sqldb.Micros(start))
 	c.exec(`INSERT INTO credential_versions SELECT r.* FROM credential_versions v, generate_series(1, $1) n,
 		LATERAL jsonb_populate_record(v, jsonb_build_object('id', 'many' || n, 'integration_uid', 'many' || n, 'name', 'many' || n, 'key_id', 'many' || n,
 			'activate_time', CAST($2 AS BIGINT) + n, 'start_time', CAST($2 AS BIGINT), 'end_time', CAST($3 AS BIGINT))) r WHERE v.id = 'v2'`, many, sqldb.Micros(start), sqldb.Micros(start.Add(72*time.Hour)))
@@ -137,7 +236,7 @@ func TestSchedule_ReadsWhatStandsOut(t *testing.T) {
 			'attempts', 10, 'remove_time', CAST($2 AS BIGINT))) r WHERE v.id = 'v2'`, many, sqldb.Micros(start))
 	c.exec(`ANALYZE`)
 	before := c.rowsRead()
-	got, err := c.store.Schedule(t.Context(), 0, start.Add(time.Hour))
+	got, err := c.store.Schedule(t.Context(), 0, start.Add(time.Hour), credential.Production())
 	if err != nil || got.OldestActive.IsZero() || got.Expiring != 0 {
 		t.Errorf("it stands %+v, %v", got, err)
 	}
