@@ -305,6 +305,13 @@ var mistakes = []mistake{
 		test: []string{"./services/vault/internal/rotation", "-run=TakesBack"},
 	},
 	{
+		name: "an integration whose end the registry knows is called missing",
+		file: vault + "credential/decide.go",
+		from: `	case !facts.Wanted.Present && p.dismantled():`,
+		to:   `	case !facts.Wanted.Present && p.dismantled() && p.now.IsZero():`,
+		test: []string{"./services/vault/internal/credential"},
+	},
+	{
 		name: "what waits for Graph is due anew at each try",
 		file: vault + "rotation/graph.go",
 		from: `	t.held = t.held || kind == budget.Write && !at.IsZero()

@@ -74,6 +74,32 @@ func TestDecide(t *testing.T) {
 				t.Error("the wait does not say so")
 			}
 		}},
+		{name: "one that is not listed, half taken apart, is left alone", want: "wait", facts: func() credential.Facts {
+			f := facts()
+			f.Wanted.Present = false
+			f.Application.LeaseEndTime, f.Application.DeleteTime = ago(time.Minute), ago(time.Minute)
+			return f
+		}, check: func(t *testing.T, a credential.Action) {
+			if w := a.(credential.Wait); !w.Unlisted {
+				t.Error("the wait does not say so")
+			}
+		}},
+		{name: "one that is not listed since it was told to be gone is forgotten", want: "forget", facts: func() credential.Facts {
+			f := facts()
+			f.Wanted.Present = false
+			f.Application.LeaseEndTime, f.Application.DeleteTime, f.Application.PurgeTime = ago(time.Minute), ago(time.Minute), ago(time.Minute)
+			return f
+		}},
+		{name: "likewise one of which there never was an application", want: "forget", facts: func() credential.Facts {
+			f := credential.Facts{Wanted: credential.Wanted{UID: "uid"}}
+			f.Application.LeaseEndTime, f.Application.MissingReads = ago(time.Minute), 1
+			return f
+		}},
+		{name: "but not one of which none was found yet", want: "wait", facts: func() credential.Facts {
+			f := credential.Facts{Wanted: credential.Wanted{UID: "uid"}}
+			f.Application.MissingReads = 1
+			return f
+		}},
 		{name: "another name is given to the application", want: "ensure_application", facts: func() credential.Facts {
 			f := facts(version("a", 1, credential.Active))
 			f.Wanted.SpecDigest = "other"

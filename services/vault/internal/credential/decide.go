@@ -47,6 +47,11 @@ func Decide(now time.Time, facts Facts, t Timing) Action {
 	switch {
 	case !facts.Application.ForgetTime.IsZero():
 		return Wait{}
+	case !facts.Wanted.Present && p.dismantled():
+		// It was read as DELETING, and the registry was told that it is gone, if that was not stored before a crash.
+		if p.due(facts.Application.NextTime) {
+			return Forget{}
+		}
 	case !facts.Wanted.Present:
 		// Absence is an alarm, see rotation's gauge. What works goes on working.
 		return Wait{Until: now.Add(t.ReconcileInterval), Unlisted: true}

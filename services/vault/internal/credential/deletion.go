@@ -43,7 +43,7 @@ func (p *plan) dismantle() Action {
 		return act
 	}
 	switch {
-	case !a.PurgeTime.IsZero(), a.ObjectID == "" && p.neverMade():
+	case p.dismantled():
 		if p.due(a.NextTime) {
 			return Forget{}
 		}
@@ -61,6 +61,12 @@ func (p *plan) dismantle() Action {
 		}
 	}
 	return nil
+}
+
+// dismantled reports whether the integration was taken apart, and nothing is left but to tell so.
+func (p *plan) dismantled() bool {
+	a := p.facts.Application
+	return !a.PurgeTime.IsZero() || !a.LeaseEndTime.IsZero() && a.ObjectID == "" && p.neverMade()
 }
 
 // seek reports whether an application that was not found when it was to go may be looked for again.

@@ -64,6 +64,26 @@ func TestWorker_PurgesWhatTheBinDoesNotShowAtFirst(t *testing.T) {
 	})
 }
 
+// TestWorker_WhatTheRegistryForgotFirst has the registry take in that an integration is gone, and the vault not hear that it did: it lists it no more.
+func TestWorker_WhatTheRegistryForgotFirst(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := alive(t)
+		s.registry.set(errors.New("away"))
+		s.want(store.Integration{Deleting: true})
+		s.until("purged", time.Hour, func(f store.Facts) bool { return !f.Application.PurgeTime.IsZero() })
+		at := store.Projection{Incarnation: "registry", Revision: 99, Cursor: "c", BookmarkTime: time.Now()}
+		if err := s.store.ReplaceProjection(t.Context(), time.Now(), at, store.Wanted{}); err != nil {
+			t.Fatal(err)
+		}
+		s.registry.set(fmt.Errorf("report: %w", rotation.ErrUnknownIntegration))
+		s.until("forgotten", 2*time.Hour, forgotten)
+		if strings.Contains(s.log.String(), "not in the registry's list") {
+			t.Error("it is called missing, and was deleted")
+		}
+	})
+}
+
 // TestWorker_GoesOnTellingThatItIsGone has the registry away when there is nothing left to do but to tell it, and then not know of what is told.
 func TestWorker_GoesOnTellingThatItIsGone(t *testing.T) {
 	t.Parallel()
