@@ -321,6 +321,19 @@ var mistakes = []mistake{
 		test: []string{"./services/vault/internal/rotation", "-run=MeasuresWhatWaits"},
 	},
 	{
+		name: "what is compromised is forgotten with a rotation that is abandoned",
+		file: vault + "credential/order.go",
+		from: `	if r.State == RotationAbandoned {
+		if gone {
+			r.EndTime = now
+		}
+`,
+		to: `	if r.State == RotationAbandoned {
+		r.EndTime = now
+`,
+		test: []string{"./services/vault/internal/rotation", "-run=TakesBack"},
+	},
+	{
 		name: "what is compromised stays while somebody holds it",
 		file: vault + "credential/order.go",
 		from: `				c.Moves[0].DespiteHolders = true

@@ -33,7 +33,7 @@ const (
 	// As if its time had come: with overlap, and nobody notices.
 	Rotation_REASON_SCHEDULED Rotation_Reason = 1
 	// Somebody may have a secret who should not. All secrets go that there were when it was asked for: as soon as a new one is
-	// proven, whoever holds them.
+	// proven, whoever holds them; and before where nobody is served by them, for consent is lost or their end has come.
 	Rotation_REASON_COMPROMISED Rotation_Reason = 2
 )
 
@@ -84,15 +84,17 @@ type Rotation_State int32
 const (
 	// Not known.
 	Rotation_STATE_UNSPECIFIED Rotation_State = 0
-	// There is no new secret yet; state_reason says why if making one has failed.
+	// There is no new secret yet; state_reason says why if making one has failed, or `IssuerMissing`: the integration is FEDERATED, and the
+	// vault's configuration names no issuer.
 	Rotation_STATE_PENDING Rotation_State = 1
 	// The new secret is being proven; or waits for consent, and state_reason is `AwaitingConsent`.
 	Rotation_STATE_PROPAGATING Rotation_State = 2
-	// The new version is ACTIVE; old ones are still there.
+	// The new version is ACTIVE; old ones are still there. state_reason is Graph's code if the removal of one has failed; it is tried again.
 	Rotation_STATE_ACTIVATED Rotation_State = 3
-	// The old ones are gone from Entra ID.
+	// The old ones are gone from Entra ID. The new version is ACTIVE; or waits for consent, and state_reason is `AwaitingConsent`.
 	Rotation_STATE_COMPLETED Rotation_State = 4
-	// It came to nothing; state_reason says why: `Superseded` by a rotation for a compromise, or `IntegrationDeleting`.
+	// It came to nothing; state_reason says why: `Superseded` by a rotation for a compromise, or `IntegrationDeleting`. The old ones go with
+	// that: remove_time and end_time come when they are gone.
 	Rotation_STATE_ABANDONED Rotation_State = 5
 )
 
@@ -155,7 +157,8 @@ type Rotation struct {
 	Immediately bool `protobuf:"varint,3,opt,name=immediately,proto3" json:"immediately,omitempty"`
 	// How far it is.
 	State Rotation_State `protobuf:"varint,4,opt,name=state,proto3,enum=phasekey.vault.v1.Rotation_State" json:"state,omitempty"`
-	// Why it is in its state, in one CamelCase word; empty in the ordinary course.
+	// Why it is in its state, in one CamelCase word; empty in the ordinary course, to which waiting for Graph's budget belongs. Before there is a
+	// new version, and where nothing else is in the way, it is Graph's code if the removal of an old one has failed.
 	StateReason string `protobuf:"bytes,5,opt,name=state_reason,json=stateReason,proto3" json:"state_reason,omitempty"`
 	// The newest version that is replaced; all before it go too. Empty when there was none.
 	OldVersion string `protobuf:"bytes,6,opt,name=old_version,json=oldVersion,proto3" json:"old_version,omitempty"`

@@ -79,7 +79,7 @@ func applicationReady(f Facts) Condition {
 		c.True, c.Reason = true, "ForeignCredentials"
 		c.Message = "The application has client secrets or federated credentials that Phasekey did not make, and leaves alone: whoever made them can act as it. Look who did, and remove them."
 	case a.UnknownTrusts > 0 && f.Trust.Digest == "":
-		c.True, c.Reason = true, "IssuerMissing"
+		c.True, c.Reason = true, reasonIssuerMissing
 		c.Message = "The application has federated credentials, and whether they are Phasekey's own is not known: the vault's configuration names no issuer. Leave them until it does."
 	case slices.ContainsFunc(f.Strays, Stray.stuck), slices.ContainsFunc(f.Versions, Version.stuck):
 		c.True, c.Reason = true, "StrayCredentials"
@@ -90,6 +90,9 @@ func applicationReady(f Facts) Condition {
 	return c
 }
 
+// reasonAwaitingConsent is why nobody can use what there is: the customer has not consented, or not again.
+const reasonAwaitingConsent = "AwaitingConsent"
+
 func consented(f Facts) Condition {
 	a := f.Application
 	c := Condition{Type: Consented}
@@ -97,7 +100,7 @@ func consented(f Facts) Condition {
 	case a.Consented:
 		c.True, c.Reason = true, "PrincipalFound"
 	case a.ConsentTime.IsZero():
-		c.Reason, c.Message = "AwaitingConsent", "The customer's administrator has not consented yet."
+		c.Reason, c.Message = reasonAwaitingConsent, "The customer's administrator has not consented yet."
 	default:
 		c.Reason = a.ConsentCode
 		if c.Reason == "" {
@@ -117,7 +120,7 @@ func credentialReady(now time.Time, f Facts, t Timing) Condition {
 		c.Reason, c.Message = "ConsentLost", "The credential is of no use until the customer's tenant takes the application again."
 	case ok && f.mute(active), f.Wanted.Federated && f.Trust.Digest == "":
 		_, c.True = f.usable(now, t)
-		c.Reason = "IssuerMissing"
+		c.Reason = reasonIssuerMissing
 		c.Message = "The vault is not an issuer: its configuration names none. A client secret that there is works until it ends; make the integration CLIENT_SECRET until the vault is an issuer."
 	case a.AddRefusal != "" && !f.Wanted.Federated:
 		c.True, c.Reason = ok && active.Works(now, t), a.AddRefusal
@@ -142,7 +145,7 @@ func credentialReady(now time.Time, f Facts, t Timing) Condition {
 	case a.AddCode != "":
 		c.Reason, c.Message = a.AddCode, "No credential could be made and proven so far; it is tried again."
 	case !a.Consented:
-		c.Reason, c.Message = "AwaitingConsent", "A credential is proven once the customer's administrator has consented."
+		c.Reason, c.Message = reasonAwaitingConsent, "A credential is proven once the customer's administrator has consented."
 	default:
 		c.Reason, c.Message = "Proving", "The credential is being proven."
 	}

@@ -306,7 +306,7 @@ func (p *plan) successor() (at time.Time, wanted bool) {
 	switch {
 	case v.Federated() != f.Wanted.Federated:
 		return time.Time{}, true
-	case v.Federated() && v.Number <= f.upTo(Rotation.Open):
+	case v.Federated() && v.Number <= f.upTo(Rotation.pursued):
 		return time.Time{}, true
 	case v.Federated():
 		return f.Trust.KeyTime.Add(v.spread(f.Wanted.period())), !f.fits(v)

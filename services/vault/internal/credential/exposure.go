@@ -41,18 +41,28 @@ func ExposureOf(now time.Time, r RotationStatus) Exposure {
 	if !e.EndTime.IsZero() && !now.Before(e.EndTime) {
 		return e
 	}
-	if r.RemoveTime.IsZero() && !r.Immediately {
-		switch {
-		case r.State == RotationAbandoned:
-			e.Remedies = append(e.Remedies, "Ask for another rotation.")
-		case r.Reason == Scheduled:
-			e.Remedies = append(e.Remedies, "If somebody may have the old secret: ask for a rotation with the reason COMPROMISED, which waits neither for those who hold it nor for an hour.")
-		default:
-			e.Remedies = append(e.Remedies, "Ask for the rotation again with immediately: the old secret is removed before the new one is proven, and runs fail meanwhile.")
-		}
+	if r.RemoveTime.IsZero() {
+		e.Remedies = r.remedies()
 	}
 	e.Remedies = append(e.Remedies, customersRemedies()...)
 	return e
+}
+
+// remedies are what whoever looks at the rotation can do while what it replaces is there.
+func (r Rotation) remedies() (all []string) {
+	if r.removalFails() {
+		all = append(all, "Have the old secret removed by hand, if its removal, which is tried again and again, goes on failing with "+r.StateReason+": its key ID is in the vault's log.")
+	}
+	switch {
+	case r.State == RotationAbandoned && r.StateReason == reasonSuperseded:
+		all = append(all, "Look at the rotation for a compromise that took this one's place: what this one was to replace goes with that.")
+	case r.State == RotationAbandoned: // with the integration that is being deleted
+	case r.Reason == Scheduled:
+		all = append(all, "If somebody may have the old secret: ask for a rotation with the reason COMPROMISED, which waits neither for those who hold it nor for an hour.")
+	case r.Begun() && !r.Immediately:
+		all = append(all, "Ask for the rotation again with immediately: the old secret is removed before the new one is proven, and runs fail meanwhile.")
+	}
+	return all
 }
 
 // customersRemedies are what the customer can do.

@@ -18,6 +18,9 @@ type Trust struct {
 	Usable []string
 }
 
+// reasonIssuerMissing is why nothing comes of a federated version while the vault is no issuer.
+const reasonIssuerMissing = "IssuerMissing"
+
 // Federated reports whether the version is a trust, and not a client secret: the application's federated credentials under one signing
 // key. It has no text and no end.
 func (v Version) Federated() bool { return v.SigningKey != "" }

@@ -26,7 +26,7 @@ type Rotation struct {
 	New        int64
 	CreateTime time.Time
 	// ActivateTime is when the new version became ACTIVE, RemoveTime when the last of the old ones was gone from Entra, EndTime when
-	// nothing was left to do.
+	// nothing was left to do: of one that is ABANDONED, when what it was to replace was gone.
 	ActivateTime, RemoveTime, EndTime time.Time
 }
 
@@ -58,8 +58,17 @@ const (
 	RotationAbandoned RotationState = "ABANDONED"
 )
 
+// Why a rotation is ABANDONED.
+const (
+	reasonSuperseded = "Superseded"
+	reasonDeleting   = "IntegrationDeleting"
+)
+
 // Open reports whether there is anything left to do for the rotation.
-func (r Rotation) Open() bool { return r.State != RotationCompleted && r.State != RotationAbandoned }
+func (r Rotation) Open() bool { return r.EndTime.IsZero() }
+
+// pursued reports whether a successor is to be made for the rotation, or was.
+func (r Rotation) pursued() bool { return r.Open() && r.State != RotationAbandoned }
 
 // Begun reports whether a rotation that is asked for now would come to nothing else than this one: it has no ACTIVE version yet.
 func (r Rotation) Begun() bool { return r.State == RotationPending || r.State == RotationPropagating }
@@ -122,7 +131,7 @@ func Admit(now time.Time, id string, asked Rotation, open []Rotation, active, ne
 		case begun.Reason == asked.Reason, begun.Reason == Compromised:
 			return begun, nil, false
 		}
-		begun.State, begun.StateReason, begun.EndTime = RotationAbandoned, "Superseded", now
+		begun.State, begun.StateReason = RotationAbandoned, reasonSuperseded
 		changed = append(changed, begun)
 	}
 	r := Rotation{
@@ -174,7 +183,7 @@ func (f Facts) askTime() (last time.Time) {
 func (p *plan) replaceTime(active Version) time.Time {
 	f := p.facts
 	var at time.Time
-	if active.Number > f.upTo(Rotation.Open) {
+	if active.Number > f.upTo(Rotation.pursued) {
 		at = active.RotateTime(f.Wanted.period(), p.t)
 	}
 	if last := active.lastTime(p.t); p.now.Before(f.PauseEndTime) && at.Before(last) {
@@ -264,13 +273,19 @@ func (p *plan) progress() Action {
 
 // progressed is how far a rotation is by the facts.
 func (f Facts) progressed(now time.Time, r Rotation) Rotation {
-	if f.Wanted.Deleting {
-		r.State, r.StateReason, r.EndTime = RotationAbandoned, "IntegrationDeleting", now
-		return r
-	}
-	gone := !slices.ContainsFunc(f.Versions, func(v Version) bool { return v.Number <= r.UpTo })
+	// An application that is gone for good took what was left with it.
+	gone := !f.Application.PurgeTime.IsZero() || !slices.ContainsFunc(f.Versions, func(v Version) bool { return v.Number <= r.UpTo })
 	if gone && r.RemoveTime.IsZero() {
 		r.RemoveTime = now
+	}
+	if f.Wanted.Deleting && r.State != RotationAbandoned {
+		r.State, r.StateReason = RotationAbandoned, reasonDeleting
+	}
+	if r.State == RotationAbandoned {
+		if gone {
+			r.EndTime = now
+		}
+		return r
 	}
 	var successor Version
 	if active, ok := f.ByState(Active); ok && active.Number > r.UpTo {
@@ -279,22 +294,66 @@ func (f Facts) progressed(now time.Time, r Rotation) Rotation {
 		successor = v
 	}
 	if r.Begun() {
-		r.New, r.StateReason = successor.Number, ""
+		r.New = successor.Number
 		switch successor.State {
 		case Active:
 			r.State, r.ActivateTime = RotationActivated, successor.ActivateTime
 		case Staged, Propagating:
 			r.State = RotationPropagating
-			if !f.Application.Consented {
-				r.StateReason = "AwaitingConsent"
-			}
 		default:
-			r.State, r.StateReason = RotationPending, f.Application.AddCode
+			r.State = RotationPending
 		}
 	}
+	r.StateReason = f.inTheWay(r, successor)
 	// Without consent nobody can use the new one yet, nor anything else.
 	if gone && (r.State == RotationActivated || successor.State == Staged) {
 		r.State, r.EndTime = RotationCompleted, now
 	}
 	return r
+}
+
+// inTheWay is what keeps a rotation from coming further, in one CamelCase word; empty while all goes its way, as far as is known. What keeps the new version from
+// being made comes before what keeps the old ones from being removed.
+func (f Facts) inTheWay(r Rotation, successor Version) string {
+	a := f.Application
+	if r.State == RotationPending {
+		switch {
+		case f.Wanted.Federated && f.Trust.Digest == "":
+			return reasonIssuerMissing
+		case a.Failures > 0 && (a.ObjectID == "" || f.Wanted.Federated && !f.trusted()):
+			return reasonOf(a.FailureCode)
+		case a.AddCode != "":
+			return a.AddCode
+		}
+	}
+	waits := ""
+	switch {
+	case r.State != RotationPropagating:
+	case !a.Consented:
+		waits = reasonAwaitingConsent
+	case f.mute(successor):
+		waits = reasonIssuerMissing
+	}
+	if waits != "" && r.Reason == Scheduled {
+		return waits
+	}
+	// For a compromise the old ones need not wait for the new one as long as that waits.
+	for _, v := range f.Versions {
+		if v.Number <= r.UpTo && v.RemoveCode != "" {
+			return v.RemoveCode
+		}
+	}
+	return waits
+}
+
+// removalFails reports whether what is in the way is that an old version could not be removed.
+func (r Rotation) removalFails() bool {
+	switch r.State {
+	case RotationActivated:
+		return r.StateReason != ""
+	case RotationPropagating:
+		return r.StateReason != "" && r.StateReason != reasonIssuerMissing && r.StateReason != reasonAwaitingConsent
+	case RotationPending, RotationCompleted, RotationAbandoned:
+	}
+	return false
 }

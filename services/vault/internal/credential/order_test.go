@@ -248,9 +248,33 @@ func TestDecide_Rotations(t *testing.T) {
 			f.Wanted.Deleting = true
 			return f
 		}, check: func(t *testing.T, a credential.Action) {
-			if r := a.(credential.Apply).Change.Rotations[0].Rotation; r.State != credential.RotationAbandoned || r.StateReason != "IntegrationDeleting" {
+			if r := a.(credential.Apply).Change.Rotations[0].Rotation; r.State != credential.RotationAbandoned || r.StateReason != "IntegrationDeleting" || !r.EndTime.IsZero() {
 				t.Errorf("it becomes %+v", r)
 			}
+		}},
+		{name: "which are over when what they were to replace is gone", want: "apply Progress", facts: func() credential.Facts {
+			f := asked(facts(), rotation(credential.Compromised, in(credential.RotationAbandoned), func(r *credential.Rotation) { r.StateReason = "IntegrationDeleting" }))
+			f.Wanted.Deleting = true
+			return f
+		}, check: func(t *testing.T, a credential.Action) {
+			r := a.(credential.Apply).Change.Rotations[0].Rotation
+			if r.State != credential.RotationAbandoned || r.StateReason != "IntegrationDeleting" || !r.RemoveTime.Equal(epoch) || !r.EndTime.Equal(epoch) {
+				t.Errorf("it becomes %+v", r)
+			}
+		}},
+		{name: "or the application with it", want: "apply Progress", facts: func() credential.Facts {
+			left := version("a", 1, credential.Abandoned, func(v *credential.Version) { v.KeyID = "k" })
+			f := asked(facts(left), rotation(credential.Compromised, in(credential.RotationAbandoned)))
+			f.Wanted.Deleting, f.Application.PurgeTime = true, epoch
+			return f
+		}},
+		{name: "what is compromised goes although the deletion, which abandoned the rotation, is taken back", want: "add_password", facts: func() credential.Facts {
+			return asked(facts(first), rotation(credential.Compromised, in(credential.RotationAbandoned)))
+		}},
+		{name: "nothing is made for what came to nothing otherwise", want: "wait", facts: func() credential.Facts {
+			f := asked(facts(first), rotation(credential.Scheduled, in(credential.RotationAbandoned)))
+			f.Application.ReadTime, f.Application.ObserveTime = epoch, epoch
+			return f
 		}},
 		{name: "one whose deletion is taken back forgets how far that was", want: "apply WantedAgain", facts: func() credential.Facts {
 			f := facts(version("a", 1, credential.Retiring, retired))
@@ -307,8 +331,8 @@ func TestAdmit(t *testing.T) {
 			var all []string
 			for _, c := range changed {
 				all = append(all, fmt.Sprint(c.ID, " ", c.State, " ", c.Immediately))
-				if c.Open() != c.EndTime.IsZero() {
-					t.Errorf("%s ends at %s", c.State, c.EndTime)
+				if !c.Open() {
+					t.Errorf("%s ends at %s, before what it was to replace is gone", c.State, c.EndTime)
 				}
 			}
 			if got := strings.Join(all, ", "); got != tt.changed {
@@ -361,6 +385,68 @@ func TestDecide_RotationProgress(t *testing.T) {
 	gone.State, gone.RemoveTime = credential.Revoked, epoch
 	next("COMPLETED  2", to(credential.Revoking, gone))
 	next("", credential.Change{})
+}
+
+func TestDecide_RotationSaysWhatIsInTheWay(t *testing.T) {
+	first, second := version("a", 1, credential.Active), version("b", 2, credential.Active)
+	going := version("a", 1, credential.Revoking, func(v *credential.Version) {
+		v.RemoveCode, v.Attempts, v.NextTime = "Denied", 3, epoch.Add(time.Minute)
+	})
+	staged := version("b", 2, credential.Staged)
+	federated := version("b", 2, credential.Propagating, func(v *credential.Version) { v.SigningKey = "k1" })
+	activated := func(r *credential.Rotation) { r.State, r.New = credential.RotationActivated, 2 }
+	for _, tt := range []struct {
+		name     string
+		versions []credential.Version
+		edit     func(f *credential.Facts)
+		was      func(r *credential.Rotation)
+		want     string
+	}{
+		{name: "nothing", versions: []credential.Version{first}, was: because("before"), want: "PENDING "},
+		{name: "no secret can be made", versions: []credential.Version{first}, edit: func(f *credential.Facts) { f.Application.AddCode = "Policy" }, want: "PENDING Policy"},
+		{name: "nor one be removed", versions: []credential.Version{going}, edit: func(f *credential.Facts) { f.Application.AddCode = "Policy" }, want: "PENDING Policy"},
+		{name: "one cannot be removed before there is another", versions: []credential.Version{going}, was: immediately, want: "PENDING Denied"},
+		{name: "no issuer", versions: []credential.Version{first}, edit: func(f *credential.Facts) {
+			f.Wanted.Federated, f.Application.AddCode = true, "Policy"
+		}, want: "PENDING IssuerMissing"},
+		{name: "no issuer any more", versions: []credential.Version{first, federated}, edit: func(f *credential.Facts) { f.Wanted.Federated, f.Trust.Usable = true, []string{"k1"} }, want: "PROPAGATING IssuerMissing"},
+		{name: "no trust", versions: []credential.Version{first}, edit: func(f *credential.Facts) {
+			f.Wanted.Federated, f.Trust.Digest = true, "trust"
+			f.Application.Failures, f.Application.FailureCode, f.Application.NextTime = 2, "QuotaExceeded", epoch.Add(time.Hour)
+		}, want: "PENDING QuotaExceeded"},
+		{name: "a repair fails, which keeps no secret from being made", versions: []credential.Version{first}, edit: func(f *credential.Facts) {
+			f.Application.Failures, f.Application.FailureCode, f.Application.NextTime = 2, "QuotaExceeded", epoch.Add(time.Hour)
+		}, was: because("before"), want: "PENDING "},
+		{name: "no application", edit: func(f *credential.Facts) {
+			f.Application.ObjectID, f.Application.Failures, f.Application.FailureCode = "", 2, "QuotaExceeded"
+		}, want: "PENDING QuotaExceeded"},
+		{name: "no consent", versions: []credential.Version{staged, going}, edit: func(f *credential.Facts) { f.Application.Consented = false }, want: "PROPAGATING Denied"},
+		{name: "no consent, which one by schedule waits for first", versions: []credential.Version{staged, going}, edit: func(f *credential.Facts) { f.Application.Consented = false }, was: func(r *credential.Rotation) {
+			r.Reason = credential.Scheduled
+		}, want: "PROPAGATING AwaitingConsent"},
+		{name: "the old one cannot be removed", versions: []credential.Version{second, going}, was: activated, want: "ACTIVATED Denied"},
+		{name: "an attempt that fails gets its code", versions: []credential.Version{second, version("a", 1, credential.Revoking)}, was: activated, edit: func(f *credential.Facts) {
+			*f = f.With(f.RemoveFailed(epoch, credential.Production(), f.Versions[1], credential.Failure{Kind: credential.Refused, Code: "Authorization_RequestDenied"}))
+		}, want: "ACTIVATED AuthorizationRequestDenied"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := rotation(credential.Compromised)
+			if tt.was != nil {
+				tt.was(&r)
+			}
+			f := asked(facts(tt.versions...), r)
+			if tt.edit != nil {
+				tt.edit(&f)
+			}
+			a, ok := credential.Decide(epoch, f, credential.Production()).(credential.Apply)
+			if !ok || a.Why != "Progress" {
+				t.Fatalf("decides %+v", a)
+			}
+			if r := a.Change.Rotations[0].Rotation; string(r.State)+" "+r.StateReason != tt.want {
+				t.Errorf("it is %s %s, want %s", r.State, r.StateReason, tt.want)
+			}
+		})
+	}
 }
 
 func TestFacts_BatchedIsWhatNobodyElseAskedFor(t *testing.T) {
@@ -468,7 +554,13 @@ func TestExposureOf(t *testing.T) {
 		{name: "by schedule", rotation: rotation(credential.Scheduled), oldEnd: end, now: epoch, want: end.Add(90 * time.Minute), remedy: "COMPROMISED"},
 		{name: "compromised", rotation: rotation(credential.Compromised), oldEnd: end, now: epoch, want: end.Add(90 * time.Minute), remedy: "immediately"},
 		{name: "immediately", rotation: rotation(credential.Compromised, immediately), oldEnd: end, now: epoch, want: end.Add(90 * time.Minute), remedy: "disable"},
-		{name: "abandoned", rotation: rotation(credential.Scheduled, in(credential.RotationAbandoned)), oldEnd: end, now: epoch, want: end.Add(90 * time.Minute), remedy: "another"},
+		{name: "superseded", rotation: rotation(credential.Scheduled, in(credential.RotationAbandoned), because("Superseded")), oldEnd: end, now: epoch, want: end.Add(90 * time.Minute), remedy: "took this one's place"},
+		{name: "superseded, and removed", rotation: rotation(credential.Scheduled, removed, in(credential.RotationAbandoned), because("Superseded")), now: epoch.Add(50 * time.Minute), want: epoch.Add(50 * time.Minute)},
+		{name: "of an integration that is being deleted", rotation: rotation(credential.Compromised, in(credential.RotationAbandoned), because("IntegrationDeleting")), oldEnd: end, now: epoch, want: end.Add(90 * time.Minute), remedy: "disable"},
+		{name: "the new one is ACTIVE", rotation: rotation(credential.Compromised, in(credential.RotationActivated)), oldEnd: end, now: epoch, want: end.Add(90 * time.Minute), remedy: "disable"},
+		{name: "the new one waits for consent", rotation: rotation(credential.Compromised, immediately, in(credential.RotationPropagating), because("AwaitingConsent")), oldEnd: end, now: epoch, want: end.Add(90 * time.Minute), remedy: "disable"},
+		{name: "it waits, and the old one cannot be removed", rotation: rotation(credential.Compromised, in(credential.RotationPropagating), because("AuthorizationRequestDenied")), oldEnd: end, now: epoch, want: end.Add(90 * time.Minute), remedy: "AuthorizationRequestDenied: its key ID"},
+		{name: "the old one cannot be removed", rotation: rotation(credential.Compromised, in(credential.RotationActivated), because("AuthorizationRequestDenied")), oldEnd: end, now: epoch, want: end.Add(90 * time.Minute), remedy: "AuthorizationRequestDenied: its key ID"},
 		{name: "removed", rotation: rotation(credential.Compromised, removed), now: epoch, want: epoch.Add(50 * time.Minute), remedy: "disable"},
 		{name: "federated", rotation: rotation(credential.Compromised), key: "k1", now: epoch, remedy: "RotateSigningKeys with the reason COMPROMISED, of signingKeys/k1"},
 		{name: "federated, by schedule, and removed long ago", rotation: rotation(credential.Scheduled, removed), key: "k1", now: epoch.Add(24 * time.Hour), remedy: "RotateSigningKeys"},

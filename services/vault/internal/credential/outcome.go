@@ -293,7 +293,7 @@ func (f Facts) Removed(now time.Time, v Version) Change {
 	if from == Revoking {
 		v.State = Revoked
 	}
-	v.RemoveTime, v.Sealed, v.NextTime = now, nil, time.Time{}
+	v.RemoveTime, v.RemoveCode, v.Sealed, v.NextTime = now, "", nil, time.Time{}
 	return Change{Application: &a, Moves: []Move{{From: from, Version: v}}}
 }
 
@@ -305,6 +305,7 @@ func (f Facts) RemoveFailed(now time.Time, t Timing, v Version, failure Failure)
 		return f.Removed(now, v)
 	}
 	a.WriteTime = now
+	v.RemoveCode = reasonOf(failure.Code)
 	moves := f.Postponed(now, t, v, failure.RetryAfter).Moves
 	if soon := now.Add(max(compromisedRetry, min(failure.RetryAfter, t.RetryMax))); f.compromised(v) {
 		moves[0].Version.NextTime = earliest(moves[0].Version.NextTime, soon)

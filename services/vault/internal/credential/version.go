@@ -109,6 +109,8 @@ type Version struct {
 	// Attempts counts what failed since the state began; before NextTime nothing is tried again.
 	Attempts int
 	NextTime time.Time
+	// RemoveCode is the code of the last failure to remove the password, as one CamelCase word; empty since it was removed.
+	RemoveCode string
 	// Holders counts the leases that were given the secret itself and may still use it. Only store's methods for leases
 	// change it.
 	Holders int64

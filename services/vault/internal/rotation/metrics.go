@@ -83,7 +83,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		}, []string{"shard"}),
 		open: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "phasekey_vault_rotations_open",
-			Help: "Rotations in the shard that somebody asked for and that have not ended, by reason.",
+			Help: "Rotations in the shard that somebody asked for, by reason. SCHEDULED: that are under way. COMPROMISED: of which an old secret is still there.",
 		}, []string{"shard", "reason"}),
 	}
 	if r == nil {

@@ -209,6 +209,83 @@ func TestWorker_TakesBackWhatACustomerDisabled(t *testing.T) {
 	})
 }
 
+// TestWorker_TakesBackWhatHasEnded has nothing take the place of what is compromised, before its end or after.
+func TestWorker_TakesBackWhatHasEnded(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s, first := settled(t, 30*time.Second)
+		s.refuseOps(directory.BlockedByPolicy, "CredentialTypeNotAllowed", "add")
+		r := s.request(credential.Compromised, false)
+		time.Sleep(time.Until(first.EndTime) - time.Minute)
+		if got := s.rotation(r.ID); got.State != credential.RotationPending || got.StateReason != "CredentialTypeNotAllowed" || !s.entra.works(first.KeyID) {
+			t.Errorf("before its end it is %+v", got)
+		}
+		if open := s.measured()["phasekey_vault_rotations_open COMPROMISED 0"]; open != 1 {
+			t.Errorf("then %v stand", open)
+		}
+		time.Sleep(5 * time.Minute)
+		if got := s.rotation(r.ID); got.State != credential.RotationPending || got.RemoveTime.IsZero() || slices.Contains(s.entra.keys(), first.KeyID) {
+			t.Errorf("after it it is %+v", got)
+		}
+		if open := s.measured()["phasekey_vault_rotations_open COMPROMISED 0"]; open != 0 {
+			t.Errorf("then %v stand", open)
+		}
+	})
+}
+
+func TestWorker_SaysWhatKeepsACompromisedSecret(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s, first := settled(t, time.Second)
+		r := s.request(credential.Compromised, false)
+		s.refuseOps(directory.Denied, "Authorization_RequestDenied", "remove")
+		s.untilRotation(r.ID, credential.RotationActivated, 25*time.Minute)
+		time.Sleep(3 * time.Hour)
+		got := s.rotation(r.ID)
+		advice := strings.Join(credential.ExposureOf(time.Now(), got).Remedies, " ")
+		if got.State != credential.RotationActivated || got.StateReason != "AuthorizationRequestDenied" {
+			t.Errorf("after three hours it is %+v", got)
+		}
+		if !strings.Contains(advice, "removed by hand") || strings.Contains(advice, "immediately") {
+			t.Errorf("the advice is %s", advice)
+		}
+		s.refuseOps(0, "")
+		if got = s.untilRotation(r.ID, credential.RotationCompleted, 2*time.Minute); got.StateReason != "" || slices.Contains(s.entra.keys(), first.KeyID) {
+			t.Errorf("in the end it is %+v", got)
+		}
+	})
+}
+
+// TestWorker_TakesBackWhatIsCompromisedOfWhatIsDeleted has the integration deleted while its secret is to be replaced.
+func TestWorker_TakesBackWhatIsCompromisedOfWhatIsDeleted(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s, first := settled(t, time.Second)
+		r := s.request(credential.Compromised, false)
+		time.Sleep(5 * time.Second)
+		s.refuseOps(directory.Transient, "ServiceUnavailable", "remove")
+		s.want(store.Integration{Deleting: true})
+		time.Sleep(6 * time.Hour)
+		got := s.rotation(r.ID)
+		if got.State != credential.RotationAbandoned || got.StateReason != "IntegrationDeleting" || !got.RemoveTime.IsZero() || !got.EndTime.IsZero() {
+			t.Errorf("while the old one cannot be removed it is %+v", got)
+		}
+		if e := credential.ExposureOf(time.Now(), got); e.EndTime.Before(first.EndTime) || strings.Contains(strings.Join(e.Remedies, " "), "rotation") {
+			t.Errorf("the exposure is %+v", e)
+		}
+		s.refuseOps(0, "")
+		time.Sleep(90 * time.Second)
+		got = s.rotation(r.ID)
+		if got.State != credential.RotationAbandoned || got.RemoveTime.IsZero() || got.EndTime.IsZero() || slices.Contains(s.entra.keys(), first.KeyID) {
+			t.Errorf("moments after it can be removed it is %+v", got)
+		}
+		if e := credential.ExposureOf(time.Now(), got); !e.EndTime.Equal(got.RemoveTime.Add(110 * time.Minute)) {
+			t.Errorf("the exposure is %+v", e)
+		}
+		s.until("forgotten", 2*time.Hour, forgotten)
+	})
+}
+
 // TestWorker_TakesRequestsAcrossMasters has every master die, as soon as anything was asked of Entra.
 func TestWorker_TakesRequestsAcrossMasters(t *testing.T) {
 	for _, immediately := range []bool{false, true} {

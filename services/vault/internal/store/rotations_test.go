@@ -102,10 +102,10 @@ func TestRotations_OfRequests(t *testing.T) {
 			b.t.Errorf("now immediately: %+v", third)
 		}
 		superseded, err := b.store.Rotation(b.t.Context(), integrationName, first.ID)
-		if err != nil || superseded.State != credential.RotationAbandoned || superseded.StateReason != "Superseded" || !superseded.EndTime.Equal(later) {
+		if err != nil || superseded.State != credential.RotationAbandoned || superseded.StateReason != "Superseded" || !superseded.EndTime.IsZero() {
 			b.t.Errorf("the first is %+v, %v", superseded, err)
 		}
-		if open := b.facts().Rotations; len(open) != 1 || open[0].ID != second.ID || !open[0].Immediately {
+		if open := b.facts().Rotations; len(open) != 2 || open[0].ID != first.ID || open[1].ID != second.ID || !open[1].Immediately {
 			b.t.Errorf("the master reads %+v", open)
 		}
 		// After a day the ID stands for a new request.

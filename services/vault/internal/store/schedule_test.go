@@ -123,6 +123,14 @@ func TestSchedule(t *testing.T) {
 		if got := read(0, start).Open; got[credential.Scheduled] != 1 || got[credential.Compromised] != 1 {
 			b.t.Errorf("open are %v", got)
 		}
+		// What is compromised and gone is no danger any more, though nothing may have taken its place.
+		b.tx(func(ctx context.Context, tx sqldb.Tx) error {
+			_, err := tx.Exec(ctx, `UPDATE rotations SET remove_time = 1 WHERE reason = 'COMPROMISED'`)
+			return err
+		})
+		if got := read(0, start).Open; got[credential.Scheduled] != 1 || got[credential.Compromised] != 0 {
+			b.t.Errorf("once it is gone, open are %v", got)
+		}
 	})
 }
 

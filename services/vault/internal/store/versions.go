@@ -70,7 +70,7 @@ const versionColumns = `credential_versions.id, credential_versions.integration_
 	credential_versions.revoke_time, credential_versions.remove_time, credential_versions.proofs,
 	credential_versions.probe_time, credential_versions.refusals, credential_versions.refused_since,
 	credential_versions.attempts, credential_versions.next_time, credential_versions.holders, credential_versions.reason,
-	credential_versions.recovery, credential_versions.signing_key`
+	credential_versions.recovery, credential_versions.signing_key, credential_versions.remove_code`
 
 // scanVersion reads a row that begins with versionColumns; more are further columns.
 func scanVersion(row sqldb.Row, more ...any) (credential.Version, error) {
@@ -78,7 +78,7 @@ func scanVersion(row sqldb.Row, more ...any) (credential.Version, error) {
 	columns := []any{&v.ID, &v.IntegrationUID, &v.Number, &v.State, &v.Name, &v.KeyID, &v.Sealed,
 		at{&v.IntendTime}, at{&v.SendTime}, at{&v.AddTime}, at{&v.StartTime}, at{&v.EndTime}, at{&v.PropagateTime},
 		at{&v.ProveTime}, at{&v.ActivateTime}, at{&v.RetireTime}, at{&v.RevokeTime}, at{&v.RemoveTime}, &v.Proofs,
-		at{&v.ProbeTime}, &v.Refusals, at{&v.RefusedSince}, &v.Attempts, at{&v.NextTime}, &v.Holders, &v.Reason, &v.Recovery, &v.SigningKey}
+		at{&v.ProbeTime}, &v.Refusals, at{&v.RefusedSince}, &v.Attempts, at{&v.NextTime}, &v.Holders, &v.Reason, &v.Recovery, &v.SigningKey, &v.RemoveCode}
 	err := row.Scan(append(columns, more...)...)
 	return v, err
 }
@@ -127,12 +127,13 @@ func (tx masterTx) move(ctx context.Context, m credential.Move) error {
 	}
 	moved, err := tx.Exec(ctx, `UPDATE credential_versions SET state = $3, key_id = $4, sealed = $5, send_time = $6, add_time = $7,
 		start_time = $8, end_time = $9, propagate_time = $10, prove_time = $11, activate_time = $12, retire_time = $13, revoke_time = $14,
-		remove_time = $15, proofs = $16, probe_time = $17, refusals = $18, refused_since = $19, attempts = $20, next_time = $21, reason = $22
-		WHERE id = $1 AND state = $2 AND ($23 = 0 OR holders = 0)`,
+		remove_time = $15, proofs = $16, probe_time = $17, refusals = $18, refused_since = $19, attempts = $20, next_time = $21, reason = $22,
+		remove_code = $23
+		WHERE id = $1 AND state = $2 AND ($24 = 0 OR holders = 0)`,
 		v.ID, string(m.From), string(v.State), v.KeyID, v.Sealed, sqldb.Micros(v.SendTime), sqldb.Micros(v.AddTime),
 		sqldb.Micros(v.StartTime), sqldb.Micros(v.EndTime), sqldb.Micros(v.PropagateTime), sqldb.Micros(v.ProveTime),
 		sqldb.Micros(v.ActivateTime), sqldb.Micros(v.RetireTime), sqldb.Micros(v.RevokeTime), sqldb.Micros(v.RemoveTime), v.Proofs,
-		sqldb.Micros(v.ProbeTime), v.Refusals, sqldb.Micros(v.RefusedSince), v.Attempts, sqldb.Micros(v.NextTime), v.Reason,
+		sqldb.Micros(v.ProbeTime), v.Refusals, sqldb.Micros(v.RefusedSince), v.Attempts, sqldb.Micros(v.NextTime), v.Reason, v.RemoveCode,
 		bit(m.From != credential.Revoking && v.State == credential.Revoking && !m.DespiteHolders))
 	if err != nil {
 		return fmt.Errorf("move %s: %w", v, err)
