@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -72,4 +73,46 @@ func TestWorker_NoticesThatItsDatabaseFailedOver(t *testing.T) {
 	if n := gathered(t, metrics)["phasekey_vault_database_failovers_total"]; n != 1 {
 		t.Errorf("%v fail-overs are counted", n)
 	}
+}
+
+// TestWorker_GoesOnAfterAReshard divides the database anew, under a master that is replacing a compromised secret.
+func TestWorker_GoesOnAfterAReshard(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s, first := settled(t, time.Second)
+		r := s.request(credential.Compromised, false)
+		s.look = time.Second
+		s.until("another secret", time.Minute, func(f store.Facts) bool { _, ok := f.ByState(credential.Propagating); return ok })
+		const shards = 7
+		s.tx(func(ctx context.Context, tx sqldb.Tx) error {
+			_, err := fence.Reshard(ctx, tx, shards, time.Now())
+			return err
+		})
+		if err := <-s.served; !errors.Is(err, election.ErrFenced) {
+			t.Errorf("the master of before worked on: %v", err)
+		}
+		if got := s.rotation(r.ID); got.State != credential.RotationPropagating || !s.entra.works(first.KeyID) {
+			t.Errorf("without a master it is %+v", got)
+		}
+		w, err := rotation.New(s.config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for shard := range shards {
+			var m election.Mastership
+			s.tx(func(ctx context.Context, tx sqldb.Tx) (err error) {
+				m, err = fence.Take(ctx, tx, shard, time.Now())
+				return err
+			})
+			go func() { _ = w.Serve(t.Context(), m) }()
+		}
+		got := s.untilRotation(r.ID, credential.RotationCompleted, 25*time.Minute)
+		if v, _ := s.facts().ByState(credential.Active); got.New != 2 || v.Number != 2 || !s.entra.works(v.KeyID) || s.entra.works(first.KeyID) {
+			t.Errorf("it is %+v, and versions are %v", got, s.facts().Versions)
+		}
+		if n := s.entra.count("add"); n != 2 {
+			t.Errorf("%d passwords were made in all, want 2", n)
+		}
+		s.tidy()
+	})
 }

@@ -46,6 +46,8 @@ type stage struct {
 	stop     context.CancelFunc
 	served   chan error
 	revision int64
+	// incarnation is that of the registry's database.
+	incarnation string
 	// look is how often until looks.
 	look time.Duration
 }
@@ -59,6 +61,7 @@ func newStage(t *testing.T) *stage {
 	}
 	s := &stage{
 		t: t, db: sqldbtest.SQLite(t, migrations), entra: newFakeDirectory(), registry: &fakeRegistry{}, log: &logtest.Transcript{}, look: time.Minute,
+		incarnation: "registry",
 	}
 	s.store = store.New(s.db, audittest.Keys(1))
 	s.tx(func(ctx context.Context, tx sqldb.Tx) error { return fence.Configure(ctx, tx, 1) })
@@ -95,7 +98,7 @@ func (s *stage) want(i store.Integration) {
 	if i.RotationPeriod == 0 {
 		i.RotationPeriod = 24 * time.Hour
 	}
-	at := store.Projection{Incarnation: "registry", Revision: s.revision, Cursor: "c", BookmarkTime: time.Now()}
+	at := store.Projection{Incarnation: s.incarnation, Revision: s.revision, Cursor: "c", BookmarkTime: time.Now()}
 	i.DeliveryMaterials = []lease.Material{lease.ClientSecret}
 	all := store.Wanted{
 		Integrations: []store.Integration{i}, Projects: []store.Project{{UID: "p"}},

@@ -266,3 +266,31 @@ func TestWorker_ReportsWhatIsNewUntilItIsTaken(t *testing.T) {
 		}
 	})
 }
+
+// TestWorker_ReportsAnewToARestoredRegistry has the registry's database restored, which may not know what it was told since.
+func TestWorker_ReportsAnewToARestoredRegistry(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := settled(t, time.Second)
+		taken, _ := s.registry.counts()
+		more := func() int {
+			t.Helper()
+			s.want(store.Integration{})
+			time.Sleep(time.Minute)
+			again, _ := s.registry.counts()
+			return again - taken
+		}
+		if n := more(); n != 0 {
+			t.Errorf("what is known was reported %d times more", n)
+		}
+		s.incarnation = "restored"
+		for range 2 {
+			if n := more(); n != 1 {
+				t.Errorf("after the registry was restored it was told %d times, want once", n)
+			}
+		}
+		if _, conditions := s.registry.last(); conditions != "Replicated+ PrincipalFound+ Proven+" {
+			t.Errorf("it was told %s", conditions)
+		}
+	})
+}
