@@ -45,7 +45,9 @@ func Reshard(ctx context.Context, cfg Config, log *slog.Logger) error {
 		if err := db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) (err error) {
 			were, err = fence.Reshard(ctx, tx, shards, time.Now())
 			return err
-		}); err != nil {
+		}); errors.Is(err, fence.ErrNoShard) {
+			return fmt.Errorf("reshard: no replica has started on this database yet, and the first that does divides it by its election.shards: %w", err)
+		} else if err != nil {
 			return fmt.Errorf("reshard (to be repeated): %w", err)
 		}
 		if were == shards {
@@ -57,10 +59,16 @@ func Reshard(ctx context.Context, cfg Config, log *slog.Logger) error {
 	})
 }
 
+// errSameKEK means that the key-encryption key was to be replaced by itself.
+var errSameKEK = errors.New("is kek itself; name another key, whose file is made if it is not there")
+
 // Rewrap has the key-encryption key NextKEK wrap the data keys. Afterwards KEK is of no use any more, but for older backups.
 func Rewrap(ctx context.Context, cfg Config, log *slog.Logger) error {
-	if cfg.NextKEK == "" {
-		return fmt.Errorf("next_kek: %w", confload.ErrRequired)
+	switch cfg.NextKEK {
+	case "":
+		return fmt.Errorf("--to, or next_kek: %w", confload.ErrRequired)
+	case cfg.KEK:
+		return fmt.Errorf("--to, or next_kek: %w", errSameKEK)
 	}
 	return cfg.withDatabase(ctx, func(db *sqldb.DB) error {
 		n, err := keyring.Rewrap(ctx, keystore.New(db), cfg.KEK, cfg.NextKEK)

@@ -140,10 +140,14 @@ func TestRewrap_ThenEitherConfigurationStartsUntilTheOldKeyIsGone(t *testing.T) 
 	if err := try(); err != nil {
 		t.Fatal(err)
 	}
-	if err := app.Rewrap(t.Context(), p.config, p.logger()); err == nil || !strings.Contains(err.Error(), "next_kek") {
+	if err := app.Rewrap(t.Context(), p.config, p.logger()); err == nil || !strings.Contains(err.Error(), "--to, or next_kek: required") {
 		t.Errorf("without a next key: %v", err)
 	}
 	former := p.config.KEK
+	p.config.NextKEK = former
+	if err := app.Rewrap(t.Context(), p.config, p.logger()); err == nil || !strings.Contains(err.Error(), "is kek itself") {
+		t.Errorf("by itself: %v", err)
+	}
 	p.config.NextKEK = "file://" + filepath.Join(t.TempDir(), "next")
 	if err := try(); err != nil {
 		t.Errorf("with a next key that is not there yet: %v", err)
@@ -225,7 +229,7 @@ func TestRekey_SealsEverythingAndGoesOnAfterAnInterruption(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPlace(t)
 		check := p.withRecord(t)
-		if err := app.Rekey(t.Context(), p.config, p.logger()); err != nil {
+		if err := app.Rekey(t.Context(), p.config, obs.NewLogger(p.log, slog.LevelInfo, obs.FormatJSON)); err != nil {
 			t.Fatal(err)
 		}
 		check(t)
@@ -238,7 +242,7 @@ func TestRekey_SealsEverythingAndGoesOnAfterAnInterruption(t *testing.T) {
 			t.Fatal(err)
 		}
 		check(t)
-		for _, want := range []string{"data_key=2", "data_key=3"} {
+		for _, want := range []string{`"data_key":2`, `"wait":"59s"`, "data_key=3"} {
 			if !strings.Contains(p.log.String(), want) {
 				t.Errorf("the log lacks %q", want)
 			}

@@ -123,7 +123,7 @@ func TestRun_ReshardsThenRefusesTheFormerNumber(t *testing.T) {
 	if err := run("init"); err != nil {
 		t.Fatal(err)
 	}
-	if err := run("reshard", "--shards=5"); !errors.Is(err, fence.ErrNoShard) {
+	if err := run("reshard", "--shards=5"); !errors.Is(err, fence.ErrNoShard) || !strings.Contains(err.Error(), "no replica has started") || strings.Contains(err.Error(), "repeated") {
 		t.Errorf("before anything was divided: error %v", err)
 	}
 	if err := run(); err == nil || errors.Is(err, fence.ErrShardCount) { // it lacks certificates, and has divided the database by then

@@ -323,7 +323,7 @@ func (k *Keyring) ResealAll(ctx context.Context, records Records, log *slog.Logg
 			return nil
 		case left == 0:
 			wait = max(wait, time.Until(looked))
-			log.InfoContext(ctx, "waiting until every replica has seen the new data key", slog.Duration("wait", wait))
+			log.InfoContext(ctx, "waiting until every replica has seen the new data key", slog.String("wait", wait.Round(time.Second).String()))
 		}
 		timer := time.NewTimer(wait)
 		select {
