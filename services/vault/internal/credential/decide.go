@@ -270,8 +270,9 @@ func (p *plan) add() Action {
 	}
 	at, wanted := p.successor()
 	again := a.AddNextTime
-	if f.askTime().After(a.WriteTime) && !f.Wanted.Federated {
-		again = time.Time{} // whoever asks may have mended what was in the way
+	if asked := f.askTime(); asked.After(a.WriteTime) && !f.Wanted.Federated {
+		// Whoever asks may have mended what was in the way. Once: by the clock of the replica that was asked that may be in a while.
+		again = earliest(again, asked)
 	}
 	switch {
 	case !wanted, !p.due(at), !p.retry(again):

@@ -570,3 +570,34 @@ func TestWorker_MeasuresWhatIsWrongAlone(t *testing.T) {
 		})
 	}
 }
+
+// TestWorker_TriesOnceForARequestByAReplicaThatIsAhead has somebody ask a replica whose clock is ahead of the master's, while a policy refuses what is asked for.
+func TestWorker_TriesOnceForARequestByAReplicaThatIsAhead(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := settled(t, 30*time.Second)
+		s.entra.set(func(d *fakeDirectory) {
+			d.before = func(_ context.Context, op string) error {
+				if op == "add" {
+					return refuse(directory.Denied, "CredentialTypeNotAllowedAsPerAppPolicy")
+				}
+				return nil
+			}
+		})
+		before := s.entra.count("add")
+		s.request(credential.Scheduled, false)
+		time.Sleep(6 * time.Hour) // until the next try is an hour away
+		tried := s.entra.count("add")
+		const ahead = 2 * time.Minute
+		if _, err := s.store.RequestRotation(t.Context(), time.Now().Add(ahead), credential.RotationRequest{
+			Integration: name, Reason: credential.Compromised,
+		}, grant.Caller{Identity: "operator"}); err != nil {
+			t.Fatal(err)
+		}
+		s.want(store.Integration{}) // whatever makes it due meanwhile
+		time.Sleep(ahead + time.Minute)
+		if tried == before || s.entra.count("add") != tried+1 {
+			t.Errorf("it was tried %d times before, and then %d times", tried-before, s.entra.count("add")-tried)
+		}
+	})
+}
