@@ -10,8 +10,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -122,6 +124,9 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *App, err error) 
 	if err := a.dial(); err != nil {
 		return nil, err
 	}
+	if err := a.warnOfClouds(ctx); err != nil {
+		return nil, err
+	}
 	clouds := make(entra.Clouds, len(cfg.Clouds))
 	for name, cloud := range cfg.Clouds {
 		if clouds[name], err = cloud.open(); err != nil {
@@ -175,6 +180,21 @@ func (a *App) openStore(ctx context.Context) error {
 	return a.db.Tx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
 		return fence.Configure(ctx, tx, a.cfg.Election.Shards)
 	})
+}
+
+// warnOfClouds says which integrations there are that nothing can be done about, for the configuration does not name their cloud.
+func (a *App) warnOfClouds(ctx context.Context) error {
+	counts, err := a.store.Clouds(ctx)
+	if err != nil {
+		return err
+	}
+	for _, name := range slices.Sorted(maps.Keys(counts)) {
+		if _, ok := a.cfg.Clouds[name]; !ok {
+			a.log.ErrorContext(ctx, "integrations are in a cloud that the configuration does not name: nothing is delivered from them, and nothing of them is rotated",
+				slog.String("cloud", name), slog.Int("integrations", counts[name]))
+		}
+	}
+	return nil
 }
 
 // dial makes the connection to the registry, which need not be up.

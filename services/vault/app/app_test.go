@@ -412,6 +412,38 @@ func TestApp_StaticMasterNeedsNoRedis(t *testing.T) {
 	registry.reported(t, registryv1.Condition_TYPE_APPLICATION_READY)
 }
 
+// A cloud that is taken out of the configuration while there are integrations in it.
+func TestApp_SaysThatACloudIsNotConfigured(t *testing.T) {
+	p := newPlace(t)
+	_, customer := p.withEntra(t)
+	registry := p.withRegistry(t, customer)
+	_, stop := p.start(t)
+	registry.reported(t, registryv1.Condition_TYPE_APPLICATION_READY)
+	stop()
+	const says = "integrations are in a cloud that the configuration does not name"
+	if strings.Contains(p.log.String(), says) {
+		t.Error("the log has it although the cloud is configured")
+	}
+	p.config.Clouds = map[string]app.Cloud{"other": p.config.Clouds["public"]}
+	p.start(t)
+	for late := time.After(patience); ; {
+		select {
+		case report := <-registry.reports:
+			if c := report.GetConditions(); len(c) < 3 || c[2].GetReason() != "CloudUnknown" {
+				continue
+			}
+		case <-late:
+			t.Error("that was never reported")
+		}
+		break
+	}
+	for _, want := range []string{says, "cloud=public", "integrations=1"} {
+		if !strings.Contains(p.log.String(), want) {
+			t.Errorf("the log lacks %q", want)
+		}
+	}
+}
+
 // Neither the registry, nor Redis, nor Entra need be there for the vault to start, to be healthy, and to stop.
 func TestApp_StartsWithoutWhatMayComeBack(t *testing.T) {
 	p := newPlace(t)

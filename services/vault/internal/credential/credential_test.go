@@ -1,6 +1,7 @@
 package credential_test
 
 import (
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -548,5 +549,41 @@ func TestVersion_HoldLimitIsBeforeItsEnd(t *testing.T) {
 	v := version("a", 1, credential.Active)
 	if got, want := v.HoldLimit(5*time.Minute), v.EndTime.Add(-5*time.Minute); !got.Equal(want) {
 		t.Errorf("it may be held until %s, want %s", got, want)
+	}
+}
+
+func TestConditions_SayWhyNothingIsMade(t *testing.T) {
+	noCloud := func(f *credential.Facts) { f.Wanted.NoCloud = true }
+	deleting := func(f *credential.Facts) { f.Wanted.Deleting = true }
+	for _, tt := range []struct {
+		name                    string
+		edit                    []func(f *credential.Facts)
+		application, credential string
+	}{
+		{"nothing is wrong", nil, "Replicated true", "Proven true"},
+		{"its cloud is not configured", []func(f *credential.Facts){noCloud}, "Replicated true", "CloudUnknown false"},
+		{"nor was when it was new", []func(f *credential.Facts){noCloud, func(f *credential.Facts) {
+			f.Application, f.Versions = credential.Application{}, nil
+		}}, "CloudUnknown false", "CloudUnknown false"},
+		{"it is being deleted", []func(f *credential.Facts){deleting}, "Replicated true", "Deleting false"},
+		{"its application is in the bin", []func(f *credential.Facts){deleting, func(f *credential.Facts) {
+			f.Application.DeleteTime, f.Versions = epoch.Add(-time.Minute), nil
+		}}, "Deleting false", "Deleting false"},
+		{"its application was gone before", []func(f *credential.Facts){deleting, func(f *credential.Facts) { f.Application.MissingReads = 2 }}, "Deleting false", "Deleting false"},
+		{"it cannot be deleted", []func(f *credential.Facts){deleting, noCloud}, "Replicated true", "CloudUnknown false"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := facts(version("a", 1, credential.Active))
+			for _, edit := range tt.edit {
+				edit(&f)
+			}
+			all := credential.Conditions(epoch, f, credential.Production())
+			if got := fmt.Sprint(all[0].Reason, " ", all[0].True); got != tt.application {
+				t.Errorf("%s: %s, want %s", all[0].Type, got, tt.application)
+			}
+			if got := fmt.Sprint(all[2].Reason, " ", all[2].True); got != tt.credential {
+				t.Errorf("%s: %s, want %s", all[2].Type, got, tt.credential)
+			}
+		})
 	}
 }

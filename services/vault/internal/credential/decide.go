@@ -55,6 +55,8 @@ func Decide(now time.Time, facts Facts, t Timing) Action {
 	case !facts.Wanted.Present:
 		// Absence is an alarm, see rotation's gauge. What works goes on working.
 		return Wait{Until: now.Add(t.ReconcileInterval), Unlisted: true}
+	case facts.Wanted.NoCloud:
+		return Wait{} // a configuration that names the cloud comes with another mastership
 	case facts.Wanted.Deleting:
 		for _, step := range []func() Action{p.progress, p.dismantle} {
 			if a := step(); a != nil {

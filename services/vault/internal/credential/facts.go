@@ -43,6 +43,8 @@ type Wanted struct {
 	Present bool
 	// Deleting is true once the integration was read in state DELETING.
 	Deleting bool
+	// NoCloud is true while the vault's configuration does not name the integration's cloud, so that nobody can be asked anything about it.
+	NoCloud bool
 	// Period is how often the credential is replaced; zero means DefaultPeriod.
 	Period time.Duration
 	// Federated is true when the application shall prove who it is by assertions of the vault's, not by a client secret.

@@ -23,8 +23,18 @@ func TestWorker_DeletesInOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, _ := alive(t)
 		s.entra.set(func(d *fakeDirectory) { d.journal = nil })
+		time.Sleep(time.Minute)
+		before, _ := s.registry.counts()
 		s.want(store.Integration{Deleting: true})
 		s.until("forgotten", time.Hour, forgotten)
+		for _, report := range s.registry.all()[before:] {
+			if c := report.Conditions[2]; c.True || c.Reason != "Deleting" {
+				t.Errorf("meanwhile %s is %t, %s", c.Type, c.True, c.Reason)
+			}
+		}
+		if _, conditions := s.registry.last(); conditions != "Deleting PrincipalFound+ Deleting" {
+			t.Errorf("in the end conditions are %s", conditions)
+		}
 		if want := []string{"removed", "deleted", "purged"}; !slices.Equal(s.entra.happened(), want) {
 			t.Errorf("at Entra happened %v, want %v", s.entra.happened(), want)
 		}

@@ -15,5 +15,6 @@ const (
 	keyPasswords   = "foreign_passwords"
 	keyTrusts      = "foreign_federated_credentials"
 	keyClient      = "client_request_id"
+	keyCloud       = "cloud"
 	keyLeases      = "leases"
 )

@@ -72,9 +72,8 @@ func (t *turn) take(ctx context.Context) error {
 			t.facts.Trust.Digest = digest(trusts)
 		}
 		if t.facts.Wanted.Present {
-			if t.cloud, err = w.config.Clouds.in(t.facts.Integration.Cloud); err != nil {
-				return t.noCloud(ctx, err)
-			}
+			t.cloud, err = w.config.Clouds.in(t.facts.Integration.Cloud)
+			t.facts.Wanted.NoCloud = err != nil
 			if err := t.report(ctx); err != nil {
 				return err
 			}
@@ -110,8 +109,11 @@ func (w *Worker) spec(i store.Integration) directory.Spec {
 
 // wait ends the turn.
 func (t *turn) wait(ctx context.Context, now time.Time, wait credential.Wait) error {
-	if wait.Unlisted {
+	switch {
+	case wait.Unlisted:
 		t.log.ErrorContext(ctx, "integration is not in the registry's list; nothing is done about it")
+	case t.facts.Wanted.NoCloud:
+		t.log.ErrorContext(ctx, "integration is in a cloud that is not configured; nothing is done about it", slog.String(keyCloud, t.facts.Integration.Cloud))
 	}
 	until := wait.Until
 	if t.reportFailed {
@@ -140,18 +142,6 @@ func sooner(a, b time.Time) time.Time {
 		return b
 	}
 	return a
-}
-
-// noCloud ends the turn of an integration that nobody can work on.
-func (t *turn) noCloud(ctx context.Context, cause error) error {
-	t.log.ErrorContext(ctx, "integration names a cloud that is not configured", slog.Any(obs.KeyError, cause))
-	if err := t.apply(ctx, t.facts.ApplicationFailed(time.Now(), t.w.config.Timing, credential.Failure{Kind: credential.Refused, Code: "CloudUnknown"})); err != nil {
-		return err
-	}
-	if err := t.report(ctx); err != nil {
-		return err
-	}
-	return t.wait(ctx, time.Now(), credential.Wait{Until: time.Now().Add(t.w.config.Timing.ReconcileInterval)})
 }
 
 // apply commits a change that nothing was asked for.

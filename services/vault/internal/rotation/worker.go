@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -145,6 +147,8 @@ type shift struct {
 	revision int64
 	// signingKeys are those that signed as of the last round, the newest first.
 	signingKeys []string
+	// clouds is set once the integrations were made due whose clouds are configured by now, or are not any more.
+	clouds bool
 	// batchTime is when batches are to be looked at next.
 	batchTime time.Time
 	// timelineTime is when it is to be looked next whether the database has failed over.
@@ -177,6 +181,9 @@ func (s *shift) round(ctx context.Context) (next time.Time, err error) {
 	if err := s.followKeys(ctx, now); err != nil {
 		return time.Time{}, err
 	}
+	if err := s.followClouds(ctx, now); err != nil {
+		return time.Time{}, err
+	}
 	if !now.Before(s.batchTime) {
 		s.batchTime = now.Add(batchEvery)
 		if _, err := s.w.config.Store.AdvanceBatches(ctx, s.m, now); err != nil {
@@ -197,6 +204,16 @@ func (s *shift) round(ctx context.Context) (next time.Time, err error) {
 	}
 	s.crowded = s.full()
 	return next, nil
+}
+
+// followClouds makes those of the shard's integrations due whose clouds are configured by now, or are not any more: either takes another mastership.
+func (s *shift) followClouds(ctx context.Context, now time.Time) error {
+	if s.clouds {
+		return nil
+	}
+	err := s.w.config.Store.TouchClouds(ctx, s.m, now, slices.Sorted(maps.Keys(s.w.config.Clouds)))
+	s.clouds = err == nil
+	return err
 }
 
 // followTimeline has everything looked at again once the database has failed over. The mastership ends with that: what this replica remembers may be of what was lost.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"phasekey.dev/pkg/sqldb"
@@ -333,6 +334,50 @@ func (tx masterTx) saveApplication(ctx context.Context, uid string, a credential
 		return fmt.Errorf("save application: %w", ErrChanged)
 	}
 	return nil
+}
+
+// TouchClouds makes those of the shard's integrations due now that are in one of the clouds and have nothing to do until somebody touches them, and those that have although they
+// are in none of the clouds. Nothing happens without clouds.
+func (s *Store) TouchClouds(ctx context.Context, m election.Mastership, now time.Time, clouds []string) error {
+	if len(clouds) == 0 {
+		return nil
+	}
+	args := []any{m.Shard, sqldb.Micros(now), int64(never)}
+	var in strings.Builder
+	for _, cloud := range clouds {
+		args = append(args, cloud)
+		fmt.Fprintf(&in, ", $%d", len(args))
+	}
+	err := s.asMaster(ctx, m, func(ctx context.Context, tx masterTx) error {
+		_, err := tx.Exec(ctx, `UPDATE applications SET touches = touches + 1, next_time = $2
+			WHERE shard = $1 AND forget_time = 0 AND EXISTS (SELECT 1 FROM integrations
+				WHERE uid = applications.integration_uid AND (cloud IN (`+in.String()[2:]+`)) = (applications.next_time = $3))`, args...)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("make integrations of shard %d due: %w", m.Shard, err)
+	}
+	return nil
+}
+
+// Clouds counts the integrations by the clouds that they are in.
+func (s *Store) Clouds(ctx context.Context) (map[string]int, error) {
+	out := map[string]int{}
+	err := s.db.ReadTx(ctx, func(ctx context.Context, tx sqldb.Tx) error {
+		clear(out)
+		_, err := sqldb.Collect(ctx, tx, func(row sqldb.Row) (none struct{}, err error) {
+			var cloud string
+			var n int
+			err = row.Scan(&cloud, &n)
+			out[cloud] = n
+			return none, err
+		}, `SELECT cloud, COUNT(*) FROM integrations GROUP BY cloud`)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("count integrations by cloud: %w", err)
+	}
+	return out, nil
 }
 
 // touch makes an integration due now, from any replica. It does nothing for one that was never adopted.

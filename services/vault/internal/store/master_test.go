@@ -187,6 +187,9 @@ func TestMaster_EveryMethodIsFenced(t *testing.T) {
 	calls["MoveSigningKey"] = func(ctx context.Context, s *store.Store, m election.Mastership) error {
 		return s.MoveSigningKey(ctx, m, signingkey.Move{From: signingkey.Published, Key: with(signingKey("a", 1), signingkey.Signing)})
 	}
+	calls["TouchClouds"] = func(ctx context.Context, s *store.Store, m election.Mastership) error {
+		return s.TouchClouds(ctx, m, start, []string{"public"})
+	}
 	calls["TouchFederated"] = func(ctx context.Context, s *store.Store, m election.Mastership) error {
 		return s.TouchFederated(ctx, m, start)
 	}
