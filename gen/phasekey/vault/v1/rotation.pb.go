@@ -555,7 +555,7 @@ func (x *RotationBatch) GetAwaitingConsentCount() int32 {
 }
 
 // A RotationPause is that nothing is rotated by schedule for a while: in an integration, an account, or everywhere. Versions that would
-// end are replaced all the same, when a sixth of their life is left (four hours and a half at least, a third of it at most): the last
+// end are replaced all the same, when a sixth of their life is left (four hours and twenty minutes at least, a third of it at most): the last
 // secret does not die of a pause. So are those that Entra ID refuses, those that are compromised, and those of a restored database.
 type RotationPause struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
