@@ -557,4 +557,25 @@ var mistakes = []mistake{
 		to:   `now, err := began, error(nil)`,
 		test: []string{"./services/vault/internal/rotation", "-run=ClaimsByTheDatabasesClock"},
 	},
+	{
+		name: "a registry that was restored is believed to know what the former one was told",
+		file: vault + "rotation/report.go",
+		from: `digest([]any{incarnation, r})`,
+		to:   `digest([]any{len(incarnation) * 0, r})`,
+		test: []string{"./services/vault/internal/rotation", "-run=ReportsAnew"},
+	},
+	{
+		name: "who asks of a replica that is ahead lifts a back-off time and again",
+		file: vault + "credential/decide.go",
+		from: `again = earliest(again, asked)`,
+		to:   `again = time.Time{}`,
+		test: []string{"./services/vault/internal/rotation", "-run=IsAhead"},
+	},
+	{
+		name: "what waits for its cloud to be configured goes on waiting",
+		file: vault + "store/applications.go",
+		from: `(cloud IN (` + "`+in.String()[2:]+`" + `)) = (applications.next_time = $3)`,
+		to:   `(cloud IN (` + "`+in.String()[2:]+`" + `)) < (applications.next_time = $3)`,
+		test: []string{"./services/vault/internal/rotation", "-run=ACloudThatIsNotConfigured"},
+	},
 }
