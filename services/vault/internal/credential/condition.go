@@ -66,8 +66,8 @@ func permissionsVerified(p permission.Check) Condition {
 // reasonNoCloud is why nothing is done about an integration whose cloud the configuration does not name.
 const reasonNoCloud = "CloudUnknown"
 
-// reasonDeleting is why versions go whose integration is being deleted.
-const reasonDeleting = "Deleting"
+// reasonBeingDeleted is why versions go whose integration is being deleted.
+const reasonBeingDeleted = "Deleting"
 
 func applicationReady(f Facts) Condition {
 	a := f.Application
@@ -76,7 +76,7 @@ func applicationReady(f Facts) Condition {
 	case f.Wanted.NoCloud && a.ObjectID == "":
 		c.Reason, c.Message = reasonNoCloud, "The vault's configuration does not name the integration's cloud: the application cannot be made."
 	case f.Wanted.Deleting && (!a.DeleteTime.IsZero() || a.MissingReads >= 2):
-		c.Reason, c.Message = reasonDeleting, "The application is gone, or in the directory's bin, which it is removed from too."
+		c.Reason, c.Message = reasonBeingDeleted, "The application is gone, or in the directory's bin, which it is removed from too."
 	case a.ObjectID != "" && a.MissingReads >= 2:
 		c.Reason, c.Message = "ApplicationMissing", "The application is gone from the home tenant. Restore it from the directory's deleted applications."
 	case a.ObjectID == "" && a.Failures > 0:
@@ -130,7 +130,7 @@ func credentialReady(now time.Time, f Facts, t Timing) Condition {
 		c.Reason = reasonNoCloud
 		c.Message = "The vault's configuration does not name the integration's cloud: nothing is delivered, and no secret is replaced or removed. What was delivered works until it ends. Name the cloud at every replica."
 	case f.Wanted.Deleting:
-		c.Reason, c.Message = reasonDeleting, "The integration is being deleted: nothing is delivered any more, and what there was is removed."
+		c.Reason, c.Message = reasonBeingDeleted, "The integration is being deleted: nothing is delivered any more, and what there was is removed."
 	case ok && !a.Consented:
 		c.Reason, c.Message = "ConsentLost", "The credential is of no use until the customer's tenant takes the application again."
 	case ok && f.mute(active), f.Wanted.Federated && f.Trust.Digest == "":

@@ -15,19 +15,19 @@ func (p *plan) dismantle() Action {
 	waiting := false
 	for _, v := range f.Versions {
 		next := v
-		next.Reason = reasonDeleting
+		next.Reason = reasonBeingDeleted
 		switch v.State {
 		case Intended:
 			next.State = Abandoned
-			return Apply{Change: Change{Moves: []Move{{From: Intended, Version: next}}}, Why: reasonDeleting}
+			return Apply{Change: Change{Moves: []Move{{From: Intended, Version: next}}}, Why: reasonBeingDeleted}
 		case Staged, Propagating:
-			return Apply{Change: revoke(p.now, v, reasonDeleting), Why: reasonDeleting}
+			return Apply{Change: revoke(p.now, v, reasonBeingDeleted), Why: reasonBeingDeleted}
 		case Active:
 			next.State, next.RetireTime = Retiring, p.now
-			return Apply{Change: Change{Moves: []Move{{From: Active, Version: next}}}, Why: reasonDeleting}
+			return Apply{Change: Change{Moves: []Move{{From: Active, Version: next}}}, Why: reasonBeingDeleted}
 		case Retiring:
 			if v.Holders == 0 {
-				return Apply{Change: revoke(p.now, v, reasonDeleting), Why: reasonDeleting}
+				return Apply{Change: revoke(p.now, v, reasonBeingDeleted), Why: reasonBeingDeleted}
 			}
 			// By the clock of the replica that gave it away a grant was live that was over by the one of who ended the leases.
 			if p.due(a.LeaseEndTime.Add(min(leaseEndPoll, p.t.Retiring))) {
