@@ -263,7 +263,9 @@ func (tx masterTx) replaceStrays(ctx context.Context, step Step) error {
 			return err
 		}
 	}
-	if _, err := tx.Exec(ctx, `DELETE FROM rotations WHERE integration_uid = $1 AND end_time > 0 AND end_time < $2`,
+	// Those of a batch are counted for as long as it is kept itself.
+	if _, err := tx.Exec(ctx, `DELETE FROM rotations WHERE integration_uid = $1 AND end_time > 0 AND end_time < $2
+			AND NOT EXISTS (SELECT 1 FROM rotation_batches WHERE id = rotations.batch_id)`,
 		step.IntegrationUID, sqldb.Micros(step.Now.Add(-keepEnded))); err != nil {
 		return err
 	}

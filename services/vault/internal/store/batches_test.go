@@ -394,3 +394,44 @@ func TestBatches_Requests(t *testing.T) {
 		}
 	})
 }
+
+// What became of a batch is told for as long as it is kept, which is until another is asked for, a month after its end at the earliest.
+func TestBatches_KeepTheirRotations(t *testing.T) {
+	batchBench(t, 2, func(b *bench, uids []string) {
+		batch := b.batch(credential.BatchRequest{Scope: credential.Everything, Reason: credential.Scheduled})
+		b.advance(start)
+		for _, uid := range uids {
+			b.end(uid, credential.RotationCompleted, start)
+		}
+		b.advance(start.Add(time.Hour))
+		later := start.Add(31 * 24 * time.Hour)
+		read := func() {
+			b.t.Helper()
+			for _, uid := range uids {
+				if err := b.store.Commit(b.t.Context(), b.master, store.Step{
+					IntegrationUID: uid, Now: later, Change: credential.Change{ReplaceStrays: true},
+				}); err != nil {
+					b.t.Fatal(err)
+				}
+			}
+		}
+		rotations := func() (n int) {
+			b.t.Helper()
+			b.tx(func(ctx context.Context, tx sqldb.Tx) error {
+				return tx.QueryRow(ctx, `SELECT COUNT(*) FROM rotations WHERE batch_id = $1`, batch.ID).Scan(&n)
+			})
+			return n
+		}
+		read()
+		if got, want := b.counts(batch), "2 0 0 2 0 ended"; got != want {
+			b.t.Errorf("a month later counts are %s, want %s", got, want)
+		}
+		if _, err := b.store.RequestBatch(b.t.Context(), later, credential.BatchRequest{Scope: credential.Everything, Reason: credential.Scheduled}, operator); err != nil {
+			b.t.Fatal(err)
+		}
+		read()
+		if n := rotations(); n != 0 {
+			b.t.Errorf("%d rotations of a batch are left that is forgotten", n)
+		}
+	})
+}
