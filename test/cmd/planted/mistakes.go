@@ -532,8 +532,8 @@ var mistakes = []mistake{
 	{
 		name: "a password that cannot be removed keeps others from being removed",
 		file: vault + "credential/decide.go",
-		from: `p.nobodys(s) && p.due(s.NextTime)`,
-		to:   `p.nobodys(s) && p.due(p.facts.Strays[0].NextTime)`,
+		from: `p.nobodys(s) && p.retry(s.NextTime)`,
+		to:   `p.nobodys(s) && p.retry(p.facts.Strays[0].NextTime)`,
 		test: []string{"./services/vault/internal/credential"},
 	},
 	{
