@@ -133,8 +133,8 @@ var mistakes = []mistake{
 	{
 		name: "a secret that is held is revoked",
 		file: vault + "store/versions.go",
-		from: `AND ($23 = 0 OR holders = 0)`,
-		to:   `AND ($23 = 0 OR holders >= 0)`,
+		from: `AND ($24 = 0 OR holders = 0)`,
+		to:   `AND ($24 = 0 OR holders >= 0)`,
 		test: []string{"./services/vault/internal/store", "-run=Hold|Master"},
 	},
 	{
