@@ -80,13 +80,13 @@ var mistakes = []mistake{
 	{
 		name: "consent that is lost is told with what is due next",
 		file: vault + "rotation/turn.go",
-		from: `		return sooner(next, now.Add(reportRetry)), over
+		from: `		return sooner(next, now.Add(reportRetry)), over, wanted
 	}
-	return now, false
+	return now, false, wanted
 `,
-		to: `		return sooner(next, now.Add(reportRetry)), over
+		to: `		return sooner(next, now.Add(reportRetry)), over, wanted
 	}
-	return next, over
+	return next, over, wanted
 `,
 		test: year(), says: "and nobody says so",
 	},
