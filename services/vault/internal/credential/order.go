@@ -25,6 +25,8 @@ type Rotation struct {
 	// New is the number of the version that replaces the others; 0 while there is none.
 	New        int64
 	CreateTime time.Time
+	// AskTime is when somebody asked for it again, last; zero when nobody did.
+	AskTime time.Time
 	// ActivateTime is when the new version became ACTIVE, RemoveTime when the last of the old ones was gone from Entra, EndTime when
 	// nothing was left to do: of one that is ABANDONED, when what it was to replace was gone.
 	ActivateTime, RemoveTime, EndTime time.Time
@@ -116,7 +118,7 @@ func (e *PauseError) Is(target error) bool { return target == ErrPaused }
 
 // Admit decides on a request for a rotation: open are the integration's rotations that have not ended, active is the number of its
 // ACTIVE version and newest that of the newest there ever was, 0 without one. It returns the rotation that answers the request,
-// and what is to be written before: changed are rows that are there already, made says that the rotation is new.
+// and what is to be written before: changed are rows that are there already, made says that the rotation is new. Of one that is not, AskTime is to be written.
 //
 // A request joins the rotation that has no ACTIVE version yet. That one is of a compromise replaces one that is not, for it
 // replaces more.
@@ -126,9 +128,10 @@ func Admit(now time.Time, id string, asked Rotation, open []Rotation, active, ne
 		begun := open[i]
 		switch {
 		case begun.Reason == Compromised && asked.Immediately && !begun.Immediately:
-			begun.Immediately = true
+			begun.Immediately, begun.AskTime = true, now
 			return begun, []Rotation{begun}, false
 		case begun.Reason == asked.Reason, begun.Reason == Compromised:
+			begun.AskTime = now
 			return begun, nil, false
 		}
 		begun.State, begun.StateReason = RotationAbandoned, reasonSuperseded
@@ -171,8 +174,8 @@ func (f Facts) Batched() bool {
 // askTime is when somebody last asked for a version that is not there yet.
 func (f Facts) askTime() (last time.Time) {
 	for _, r := range f.Rotations {
-		if r.Begun() && r.CreateTime.After(last) {
-			last = r.CreateTime
+		if r.Begun() {
+			last = latest(last, latest(r.CreateTime, r.AskTime))
 		}
 	}
 	return last

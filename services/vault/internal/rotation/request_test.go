@@ -571,6 +571,28 @@ func TestWorker_MeasuresWhatIsWrongAlone(t *testing.T) {
 	}
 }
 
+// TestWorker_TriesAtOnceForWhoAsksAgain has somebody mend the policy that refused what is asked for, and say so by asking again.
+func TestWorker_TriesAtOnceForWhoAsksAgain(t *testing.T) {
+	t.Parallel()
+	for _, reason := range []credential.RotationReason{credential.Scheduled, credential.Compromised} {
+		t.Run(string(reason), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				s, _ := settled(t, 30*time.Second)
+				s.refuseOps(directory.Denied, "CredentialTypeNotAllowedAsPerAppPolicy", "add")
+				r := s.request(reason, false)
+				time.Sleep(6 * time.Hour) // until the next try is an hour away
+				s.refuseOps(0, "")
+				if again := s.request(reason, false); again.ID != r.ID {
+					t.Fatalf("asked again it is %s, and was %s", again.ID, r.ID)
+				}
+				s.untilRotation(r.ID, credential.RotationPropagating, time.Minute)
+				s.tidy()
+			})
+		})
+	}
+}
+
 // TestWorker_TriesOnceForARequestByAReplicaThatIsAhead has somebody ask a replica whose clock is ahead of the master's, while a policy refuses what is asked for.
 func TestWorker_TriesOnceForARequestByAReplicaThatIsAhead(t *testing.T) {
 	t.Parallel()

@@ -97,13 +97,16 @@ func (s *Store) askRotation(ctx context.Context, tx sqldb.Tx, now time.Time, id 
 		}
 	}
 	if made {
-		if _, err := tx.Exec(ctx, `INSERT INTO rotations (`+rotationColumns+`, integration_uid, creator)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)`,
+		_, err = tx.Exec(ctx, `INSERT INTO rotations (`+rotationColumns+`, integration_uid, creator)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)`,
 			answer.ID, string(answer.Reason), bit(answer.Immediately), answer.UpTo, answer.BatchID, string(answer.State), answer.StateReason,
 			answer.New, sqldb.Micros(answer.CreateTime), sqldb.Micros(answer.ActivateTime), sqldb.Micros(answer.RemoveTime),
-			sqldb.Micros(answer.EndTime), integration.UID, caller.Identity); err != nil {
-			return credential.Rotation{}, fmt.Errorf("insert rotation: %w", err)
-		}
+			sqldb.Micros(answer.EndTime), sqldb.Micros(answer.AskTime), integration.UID, caller.Identity)
+	} else {
+		_, err = tx.Exec(ctx, `UPDATE rotations SET ask_time = $2 WHERE id = $1`, answer.ID, sqldb.Micros(answer.AskTime))
+	}
+	if err != nil {
+		return credential.Rotation{}, fmt.Errorf("store rotation %s: %w", answer.ID, err)
 	}
 	reason := string(asked.Reason)
 	if asked.Immediately {
@@ -165,11 +168,11 @@ func readRotation(ctx context.Context, tx sqldb.Tx, integrationUID, id string) (
 	return scanShownRotation(tx.QueryRow(ctx, shownRotations+` WHERE r.integration_uid = $1 AND r.id = $2`, integrationUID, id))
 }
 
-const rotationColumns = `id, reason, immediately, up_to, batch_id, state, state_reason, new_number, create_time, activate_time, remove_time, end_time`
+const rotationColumns = `id, reason, immediately, up_to, batch_id, state, state_reason, new_number, create_time, activate_time, remove_time, end_time, ask_time`
 
 // shownRotations selects what scanShownRotation reads.
 const shownRotations = `SELECT r.id, r.reason, r.immediately, r.up_to, r.batch_id, r.state, r.state_reason, r.new_number, r.create_time,
-	r.activate_time, r.remove_time, r.end_time, r.creator,
+	r.activate_time, r.remove_time, r.end_time, r.ask_time, r.creator,
 	COALESCE((SELECT scope FROM rotation_batches WHERE id = r.batch_id), ''),
 	COALESCE((SELECT proofs FROM credential_versions WHERE integration_uid = r.integration_uid AND number = r.new_number), 0),
 	COALESCE((SELECT MAX(end_time) FROM credential_versions WHERE integration_uid = r.integration_uid AND number <= r.up_to
@@ -190,7 +193,7 @@ func scanRotation(row sqldb.Row, more ...any) (credential.Rotation, error) {
 	var r credential.Rotation
 	var immediately int64
 	columns := []any{&r.ID, &r.Reason, &immediately, &r.UpTo, &r.BatchID, &r.State, &r.StateReason, &r.New, at{&r.CreateTime},
-		at{&r.ActivateTime}, at{&r.RemoveTime}, at{&r.EndTime}}
+		at{&r.ActivateTime}, at{&r.RemoveTime}, at{&r.EndTime}, at{&r.AskTime}}
 	err := row.Scan(append(columns, more...)...)
 	r.Immediately = immediately != 0
 	return r, err

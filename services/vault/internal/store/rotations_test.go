@@ -182,6 +182,7 @@ func TestCommit_MovesRotations(t *testing.T) {
 		moved := r
 		b.fill(reflect.ValueOf(&moved).Elem())
 		moved.ID, moved.Reason, moved.Immediately, moved.UpTo, moved.BatchID, moved.CreateTime = r.ID, r.Reason, r.Immediately, r.UpTo, r.BatchID, r.CreateTime
+		moved.AskTime = r.AskTime // is who asks's to write
 		moved.State, moved.EndTime = credential.RotationActivated, time.Time{}
 		b.mustCommit(credential.Change{Rotations: []credential.RotationMove{{From: credential.RotationPending, Rotation: moved}}})
 		if diff := cmp.Diff([]credential.Rotation{moved}, b.facts().Rotations); diff != "" {
