@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math"
 	"slices"
-	"strings"
 	"time"
 
 	"phasekey.dev/pkg/sqldb"
@@ -344,16 +343,11 @@ func (s *Store) TouchClouds(ctx context.Context, m election.Mastership, now time
 	if len(clouds) == 0 {
 		return nil
 	}
-	args := []any{m.Shard, sqldb.Micros(now), int64(never)}
-	var in strings.Builder
-	for _, cloud := range clouds {
-		args = append(args, cloud)
-		fmt.Fprintf(&in, ", $%d", len(args))
-	}
 	err := s.asMaster(ctx, m, func(ctx context.Context, tx masterTx) error {
+		from, args := tx.Values(listed(clouds), m.Shard, sqldb.Micros(now), int64(never))
 		_, err := tx.Exec(ctx, `UPDATE applications SET touches = touches + 1, next_time = $2
 			WHERE shard = $1 AND forget_time = 0 AND EXISTS (SELECT 1 FROM integrations
-				WHERE uid = applications.integration_uid AND (cloud IN (`+in.String()[2:]+`)) = (applications.next_time = $3))`, args...)
+				WHERE uid = applications.integration_uid AND (`+tx.In(`cloud`, `SELECT column1 FROM `+from+` v`)+`) = (applications.next_time = $3))`, args...)
 		return err
 	})
 	if err != nil {

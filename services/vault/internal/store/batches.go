@@ -309,11 +309,7 @@ func (tx masterTx) putOff(ctx context.Context, now time.Time, b credential.Batch
 }
 
 func queuedOf(tx masterTx, uids []string, args ...any) (condition string, all []any) {
-	values := sqldb.NewValues("t")
-	for _, uid := range uids {
-		values.Add(uid)
-	}
-	from, all := tx.Values(values, args...)
+	from, all := tx.Values(listed(uids), args...)
 	return tx.In(`integration_uid`, `SELECT column1 FROM `+from+` v`), all
 }
 

@@ -150,10 +150,11 @@ func entitledLeases(ctx context.Context, tx sqldb.Tx, now time.Time, f FanOut, l
 	return out, nil
 }
 
-func listed(uids []string) *sqldb.Values {
+// listed are rows of one text each.
+func listed(texts []string) *sqldb.Values {
 	v := sqldb.NewValues("t")
-	for _, uid := range uids {
-		v.Add(uid)
+	for _, text := range texts {
+		v.Add(text)
 	}
 	return v
 }
