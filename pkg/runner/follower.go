@@ -99,10 +99,10 @@ func (f *follower) run(ctx context.Context) error {
 			<-running
 		}
 	}()
-	f.retry, f.overdue = time.NewTimer(0), time.NewTimer(time.Hour)
-	f.overdue.Stop()
+	f.retry, f.overdue = stopped(), stopped()
 	defer f.retry.Stop()
 	defer f.overdue.Stop()
+	f.open(ctx, start)
 	if conn, ok := f.r.cfg.Conn.(connection); ok {
 		start(func() { f.watch(ctx, conn) })
 	}
@@ -143,6 +143,13 @@ func (f *follower) run(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// stopped is a timer that is not set.
+func stopped() *time.Timer {
+	t := time.NewTimer(time.Hour)
+	t.Stop()
+	return t
 }
 
 // delivers reports whether the stream opened last has delivered and has not ended: no other one is on its way.

@@ -42,7 +42,7 @@ func (r *fakeRegistry) Integration(_ context.Context, name string) (consent.Inte
 	r.mu.Lock()
 	takes := r.takes
 	r.mu.Unlock()
-	<-time.After(takes)
+	time.Sleep(takes)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.calls++

@@ -37,30 +37,22 @@ func NewForgetter(store past, retention time.Duration, log *slog.Logger) *Forget
 // Run forgets until ctx ends; it returns nil. A failure is logged once; what was missed is forgotten when it is over.
 func (f *Forgetter) Run(ctx context.Context) error {
 	failing := false
-	next := time.NewTimer(0)
-	defer next.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-next.C:
-		}
+	for ctx.Err() == nil {
 		more, err := f.forget(ctx)
 		switch {
-		case ctx.Err() != nil:
-			return nil
-		case err != nil && !failing:
+		case err != nil && !failing && ctx.Err() == nil:
 			f.log.WarnContext(ctx, "grants that ended long ago cannot be deleted", obs.KeyError, err)
 		case err == nil && failing:
 			f.log.InfoContext(ctx, "grants that ended long ago are deleted again")
 		}
 		failing = err != nil
 		if more {
-			next.Reset(forgetPause)
+			pause(ctx, forgetPause)
 		} else {
-			next.Reset(spread(forgetEvery))
+			pause(ctx, spread(forgetEvery))
 		}
 	}
+	return nil
 }
 
 // forget deletes once, and reports whether there is more.

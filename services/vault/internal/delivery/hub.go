@@ -226,9 +226,9 @@ func (h *Hub) Drain(ctx context.Context, sendAway func()) {
 	}
 	var window time.Duration
 	h.mu.Lock()
-	first := !h.draining
+	first, n := !h.draining, len(h.streams)
 	h.draining = true
-	if n := len(h.streams); first && n == 0 {
+	if first && n == 0 {
 		close(h.empty)
 	} else if first {
 		window = min(time.Duration(n)*drainStep, left/2)
@@ -240,7 +240,7 @@ func (h *Hub) Drain(ctx context.Context, sendAway func()) {
 	h.mu.Unlock()
 
 	sendAway()
-	if first {
+	if first && n > 0 {
 		h.dismiss(ctx, left, window)
 	}
 	select {

@@ -200,7 +200,7 @@ func (w *world) current(step string, within time.Duration) {
 
 // pass lets time pass, and whoever is about to do something do it.
 func pass(d time.Duration) {
-	<-time.After(d)
+	time.Sleep(d)
 	synctest.Wait()
 }
 

@@ -53,13 +53,15 @@ func (f *fakeMinter) Token(ctx context.Context, cloud string, r directory.TokenR
 	if cloud != "public" {
 		return directory.Token{}, errors.New("wrong cloud")
 	}
-	select {
-	case <-time.After(delay):
-	case <-ctx.Done():
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		f.canceled++
-		return directory.Token{}, &directory.Error{Op: "request token", Class: directory.OutcomeUnknown, Err: ctx.Err()}
+	if delay > 0 {
+		select {
+		case <-time.After(delay):
+		case <-ctx.Done():
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			f.canceled++
+			return directory.Token{}, &directory.Error{Op: "request token", Class: directory.OutcomeUnknown, Err: ctx.Err()}
+		}
 	}
 	if refusal != nil {
 		return directory.Token{}, refusal

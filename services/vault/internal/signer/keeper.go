@@ -45,7 +45,7 @@ func (k *Keeper) Serve(ctx context.Context, m election.Mastership) error {
 		case errors.Is(err, election.ErrFenced):
 			return fmt.Errorf("keep signing keys: %w", err)
 		case errors.Is(err, store.ErrChanged), err == nil && acted:
-			wait = 0
+			continue
 		case err != nil && ctx.Err() == nil:
 			k.Log.WarnContext(ctx, "signing keys could not be kept", slog.Any(obs.KeyError, err))
 		}

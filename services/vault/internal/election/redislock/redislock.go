@@ -86,7 +86,7 @@ func (e *Elector) Run(ctx context.Context, serve election.Serve) error {
 		ended:   make(chan end),
 		ready:   time.Now(),
 	}
-	timer := time.NewTimer(0)
+	timer := time.NewTimer(c.round(ctx))
 	defer timer.Stop()
 	for {
 		select {
@@ -95,10 +95,10 @@ func (e *Elector) Run(ctx context.Context, serve election.Serve) error {
 			return nil
 		case end := <-c.ended:
 			c.settle(ctx, end)
-			timer.Reset(0)
+			c.settleMore(ctx)
 		case <-timer.C:
-			timer.Reset(c.round(ctx))
 		}
+		timer.Reset(c.round(ctx))
 	}
 }
 
@@ -241,6 +241,18 @@ func (c *campaign) settle(ctx context.Context, end end) {
 		log.WarnContext(ctx, "mastership lost", "cause", end.cause, "error", end.err)
 	default:
 		log.InfoContext(ctx, "mastership resigned", "error", end.err)
+	}
+}
+
+// settleMore settles what else has ended by now, so that one round is enough for all that ended together.
+func (c *campaign) settleMore(ctx context.Context) {
+	for {
+		select {
+		case end := <-c.ended:
+			c.settle(ctx, end)
+		default:
+			return
+		}
 	}
 }
 
