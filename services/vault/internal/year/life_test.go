@@ -391,6 +391,9 @@ func operation(r *http.Request) string {
 
 // sleep waits for so long, or until ctx ends.
 func sleep(ctx context.Context, d time.Duration) {
+	if d <= 0 {
+		return
+	}
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
