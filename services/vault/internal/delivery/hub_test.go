@@ -39,6 +39,11 @@ func TestHub_RefusesBeforeAnythingIsMinted(t *testing.T) {
 		{"stale", func(w *world) { w.store.standing.BookmarkTime = w.began.Add(-time.Hour) }, grant.ErrStale},
 		{"closed", func(w *world) { w.store.closed = true }, lease.ErrClosed},
 		{"no version", func(w *world) { w.store.versions = nil }, issuer.ErrNotReady},
+		{"no version, and no consent", func(w *world) { w.store.versions, w.store.consentLost = nil, w.began }, issuer.ErrConsentMissing},
+		{"no secret, and no consent", func(w *world) {
+			w.whole()
+			w.store.versions, w.store.consentLost = nil, w.began
+		}, issuer.ErrConsentMissing},
 		{"audience", func(w *world) { w.request.Audience = "https://graph.microsoft.com" }, delivery.ErrAudienceNotAllowed},
 		{"secret where nothing is said", func(w *world) { w.request.Material = lease.ClientSecret }, delivery.ErrMaterialNotAllowed},
 		{"secret where tokens are given", func(w *world) {

@@ -51,6 +51,12 @@ type made struct {
 
 // make makes what the request wants of what there is: a token that is minted or kept, or the secret itself.
 func (h *Hub) make(ctx context.Context, r *Request, e *store.Entitlement) (made, error) {
+	switch {
+	case len(e.Versions) == 0 && !e.ConsentLostTime.IsZero():
+		return made{}, issuer.ErrConsentMissing // there will be none before consent is back
+	case len(e.Versions) == 0:
+		return made{}, issuer.ErrNotReady
+	}
 	switch r.Material {
 	case lease.ClientSecret:
 		return h.open(ctx, time.Now(), e)
@@ -61,9 +67,6 @@ func (h *Hub) make(ctx context.Context, r *Request, e *store.Entitlement) (made,
 	_, chosen, err := h.choose(e, r)
 	if err != nil {
 		return made{}, err
-	}
-	if len(e.Versions) == 0 {
-		return made{}, issuer.ErrNotReady
 	}
 	token, err := h.config.Issuer.Issue(ctx, tokenRequest(e, chosen, e.Versions))
 	return madeOf(token, e), err
