@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -15,6 +14,8 @@ import (
 
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/maintnotifications"
+
+	"phasekey.dev/pkg/loopbacktest"
 )
 
 const startTimeout = 30 * time.Second
@@ -57,8 +58,7 @@ func newNode(t testing.TB, port int, args ...string) *node {
 		n.network, n.address = "unix", filepath.Join(folder, "socket")
 		args = append(args, "--port", "0", "--unixsocket", n.address, "--unixsocketperm", "700")
 	} else {
-		// All of 127.0.0.0/8 is this machine, so nobody else has this port there.
-		host := fmt.Sprintf("127.%d.%d.%d", 1+rand.N(254), rand.N(255), 1+rand.N(254))
+		host := loopbacktest.Host()
 		n.network, n.address = "tcp", net.JoinHostPort(host, fmt.Sprint(port))
 		args = append(args, "--bind", host, "--port", fmt.Sprint(port))
 	}

@@ -5,11 +5,9 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"html"
 	"io"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -34,6 +32,7 @@ import (
 	"phasekey.dev/pkg/grpcclient"
 	"phasekey.dev/pkg/grpcserver"
 	"phasekey.dev/pkg/grpctest"
+	"phasekey.dev/pkg/loopbacktest"
 	"phasekey.dev/pkg/mtls"
 	"phasekey.dev/pkg/obs"
 	"phasekey.dev/pkg/rpcerr"
@@ -134,8 +133,8 @@ func (p *place) source(t *testing.T, name string) *mtls.Source {
 func (p *place) serve(t *testing.T, name, address string, register func(*grpc.Server)) (at string, stop func()) {
 	t.Helper()
 	if address == "" {
-		// Nobody else has it, so that the port is still free when it is listened at anew.
-		address = fmt.Sprintf("127.%d.%d.%d:0", 1+rand.N(254), rand.N(255), 1+rand.N(254))
+		// It may be listened at anew.
+		address = net.JoinHostPort(loopbacktest.Host(), "0")
 	}
 	ln, err := new(net.ListenConfig).Listen(t.Context(), "tcp", address)
 	if err != nil {

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -21,6 +20,7 @@ import (
 
 	"phasekey.dev/pkg/devca"
 	"phasekey.dev/pkg/grpcclient"
+	"phasekey.dev/pkg/loopbacktest"
 	"phasekey.dev/pkg/mtls"
 )
 
@@ -51,7 +51,7 @@ type Rig struct {
 // New makes a folder, an address and a CA.
 func New(t *testing.T) *Rig {
 	t.Helper()
-	r := &Rig{Dir: t.TempDir(), IP: fmt.Sprintf("127.%d.%d.%d", 1+rand.N(254), rand.N(255), 1+rand.N(254))}
+	r := &Rig{Dir: t.TempDir(), IP: loopbacktest.Host()}
 	var err error
 	r.CA, err = devca.Open(filepath.Join(r.Dir, "tls"), time.Now())
 	Must(t, err)

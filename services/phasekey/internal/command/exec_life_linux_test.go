@@ -3,7 +3,6 @@ package command_test
 import (
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -19,6 +18,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	vaultv1 "phasekey.dev/gen/phasekey/vault/v1"
+	"phasekey.dev/pkg/loopbacktest"
 	"phasekey.dev/pkg/runner/runnertest"
 )
 
@@ -81,8 +81,8 @@ func newBusyVault(t *testing.T, life, every time.Duration) *busyVault {
 	}
 	cert, _ := runnertest.Certificate(t)
 	b.ca = runnertest.CAFile(t, cert)
-	// An address that nobody else has: it is listened at anew, and elsewhere somebody might have taken the port, if only to connect from it.
-	ln := b.listen(fmt.Sprintf("127.%d.%d.%d:0", 1+rand.N(254), rand.N(255), 1+rand.N(254)))
+	// It is listened at anew, and elsewhere somebody might have taken the port, if only to connect from it.
+	ln := b.listen(net.JoinHostPort(loopbacktest.Host(), "0"))
 	b.addr = ln.Addr().String()
 	b.cert = func(ln net.Listener) *grpc.Server { return b.vault.Serve(t, ln, cert) }
 	b.server = b.cert(ln)
