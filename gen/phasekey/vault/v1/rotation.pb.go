@@ -158,7 +158,8 @@ type Rotation struct {
 	// How far it is.
 	State Rotation_State `protobuf:"varint,4,opt,name=state,proto3,enum=phasekey.vault.v1.Rotation_State" json:"state,omitempty"`
 	// Why it is in its state, in one CamelCase word; empty in the ordinary course, to which waiting for Graph's budget belongs. Before there is a
-	// new version, and where nothing else is in the way, it is Graph's code if the removal of an old one has failed.
+	// new version, and where nothing else is in the way, it is Graph's code if the removal of an old one has failed. `CloudUnknown` while the
+	// vault's configuration does not name the integration's cloud, where nothing is made or removed then.
 	StateReason string `protobuf:"bytes,5,opt,name=state_reason,json=stateReason,proto3" json:"state_reason,omitempty"`
 	// The newest version that is replaced; all before it go too. Empty when there was none.
 	OldVersion string `protobuf:"bytes,6,opt,name=old_version,json=oldVersion,proto3" json:"old_version,omitempty"`

@@ -56,6 +56,9 @@ func Decide(now time.Time, facts Facts, t Timing) Action {
 		// Absence is an alarm, see rotation's gauge. What works goes on working.
 		return Wait{Until: now.Add(t.ReconcileInterval), Unlisted: true}
 	case facts.Wanted.NoCloud:
+		if a := p.progress(); a != nil {
+			return a
+		}
 		return Wait{} // a configuration that names the cloud comes with another mastership
 	case facts.Wanted.Deleting:
 		for _, step := range []func() Action{p.progress, p.dismantle} {

@@ -57,6 +57,8 @@ func (r Rotation) remedies() (all []string) {
 	case r.State == RotationAbandoned && r.StateReason == reasonSuperseded:
 		all = append(all, "Look at the rotation for a compromise that took this one's place: what this one was to replace goes with that.")
 	case r.State == RotationAbandoned: // with the integration that is being deleted
+	case r.StateReason == reasonNoCloud:
+		all = append(all, "Name the integration's cloud in the configuration of every vault: until then nothing is made or removed there.")
 	case r.Reason == Scheduled:
 		all = append(all, "If somebody may have the old secret: ask for a rotation with the reason COMPROMISED, which waits neither for those who hold it nor for an hour.")
 	case r.Begun() && !r.Immediately:

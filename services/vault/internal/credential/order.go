@@ -319,6 +319,9 @@ func (f Facts) progressed(now time.Time, r Rotation) Rotation {
 // being made comes before what keeps the old ones from being removed.
 func (f Facts) inTheWay(r Rotation, successor Version) string {
 	a := f.Application
+	if f.Wanted.NoCloud && r.RemoveTime.IsZero() {
+		return reasonNoCloud
+	}
 	if r.State == RotationPending {
 		switch {
 		case f.Wanted.Federated && f.Trust.Digest == "":
@@ -352,10 +355,8 @@ func (f Facts) inTheWay(r Rotation, successor Version) string {
 // removalFails reports whether what is in the way is that an old version could not be removed.
 func (r Rotation) removalFails() bool {
 	switch r.State {
-	case RotationActivated:
-		return r.StateReason != ""
-	case RotationPropagating:
-		return r.StateReason != "" && r.StateReason != reasonIssuerMissing && r.StateReason != reasonAwaitingConsent
+	case RotationActivated, RotationPropagating:
+		return !slices.Contains([]string{"", reasonNoCloud, reasonIssuerMissing, reasonAwaitingConsent}, r.StateReason)
 	case RotationPending, RotationCompleted, RotationAbandoned:
 	}
 	return false

@@ -395,6 +395,7 @@ func TestDecide_RotationSaysWhatIsInTheWay(t *testing.T) {
 	staged := version("b", 2, credential.Staged)
 	federated := version("b", 2, credential.Propagating, func(v *credential.Version) { v.SigningKey = "k1" })
 	activated := func(r *credential.Rotation) { r.State, r.New = credential.RotationActivated, 2 }
+	noCloud := func(f *credential.Facts) { f.Wanted.NoCloud = true }
 	for _, tt := range []struct {
 		name     string
 		versions []credential.Version
@@ -424,6 +425,10 @@ func TestDecide_RotationSaysWhatIsInTheWay(t *testing.T) {
 		{name: "no consent, which one by schedule waits for first", versions: []credential.Version{staged, going}, edit: func(f *credential.Facts) { f.Application.Consented = false }, was: func(r *credential.Rotation) {
 			r.Reason = credential.Scheduled
 		}, want: "PROPAGATING AwaitingConsent"},
+		{name: "no cloud", versions: []credential.Version{first}, edit: noCloud, want: "PENDING CloudUnknown"},
+		{name: "no cloud, and neither could be removed before", versions: []credential.Version{second, going}, edit: noCloud, was: activated, want: "ACTIVATED CloudUnknown"},
+		{name: "no cloud, when all was done", versions: []credential.Version{second}, edit: noCloud, was: activated, want: "COMPLETED "},
+		{name: "a cloud again", versions: []credential.Version{first}, was: because("CloudUnknown"), want: "PENDING "},
 		{name: "the old one cannot be removed", versions: []credential.Version{second, going}, was: activated, want: "ACTIVATED Denied"},
 		{name: "an attempt that fails gets its code", versions: []credential.Version{second, version("a", 1, credential.Revoking)}, was: activated, edit: func(f *credential.Facts) {
 			*f = f.With(f.RemoveFailed(epoch, credential.Production(), f.Versions[1], credential.Failure{Kind: credential.Refused, Code: "Authorization_RequestDenied"}))
@@ -561,6 +566,8 @@ func TestExposureOf(t *testing.T) {
 		{name: "the new one waits for consent", rotation: rotation(credential.Compromised, immediately, in(credential.RotationPropagating), because("AwaitingConsent")), oldEnd: end, now: epoch, want: end.Add(90 * time.Minute), remedy: "disable"},
 		{name: "it waits, and the old one cannot be removed", rotation: rotation(credential.Compromised, in(credential.RotationPropagating), because("AuthorizationRequestDenied")), oldEnd: end, now: epoch, want: end.Add(90 * time.Minute), remedy: "AuthorizationRequestDenied: its key ID"},
 		{name: "the old one cannot be removed", rotation: rotation(credential.Compromised, in(credential.RotationActivated), because("AuthorizationRequestDenied")), oldEnd: end, now: epoch, want: end.Add(90 * time.Minute), remedy: "AuthorizationRequestDenied: its key ID"},
+		{name: "the cloud is not configured", rotation: rotation(credential.Compromised, because("CloudUnknown")), oldEnd: end, now: epoch, want: end.Add(90 * time.Minute), remedy: "Name the integration's cloud"},
+		{name: "nor is it for one that is ACTIVE", rotation: rotation(credential.Compromised, in(credential.RotationActivated), because("CloudUnknown")), oldEnd: end, now: epoch, want: end.Add(90 * time.Minute), remedy: "Name the integration's cloud"},
 		{name: "removed", rotation: rotation(credential.Compromised, removed), now: epoch, want: epoch.Add(50 * time.Minute), remedy: "disable"},
 		{name: "federated", rotation: rotation(credential.Compromised), key: "k1", now: epoch, remedy: "RotateSigningKeys with the reason COMPROMISED, of signingKeys/k1"},
 		{name: "federated, by schedule, and removed long ago", rotation: rotation(credential.Scheduled, removed), key: "k1", now: epoch.Add(24 * time.Hour), remedy: "RotateSigningKeys"},

@@ -53,6 +53,11 @@ func TestWorker_SaysThatACloudIsNotConfigured(t *testing.T) {
 		time.Sleep(s.config.Poll)
 		s.want(store.Integration{})
 		time.Sleep(s.config.Poll)
+		wanted := s.request(credential.Scheduled, false)
+		time.Sleep(s.config.Poll)
+		if r := s.rotation(wanted.ID); r.State != credential.RotationPending || r.StateReason != "CloudUnknown" {
+			t.Errorf("the rotation that was asked for is %s %s", r.State, r.StateReason)
+		}
 		if again, _ := s.registry.counts(); again != reports {
 			t.Errorf("it was reported %d times more", again-reports)
 		}
@@ -70,6 +75,7 @@ func TestWorker_SaysThatACloudIsNotConfigured(t *testing.T) {
 		s.until("another secret", 30*time.Minute, func(f store.Facts) bool { v, _ := f.ByState(credential.Active); return v.Number == 2 })
 		time.Sleep(time.Minute)
 		says("Replicated+ PrincipalFound+ Proven+")
+		s.untilRotation(wanted.ID, credential.RotationCompleted, 2*time.Hour)
 		s.tidy()
 	})
 }
