@@ -83,7 +83,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		}, []string{"shard"}),
 		open: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "phasekey_vault_rotations_open",
-			Help: "Rotations in the shard that somebody asked for, by reason. SCHEDULED: that are under way. COMPROMISED: of which an old secret is still there.",
+			Help: "Rotations in the shard that somebody asked for, by reason. SCHEDULED: that are under way. COMPROMISED: of which an old secret is still there, and has not ended by itself.",
 		}, []string{"shard", "reason"}),
 	}
 	if r == nil {

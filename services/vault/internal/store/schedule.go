@@ -27,7 +27,8 @@ type Schedule struct {
 	Foreign int
 	// Stray counts applications with a password that is to go and that could not be removed, credential.StuckAttempts times: a stray, or a version's.
 	Stray int
-	// Open counts rotations that were asked for, by reason: by schedule those that are under way, for a compromise those of which an old secret is there still.
+	// Open counts rotations that were asked for, by reason: by schedule those that are under way, for a compromise those of which an old secret is there still,
+	// and has not ended.
 	Open map[credential.RotationReason]int
 }
 
@@ -79,8 +80,10 @@ func (s *Store) Schedule(ctx context.Context, shard int, now time.Time, timing c
 			err = row.Scan(&c.reason, &c.n)
 			return c, err
 		}, `SELECT r.reason, COUNT(*) FROM rotations r JOIN integrations i ON i.uid = r.integration_uid
-			WHERE r.end_time = 0 AND i.shard = $1 AND (r.reason <> 'COMPROMISED' AND r.state <> 'ABANDONED' OR r.reason = 'COMPROMISED' AND r.remove_time = 0)
-			GROUP BY r.reason`, shard)
+			WHERE r.end_time = 0 AND i.shard = $1 AND (r.reason <> 'COMPROMISED' AND r.state <> 'ABANDONED' OR r.reason = 'COMPROMISED' AND r.remove_time = 0
+				AND EXISTS (SELECT 1 FROM credential_versions v WHERE v.integration_uid = r.integration_uid AND v.number <= r.up_to
+					AND v.state <> 'REVOKED' AND v.remove_time = 0 AND (v.end_time = 0 OR v.end_time > $2)))
+			GROUP BY r.reason`, shard, sqldb.Micros(now))
 		for _, c := range counts {
 			out.Open[c.reason] = c.n
 		}

@@ -123,7 +123,17 @@ func TestSchedule(t *testing.T) {
 		if got := read(0, start).Open; got[credential.Scheduled] != 1 || got[credential.Compromised] != 1 {
 			b.t.Errorf("open are %v", got)
 		}
-		// What is compromised and gone is no danger any more, though nothing may have taken its place.
+		// What has ended by itself is no danger any more, if it cannot be removed.
+		b.tx(func(ctx context.Context, tx sqldb.Tx) error {
+			_, err := tx.Exec(ctx, `UPDATE credential_versions SET end_time = $2 WHERE integration_uid = $1`, uids[0], sqldb.Micros(start.Add(24*time.Hour)))
+			return err
+		})
+		for after, want := range map[time.Duration]int{24*time.Hour - time.Minute: 1, 24 * time.Hour: 0} {
+			if got := read(0, start.Add(after)).Open[credential.Compromised]; got != want {
+				b.t.Errorf("%s later %d secrets that are compromised stand, want %d", after, got, want)
+			}
+		}
+		// Nor is what is gone, though nothing may have taken its place.
 		b.tx(func(ctx context.Context, tx sqldb.Tx) error {
 			_, err := tx.Exec(ctx, `UPDATE rotations SET remove_time = 1 WHERE reason = 'COMPROMISED'`)
 			return err
