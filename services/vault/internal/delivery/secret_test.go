@@ -204,6 +204,29 @@ func TestHub_StreamsOfSecretsFollowWhatChanges(t *testing.T) {
 	}
 }
 
+// TestHub_SaysThatWhatIsHeldWasCompromised has somebody hold a secret that was taken back while consent is known to be lost.
+func TestHub_SaysThatWhatIsHeldWasCompromised(t *testing.T) {
+	inBubble(t, func(w *world) {
+		w.whole()
+		w.store.consentLost = w.began
+		defer w.open()()
+		for _, s := range []step{
+			{name: "open", took: []string{"INITIAL v1 1"}},
+			{name: "taken back", do: func(w *world) {
+				w.store.change("uid", "", func(f *fakeStore) { f.versions, f.compromised = nil, 1 })
+			}, wait: time.Hour},
+			{name: "consent is back", do: func(w *world) {
+				w.store.change("uid", "", func(f *fakeStore) { f.versions, f.consentLost = []store.Live{live(2)}, time.Time{} })
+			}, wait: pollInterval, took: []string{"COMPROMISED v2 2"}},
+		} {
+			if s.do != nil {
+				s.do(w)
+			}
+			w.check(s)
+		}
+	})
+}
+
 func TestHub_NobodyIsGivenASecretThatWasRefused(t *testing.T) {
 	inBubble(t, func(w *world) {
 		w.whole()

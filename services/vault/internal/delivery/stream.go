@@ -238,8 +238,8 @@ func (h *Hub) renew(ctx context.Context, r *Request, s *stream, held *holding) (
 		// That nothing newer can be held is no reason to let go of what is. But the reader has yet to be told of what is new, and that the
 		// ACTIVE version works again makes no change.
 		due = due || errors.Is(err, issuer.ErrNotReady)
-	case err != nil && compromised && errors.Is(err, issuer.ErrNotReady) && now.Before(held.expireTime):
-		// Taken back before there is another one, which is being made: that is what the reader has to be told, and soon.
+	case err != nil && compromised && (len(e.Versions) == 0 || errors.Is(err, issuer.ErrNotReady)) && now.Before(held.expireTime):
+		// Taken back before there is another one, which is being made, or waits for consent: that is what the reader has to be told, and soon.
 		held.retry(now)
 		return nil, nil
 	case err != nil:
