@@ -82,7 +82,8 @@ func (s *Store) Schedule(ctx context.Context, shard int, now time.Time, timing c
 		}, `SELECT r.reason, COUNT(*) FROM rotations r JOIN integrations i ON i.uid = r.integration_uid
 			WHERE r.end_time = 0 AND i.shard = $1 AND (r.reason <> 'COMPROMISED' AND r.state <> 'ABANDONED' OR r.reason = 'COMPROMISED' AND r.remove_time = 0
 				AND EXISTS (SELECT 1 FROM credential_versions v WHERE v.integration_uid = r.integration_uid AND v.number <= r.up_to
-					AND v.state <> 'REVOKED' AND v.remove_time = 0 AND (v.end_time = 0 OR v.end_time > $2)))
+					AND (v.state IN ('STAGED', 'PROPAGATING', 'ACTIVE', 'RETIRING', 'REVOKING') OR v.state = 'ABANDONED' AND v.key_id <> '' AND v.remove_time = 0)
+					AND (v.end_time = 0 OR v.end_time > $2)))
 			GROUP BY r.reason`, shard, sqldb.Micros(now))
 		for _, c := range counts {
 			out.Open[c.reason] = c.n

@@ -123,9 +123,18 @@ func TestSchedule(t *testing.T) {
 		if got := read(0, start).Open; got[credential.Scheduled] != 1 || got[credential.Compromised] != 1 {
 			b.t.Errorf("open are %v", got)
 		}
-		// What has ended by itself is no danger any more, if it cannot be removed.
+		// What has ended by itself is no danger any more, if it cannot be removed; and what never was at Entra is none.
 		b.tx(func(ctx context.Context, tx sqldb.Tx) error {
 			_, err := tx.Exec(ctx, `UPDATE credential_versions SET end_time = $2 WHERE integration_uid = $1`, uids[0], sqldb.Micros(start.Add(24*time.Hour)))
+			return err
+		})
+		b.version(uids[0], 20, credential.Intended, start)
+		b.version(uids[0], 21, credential.Abandoned, start)
+		b.tx(func(ctx context.Context, tx sqldb.Tx) error {
+			if _, err := tx.Exec(ctx, `UPDATE credential_versions SET key_id = '', end_time = 0 WHERE integration_uid = $1 AND number >= 20`, uids[0]); err != nil {
+				return err
+			}
+			_, err := tx.Exec(ctx, `UPDATE rotations SET up_to = 21 WHERE reason = 'COMPROMISED'`)
 			return err
 		})
 		for after, want := range map[time.Duration]int{24*time.Hour - time.Minute: 1, 24 * time.Hour: 0} {
