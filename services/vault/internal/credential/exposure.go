@@ -58,7 +58,7 @@ func (r Rotation) remedies() (all []string) {
 		all = append(all, "Look at the rotation for a compromise that took this one's place: what this one was to replace goes with that.")
 	case r.State == RotationAbandoned: // with the integration that is being deleted
 	case r.StateReason == reasonNoCloud:
-		all = append(all, "Name the integration's cloud in the configuration of every vault: until then nothing is made or removed there.")
+		all = append(all, "Name the integration's cloud in the configuration of every vault: until then nothing is made or removed there. Or have the old secret removed by hand: its key ID is in the vault's log.")
 	case r.Reason == Scheduled:
 		all = append(all, "If somebody may have the old secret: ask for a rotation with the reason COMPROMISED, which waits neither for those who hold it nor for an hour.")
 	case r.Begun() && !r.Immediately:

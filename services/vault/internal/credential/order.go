@@ -308,9 +308,13 @@ func (f Facts) progressed(now time.Time, r Rotation) Rotation {
 		}
 	}
 	r.StateReason = f.inTheWay(r, successor)
-	// Without consent nobody can use the new one yet, nor anything else.
-	if gone && (r.State == RotationActivated || successor.State == Staged) {
+	switch {
+	case gone && (r.State == RotationActivated || successor.State == Staged):
+		// Without consent nobody can use the new one yet, nor anything else.
 		r.State, r.EndTime = RotationCompleted, now
+	case f.Wanted.NoCloud && (r.Reason != Scheduled || r.StateReason != reasonAwaitingConsent):
+		// Consent is what one by schedule waits for first, with its cloud or without.
+		r.StateReason = reasonNoCloud
 	}
 	return r
 }
@@ -319,9 +323,6 @@ func (f Facts) progressed(now time.Time, r Rotation) Rotation {
 // being made comes before what keeps the old ones from being removed.
 func (f Facts) inTheWay(r Rotation, successor Version) string {
 	a := f.Application
-	if f.Wanted.NoCloud && r.RemoveTime.IsZero() {
-		return reasonNoCloud
-	}
 	if r.State == RotationPending {
 		switch {
 		case f.Wanted.Federated && f.Trust.Digest == "":

@@ -427,6 +427,17 @@ func TestDecide_RotationSaysWhatIsInTheWay(t *testing.T) {
 		}, want: "PROPAGATING AwaitingConsent"},
 		{name: "no cloud", versions: []credential.Version{first}, edit: noCloud, want: "PENDING CloudUnknown"},
 		{name: "no cloud, and neither could be removed before", versions: []credential.Version{second, going}, edit: noCloud, was: activated, want: "ACTIVATED CloudUnknown"},
+		{name: "no cloud, and what it replaces is gone", edit: noCloud, want: "PENDING CloudUnknown"},
+		{name: "no cloud to prove the next one in", versions: []credential.Version{version("b", 2, credential.Propagating)}, edit: noCloud, want: "PROPAGATING CloudUnknown"},
+		{name: "no cloud, and no consent, which one by schedule waits for first", versions: []credential.Version{first, staged}, edit: func(f *credential.Facts) {
+			f.Wanted.NoCloud, f.Application.Consented = true, false
+		}, was: func(r *credential.Rotation) { r.Reason = credential.Scheduled }, want: "PROPAGATING AwaitingConsent"},
+		{name: "no cloud to remove it from, and no consent", versions: []credential.Version{first, staged}, edit: func(f *credential.Facts) {
+			f.Wanted.NoCloud, f.Application.Consented = true, false
+		}, want: "PROPAGATING CloudUnknown"},
+		{name: "no cloud, and deleted", versions: []credential.Version{first}, edit: func(f *credential.Facts) {
+			f.Wanted.NoCloud, f.Wanted.Deleting = true, true
+		}, want: "ABANDONED IntegrationDeleting"},
 		{name: "no cloud, when all was done", versions: []credential.Version{second}, edit: noCloud, was: activated, want: "COMPLETED "},
 		{name: "a cloud again", versions: []credential.Version{first}, was: because("CloudUnknown"), want: "PENDING "},
 		{name: "the old one cannot be removed", versions: []credential.Version{second, going}, was: activated, want: "ACTIVATED Denied"},
