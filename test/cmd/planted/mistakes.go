@@ -75,7 +75,7 @@ var mistakes = []mistake{
 		file: vault + "credential/decide.go",
 		from: `	case !f.Probe.WantTime.Equal(a.SeenWantTime), v.State == Active`,
 		to:   `	case v.State == Active`,
-		test: year(), says: "and its master has not asked since",
+		test: []string{"./services/vault/internal/credential"},
 	},
 	{
 		name: "consent that is lost is told with what is due next",
