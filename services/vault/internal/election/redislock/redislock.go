@@ -244,7 +244,7 @@ func (c *campaign) settle(ctx context.Context, end end) {
 	}
 }
 
-// settleMore settles what else has ended by now, so that one round is enough for all that ended together.
+// settleMore settles what else has ended and been released by now, so that one round is enough for all of it.
 func (c *campaign) settleMore(ctx context.Context) {
 	for {
 		select {
