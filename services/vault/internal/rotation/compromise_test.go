@@ -83,14 +83,7 @@ func TestWorker_GoesOnTryingToRemoveWhatIsCompromised(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, first := settled(t, 30*time.Second)
 		r := s.request(credential.Compromised, true)
-		s.entra.set(func(d *fakeDirectory) {
-			d.before = func(_ context.Context, op string) error {
-				if op == "remove" {
-					return refuse(directory.Transient, "ServiceUnavailable")
-				}
-				return nil
-			}
-		})
+		s.refuseOps(directory.Transient, "ServiceUnavailable", "remove")
 		time.Sleep(6 * time.Hour)
 		if got := s.rotation(r.ID); got.State != credential.RotationActivated || !got.RemoveTime.IsZero() {
 			t.Errorf("while Graph refuses it is %+v", got)

@@ -71,14 +71,7 @@ func TestWorker_MeasuresHowItsShardStands(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, _ := settled(t, time.Minute) // as often as it measures
 		s.request(credential.Compromised, false)
-		s.entra.set(func(d *fakeDirectory) {
-			d.before = func(_ context.Context, op string) error {
-				if op == "add" {
-					return refuse(directory.Denied, "Authorization_RequestDenied")
-				}
-				return nil
-			}
-		})
+		s.refuseOps(directory.Denied, "Authorization_RequestDenied", "add")
 		time.Sleep(60 * time.Hour)
 		got := s.measured()
 		if got["phasekey_vault_rotations_open COMPROMISED 0"] != 1 || got["phasekey_vault_rotations_open SCHEDULED 0"] != 0 {
